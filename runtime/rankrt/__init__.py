@@ -1,0 +1,38 @@
+"""Rerankers compiled for ONNX Runtime: export once, score anywhere, without torch.
+
+from rankrt import Reranker
+
+reranker = Reranker.load("./bge-m3")
+for hit in reranker.rank("what is panda?", passages, top_n=3):
+    print(hit.index, hit.score, hit.document)
+"""
+
+from rankrt.errors import (
+    ArtifactError,
+    DeviceError,
+    ExportError,
+    InputError,
+    MissingExtra,
+    RankrtError,
+    ScoreError,
+)
+from rankrt.ranking import Hit, Ranking
+from rankrt.reranker import Reranker
+from rankrt.tokenizer import Rules
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "DeviceError",
+    "ExportError",
+    "Hit",
+    "InputError",
+    "MissingExtra",
+    "Ranking",
+    "RankrtError",
+    "Reranker",
+    "Rules",
+    "ScoreError",
+    "__version__",
+]

@@ -1,0 +1,233 @@
+"""The artifact: a folder of graphs, weights, a tokenizer and the manifest that describes them.
+
+This is the only thing that export and runtime share; docs/artifact.md specifies it to the byte. Nothing here reads a
+graph or a weight: an artifact is names, numbers and hashes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from rankrt.errors import ArtifactError, DeviceError
+
+FORMAT_VERSION = 1
+MANIFEST = "rankrt.json"
+
+# How a graph wants its rows: one flat sequence with offsets, or a matrix of rows of one length.
+Layout: TypeAlias = Literal["packed", "stacked"]
+Precision: TypeAlias = Literal["fp32", "fp16"]
+Target: TypeAlias = Literal["cpu"]
+
+# From the most to the least faithful; "auto" takes the first that the artifact has verified for the device.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the manifest: immutable, every field by name, unknown fields refused."""
+
+
+class Source(_Record, frozen=True):
+    """The checkpoint that was exported."""
+
+    id: str
+    revision: str | None
+    weights_sha256: str
+
+
+class Template(_Record, frozen=True):
+    """The special tokens of a row: prefix, query, separator, passage, suffix.
+
+    With token types, the tokens up to the separator's end are of type 0 and the rest are of type 1.
+    """
+
+    prefix: tuple[int, ...]
+    separator: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @property
+    def n_special(self) -> int:
+        """The number of tokens of a row that are neither query nor passage."""
+        return len(self.prefix) + len(self.separator) + len(self.suffix)
+
+
+class Verification(_Record, frozen=True):
+    """How a variant compares with the PyTorch model on text; differences are absolute, in logits."""
+
+    reference: str
+    text_sha256: str
+    n_queries: int
+    n_pairs: int
+    max_difference: float
+    mean_difference: float
+    min_tau: float
+    mean_tau: float
+    top_k: int
+    top_k_overlap: float
+
+
+class Variant(_Record, frozen=True):
+    """One graph of the model, for one target in one precision."""
+
+    target: Target
+    precision: Precision
+    layout: Layout
+    graph: str
+    data: tuple[str, ...]
+    verification: Verification | None
+
+    @property
+    def name(self) -> str:
+        """The variant as people call it, such as cpu-fp32."""
+        return f"{self.target}-{self.precision}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files without which the variant cannot run."""
+        return (self.graph, *self.data)
+
+
+class File(_Record, frozen=True):
+    """The size in bytes and the hash of a file of the artifact."""
+
+    n_bytes: int
+    sha256: str
+
+
+class Example(_Record, frozen=True):
+    """A pair and the PyTorch model's logit for it, by which any host can check itself."""
+
+    query: str
+    passage: str
+    logit: float
+
+
+class Manifest(_Record, frozen=True):
+    """The content of rankrt.json."""
+
+    format_version: int
+    producer: str
+    name: str
+    architecture: str
+    source: Source
+    tokenizer: str
+    template: Template
+    max_length: int
+    examples: tuple[Example, ...]
+    variants: tuple[Variant, ...]
+    files: dict[str, File]
+
+    def __post_init__(self) -> None:
+        """Refuse a manifest whose parts contradict each other or that points outside its folder."""
+        for name in self.files:
+            if Path(name).name != name or name in {"", ".", ".."}:
+                raise ValueError(f"`files` names {name!r}, but an artifact is flat: a file name has no folder")
+        named = {self.tokenizer, *(name for variant in self.variants for name in variant.files)}
+        if unlisted := sorted(named - self.files.keys()):
+            raise ValueError(f"`files` lacks the hash of {', '.join(unlisted)}")
+        if not self.variants:
+            raise ValueError("`variants` is empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A folder whose manifest was understood. `identity` is the SHA-256 of rankrt.json, which holds all the others."""
+
+    folder: Path
+    manifest: Manifest
+    identity: str
+
+    def path(self, name: str) -> Path:
+        """Return where the file of that name is; it need not exist."""
+        return self.folder / name
+
+    def choose(self, target: Target, precision: Precision | Literal["auto"]) -> Variant:
+        """Return the variant for a target: the one in that precision, or the most faithful verified one for "auto".
+
+        Raises DeviceError, naming what there is, if the artifact has no such variant.
+        """
+        here = [variant for variant in self.manifest.variants if variant.target == target]
+        wanted = [v for v in here if precision in (v.precision, "auto") and (v.verification or precision != "auto")]
+        if not wanted:
+            raise DeviceError(self._no_variant(target, precision))
+        return min(wanted, key=lambda variant: PRECISIONS.index(variant.precision))
+
+    def check_sizes(self, names: Iterable[str]) -> None:
+        """Raise ArtifactError if one of these files is missing or has another size than the manifest says."""
+        for name in names:
+            expected = self.manifest.files[name].n_bytes
+            try:
+                n_bytes = self.path(name).stat().st_size
+            except FileNotFoundError:
+                raise ArtifactError(f"{self.folder} lacks {name}; copy the whole artifact or export it again") from None
+            if n_bytes != expected:
+                raise ArtifactError(
+                    f"{self.path(name)} has {n_bytes} bytes instead of {expected}: it was cut or changed"
+                )
+
+    def check_hashes(self, names: Iterable[str], progress: Callable[[int], None] = lambda n_bytes: None) -> None:
+        """Raise ArtifactError if the content of one of these files is not what was exported.
+
+        Reads the files whole; `progress` is told the number of bytes of each block read.
+        """
+        names = list(names)
+        self.check_sizes(names)
+        for name in names:
+            if sha256_of(self.path(name), progress) != self.manifest.files[name].sha256:
+                raise ArtifactError(f"{self.path(name)} is not the file that was exported (its SHA-256 differs)")
+
+    def _no_variant(self, target: Target, precision: str) -> str:
+        has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in self.manifest.variants)
+        asked = f"verified variant for {target}" if precision == "auto" else f"{precision} for {target}"
+        return f"{self.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need"
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Read the manifest of the artifact in that folder.
+
+    Raises ArtifactError if there is none, if it is damaged, or if a newer rankrt wrote it.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder} is no rankrt artifact: it has no {MANIFEST}") from None
+    return Artifact(folder=folder, manifest=parse_manifest(content, path), identity=hashlib.sha256(content).hexdigest())
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Decode a manifest; `path` is for messages. Raises ArtifactError for anything that is not one of this version."""
+    try:
+        version = msgspec.json.decode(content, type=_AnyVersion).format_version
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format {version}, this rankrt reads up to {FORMAT_VERSION}: upgrade rankrt"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not a manifest of format {FORMAT_VERSION}: {error}") from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write rankrt.json, for people to read as well."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (folder / MANIFEST).write_bytes(content + b"\n")
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] = lambda n_bytes: None) -> str:
+    """Hash a file in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
+
+
+class _AnyVersion(msgspec.Struct):
+    """The one field that every version of the manifest has."""
+
+    format_version: int

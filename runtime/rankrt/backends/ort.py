@@ -1,0 +1,65 @@
+"""What all ONNX Runtime backends share: finding the engine, and the options of a session."""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rankrt.errors import ArtifactError, DeviceError, MissingExtra
+
+# It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
+_DISABLED_FUSIONS = "SkipLayerNormFusion"
+
+
+def import_onnxruntime() -> Any:
+    """Return the onnxruntime module. Raises MissingExtra if there is none, DeviceError if there are two."""
+    if len(installed_engines()) > 1:
+        raise DeviceError(
+            "onnxruntime and onnxruntime-gpu are both installed; they write the same files, so it is chance which one"
+            " runs. Remove both and install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'rankrt[cpu]'"
+        )
+    try:
+        return import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "no engine is installed: pip install 'rankrt[cpu]' (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
+        ) from error
+
+
+def installed_engines() -> dict[str, str]:
+    """Return the distributions that provide onnxruntime, with their versions."""
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def session_options(n_threads: int, *, is_prepared: bool = False) -> Any:
+    """Return options for one sequential run at a time on that many threads."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Patterns are kept per exact shape, and here hardly two runs have the same.
+    options.enable_mem_pattern = False
+    # Spinning helps while a run is in flight; afterwards it would steal the core from the sessions beside it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if is_prepared:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("optimization.disable_specified_optimizers", _DISABLED_FUSIONS)
+    return options
+
+
+def open_session(graph: Path, options: Any, provider: str = "CPUExecutionProvider") -> Any:
+    """Load a graph. Raises ArtifactError, with the engine's words, if it cannot be loaded."""
+    ort = import_onnxruntime()
+    try:
+        return ort.InferenceSession(str(graph), options, providers=[provider])
+    except Exception as error:  # the engine's exceptions share no base of their own
+        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}") from error

@@ -1,0 +1,30 @@
+"""The arrays that a graph takes for the rows of one run, by the graph's layout."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from rankrt.arrays import Int32Array, Int64Array
+from rankrt.artifact import Layout
+from rankrt.tokenizer import Encoded
+
+
+def packed(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
+    """Put rows one behind the other: input_ids (n_tokens,), row_offsets (n_rows + 1,)."""
+    return {
+        "input_ids": np.concatenate([encoded.row(row) for row in rows]),
+        "row_offsets": np.concatenate([[0], np.cumsum(encoded.lengths[rows])]).astype(np.int32),
+    }
+
+
+def stacked(encoded: Encoded, rows: Int64Array) -> dict[str, Int64Array]:
+    """Put rows of one length on top of each other: input_ids and token_type_ids, both (n_rows, length)."""
+    ids = np.stack([encoded.row(row) for row in rows]).astype(np.int64)
+    types = np.arange(ids.shape[1]) >= encoded.passage_starts[rows, None]
+    return {"input_ids": ids, "token_type_ids": types.astype(np.int64)}
+
+
+BATCHES: Mapping[Layout, Callable[[Encoded, Int64Array], Mapping[str, Int32Array | Int64Array]]] = {
+    "packed": packed,
+    "stacked": stacked,
+}

@@ -1,0 +1,118 @@
+"""FlagEmbedding's interface over rankrt: change the import, keep the rest.
+
+Follows FlagEmbedding 1.4's encoder-only reranker on one device: the same constructor, ids, scores and result shapes.
+What it ignores without a word, and what cannot be honoured here, is an error.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rankrt.errors import DeviceError, InputError
+from rankrt.reranker import Reranker
+from rankrt.tokenizer import Pair
+
+# Options of older releases and of the README's examples, which FlagEmbedding 1.4 stores and never reads.
+_IGNORED_THERE = {
+    "passage_max_length": "use max_length, which counts query, passage and special tokens",
+    "device": "use devices",
+    "use_bf16": "the encoder rerankers have no bf16 path",
+}
+
+
+class FlagReranker:
+    """Scores pairs as FlagEmbedding.FlagReranker does.
+
+    `use_fp16` has no effect on a CPU, there as here. `batch_size` bounds memory there; here the planner does, and the
+    scores do not depend on it. `trust_remote_code` is refused: rankrt runs no code that comes with a model.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        use_fp16: bool = False,
+        query_instruction_for_rerank: str | None = None,
+        query_instruction_format: str = "{}{}",
+        passage_instruction_for_rerank: str | None = None,
+        passage_instruction_format: str = "{}{}",
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        devices: str | int | Sequence[str] | Sequence[int] | None = None,
+        batch_size: int = 128,
+        query_max_length: int | None = None,
+        max_length: int = 512,
+        normalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _refuse(kwargs)
+        if trust_remote_code:
+            raise InputError("trust_remote_code=True: rankrt runs no code that comes with a model; drop it")
+        _check_devices(devices)
+        self.model_name_or_path = model_name_or_path
+        self.use_fp16 = use_fp16
+        self.batch_size = batch_size
+        self.query_max_length = query_max_length
+        self.max_length = max_length
+        self.normalize = normalize
+        self._reranker = Reranker.load(
+            model_name_or_path,
+            cache_dir=cache_dir,
+            max_length=max_length,
+            query_max_length=query_max_length,
+            query_instruction=query_instruction_for_rerank,
+            query_instruction_format=query_instruction_format,
+            passage_instruction=passage_instruction_for_rerank,
+            passage_instruction_format=passage_instruction_format,
+        )
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[Sequence[str]] | Sequence[str],
+        *,
+        batch_size: int | None = None,
+        query_max_length: int | None = None,
+        max_length: int | None = None,
+        normalize: bool | None = None,
+        **kwargs: Any,
+    ) -> list[float]:
+        """Return the score of each (query, passage), or of the one that is given; always a list.
+
+        Options that are given replace the constructor's for this call.
+        """
+        _refuse(kwargs)
+        reranker = self._reranker.with_rules(
+            max_length=self.max_length if max_length is None else max_length,
+            query_max_length=self.query_max_length if query_max_length is None else query_max_length,
+        )
+        logits = reranker.evaluate(_as_pairs(sentence_pairs)).logits.astype(np.float64)
+        is_normalized = self.normalize if normalize is None else normalize
+        scores: list[float] = (1 / (1 + np.exp(-logits)) if is_normalized else logits).tolist()
+        return scores
+
+    def stop_self_pool(self) -> None:
+        """Do nothing: there are no worker processes to stop."""
+
+
+def _as_pairs(pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:
+    given: Any = [pairs] if pairs and isinstance(pairs[0], str) else pairs
+    for pair in given:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InputError(f"expected pairs of a query and a passage, got {pair!r:.80}")
+    return [(query, passage) for query, passage in given]
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    for name in options:
+        hint = _IGNORED_THERE.get(name)
+        raise InputError(
+            f"{name} has no effect in FlagEmbedding 1.4 ({hint}); drop it" if hint else f"unknown option {name}"
+        )
+
+
+def _check_devices(devices: Any) -> None:
+    named = [devices] if isinstance(devices, str | int) else list(devices or ["cpu"])
+    if len(named) > 1:
+        raise DeviceError(f"devices={devices!r}: one reranker has one device here; run a process for each")
+    if named[0] != "cpu":
+        raise DeviceError(f"devices={devices!r}: only 'cpu' can be used so far")

@@ -1,0 +1,38 @@
+"""What can go wrong, as one tree; catch `RankrtError` to catch all of it.
+
+RankrtError
+├── InputError         the text or an option of a call cannot be used (also a ValueError)
+├── ArtifactError      an artifact is missing, damaged, unknown or of a newer format
+├── DeviceError        this host cannot run what was asked for
+├── ScoreError         the model answered with something that is not a score
+├── MissingExtra       a part that is not installed; the message names the pip command (also an ImportError)
+└── ExportError        raised by rankrt_export, which divides it further
+"""
+
+
+class RankrtError(Exception):
+    """The base of every error that rankrt raises on purpose."""
+
+
+class InputError(RankrtError, ValueError):
+    """The text or an option of a call cannot be used."""
+
+
+class ArtifactError(RankrtError):
+    """An artifact is missing, damaged, unknown or of a newer format."""
+
+
+class DeviceError(RankrtError):
+    """This host cannot run what was asked for."""
+
+
+class ScoreError(RankrtError):
+    """The model answered with something that is not a score."""
+
+
+class MissingExtra(RankrtError, ImportError):
+    """A part of rankrt that is not installed; the message names the pip command that brings it."""
+
+
+class ExportError(RankrtError):
+    """A checkpoint cannot become an artifact."""

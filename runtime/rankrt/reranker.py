@@ -1,0 +1,267 @@
+"""The reranker: encode, plan, run, score, and back into the caller's order."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+
+from rankrt.arrays import BoolArray, Float32Array, Int64Array
+from rankrt.artifact import Artifact, Precision, Variant
+from rankrt.backends import Backend
+from rankrt.backends.ort_cpu import OrtCpu
+from rankrt.errors import ArtifactError, InputError, ScoreError
+from rankrt.machine import Machine, this_machine
+from rankrt.planner import plan
+from rankrt.prepared import PreparedModels
+from rankrt.ranking import Hit, Ranking
+from rankrt.sources import Hub, find_artifact
+from rankrt.tokenizer import Encoded, Pair, PairTokenizer, Rules
+
+Device: TypeAlias = Literal["auto", "cpu"]
+
+# Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
+_BLOCK_PAIRS = 4096
+
+_logger = logging.getLogger("rankrt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The scores of pairs, and what they took.
+
+    logits           (n_pairs,) the best logit among a pair's rows
+    spans            (n_pairs, 2) the characters of the passage in the row that scored best, where passages are chunked
+    truncated        (n_pairs,) whether some of the passage was not seen
+    query_truncated  (n_pairs,) whether some of the query was not seen
+    n_tokens         the tokens the model computed
+    """
+
+    logits: Float32Array
+    spans: Int64Array
+    truncated: BoolArray
+    query_truncated: BoolArray
+    n_tokens: int
+
+
+class Reranker:
+    """A loaded model that scores how well passages answer a query. Threads may share one.
+
+    A score depends on its pair only: it is the same to the last bit alone, in a batch, in any order, from any thread.
+    """
+
+    def __init__(
+        self, artifact: Artifact, variant: Variant, tokenizer: PairTokenizer, backend: Backend, rules: Rules
+    ) -> None:
+        rules.check(artifact.manifest.template, artifact.manifest.max_length)
+        self.artifact = artifact
+        self.variant = variant
+        self.rules = rules
+        self._tokenizer = tokenizer
+        self._backend = backend
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: Device = "auto",
+        precision: Precision | Literal["auto"] = "auto",
+        n_threads: int | None = None,
+        max_length: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        prepare: bool = True,
+        **rules: Any,
+    ) -> Self:
+        """Load an artifact and make it ready to score.
+
+        source      a folder with an artifact, a hub id whose repository holds one, or a checkpoint of either kind,
+                    which is exported into the cache once (needs the export extra)
+        device      "auto" and "cpu" are the same while there is only one
+        precision   "auto" takes the most faithful variant that was verified
+        n_threads   threads for the model; by default the physical cores that affinity and cgroup quota leave
+        max_length  tokens of a row, special ones counted; by default 512 or the model's limit
+        revision    branch, tag or commit of a hub repository
+        cache_dir   where hub downloads are kept; by default where huggingface_hub keeps them
+        prepare     use the host's cache of prepared models (`rankrt cache`): a new model is packed into it once, then
+                    loads in under a second and shares its memory with other processes
+        rules       the other fields of `Rules`: query_max_length, truncation, long_documents, instructions
+
+        Raises ArtifactError, DeviceError, InputError, or MissingExtra if no engine is installed.
+        """
+        _check_options(device, n_threads)
+        artifact, variant = find_artifact(
+            source, target="cpu", precision=precision, hub=Hub(revision=revision, cache_dir=cache_dir)
+        )
+        limit = artifact.manifest.max_length
+        chosen = Rules(max_length=min(512, limit) if max_length is None else max_length, **rules)
+        chosen.check(artifact.manifest.template, limit)
+        tokenizer = PairTokenizer.open(artifact.path(artifact.manifest.tokenizer), artifact.manifest.template)
+        backend = _open_cpu(artifact, variant, n_threads, prepare=prepare)
+        return cls(artifact, variant, tokenizer, backend, chosen)
+
+    def with_rules(self, **changes: Any) -> "Reranker":
+        """Return a reranker with other rules (see `Rules`) over the same loaded model."""
+        return Reranker(self.artifact, self.variant, self._tokenizer, self._backend, replace(self.rules, **changes))
+
+    def rank(
+        self, query: str, documents: Iterable[str], *, top_n: int | None = None, normalize: bool = False
+    ) -> Ranking:
+        """Order documents by how well they answer the query; keep the best `top_n`, or all.
+
+        Scores are logits, or their sigmoid with `normalize`. No documents give an empty ranking.
+        Raises InputError for an empty query or for what is not text.
+        """
+        documents = _as_list(documents, "documents")
+        if top_n is not None and top_n < 1:
+            raise InputError(f"top_n={top_n}, expected at least 1 (or None for all)")
+        _check_query(query)
+        scored = self.evaluate([(query, document) for document in documents])
+        order = np.argsort(-scored.logits, kind="stable")[:top_n]
+        scores = sigmoid(scored.logits) if normalize else scored.logits
+        return Ranking(
+            hits=tuple(self._hit(int(i), float(scores[i]), documents[i], scored) for i in order),
+            n_documents=len(documents),
+            n_tokens=scored.n_tokens,
+            query_truncated=bool(scored.query_truncated.any()),
+        )
+
+    def score(self, pairs: Iterable[Pair], *, normalize: bool = False) -> Float32Array:
+        """Return a score for each (query, passage), in their order, shape (n_pairs,): logits, or their sigmoid.
+
+        Raises InputError for an empty query or for what is not text.
+        """
+        pairs = _as_list(pairs, "pairs")
+        for pair in pairs:
+            _check_pair(pair)
+        logits = self.evaluate(pairs).logits
+        return sigmoid(logits) if normalize else logits
+
+    def evaluate(self, pairs: Sequence[Pair]) -> Scored:
+        """Score pairs and report what it took. An empty query is scored like any other text."""
+        blocks = [self._evaluate_block(pairs[i : i + _BLOCK_PAIRS]) for i in range(0, max(1, len(pairs)), _BLOCK_PAIRS)]
+        return Scored(
+            logits=np.concatenate([block.logits for block in blocks]),
+            spans=np.concatenate([block.spans for block in blocks]),
+            truncated=np.concatenate([block.truncated for block in blocks]),
+            query_truncated=np.concatenate([block.query_truncated for block in blocks]),
+            n_tokens=sum(block.n_tokens for block in blocks),
+        )
+
+    def encode(self, pairs: Sequence[Pair]) -> Encoded:
+        """Return the rows of token ids that these pairs become."""
+        return self._tokenizer.encode(pairs, self.rules)
+
+    def close(self) -> None:
+        """Release the model. Rerankers made by `with_rules` share it."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Reranker({self.artifact.manifest.name!r}, {self.variant.name}, max_length={self.rules.max_length})"
+
+    def _evaluate_block(self, pairs: Sequence[Pair]) -> Scored:
+        encoded = self.encode(pairs)
+        logits = self._backend.run(encoded, plan(encoded.lengths, self._backend.capacity))
+        _check_finite(logits, encoded, self.variant)
+        best = best_rows(logits, encoded.pair_of_row, len(pairs))
+        return Scored(
+            logits=logits[best],
+            spans=encoded.spans[best],
+            truncated=encoded.truncated,
+            query_truncated=encoded.query_truncated,
+            n_tokens=len(encoded.ids),
+        )
+
+    def _hit(self, index: int, score: float, document: str, scored: Scored) -> Hit:
+        start, stop = map(int, scored.spans[index])
+        return Hit(
+            index=index,
+            score=score,
+            document=document,
+            truncated=bool(scored.truncated[index]),
+            span=(start, stop) if self.rules.long_documents == "chunk" else None,
+        )
+
+
+def sigmoid(logits: Float32Array) -> Float32Array:
+    """Map logits to (0, 1) as FlagEmbedding does: 1 / (1 + exp(-x)) in double precision."""
+    return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+
+
+def best_rows(logits: Float32Array, pair_of_row: Int64Array, n_pairs: int) -> Int64Array:
+    """Return for each pair the row with the highest logit, the first of equals. Every pair has a row."""
+    order = np.lexsort((-logits, pair_of_row))
+    return order[np.searchsorted(pair_of_row[order], np.arange(n_pairs))]
+
+
+def _open_cpu(artifact: Artifact, variant: Variant, n_threads: int | None, *, prepare: bool) -> Backend:
+    artifact.check_sizes(variant.files)
+    machine = this_machine()
+    n_threads = n_threads or machine.cores.n
+    graph = _prepared_graph(artifact, variant, machine) if prepare else None
+    if graph is None:
+        return OrtCpu(artifact.path(variant.graph), variant.layout, n_threads=n_threads, is_prepared=False)
+    try:
+        return OrtCpu(graph, variant.layout, n_threads=n_threads, is_prepared=True)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; this prepared model is damaged, remove it with: rankrt cache clear") from error
+
+
+def _prepared_graph(artifact: Artifact, variant: Variant, machine: Machine) -> Path | None:
+    """Return the prepared graph, or None, with a warning, where the host has no room or no right to keep one."""
+    models = PreparedModels()
+    entry = models.entry(artifact, variant, machine)
+    if not models.has(entry):
+        _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, models.folder)
+    try:
+        return models.graph(entry, artifact, variant)
+    except OSError as error:
+        _logger.warning("not using a prepared model, so loading takes longer and memory is not shared: %s", error)
+        return None
+
+
+def _check_options(device: str, n_threads: int | None) -> None:
+    if device not in ("auto", "cpu"):
+        raise InputError(f"device={device!r}, expected 'auto' or 'cpu'")
+    if n_threads is not None and n_threads < 1:
+        raise InputError(f"n_threads={n_threads}, expected at least 1 (or None for all usable cores)")
+
+
+def _as_list(items: Iterable[Any], name: str) -> list[Any]:
+    if isinstance(items, str | bytes):
+        raise InputError(f"{name} is one {type(items).__name__}, expected a list")
+    return list(items)
+
+
+def _check_query(query: object) -> None:
+    if not isinstance(query, str):
+        raise InputError(f"the query is {type(query).__name__}, not str")
+    if not query.strip():
+        raise InputError("the query is empty: there is nothing to rank by")
+
+
+def _check_pair(pair: object) -> None:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise InputError(f"expected pairs (query, passage), got {pair!r:.80}")
+    _check_query(pair[0])
+
+
+def _check_finite(logits: Float32Array, encoded: Encoded, variant: Variant) -> None:
+    if not np.isfinite(logits).all():
+        row = int(np.flatnonzero(~np.isfinite(logits))[0])
+        raise ScoreError(
+            f"{variant.name} answered {logits[row]} for pair {encoded.pair_of_row[row]}: the variant is not fit for"
+            " this text; use another precision"
+        )

@@ -1,0 +1,322 @@
+"""From pairs of text to rows of token ids: templates, truncation and chunks, all in one place.
+
+Knows no model and no engine. A row is assembled from pieces that are tokenized apart, as every tokenizer of the
+Hugging Face kind does with the two texts of a pair, so a query is tokenized once however many passages it meets.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from rankrt.arrays import BoolArray, Int32Array, Int64Array
+from rankrt.artifact import Template
+from rankrt.errors import ArtifactError, InputError
+
+Pair: TypeAlias = tuple[str, str]
+Span: TypeAlias = tuple[int, int]
+Truncation: TypeAlias = Literal["only_passage", "longest_first"]
+LongDocuments: TypeAlias = Literal["truncate", "chunk"]
+
+# A head of 8 characters a token held the 512 tokens asked for in all of XQuAD's 12 languages; where it does not, the
+# whole text is tokenized after all. Without heads a 10 MB passage takes 7 s of which 512 tokens are used.
+_HEAD_CHARS_PER_TOKEN = 8
+# Windows of a long passage share a quarter of their tokens, so that an answer on a border is whole in one of them.
+_CHUNK_OVERLAP = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How two texts become a row of at most `max_length` tokens, special tokens counted.
+
+    truncation
+        "only_passage", FlagEmbedding's rule: the query is cut to `query_max_length` (three quarters of `max_length`
+        unless given), then the passage to what is left. "longest_first", the rule of transformers and
+        sentence-transformers: the longer of the two loses tokens first.
+    long_documents
+        "truncate" scores what fits; "chunk" scores overlapping windows of the passage, of which the best counts.
+    query_instruction, passage_instruction
+        Put before the text by the format, as FlagEmbedding does: format.format(instruction, text).
+    """
+
+    max_length: int = 512
+    query_max_length: int | None = None
+    truncation: Truncation = "only_passage"
+    long_documents: LongDocuments = "truncate"
+    query_instruction: str | None = None
+    passage_instruction: str | None = None
+    query_instruction_format: str = "{}{}"
+    passage_instruction_format: str = "{}{}"
+
+    def __post_init__(self) -> None:
+        _check_choice("truncation", self.truncation, Truncation)
+        _check_choice("long_documents", self.long_documents, LongDocuments)
+        if self.truncation == "longest_first" and self.query_max_length is not None:
+            raise InputError('truncation="longest_first" decides itself what a query keeps; drop query_max_length')
+        if self.truncation == "longest_first" and self.long_documents == "chunk":
+            raise InputError('long_documents="chunk" needs truncation="only_passage": windows are cut from the passage')
+
+    @property
+    def n_query_tokens(self) -> int:
+        """The most tokens that a query keeps under "only_passage"."""
+        return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
+
+    def check(self, template: Template, longest: int) -> None:
+        """Raise InputError unless rows by these rules fit a model of `longest` tokens and can hold a pair at all."""
+        if self.max_length > longest:
+            raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens")
+        if self.n_query_tokens < 1:
+            raise InputError(f"query_max_length={self.n_query_tokens} leaves nothing of the query")
+        if self.max_length < template.n_special + 2:
+            raise InputError(
+                f"max_length={self.max_length} cannot hold a pair: {template.n_special} tokens of a row are special"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Rows of token ids, one behind the other.
+
+    ids             (n_tokens,) all rows
+    offsets         (n_rows + 1,) row i is ids[offsets[i]:offsets[i + 1]]
+    passage_starts  (n_rows,) where in its row the passage begins
+    pair_of_row     (n_rows,) the pair that a row belongs to, ascending; several rows where a passage was chunked
+    spans           (n_rows, 2) first and last + 1 character of the passage in a chunk; zeros where nothing is chunked
+    truncated       (n_pairs,) whether some of the passage is in no row
+    query_truncated (n_pairs,) whether some of the query is in no row
+    """
+
+    ids: Int32Array
+    offsets: Int64Array
+    passage_starts: Int64Array
+    pair_of_row: Int64Array
+    spans: Int64Array
+    truncated: BoolArray
+    query_truncated: BoolArray
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64Array:
+        """The number of tokens of each row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> Int32Array:
+        """Return the ids of one row."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """The pieces of one row before they are joined."""
+
+    pair: int
+    query: Int32Array
+    passage: Int32Array
+    query_truncated: bool
+    truncated: bool = False
+    span: Span = (0, 0)
+
+
+class PairTokenizer:
+    """Turns pairs into rows by a template. Threads may share one: nothing in it changes after construction."""
+
+    def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._template = template
+        self._has_separate_words = _has_separate_words(tokenizer)
+
+    @classmethod
+    def open(cls, path: Path, template: Template) -> "PairTokenizer":
+        """Read a tokenizer.json. Raises ArtifactError if it is not one."""
+        try:
+            return cls(Tokenizer.from_file(str(path)), template)
+        except Exception as error:  # the library raises bare Exception for every kind of bad file
+            raise ArtifactError(f"{path} cannot be read as a tokenizer: {error}") from error
+
+    def encode(self, pairs: Sequence[Pair], rules: Rules) -> Encoded:
+        """Tokenize, cut and join pairs; rows come in the order of the pairs.
+
+        Raises InputError for what is not text: another type, or a lone surrogate.
+        """
+        _check_texts(pairs)
+        queries = self._encode_queries(dict.fromkeys(query for query, _ in pairs), rules)
+        passages = [_instructed(p, rules.passage_instruction, rules.passage_instruction_format) for _, p in pairs]
+        if rules.long_documents == "chunk":
+            encodings = self._encode_batch(passages, with_spans=True)
+            rows = [row for i, (q, _) in enumerate(pairs) for row in self._chunks(i, queries[q], encodings[i], rules)]
+        else:
+            ids = self._encode_passages(passages, rules)
+            rows = [self._cut(i, queries[q], ids[i], rules) for i, (q, _) in enumerate(pairs)]
+        return self._join(rows, len(pairs))
+
+    def _encode_queries(self, queries: Iterable[str], rules: Rules) -> dict[str, Int32Array]:
+        queries = list(queries)
+        texts = [_instructed(q, rules.query_instruction, rules.query_instruction_format) for q in queries]
+        return dict(zip(queries, self._ids(texts), strict=True))
+
+    def _encode_passages(self, texts: Sequence[str], rules: Rules) -> list[Int32Array]:
+        """Tokenize passages; a long one only as far as a row can hold, and further so that a cut is noticed."""
+        if rules.truncation == "longest_first" or not self._has_separate_words:
+            return self._ids(texts)
+        heads = [_head(text, rules.max_length * _HEAD_CHARS_PER_TOKEN) for text in texts]
+        ids = self._ids(heads)
+        short = [i for i, head in enumerate(heads) if len(head) < len(texts[i]) and len(ids[i]) <= rules.max_length]
+        for i, whole in zip(short, self._ids([texts[i] for i in short]), strict=True):
+            ids[i] = whole
+        return ids
+
+    def _cut(self, pair: int, query: Int32Array, passage: Int32Array, rules: Rules) -> _Row:
+        room = rules.max_length - self._template.n_special
+        if rules.truncation == "longest_first":
+            n_query, n_passage = longest_first(len(query), len(passage), room)
+        else:
+            n_query = self._n_query(query, rules)
+            n_passage = min(len(passage), room - n_query)
+        return _Row(
+            pair=pair,
+            query=query[:n_query],
+            passage=passage[:n_passage],
+            query_truncated=n_query < len(query),
+            truncated=n_passage < len(passage),
+        )
+
+    def _n_query(self, query: Int32Array, rules: Rules) -> int:
+        n_query = min(len(query), rules.n_query_tokens)
+        if n_query + self._template.n_special >= rules.max_length:
+            # The reference truncates nothing here, and the row is longer than max_length.
+            raise InputError(
+                f"a query of {n_query} tokens leaves no room for a passage in max_length={rules.max_length};"
+                " lower query_max_length or raise max_length"
+            )
+        return n_query
+
+    def _chunks(self, pair: int, query: Int32Array, passage: Encoding, rules: Rules) -> Iterator[_Row]:
+        kept, ids = query[: self._n_query(query, rules)], _as_array(passage.ids)
+        size = rules.max_length - self._template.n_special - len(kept)
+        for start, stop in windows(len(ids), size, overlap=size // _CHUNK_OVERLAP):
+            yield _Row(
+                pair=pair,
+                query=kept,
+                passage=ids[start:stop],
+                query_truncated=len(kept) < len(query),
+                span=(passage.offsets[start][0], passage.offsets[stop - 1][1]) if stop > start else (0, 0),
+            )
+
+    def _join(self, rows: Sequence[_Row], n_pairs: int) -> Encoded:
+        prefix, separator, suffix = map(
+            _as_array, (self._template.prefix, self._template.separator, self._template.suffix)
+        )
+        pieces = [piece for row in rows for piece in (prefix, row.query, separator, row.passage, suffix)]
+        n_pieces = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 5)
+        pair_of_row = np.array([row.pair for row in rows], np.int64)
+        truncated, query_truncated = np.zeros((2, n_pairs), bool)
+        truncated[pair_of_row] = [row.truncated for row in rows]
+        query_truncated[pair_of_row] = [row.query_truncated for row in rows]
+        return Encoded(
+            ids=np.concatenate([*pieces, np.zeros(0, np.int32)]),
+            offsets=np.concatenate([[0], np.cumsum(n_pieces.sum(axis=1))]),
+            passage_starts=n_pieces[:, :3].sum(axis=1),
+            pair_of_row=pair_of_row,
+            spans=np.array([row.span for row in rows], np.int64).reshape(-1, 2),
+            truncated=truncated,
+            query_truncated=query_truncated,
+        )
+
+    def _ids(self, texts: Sequence[str]) -> list[Int32Array]:
+        return [_as_array(encoding.ids) for encoding in self._encode_batch(texts, with_spans=False)]
+
+    def _encode_batch(self, texts: Sequence[str], *, with_spans: bool) -> list[Encoding]:
+        encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
+        try:
+            return encode(list(texts), add_special_tokens=False)
+        except TypeError:
+            raise InputError(_describe_bad_text(texts)) from None
+
+
+def longest_first(n_query: int, n_passage: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of a query and a passage stay when the longer one is cut first.
+
+    The rule of tokenizers' TruncationStrategy::LongestFirst: cut the longer to what the shorter leaves, but not below
+    the shorter; if that is not enough, both get half, and the longer (the passage, of equals) the odd token.
+    """
+    if n_query + n_passage <= room:
+        return n_query, n_passage
+    shorter, longer = sorted((n_query, n_passage))
+    longer = max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room - room // 2
+    return (longer, shorter) if n_query > n_passage else (shorter, longer)
+
+
+def windows(n_tokens: int, size: int, *, overlap: int) -> list[Span]:
+    """Return the windows of at most `size` tokens that cover all of them; neighbours share at least `overlap`.
+
+    The last one is moved back to end with the text, so that no window is short unless the text is.
+    """
+    if n_tokens <= size:
+        return [(0, n_tokens)]
+    starts = [*range(0, n_tokens - size, max(1, size - overlap)), n_tokens - size]
+    return [(start, start + size) for start in starts]
+
+
+def _head(text: str, n_chars: int) -> str:
+    """Return the text up to the first space behind `n_chars` that stands between two words.
+
+    Words on the two sides of a space are tokenized apart, so the head's tokens are the first of the whole text's. The
+    next character has to be a letter or digit: a combining mark would join the space to one grapheme.
+    """
+    cut = text.find(" ", n_chars)
+    while cut != -1 and not (text[cut - 1 : cut].isalnum() and text[cut + 1 : cut + 2].isalnum()):
+        cut = text.find(" ", cut + 1)
+    return text if cut == -1 else text[:cut]
+
+
+def _has_separate_words(tokenizer: Tokenizer) -> bool:
+    """Tell whether the tokenizer treats what stands before and behind a space apart, so that a head is exact."""
+    if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
+        return False
+    pre_tokenizer = tokenizer.pre_tokenizer
+    return pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a b")) > 1
+
+
+def _instructed(text: str, instruction: str | None, form: str) -> str:
+    return text if instruction is None else form.replace("\\n", "\n").format(instruction, text)
+
+
+def _as_array(ids: Sequence[int]) -> Int32Array:
+    return np.array(ids, np.int32)
+
+
+def _check_texts(pairs: Sequence[Pair]) -> None:
+    for i, pair in enumerate(pairs):
+        for role, text in zip(("query", "passage"), pair, strict=True):
+            if not isinstance(text, str):
+                raise InputError(f"the {role} of pair {i} is {type(text).__name__}, not str")
+
+
+def _describe_bad_text(texts: Sequence[str]) -> str:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return (
+                f"a text has a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, which no"
+                f" encoding can write: {text[max(0, error.start - 20) : error.start]!r}...; decode the text correctly,"
+                ' or clean it with text.encode("utf-8", "replace").decode()'
+            )
+    return "the tokenizer refused a text"
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    allowed = getattr(choices, "__args__", ())
+    if value not in allowed:
+        raise InputError(f"{name}={value!r}, expected one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,28 @@
+"""What every test gets: a cache of its own, no hub, and tiny artifacts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rankrt import Reranker
+from rankrt.artifact import Artifact
+from tests.support import tiny_artifact
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's caches out of the tests, and the tests out of the user's caches."""
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "hub"))
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return tiny_artifact(tmp_path / "tiny")
+
+
+@pytest.fixture
+def reranker(artifact: Artifact) -> Iterator[Reranker]:
+    with Reranker.load(artifact.folder) as loaded:
+        yield loaded

@@ -1,0 +1,123 @@
+"""The manifest: what it says comes back, and what it may not say is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rankrt import ArtifactError, DeviceError
+from rankrt.artifact import Artifact, open_artifact, write_manifest
+from tests.support import tiny_artifact
+
+
+def rewrite(artifact: Artifact, change: Any) -> Path:
+    """Change the manifest as JSON."""
+    path = artifact.folder / "rankrt.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return artifact.folder
+
+
+def test_a_manifest_comes_back_as_it_was_written(artifact: Artifact):
+    write_manifest(artifact.manifest, artifact.folder)
+    assert open_artifact(artifact.folder) == artifact
+
+
+def test_the_identity_changes_with_any_file(tmp_path: Path):
+    one, other = tiny_artifact(tmp_path / "a"), tiny_artifact(tmp_path / "b", max_length=32)
+    assert one.identity != other.identity
+    assert one.identity == tiny_artifact(tmp_path / "c").identity
+
+
+def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
+    with pytest.raises(ArtifactError, match=r"is no rankrt artifact: it has no rankrt\.json"):
+        open_artifact(tmp_path)
+
+
+def test_a_newer_format_asks_for_a_newer_rankrt(artifact: Artifact):
+    folder = rewrite(artifact, lambda manifest: manifest.update(format_version=2, something_new=1))
+    with pytest.raises(ArtifactError, match="has format 2, this rankrt reads up to 1: upgrade rankrt"):
+        open_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(colour="red"), "unknown field `colour`"),
+        (lambda m: m["variants"][0].update(speed=9), r"unknown field `speed` - at `\$.variants"),
+        (lambda m: m.pop("tokenizer"), "missing required field `tokenizer`"),
+        (lambda m: m.update(max_length="long"), r"Expected `int`, got `str` - at `\$.max_length`"),
+        (lambda m: m["variants"][0].update(precision="fp64"), "Invalid enum value 'fp64'"),
+        (lambda m: m.update(variants=[]), "`variants` is empty"),
+        (lambda m: m["files"].update({"../x": {"n_bytes": 1, "sha256": ""}}), "an artifact is flat"),
+        (lambda m: m["files"].pop("tokenizer.json"), "`files` lacks the hash of tokenizer.json"),
+        (lambda m: m.pop("format_version"), "missing required field `format_version`"),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_refused(artifact: Artifact, change: Any, message: str):
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(rewrite(artifact, change))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"rankrt"', b"null"])
+def test_a_manifest_that_is_no_json_object_is_refused(artifact: Artifact, content: bytes):
+    (artifact.folder / "rankrt.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match="is not a manifest of format 1"):
+        open_artifact(artifact.folder)
+
+
+def test_every_byte_cut_off_a_manifest_is_noticed(artifact: Artifact):
+    path = artifact.folder / "rankrt.json"
+    content = path.read_bytes().rstrip()
+    for n_bytes in range(0, len(content), 37):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(ArtifactError):
+            open_artifact(artifact.folder)
+
+
+def test_a_missing_file_is_named(artifact: Artifact):
+    (artifact.folder / "points.fp32.data").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks points\.fp32\.data; copy the whole artifact or export it again"):
+        artifact.check_sizes(artifact.manifest.files)
+
+
+def test_a_file_that_was_cut_is_noticed_by_its_size(artifact: Artifact):
+    path = artifact.folder / "points.fp32.data"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="was cut or changed"):
+        artifact.check_sizes(artifact.manifest.files)
+
+
+def test_a_file_with_a_changed_byte_is_noticed_by_its_hash(artifact: Artifact):
+    path = artifact.folder / "points.fp32.data"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    artifact.check_sizes(artifact.manifest.files)
+    with pytest.raises(ArtifactError, match=r"is not the file that was exported \(its SHA-256 differs\)"):
+        artifact.check_hashes(artifact.manifest.files)
+
+
+def test_auto_takes_the_most_faithful_variant_that_was_verified(tmp_path: Path):
+    artifact = tiny_artifact(tmp_path / "both", precisions=["fp16", "fp32"])
+    assert artifact.choose("cpu", "auto").name == "cpu-fp32"
+    assert artifact.choose("cpu", "fp16").name == "cpu-fp16"
+
+
+def test_auto_does_not_take_what_was_not_verified(tmp_path: Path):
+    artifact = tiny_artifact(tmp_path / "raw", verification=None)
+    with pytest.raises(DeviceError, match=r"has no verified variant for cpu; it has cpu-fp32 \(not verified\)"):
+        artifact.choose("cpu", "auto")
+    assert artifact.choose("cpu", "fp32").verification is None
+
+
+def test_a_precision_that_is_not_there_names_what_is(artifact: Artifact):
+    with pytest.raises(DeviceError, match=r"has no fp16 for cpu; it has cpu-fp32\. Ask for one of these"):
+        artifact.choose("cpu", "fp16")
+
+
+def test_a_manifest_is_immutable(artifact: Artifact):
+    with pytest.raises(AttributeError):
+        artifact.manifest.name = "other"  # type: ignore[misc]
+    assert msgspec.structs.replace(artifact.manifest, name="other").name == "other"

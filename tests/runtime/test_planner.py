@@ -1,0 +1,102 @@
+"""Plans: every row once, nothing padded, memory bounded, and no later than the simpler plans."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankrt.arrays import Int64Array
+from rankrt.planner import LONGEST_NARROW_ROW, RUN_TOKENS, Capacity, makespan, n_wide_runs, pack, plan, stack
+
+lengths_of_rows = st.lists(st.integers(4, 8192), max_size=60).map(lambda lengths: np.array(lengths, np.int64))
+capacities = st.builds(
+    lambda layout, n_threads, has_narrow: Capacity(
+        layout=layout, n_threads=n_threads, n_narrow=n_threads if has_narrow else 0
+    ),
+    st.sampled_from(["packed", "stacked"]),
+    st.integers(1, 64),
+    st.booleans(),
+)
+
+
+@given(lengths=lengths_of_rows, capacity=capacities)
+def test_every_row_is_in_exactly_one_run(lengths: Int64Array, capacity: Capacity):
+    rows = [int(row) for run in plan(lengths, capacity).runs for row in run]
+    assert sorted(rows) == list(range(len(lengths)))
+
+
+@given(lengths=lengths_of_rows, capacity=capacities)
+def test_a_run_of_several_rows_stays_within_the_budget(lengths: Int64Array, capacity: Capacity):
+    most = RUN_TOKENS if capacity.n_narrow else RUN_TOKENS * capacity.n_threads
+    assert all(len(run) == 1 or lengths[run].sum() <= most for run in plan(lengths, capacity).runs)
+
+
+@given(lengths=lengths_of_rows, capacity=capacities)
+def test_stacked_runs_never_mix_lengths(lengths: Int64Array, capacity: Capacity):
+    if capacity.layout == "stacked":
+        assert all(len(set(lengths[run].tolist())) == 1 for run in plan(lengths, capacity).runs)
+
+
+@given(lengths=lengths_of_rows, capacity=capacities)
+def test_the_longest_rows_run_alone_on_all_threads(lengths: Int64Array, capacity: Capacity):
+    assert all(lengths[run].max() <= LONGEST_NARROW_ROW for run in plan(lengths, capacity).narrow)
+
+
+@given(lengths=lengths_of_rows, capacity=capacities)
+def test_runs_go_from_long_rows_to_short_ones(lengths: Int64Array, capacity: Capacity):
+    first = [int(lengths[run[0]]) for run in plan(lengths, capacity).runs]
+    assert first == sorted(first, reverse=True)
+
+
+@given(lengths=lengths_of_rows)
+def test_without_narrow_runs_everything_is_wide(lengths: Int64Array):
+    assert plan(lengths, Capacity(layout="packed", n_threads=4, n_narrow=0)).narrow == ()
+
+
+def test_one_row_uses_all_threads():
+    found = plan(np.array([300]), Capacity(layout="packed", n_threads=8, n_narrow=8))
+    assert [run.tolist() for run in found.wide] == [[0]]
+
+
+def test_an_even_number_of_rows_is_shared_out_and_an_odd_one_goes_wide_first():
+    capacity = Capacity(layout="packed", n_threads=2, n_narrow=2)
+    assert len(plan(np.array([200] * 4), capacity).wide) == 0
+    odd = plan(np.array([200] * 5), capacity)
+    assert (len(odd.wide), len(odd.narrow)) == (1, 4)
+
+
+def test_one_thread_is_never_wide():
+    assert plan(np.array([200] * 5), Capacity(layout="packed", n_threads=1, n_narrow=1)).wide == ()
+
+
+def test_short_rows_share_runs_but_every_lane_gets_one():
+    capacity = Capacity(layout="packed", n_threads=2, n_narrow=2)
+    assert [len(run) for run in plan(np.array([16] * 64), capacity).runs] == [16] * 4
+    assert [len(run) for run in plan(np.array([16] * 4), capacity).runs] == [2, 2]
+
+
+def test_packing_fills_up_to_the_budget_and_gives_a_long_row_a_run_of_its_own():
+    runs = pack(np.array([10, 300, 20, 30]), budget=50)
+    assert [run.tolist() for run in runs] == [[1], [3, 2], [0]]
+
+
+def test_stacking_keeps_lengths_apart():
+    runs = stack(np.array([10, 20, 10, 10, 300]), budget=20)
+    assert [run.tolist() for run in runs] == [[4], [1], [0, 2], [3]]
+
+
+@given(
+    run_tokens=st.lists(st.integers(4, 512), min_size=1, max_size=40).map(lambda tokens: sorted(tokens, reverse=True)),
+    n_threads=st.integers(2, 16),
+)
+def test_choosing_wide_runs_never_takes_longer_than_all_narrow(run_tokens: list[int], n_threads: int):
+    capacity = Capacity(layout="packed", n_threads=n_threads, n_narrow=n_threads)
+    n_wide = n_wide_runs(run_tokens, capacity)
+    costs = [n + 5 for n in run_tokens]
+    chosen = sum(costs[:n_wide]) / (n_threads * 0.95) + makespan(costs[n_wide:], n_threads)
+    assert chosen <= makespan(costs, n_threads) + 1e-9
+
+
+@pytest.mark.parametrize(("costs", "n_lanes", "expected"), [([], 2, 0), ([5, 4, 3], 2, 7), ([5, 4, 3, 3], 2, 8)])
+def test_makespan_by_hand(costs: list[float], n_lanes: int, expected: float):
+    assert makespan(costs, n_lanes) == expected

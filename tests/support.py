@@ -1,0 +1,188 @@
+"""Tiny artifacts whose scores can be worked out by hand, built in code: a word is worth points, a row their sum."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact import (
+    FORMAT_VERSION,
+    Artifact,
+    Example,
+    File,
+    Layout,
+    Manifest,
+    Precision,
+    Source,
+    Template,
+    Variant,
+    Verification,
+    open_artifact,
+    sha256_of,
+    write_manifest,
+)
+from rankrt.planner import Capacity, Plan
+from rankrt.tokenizer import Encoded
+
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "zero", "one", "two", "three", "four", "nan"]
+POINTS = np.array([0, 0, 0, 0, 0, 1, 2, 3, 4, np.nan], np.float32)
+TEMPLATE = Template(prefix=(0,), separator=(2, 2), suffix=(2,))
+VERIFICATION = Verification(
+    reference="by hand",
+    text_sha256="0" * 64,
+    n_queries=1,
+    n_pairs=2,
+    max_difference=0.0,
+    mean_difference=0.0,
+    min_tau=1.0,
+    mean_tau=1.0,
+    top_k=3,
+    top_k_overlap=1.0,
+)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Words between spaces, joined as XLM-R joins pairs."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return tokenizer
+
+
+def tiny_artifact(
+    folder: Path,
+    *,
+    layout: Layout = "packed",
+    precisions: Iterable[Precision] = ("fp32",),
+    verification: Verification | None = VERIFICATION,
+    max_length: int = 64,
+) -> Artifact:
+    """Write an artifact in which a score is the sum of the points of the row's words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    variants = []
+    for precision in precisions:
+        graph, data = f"cpu-{precision}.onnx", f"points.{precision}.data"
+        model = packed_graph() if layout == "packed" else stacked_graph()
+        onnx.save(model, folder / graph, save_as_external_data=True, location=data, size_threshold=64)
+        variants.append(
+            Variant(
+                target="cpu",
+                precision=precision,
+                layout=layout,
+                graph=graph,
+                data=(data,),
+                verification=verification,
+            )
+        )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        producer="rankrt 0",
+        name="tiny",
+        architecture="SumOfPoints",
+        source=Source(id="tests/tiny", revision=None, weights_sha256="0" * 64),
+        tokenizer="tokenizer.json",
+        template=TEMPLATE,
+        max_length=max_length,
+        examples=(Example(query="one", passage="two three", logit=6.0),),
+        variants=tuple(variants),
+        files={
+            path.name: File(n_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(folder.iterdir())
+        },
+    )
+    write_manifest(manifest, folder)
+    return open_artifact(folder)
+
+
+def packed_graph() -> onnx.ModelProto:
+    """Running sums of points, read where rows start and stop. Points are whole numbers, so sums are exact."""
+    nodes = [
+        helper.make_node("Gather", ["points", "input_ids"], ["token_points"]),
+        helper.make_node("CumSum", ["token_points", "axis_0"], ["running"]),
+        helper.make_node("Concat", ["zero", "running"], ["sums"], axis=0),
+        helper.make_node("Gather", ["sums", "row_offsets"], ["at_offsets"]),
+        helper.make_node("Slice", ["at_offsets", "first", "last"], ["before"]),
+        helper.make_node("Slice", ["at_offsets", "second", "end"], ["after"]),
+        helper.make_node("Sub", ["after", "before"], ["logits"]),
+    ]
+    constants = {
+        "points": POINTS,
+        "axis_0": np.array(0),
+        "zero": np.zeros(1, np.float32),
+        "first": np.array([0]),
+        "last": np.array([-1]),
+        "second": np.array([1]),
+        "end": np.array([2**62]),
+    }
+    inputs = [("input_ids", TensorProto.INT32, ["n_tokens"]), ("row_offsets", TensorProto.INT32, ["n_offsets"])]
+    return _model(nodes, constants, inputs)
+
+
+def stacked_graph() -> onnx.ModelProto:
+    """The sum of points of each row; words of the passage count double, which only token types can tell."""
+    nodes = [
+        helper.make_node("Gather", ["points", "input_ids"], ["token_points"]),
+        helper.make_node("Cast", ["token_type_ids"], ["is_passage"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["is_passage", "unit"], ["weight"]),
+        helper.make_node("Mul", ["token_points", "weight"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "axis_1"], ["logits"], keepdims=0),
+    ]
+    constants = {"points": POINTS, "unit": np.ones(1, np.float32), "axis_1": np.array([1])}
+    shape = ["n_rows", "n_tokens"]
+    inputs = [("input_ids", TensorProto.INT64, shape), ("token_type_ids", TensorProto.INT64, shape)]
+    return _model(nodes, constants, inputs)
+
+
+class FakeBackend:
+    """Answers the number of tokens of each row, and remembers the plans it was given."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self.plans: list[Plan] = []
+        self.is_closed = False
+
+    def run(self, encoded: Encoded, plan: Plan) -> Float32Array:
+        self.plans.append(plan)
+        return encoded.lengths.astype(np.float32)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def in_threads(n_threads: int, work: "Sequence[object] | object") -> list[object]:
+    """Call `work(i)` in n threads that start together; return the results in order."""
+    results: list[object] = [None] * n_threads
+    barrier = threading.Barrier(n_threads)
+
+    def call(i: int) -> None:
+        barrier.wait()
+        results[i] = work(i)  # type: ignore[operator]
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def _model(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], inputs: list[tuple[str, int, list[str]]]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "points",
+        [helper.make_tensor_value_info(*described) for described in inputs],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n_rows"])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
