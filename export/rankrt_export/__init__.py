@@ -1,0 +1,1 @@
+"""The half of rankrt that turns a Hugging Face checkpoint into an artifact."""

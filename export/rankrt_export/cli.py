@@ -1,0 +1,63 @@
+"""The `rankrt export` command."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rankrt.artifact import PRECISIONS
+from rankrt.describe import describe
+from rankrt.sources import Hub
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `rankrt export` takes."""
+    parser.add_argument(
+        "model", help="a folder with a Hugging Face checkpoint, or a hub id such as BAAI/bge-reranker-v2-m3"
+    )
+    parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], metavar="P", help="fp32 (default), fp16"
+    )
+    parser.add_argument("--target", nargs="+", choices=["cpu"], default=["cpu"], metavar="T", help="cpu (default)")
+    parser.add_argument(
+        "--verify-with", type=Path, metavar="FILE", help='verify on this text too: lines of {"query", "pos", "neg"}'
+    )
+    parser.add_argument("--no-verify", action="store_true", help="do not compare with PyTorch; `auto` will not load it")
+    parser.add_argument("--max-drift", type=float, metavar="X", help="largest difference in logits below fp32")
+    parser.add_argument("--min-tau", type=float, metavar="X", help="smallest Kendall tau of a query below fp32")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export, verify, and print what was made."""
+    from rankrt_export.pipeline import Options, export
+    from rankrt_export.texts import read_texts
+
+    options = Options(
+        precisions=tuple(dict.fromkeys(arguments.precision)),
+        targets=tuple(dict.fromkeys(arguments.target)),
+        texts=read_texts(arguments.verify_with) if arguments.verify_with else None,
+        is_verified=not arguments.no_verify,
+        max_difference=arguments.max_drift,
+        min_tau=arguments.min_tau,
+    )
+    artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
+    print(describe(artifact))
+    return 0
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    with tqdm(
+        desc=f"{title:>10}",
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    ) as bar:
+        yield lambda n_done: bar.update(n_done) and None

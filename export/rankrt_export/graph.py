@@ -1,0 +1,174 @@
+"""The building blocks that every architecture is written in.
+
+An architecture says *what* is computed. How a weight is stored and multiplied is the precision's business, how rows are
+laid out and how attention is expressed the target's. All hidden states have the shape (1, n_tokens, n_features): one
+flat sequence of all rows.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
+from onnx_ir.tape import Tape
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact import Layout
+from rankrt_export.data import DataFiles
+from rankrt_export.weights import Weights, read
+
+OPSET, IR_VERSION = 21, 10
+MICROSOFT = "com.microsoft"
+# Norms, biases and heads are fp32 in every variant, so all variants share them.
+COMMON_DATA = "common.data"
+
+
+class Precision(Protocol):
+    """How the large weights are stored and multiplied."""
+
+    def matmul(self, graph: "Graph", x: ir.Value, weight: str) -> ir.Value:
+        """Return x @ W.T, where W, (n_out, n_in), is the weight of that name."""
+        ...
+
+    def lookup(self, graph: "Graph", ids: ir.Value, table: str) -> ir.Value:
+        """Return the rows of a table, (n_ids, n_features) in float32."""
+        ...
+
+
+class Rows(Protocol):
+    """How the rows of a run lie in the graph's inputs, for one target."""
+
+    layout: Layout
+    ids: ir.Value
+
+    def positions(self, table: ir.Value) -> ir.Value:
+        """Return the first rows of a table for each row of the run, (n_tokens, n_features)."""
+        ...
+
+    def first_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's first token, (1, n_rows, n_features)."""
+        ...
+
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, *, n_heads: int, first_only: bool
+    ) -> ir.Value:
+        """Attend from every token to all tokens of its row, or from one token a row if `first_only`.
+
+        `bias`, (3 * n_features,), is added to query, key and value.
+        """
+        ...
+
+
+class Graph:
+    """A graph under construction."""
+
+    def __init__(
+        self, *, weights: Weights, data: DataFiles, precision: Precision, rows: Callable[["Graph"], Rows]
+    ) -> None:
+        self.weights = weights
+        self.data = data
+        self._precision = precision
+        self._tape = Tape()
+        self._inputs: list[ir.Value] = []
+        self._initializers: dict[str, ir.Value] = {}
+        self.data_files: set[str] = set()
+        self.rows = rows(self)
+
+    # The blocks.
+
+    def embedding(self, table: str) -> ir.Value:
+        """Return the vectors of all tokens, (1, n_tokens, n_features)."""
+        return self.op("Unsqueeze", self._precision.lookup(self, self.rows.ids, table), self.ints(0))
+
+    def positions(self, key: str, table: Float32Array) -> ir.Value:
+        """Return the position vectors of all tokens, (1, n_tokens, n_features); row 0 is a row's first token's."""
+        return self.op("Unsqueeze", self.rows.positions(self.array(key, table)), self.ints(0))
+
+    def linear(self, x: ir.Value, name: str, *, precision: Precision | None = None) -> ir.Value:
+        """Return x @ W.T + b for the layer of that name."""
+        product = (precision or self._precision).matmul(self, x, f"{name}.weight")
+        return self.op("Add", product, self.vector(f"{name}.bias"))
+
+    def layer_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
+        """Normalise the last axis."""
+        scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
+        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+
+    def attention(
+        self, queries: ir.Value, hidden: ir.Value, names: tuple[str, str, str], *, n_heads: int, first_only: bool
+    ) -> ir.Value:
+        """Attend from `queries` to `hidden` by the query, key and value layers of these names."""
+        query, key, value = (
+            self._precision.matmul(self, x, f"{name}.weight")
+            for x, name in zip((queries, hidden, hidden), names, strict=True)
+        )
+        # MultiHeadAttention adds the biases while it transposes, which is free.
+        bias = np.concatenate([read(self.weights, f"{name}.bias") for name in names])
+        biases = self.array(f"{names[0]}+key+value.bias", bias)
+        return self.rows.attention(query, key, value, biases, n_heads=n_heads, first_only=first_only)
+
+    # What blocks are made of.
+
+    def op(self, type_: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Append a node with one output."""
+        return self._tape.op(type_, inputs, attributes, domain=domain)
+
+    def loop(self, n_turns: ir.Value, state: ir.Value, body: ir.Graph) -> ir.Value:
+        """Append a Loop without a condition that carries one state; the body may use any value made before."""
+        return self._tape.op("Loop", [n_turns, None, state], {"body": body})
+
+    def input(self, name: str, dtype: ir.DataType, shape: Iterable[str]) -> ir.Value:
+        """Declare an input of the graph."""
+        value = ir.val(name, dtype, list(shape))
+        self._inputs.append(value)
+        return value
+
+    def ints(self, *values: int) -> ir.Value:
+        """Return a constant vector of int64."""
+        return self._constant(f"ints{values}", np.array(values, np.int64))
+
+    def int_scalar(self, value: int) -> ir.Value:
+        """Return a constant int64 scalar."""
+        return self._constant(f"int({value})", np.array(value, np.int64))
+
+    def vector(self, name: str) -> ir.Value:
+        """Return a small weight as it is, in float32."""
+        return self.external(COMMON_DATA, name, np.float32, self.weights.shape(name), lambda: self.weights.blocks(name))
+
+    def array(self, key: str, content: Float32Array) -> ir.Value:
+        """Return an array that was computed from weights, in float32."""
+        return self.external(COMMON_DATA, key, np.float32, content.shape, lambda: [content])
+
+    def external(
+        self, file: str, key: str, dtype: npt.DTypeLike, shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> ir.Value:
+        """Return a tensor of a data file, which `blocks` yields if it is not written yet."""
+        if key not in self._initializers:
+            tensor = self.data.tensor(file, key, np.dtype(dtype), tuple(shape), blocks)
+            self._initializers[key] = self._tape.initializer(tensor, key)
+            self.data_files.add(file)
+        return self._initializers[key]
+
+    def save(self, path: Path, **outputs: ir.Value) -> None:
+        """Write the graph; outputs get the names of the arguments. Data files are referred to, not written."""
+        for name, value in outputs.items():
+            value.name = name
+        graph = ir.Graph(
+            self._inputs,
+            list(outputs.values()),
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name="rankrt",
+        )
+        model = ir.Model(graph, ir_version=IR_VERSION)
+        NameFixPass()(model)  # a Loop's body may not reuse a name of the graph around it
+        path.write_bytes(ir.to_proto(model).SerializeToString())
+
+    def _constant(self, key: str, content: npt.NDArray[np.int64]) -> ir.Value:
+        if key not in self._initializers:
+            self._initializers[key] = self._tape.initializer(ir.tensor(content, name=key), key)
+        return self._initializers[key]

