@@ -1,8 +1,8 @@
 """The building blocks that every architecture is written in.
 
 An architecture says *what* is computed. How a weight is stored and multiplied is the precision's business, how rows are
-laid out and how attention is expressed the target's. All hidden states have the shape (1, n_tokens, n_features): one
-flat sequence of all rows.
+laid out and how attention is expressed the target's. All hidden states have the shape (n_tokens, n_features): one flat
+sequence of all rows.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,8 +29,8 @@ COMMON_DATA = "common.data"
 class Precision(Protocol):
     """How the large weights are stored and multiplied."""
 
-    def matmul(self, graph: "Graph", x: ir.Value, weight: str) -> ir.Value:
-        """Return x @ W.T, where W, (n_out, n_in), is the weight of that name."""
+    def linear(self, graph: "Graph", x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
+        """Return x @ W.T + bias, where W, (n_out, n_in), is the weight of that name."""
         ...
 
     def lookup(self, graph: "Graph", ids: ir.Value, table: str) -> ir.Value:
@@ -49,7 +49,7 @@ class Rows(Protocol):
         ...
 
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's first token, (1, n_rows, n_features)."""
+        """Return the states of each row's first token, (n_rows, n_features)."""
         ...
 
     def attention(
@@ -80,17 +80,16 @@ class Graph:
     # The blocks.
 
     def embedding(self, table: str) -> ir.Value:
-        """Return the vectors of all tokens, (1, n_tokens, n_features)."""
-        return self.op("Unsqueeze", self._precision.lookup(self, self.rows.ids, table), self.ints(0))
+        """Return the vectors of all tokens, (n_tokens, n_features)."""
+        return self._precision.lookup(self, self.rows.ids, table)
 
     def positions(self, key: str, table: Float32Array) -> ir.Value:
-        """Return the position vectors of all tokens, (1, n_tokens, n_features); row 0 is a row's first token's."""
-        return self.op("Unsqueeze", self.rows.positions(self.array(key, table)), self.ints(0))
+        """Return the position vectors of all tokens, (n_tokens, n_features); row 0 is a row's first token's."""
+        return self.rows.positions(self.array(key, table))
 
     def linear(self, x: ir.Value, name: str, *, precision: Precision | None = None) -> ir.Value:
         """Return x @ W.T + b for the layer of that name."""
-        product = (precision or self._precision).matmul(self, x, f"{name}.weight")
-        return self.op("Add", product, self.vector(f"{name}.bias"))
+        return (precision or self._precision).linear(self, x, f"{name}.weight", self.vector(f"{name}.bias"))
 
     def layer_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
         """Normalise the last axis."""
@@ -102,7 +101,7 @@ class Graph:
     ) -> ir.Value:
         """Attend from `queries` to `hidden` by the query, key and value layers of these names."""
         query, key, value = (
-            self._precision.matmul(self, x, f"{name}.weight")
+            self._precision.linear(self, x, f"{name}.weight", None)
             for x, name in zip((queries, hidden, hidden), names, strict=True)
         )
         # MultiHeadAttention adds the biases while it transposes, which is free.

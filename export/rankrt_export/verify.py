@@ -31,11 +31,11 @@ class Limits:
     min_tau: float
 
 
-# fp32 differs by the order of summation only. fp16 rounds weights to 11 bits: 0.009 was measured on 24 random layers
-# of XLM-R-large, 0.035 on a small trained model; ten times that is a broken checkpoint, not rounding.
+# fp32 differs by the order of summation only: 5.5e-5 was measured with 24 random layers of XLM-R-large, which amplify
+# more than trained ones. fp16 rounds weights to 11 bits: 0.071 there, 0.035 with a small trained model.
 DEFAULT_LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(max_difference=1e-4, min_tau=0.99),
-    "fp16": Limits(max_difference=0.1, min_tau=0.95),
+    "fp16": Limits(max_difference=0.25, min_tau=0.9),
 }
 
 

@@ -19,7 +19,7 @@ from rankrt.arrays import Float32Array
 from rankrt_export.errors import CheckpointError
 
 # Large tensors are read in blocks of about this size: the word table of XLM-R alone has 1 GB.
-_BLOCK_BYTES = 1 << 26
+_BLOCK_BYTES = 1 << 25
 
 
 class Weights(Protocol):
@@ -85,7 +85,7 @@ class SafetensorsWeights:
         """
         for rows in _row_blocks(self.shape(name)):
             with _open_safetensors(self._file(name)) as tensors:
-                block = tensors.get_slice(name)[rows].astype(np.float32)
+                block = tensors.get_slice(name)[rows].astype(np.float32, copy=False)
             yield block
 
     def _file(self, name: str) -> Path:

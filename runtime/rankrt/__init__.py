@@ -18,7 +18,7 @@ from rankrt.errors import (
 )
 from rankrt.ranking import Hit, Ranking
 from rankrt.reranker import Reranker
-from rankrt.tokenizer import Rules
+from rankrt.rules import Rules
 
 __version__ = "0.1.0"
 

@@ -18,8 +18,9 @@ from rankrt.machine import Machine, this_machine
 from rankrt.planner import plan
 from rankrt.prepared import PreparedModels
 from rankrt.ranking import Hit, Ranking
+from rankrt.rules import Rules
 from rankrt.sources import Hub, find_artifact
-from rankrt.tokenizer import Encoded, Pair, PairTokenizer, Rules
+from rankrt.tokenizer import Encoded, Pair, PairTokenizer
 
 Device: TypeAlias = Literal["auto", "cpu"]
 
@@ -103,6 +104,11 @@ class Reranker:
         tokenizer = PairTokenizer.open(artifact.path(artifact.manifest.tokenizer), artifact.manifest.template)
         backend = _open_cpu(artifact, variant, n_threads, prepare=prepare)
         return cls(artifact, variant, tokenizer, backend, chosen)
+
+    @property
+    def n_threads(self) -> int:
+        """How many threads the model may use."""
+        return self._backend.capacity.n_threads
 
     def with_rules(self, **changes: Any) -> "Reranker":
         """Return a reranker with other rules (see `Rules`) over the same loaded model."""

@@ -1,4 +1,4 @@
-"""From pairs of text to rows of token ids: templates, truncation and chunks, all in one place.
+"""From pairs of text to rows of token ids. What is cut is decided by `rules`.
 
 Knows no model and no engine. A row is assembled from pieces that are tokenized apart, as every tokenizer of the
 Hugging Face kind does with the two texts of a pair, so a query is tokenized once however many passages it meets.
@@ -7,7 +7,7 @@ Hugging Face kind does with the two texts of a pair, so a query is tokenized onc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -15,65 +15,15 @@ from tokenizers import Encoding, Tokenizer
 from rankrt.arrays import BoolArray, Int32Array, Int64Array
 from rankrt.artifact import Template
 from rankrt.errors import ArtifactError, InputError
+from rankrt.rules import Rules, Span, longest_first, windows
 
 Pair: TypeAlias = tuple[str, str]
-Span: TypeAlias = tuple[int, int]
-Truncation: TypeAlias = Literal["only_passage", "longest_first"]
-LongDocuments: TypeAlias = Literal["truncate", "chunk"]
 
 # A head of 8 characters a token held the 512 tokens asked for in all of XQuAD's 12 languages; where it does not, the
 # whole text is tokenized after all. Without heads a 10 MB passage takes 7 s of which 512 tokens are used.
 _HEAD_CHARS_PER_TOKEN = 8
 # Windows of a long passage share a quarter of their tokens, so that an answer on a border is whole in one of them.
 _CHUNK_OVERLAP = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How two texts become a row of at most `max_length` tokens, special tokens counted.
-
-    truncation
-        "only_passage", FlagEmbedding's rule: the query is cut to `query_max_length` (three quarters of `max_length`
-        unless given), then the passage to what is left. "longest_first", the rule of transformers and
-        sentence-transformers: the longer of the two loses tokens first.
-    long_documents
-        "truncate" scores what fits; "chunk" scores overlapping windows of the passage, of which the best counts.
-    query_instruction, passage_instruction
-        Put before the text by the format, as FlagEmbedding does: format.format(instruction, text).
-    """
-
-    max_length: int = 512
-    query_max_length: int | None = None
-    truncation: Truncation = "only_passage"
-    long_documents: LongDocuments = "truncate"
-    query_instruction: str | None = None
-    passage_instruction: str | None = None
-    query_instruction_format: str = "{}{}"
-    passage_instruction_format: str = "{}{}"
-
-    def __post_init__(self) -> None:
-        _check_choice("truncation", self.truncation, Truncation)
-        _check_choice("long_documents", self.long_documents, LongDocuments)
-        if self.truncation == "longest_first" and self.query_max_length is not None:
-            raise InputError('truncation="longest_first" decides itself what a query keeps; drop query_max_length')
-        if self.truncation == "longest_first" and self.long_documents == "chunk":
-            raise InputError('long_documents="chunk" needs truncation="only_passage": windows are cut from the passage')
-
-    @property
-    def n_query_tokens(self) -> int:
-        """The most tokens that a query keeps under "only_passage"."""
-        return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
-
-    def check(self, template: Template, longest: int) -> None:
-        """Raise InputError unless rows by these rules fit a model of `longest` tokens and can hold a pair at all."""
-        if self.max_length > longest:
-            raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens")
-        if self.n_query_tokens < 1:
-            raise InputError(f"query_max_length={self.n_query_tokens} leaves nothing of the query")
-        if self.max_length < template.n_special + 2:
-            raise InputError(
-                f"max_length={self.max_length} cannot hold a pair: {template.n_special} tokens of a row are special"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,32 +192,6 @@ class PairTokenizer:
             raise InputError(_describe_bad_text(texts)) from None
 
 
-def longest_first(n_query: int, n_passage: int, room: int) -> tuple[int, int]:
-    """Return how many tokens of a query and a passage stay when the longer one is cut first.
-
-    The rule of tokenizers' TruncationStrategy::LongestFirst: cut the longer to what the shorter leaves, but not below
-    the shorter; if that is not enough, both get half, and the longer (the passage, of equals) the odd token.
-    """
-    if n_query + n_passage <= room:
-        return n_query, n_passage
-    shorter, longer = sorted((n_query, n_passage))
-    longer = max(shorter, room - shorter)
-    if shorter + longer > room:
-        shorter, longer = room // 2, room - room // 2
-    return (longer, shorter) if n_query > n_passage else (shorter, longer)
-
-
-def windows(n_tokens: int, size: int, *, overlap: int) -> list[Span]:
-    """Return the windows of at most `size` tokens that cover all of them; neighbours share at least `overlap`.
-
-    The last one is moved back to end with the text, so that no window is short unless the text is.
-    """
-    if n_tokens <= size:
-        return [(0, n_tokens)]
-    starts = [*range(0, n_tokens - size, max(1, size - overlap)), n_tokens - size]
-    return [(start, start + size) for start in starts]
-
-
 def _head(text: str, n_chars: int) -> str:
     """Return the text up to the first space behind `n_chars` that stands between two words.
 
@@ -314,9 +238,3 @@ def _describe_bad_text(texts: Sequence[str]) -> str:
                 ' or clean it with text.encode("utf-8", "replace").decode()'
             )
     return "the tokenizer refused a text"
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    allowed = getattr(choices, "__args__", ())
-    if value not in allowed:
-        raise InputError(f"{name}={value!r}, expected one of {', '.join(map(repr, allowed))}")

@@ -243,7 +243,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Any, str]] = {
     "garbled weights": (garbled_weights, "is cut or damaged"),
     "a missing shard": (missing_shard, "gone.safetensors is missing: the index names it"),
     "a garbled pickle": (garbled_pickle, "cannot be read as PyTorch weights"),
-    "a head that is missing": (no_head, "has no tensor classifier.dense.weight"),
+    "a head that is missing": (no_head, "has no tensor classifier.dense"),
     "no tokenizer": (no_tokenizer, "has no tokenizer: neither tokenizer.json nor sentencepiece"),
     "a garbled tokenizer": (garbled_tokenizer, "cannot be read as a tokenizer"),
 }

@@ -1,4 +1,4 @@
-"""Real text in twelve languages and checkpoints of the real shapes, where the data folder beside the repository exists."""
+"""Real text in twelve languages and checkpoints of the real shapes, where the data folder beside the project exists."""
 
 import json
 import subprocess

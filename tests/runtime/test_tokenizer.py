@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from rankrt import ArtifactError, InputError, Rules
 from rankrt.artifact import Template
-from rankrt.tokenizer import Encoded, PairTokenizer, longest_first, windows
+from rankrt.rules import longest_first, windows
+from rankrt.tokenizer import Encoded, PairTokenizer
 from tests.support import TEMPLATE, tiny_tokenizer
 
 S, END, ONE, TWO, THREE = 0, 2, 5, 6, 7

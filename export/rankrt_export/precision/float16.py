@@ -7,24 +7,18 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt_export.graph import Graph
-from rankrt_export.precision.float32 import transposed
+from rankrt_export.precision.float32 import gemm, stored
 
 
 class Float16:
     """Half precision in storage."""
 
-    def matmul(self, graph: Graph, x: ir.Value, weight: str) -> ir.Value:
-        """Return x @ W.T, computed in float32."""
-        stored = transposed(graph, weight, "layers.fp16.data", np.float16)
-        return graph.op("MatMul", x, graph.op("Cast", stored, to=ir.DataType.FLOAT))
+    def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
+        """Return x @ W.T + bias, computed in float32."""
+        half = stored(graph, weight, "layers.fp16.data", np.float16)
+        return gemm(graph, x, graph.op("Cast", half, to=ir.DataType.FLOAT), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table, as float32."""
-        rows = graph.external(
-            "embeddings.fp16.data",
-            f"{table}.float16",
-            np.float16,
-            graph.weights.shape(table),
-            lambda: graph.weights.blocks(table),
-        )
-        return graph.op("Cast", graph.op("Gather", rows, ids), to=ir.DataType.FLOAT)
+        half = stored(graph, table, "embeddings.fp16.data", np.float16)
+        return graph.op("Cast", graph.op("Gather", half, ids), to=ir.DataType.FLOAT)

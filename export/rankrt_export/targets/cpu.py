@@ -35,36 +35,37 @@ class PackedRows:
         def of_row(tape: Tape, row: "_Row") -> ir.Value:
             return tape.op("Slice", [table, zero, tape.op("Sub", [row.stop, row.start]), zero])
 
-        return self._each_row(of_row, axis=0)
+        return self._each_row(of_row)
 
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's first token, (1, n_rows, n_features)."""
+        """Return the states of each row's first token, (n_rows, n_features)."""
         starts = self._graph.op("Slice", self._offsets, self._graph.ints(0), self._graph.ints(-1))
-        return self._graph.op("Gather", hidden, starts, axis=1)
+        return self._graph.op("Gather", hidden, starts)
 
     def attention(
         self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, *, n_heads: int, first_only: bool
     ) -> ir.Value:
         """Attend from every token to all tokens of its row, or from one token a row if `first_only`."""
-        axis = self._graph.ints(1)
+        zero = self._graph.ints(0)
 
         def of_row(tape: Tape, row: "_Row") -> ir.Value:
-            queries = (row.index, row.next_index) if first_only else (row.start, row.stop)
+            asking = (row.index, row.next_index) if first_only else (row.start, row.stop)
+            places = (asking, (row.start, row.stop), (row.start, row.stop))
             parts = [
-                tape.op("Slice", [query, *queries, axis]),
-                tape.op("Slice", [key, row.start, row.stop, axis]),
-                tape.op("Slice", [value, row.start, row.stop, axis]),
+                tape.op("Unsqueeze", [tape.op("Slice", [states, *place, zero]), zero])
+                for states, place in zip((query, key, value), places, strict=True)
             ]
-            return tape.op("MultiHeadAttention", [*parts, bias], {"num_heads": n_heads}, domain=MICROSOFT)
+            attended = tape.op("MultiHeadAttention", [*parts, bias], {"num_heads": n_heads}, domain=MICROSOFT)
+            return tape.op("Squeeze", [attended, zero])
 
-        return self._each_row(of_row, axis=1)
+        return self._each_row(of_row)
 
-    def _each_row(self, of_row: "Callable[[Tape, _Row], ir.Value]", *, axis: int) -> ir.Value:
-        """Run `of_row` for every row and join the results along an axis."""
+    def _each_row(self, of_row: "Callable[[Tape, _Row], ir.Value]") -> ir.Value:
+        """Run `of_row` for every row and put the results, (row's n_tokens, n_features), one behind the other."""
         results = self._graph.op("SequenceEmpty", dtype=ir.DataType.FLOAT)
         body = _loop_body(lambda tape, index: of_row(tape, _Row(self._graph, tape, self._offsets, index)))
         joined = self._graph.loop(self._n_rows, results, body)
-        return self._graph.op("ConcatFromSequence", joined, axis=axis)
+        return self._graph.op("ConcatFromSequence", joined, axis=0)
 
 
 class _Row:

@@ -46,8 +46,6 @@ def session_options(n_threads: int, *, is_prepared: bool = False) -> Any:
     options.log_severity_level = 3
     # Patterns are kept per exact shape, and here hardly two runs have the same.
     options.enable_mem_pattern = False
-    # Spinning helps while a run is in flight; afterwards it would steal the core from the sessions beside it.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     if is_prepared:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:

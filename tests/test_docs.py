@@ -1,0 +1,53 @@
+"""The documentation: what is generated is up to date, links lead somewhere, and the README's Python runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankrt import Reranker
+from rankrt.artifact import Artifact
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tiny_reranker/*.md")])
+
+
+def test_generated_parts_are_up_to_date():
+    docs = pytest.importorskip("benchmarks.docs")
+    stale = [path.name for path, text in docs.generated().items() if not path.exists() or path.read_text() != text]
+    assert stale == [], "run: make docs"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(document: Path):
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_speaks_of_one_machine(document: Path):
+    text = document.read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|work|tmp)/", text)
+
+
+def test_the_readme_s_first_lines_of_python_run(artifact: Artifact, capsys: pytest.CaptureFixture[str]):
+    (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert "Reranker.load" in code
+    names: dict[str, Any] = {"passages": ["one", "two three"]}
+    exec(code.replace("./bge-m3", str(artifact.folder)), names)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "0"]
+    assert names["logits"].shape == (2,)
+
+
+def test_every_extra_of_the_readme_exists():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = {name for extras in re.findall(r"rankrt\[([a-z,]+)\]", readme) for name in extras.split(",")}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in named)
+
+
+def test_the_reranker_s_documented_options_exist():
+    assert Reranker.load.__doc__ is not None
+    for option in ("device", "precision", "n_threads", "max_length", "revision", "cache_dir", "prepare"):
+        assert option in Reranker.load.__doc__
