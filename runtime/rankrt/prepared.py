@@ -65,7 +65,7 @@ class PreparedModels:
     def graph(self, entry: Prepared, artifact: Artifact, variant: Variant) -> Path:
         """Return the prepared graph of a variant; make it, once per host, if it is not there yet.
 
-        Making it takes about 6 s per GB. Raises ArtifactError if a file of the artifact is not what was exported, and
+        Making it takes about 10 s per GB. Raises ArtifactError if a file of the artifact is not what was exported, and
         OSError if the folder cannot be written or the disk is too small.
         """
 
