@@ -1,0 +1,1 @@
+"""Measures rankrt beside the engines a user would pick: same text, same threads, in turn, quality beside speed."""
