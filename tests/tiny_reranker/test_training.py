@@ -145,7 +145,7 @@ def test_a_widened_model_computes_the_same_until_noise_is_added(prepared: Prepar
     with torch.inference_mode():
         expected, same, near = (classifier_scores(m, batch) for m in (model, exact, noisy))
     torch.testing.assert_close(same, expected, atol=1e-3, rtol=1e-3)
-    assert 0 < float((near - expected).abs().max()) < 3
+    assert 0 < float((near - expected).abs().median()) < 1
 
 
 def test_the_checkpoint_has_the_size_of_the_documentation(prepared: Prepared):
