@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def worker(name: str, options: argparse.Namespace, n_threads: int) -> Worker:
-    return Worker(name, str(options.artifact if name == "rankrt" else options.checkpoint), n_threads)
+    return Worker(name, str(options.artifact if name.startswith("rankrt") else options.checkpoint), n_threads)
 
 
 def _speed(

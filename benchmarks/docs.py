@@ -106,13 +106,53 @@ def memory() -> str:
     return f"| bge-reranker-v2-m3's shape, fp32 | |\n|---|---|\n{rows}\n"
 
 
+def int8_speed() -> str:
+    """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
+    record = _result("int8_speed")
+    names = {
+        "rankrt-int8": "rankrt, int8",
+        "rankrt": "rankrt, fp32",
+        "onnxruntime-dynamic": "ONNX Runtime, `quantize_dynamic`, row by row",
+        "pytorch-dynamic": "PyTorch, `quantize_dynamic`, row by row",
+        "openvino-int8": "OpenVINO, NNCF, row by row",
+        "sentence-transformers": "sentence-transformers, fp32",
+    }
+    lines = [f"| one query, {record['workload']} passages | | largest difference from fp32 |", "|---|---|---|"]
+    for name, title in names.items():
+        if name in record["median_seconds"]:
+            seconds, times = record["median_seconds"][name], record["times_rankrt_int8"][name]
+            drift = record["max_difference_from_fp32"][name]
+            lines.append(f"| {title} | {seconds:.1f} s, {times:.2f} x | {drift:.2g} |")
+    machine = record["machine"]
+    return "\n".join(lines) + (
+        f"\n\nThe same shape (random weights, which drift more than trained ones), {record['int8_share']:.0%} of the"
+        f" multiply-adds in int8, {machine['n_threads']} cores of an {machine['processor']}"
+        f" ({machine['instructions'][-1]}); medians of {record['n_rounds']} rounds, in turn.\n"
+    )
+
+
+def int8_drift() -> str:
+    """Return what int8 costs in scores, as a table."""
+    head = "| model | int8 by | of multiply-adds | drift, mean | largest | tau | nDCG@10 (fp32) |"
+    lines = [head, "|---" * 7 + "|"]
+    for record in map(_result, ("int8_drift", "int8_drift_6x384", "int8_drift_outliers")):
+        for row in record["rows"]:
+            is_trained = row["ndcg_fp32"] > 0.5
+            ndcg = f"{row['ndcg']:.3f} ({row['ndcg_fp32']:.3f})" if is_trained else "untrained"
+            lines.append(
+                f"| {row['model']} | {row['method']} | {row['int8_share']:.0%} | {row['mean_drift']:.3f} |"
+                f" {row['max_drift']:.2f} | {row['tau']:.3f} | {ndcg} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def quality() -> str:
     """Return how the tiny reranker ranks, as a table."""
     return table(json.loads((TINY / "evaluation.json").read_text())["quality"])
 
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"speed": speed, "memory": memory},
+    ROOT / "README.md": {"speed": speed, "memory": memory, "int8 speed": int8_speed, "int8 drift": int8_drift},
     TINY / "README.md": {"quality": quality},
 }
 

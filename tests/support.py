@@ -1,7 +1,7 @@
 """Tiny artifacts whose scores can be worked out by hand, built in code: a word is worth points, a row their sum."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +65,16 @@ def tiny_artifact(
     precisions: Iterable[Precision] = ("fp32",),
     verification: Verification | None = VERIFICATION,
     max_length: int = 64,
+    points: Mapping[Precision, np.ndarray] | None = None,
 ) -> Artifact:
-    """Write an artifact in which a score is the sum of the points of the row's words."""
+    """Write an artifact in which a score is the sum of the points of the row's words, which a precision may change."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     variants = []
     for precision in precisions:
         graph, data = f"cpu-{precision}.onnx", f"points.{precision}.data"
-        model = packed_graph() if layout == "packed" else stacked_graph()
+        worth = (points or {}).get(precision, POINTS)
+        model = packed_graph(worth) if layout == "packed" else stacked_graph()
         onnx.save(model, folder / graph, save_as_external_data=True, location=data, size_threshold=64)
         variants.append(
             Variant(
@@ -82,6 +84,7 @@ def tiny_artifact(
                 graph=graph,
                 data=(data,),
                 verification=verification,
+                quantization=None,
             )
         )
     manifest = Manifest(
@@ -103,7 +106,7 @@ def tiny_artifact(
     return open_artifact(folder)
 
 
-def packed_graph() -> onnx.ModelProto:
+def packed_graph(points: np.ndarray = POINTS) -> onnx.ModelProto:
     """Running sums of points, read where rows start and stop. Points are whole numbers, so sums are exact."""
     nodes = [
         helper.make_node("Gather", ["points", "input_ids"], ["token_points"]),
@@ -115,7 +118,7 @@ def packed_graph() -> onnx.ModelProto:
         helper.make_node("Sub", ["after", "before"], ["logits"]),
     ]
     constants = {
-        "points": POINTS,
+        "points": points,
         "axis_0": np.array(0),
         "zero": np.zeros(1, np.float32),
         "first": np.array([0]),

@@ -21,6 +21,9 @@ class System(Protocol):
 # Where a system is and what it is given: rankrt an artifact, all others the checkpoint.
 SYSTEMS = {
     "rankrt": "benchmarks.systems.rankrt:Rankrt",
+    "rankrt-int8": "benchmarks.systems.rankrt:RankrtInt8",
+    "onnxruntime-dynamic": "benchmarks.systems.onnxruntime_dynamic:Dynamic",
+    "pytorch-dynamic": "benchmarks.systems.pytorch:DynamicInt8",
     "pytorch-sdpa": "benchmarks.systems.pytorch:RowByRow",
     "sentence-transformers": "benchmarks.systems.sentence_transformers:AsShipped",
     "sgemm": "benchmarks.systems.sgemm:Sgemm",

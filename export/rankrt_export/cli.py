@@ -21,15 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], metavar="P", help="fp32 (default), fp16"
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], metavar="P", help="fp32 (default), fp16, int8"
     )
     parser.add_argument("--target", nargs="+", choices=["cpu"], default=["cpu"], metavar="T", help="cpu (default)")
     parser.add_argument(
         "--verify-with", type=Path, metavar="FILE", help='verify on this text too: lines of {"query", "pos", "neg"}'
     )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="calibrate int8 on this text, in the same format"
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare with PyTorch; `auto` will not load it")
     parser.add_argument("--max-drift", type=float, metavar="X", help="largest difference in logits below fp32")
-    parser.add_argument("--min-tau", type=float, metavar="X", help="smallest Kendall tau of a query below fp32")
+    parser.add_argument("--min-tau", type=float, metavar="X", help="smallest mean Kendall tau per query below fp32")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         precisions=tuple(dict.fromkeys(arguments.precision)),
         targets=tuple(dict.fromkeys(arguments.target)),
         texts=read_texts(arguments.verify_with) if arguments.verify_with else None,
+        calibration=read_texts(arguments.calibration) if arguments.calibration else None,
         is_verified=not arguments.no_verify,
         max_difference=arguments.max_drift,
         min_tau=arguments.min_tau,

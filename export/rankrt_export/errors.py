@@ -5,6 +5,7 @@ ExportError (rankrt.errors)
 ├── OutputError         the artifact cannot be written where it should go
 ├── TextError           a file of queries and passages cannot be read
 └── VerificationError   a variant differs from the PyTorch model by more than its limit
+    └── DriftError      by how much, which int8 answers with more layers in fp32
 """
 
 from rankrt.errors import ExportError
@@ -24,3 +25,12 @@ class TextError(ExportError):
 
 class VerificationError(ExportError):
     """A variant differs from the PyTorch model by more than its limit."""
+
+
+class DriftError(VerificationError):
+    """As far as it was measured: `excess` is how many times the drift that is allowed there was, at least 1."""
+
+    def __init__(self, message: str, *, precision: str, excess: float) -> None:
+        super().__init__(message)
+        self.precision = precision
+        self.excess = excess

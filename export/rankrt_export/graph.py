@@ -17,7 +17,6 @@ from onnx_ir.tape import Tape
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact import Layout
-from rankrt_export.data import DataFiles
 from rankrt_export.weights import Weights, read
 
 OPSET, IR_VERSION = 21, 10
@@ -35,6 +34,16 @@ class Precision(Protocol):
 
     def lookup(self, graph: "Graph", ids: ir.Value, table: str) -> ir.Value:
         """Return the rows of a table, (n_ids, n_features) in float32."""
+        ...
+
+
+class Data(Protocol):
+    """Where the tensors go that are too large for the graph."""
+
+    def tensor(
+        self, file: str, key: str, dtype: np.dtype[Any], shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> ir.ExternalTensor:
+        """Return a reference to a tensor of a file; `blocks` yields its content, in order, if it is not there yet."""
         ...
 
 
@@ -65,9 +74,7 @@ class Rows(Protocol):
 class Graph:
     """A graph under construction."""
 
-    def __init__(
-        self, *, weights: Weights, data: DataFiles, precision: Precision, rows: Callable[["Graph"], Rows]
-    ) -> None:
+    def __init__(self, *, weights: Weights, data: Data, precision: Precision, rows: Callable[["Graph"], Rows]) -> None:
         self.weights = weights
         self.data = data
         self._precision = precision
@@ -127,11 +134,21 @@ class Graph:
 
     def ints(self, *values: int) -> ir.Value:
         """Return a constant vector of int64."""
-        return self._constant(f"ints{values}", np.array(values, np.int64))
+        return self.constant(f"ints{values}", np.array(values, np.int64))
 
     def int_scalar(self, value: int) -> ir.Value:
         """Return a constant int64 scalar."""
-        return self._constant(f"int({value})", np.array(value, np.int64))
+        return self.constant(f"int({value})", np.array(value, np.int64))
+
+    def scalar(self, value: np.float32) -> ir.Value:
+        """Return a constant float32 scalar."""
+        return self.constant(f"float({value!r})", np.array(value, np.float32))
+
+    def constant(self, key: str, content: npt.NDArray[Any]) -> ir.Value:
+        """Return a small tensor that is kept in the graph itself."""
+        if key not in self._initializers:
+            self._initializers[key] = self._tape.initializer(ir.tensor(content, name=key), key)
+        return self._initializers[key]
 
     def vector(self, name: str) -> ir.Value:
         """Return a small weight as it is, in float32."""
@@ -166,8 +183,3 @@ class Graph:
         model = ir.Model(graph, ir_version=IR_VERSION)
         NameFixPass()(model)  # a Loop's body may not reuse a name of the graph around it
         path.write_bytes(ir.to_proto(model).SerializeToString())
-
-    def _constant(self, key: str, content: npt.NDArray[np.int64]) -> ir.Value:
-        if key not in self._initializers:
-            self._initializers[key] = self._tape.initializer(ir.tensor(content, name=key), key)
-        return self._initializers[key]

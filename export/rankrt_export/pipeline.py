@@ -17,6 +17,7 @@ from rankrt.artifact import (
     Layout,
     Manifest,
     Precision,
+    Quantization,
     Source,
     Target,
     Variant,
@@ -28,11 +29,13 @@ from rankrt.atomic import new_folder
 from rankrt.reranker import Reranker
 from rankrt.sources import Hub
 from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.calibration import Calibration, Recipe, calibrate
 from rankrt_export.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.data import DataFiles
-from rankrt_export.errors import CheckpointError, OutputError
+from rankrt_export.errors import CheckpointError, DriftError, OutputError
 from rankrt_export.graph import Graph
 from rankrt_export.precision import PRECISIONS
+from rankrt_export.precision.int8 import Int8
 from rankrt_export.targets import TARGETS
 from rankrt_export.template import template_of, write_tokenizer
 from rankrt_export.texts import Texts, sample
@@ -43,8 +46,10 @@ from rankrt_export.weights import hashed_in_background
 
 TOKENIZER = "tokenizer.json"
 # A variant's bytes beside those of the weights as float32.
-_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5}
+_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26}
 _N_EXAMPLES = 3
+# What is foreseen of int8's drift is right to the first order only, so a second try aims lower than the limit.
+_AIM = 0.7
 # Rows are verified up to this length; the sample has one that is longer.
 VERIFIED_LENGTH = 1024
 
@@ -62,6 +67,7 @@ class Options:
     """What to export, and how to check it.
 
     texts         what to verify on besides the sample that comes with rankrt
+    calibration   what int8 is calibrated on; by default the sample
     is_verified   False writes variants that only an explicit precision will load
     max_difference, min_tau   limits in place of the precisions' own; fp32's are fixed
     """
@@ -69,6 +75,7 @@ class Options:
     precisions: Sequence[Precision] = ("fp32",)
     targets: Sequence[Target] = ("cpu",)
     texts: Texts | None = None
+    calibration: Texts | None = None
     is_verified: bool = True
     max_difference: float | None = None
     min_tau: float | None = None
@@ -77,15 +84,29 @@ class Options:
 def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, bar: Bar = no_bar) -> Artifact:
     """Export a checkpoint, a folder or a hub id, into a folder that does not exist yet.
 
-    The folder appears when everything in it is written and verified, or not at all. Raises CheckpointError, OutputError
-    or VerificationError.
+    The folder appears when everything in it is written and verified, or not at all. int8 that drifts too far is tried
+    again with more layers in fp32. Raises CheckpointError, OutputError or VerificationError.
     """
     check_is_new(out)
     checkpoint = open_checkpoint(source, hub or Hub())
     check_has_room(checkpoint, out, options.precisions)
+    calibration = _calibration(checkpoint, options, bar) if "int8" in options.precisions else None
+    recipe = calibration.recipe(calibration.n_kept) if calibration else None
+    while True:
+        try:
+            return _export_once(checkpoint, out, options, recipe, bar)
+        except DriftError as error:
+            if calibration is None or recipe is None or error.precision != "int8":
+                raise
+            recipe = calibration.tighter(recipe, _AIM / error.excess)
+            if recipe is None:
+                raise
+
+
+def _export_once(checkpoint: Checkpoint, out: Path, options: Options, recipe: Recipe | None, bar: Bar) -> Artifact:
     try:
         with new_folder(out) as folder:
-            manifest = write(checkpoint, folder, options, bar)
+            manifest = write(checkpoint, folder, options, bar, recipe)
             if options.is_verified:
                 manifest = verified(checkpoint, folder, manifest, options, bar)
             write_manifest(manifest, folder)
@@ -102,12 +123,17 @@ def export_into(source: str, folder: Path, *, revision: str | None = None, cache
     write_manifest(verified(checkpoint, folder, manifest, Options(), no_bar), folder)
 
 
-def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> Manifest:
-    """Write the files of all variants and return the manifest that describes them, nothing verified yet."""
+def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, recipe: Recipe | None = None) -> Manifest:
+    """Write the files of all variants and return the manifest that describes them, nothing verified yet.
+
+    `recipe` says how int8 is computed, if that is one of the precisions.
+    """
     template = template_of(write_tokenizer(checkpoint, folder / TOKENIZER))
     with hashed_in_background(checkpoint.weights) as weights_sha256:
-        is_written = checkpoint.architecture in ARCHITECTURES
-        variants, data = (written if is_written else traced)(checkpoint, folder, options, bar)
+        if checkpoint.architecture in ARCHITECTURES:
+            variants, data = written(checkpoint, folder, options, bar, recipe)
+        else:
+            variants, data = traced(checkpoint, folder, options, bar)
         source = Source(id=checkpoint.id, revision=checkpoint.revision, weights_sha256=weights_sha256.result())
     small = {name: _file(folder / name) for name in (TOKENIZER, *(variant.graph for variant in variants))}
     return Manifest(
@@ -125,19 +151,23 @@ def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> M
     )
 
 
-def written(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> tuple[list[Variant], dict[str, File]]:
+def written(
+    checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, recipe: Recipe | None
+) -> tuple[list[Variant], dict[str, File]]:
     """Write a graph node by node for each target and precision; weights are shared where their bytes are the same."""
     variants = []
+    precisions = PRECISIONS if recipe is None else {**PRECISIONS, "int8": Int8(recipe)}
     n_bytes = _n_bytes(checkpoint, options.precisions)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
         for target in options.targets:
             for precision in options.precisions:
                 graph = Graph(
-                    weights=checkpoint.weights, data=data, precision=PRECISIONS[precision], rows=TARGETS[target]
+                    weights=checkpoint.weights, data=data, precision=precisions[precision], rows=TARGETS[target]
                 )
                 name = f"{target}-{precision}.onnx"
                 graph.save(folder / name, logits=ARCHITECTURES[checkpoint.architecture](graph, checkpoint.config))
-                variants.append(_variant(target, precision, name, graph.rows.layout, graph.data_files))
+                quantization = recipe.summary if recipe and precision == "int8" else None
+                variants.append(_variant(target, precision, name, graph.rows.layout, graph.data_files, quantization))
     return variants, data.files
 
 
@@ -152,7 +182,7 @@ def traced(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> 
     with bar("tracing", 1, "model") as progress:
         trace(checkpoint, folder / name)
         progress(1)
-    return [_variant("cpu", "fp32", name, "stacked", [TRACED_DATA])], {TRACED_DATA: _file(folder / TRACED_DATA)}
+    return [_variant("cpu", "fp32", name, "stacked", [TRACED_DATA], None)], {TRACED_DATA: _file(folder / TRACED_DATA)}
 
 
 def verified(checkpoint: Checkpoint, folder: Path, manifest: Manifest, options: Options, bar: Bar) -> Manifest:
@@ -198,9 +228,28 @@ def _reranker(folder: Path, variant: Variant) -> Reranker:
     )
 
 
-def _variant(target: Target, precision: Precision, graph: str, layout: Layout, data: Iterable[str]) -> Variant:
+def _calibration(checkpoint: Checkpoint, options: Options, bar: Bar) -> Calibration:
+    limits = limits_for("int8", options.max_difference, options.min_tau)
+    with bar("calibrating", 0, "pair") as progress:
+        return calibrate(checkpoint, options.calibration or sample(), limits, progress)
+
+
+def _variant(
+    target: Target,
+    precision: Precision,
+    graph: str,
+    layout: Layout,
+    data: Iterable[str],
+    quantization: Quantization | None,
+) -> Variant:
     return Variant(
-        target=target, precision=precision, layout=layout, graph=graph, data=tuple(sorted(data)), verification=None
+        target=target,
+        precision=precision,
+        layout=layout,
+        graph=graph,
+        data=tuple(sorted(data)),
+        verification=None,
+        quantization=quantization,
     )
 
 

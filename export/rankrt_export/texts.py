@@ -30,6 +30,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         """All passages, the answers first."""
         return self.pos + self.neg
 
+    def first(self, n: int) -> "Question":
+        """Return the question with its first n passages only."""
+        return Question(query=self.query, pos=self.pos[:n], neg=self.neg[: max(0, n - len(self.pos))])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:

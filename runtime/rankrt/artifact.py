@@ -5,7 +5,7 @@ graph or a weight: an artifact is names, numbers and hashes.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -19,11 +19,14 @@ MANIFEST = "rankrt.json"
 
 # How a graph wants its rows: one flat sequence with offsets, or a matrix of rows of one length.
 Layout: TypeAlias = Literal["packed", "stacked"]
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Target: TypeAlias = Literal["cpu"]
 
-# From the most to the least faithful; "auto" takes the first that the artifact has verified for the device.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+# From the most to the least faithful.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+# What "auto" takes, the first that the artifact has verified: whoever exported int8 within its limits wants its speed,
+# and fp16 on a CPU is fp32 with rounded weights.
+_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16")
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +72,21 @@ class Verification(_Record, frozen=True):
     top_k_overlap: float
 
 
+class KeptLayer(_Record, frozen=True):
+    """A layer that int8 leaves in fp32, and the drift in logits, root mean square, that rounding it would have cost."""
+
+    name: str
+    drift: float
+
+
+class Quantization(_Record, frozen=True):
+    """How much of a variant is int8: the share of multiply-adds, and the layers that are not."""
+
+    int8_share: float
+    kept: tuple[KeptLayer, ...]
+    text_sha256: str
+
+
 class Variant(_Record, frozen=True):
     """One graph of the model, for one target in one precision."""
 
@@ -78,6 +96,7 @@ class Variant(_Record, frozen=True):
     graph: str
     data: tuple[str, ...]
     verification: Verification | None
+    quantization: Quantization | None
 
     @property
     def name(self) -> str:
@@ -144,16 +163,19 @@ class Artifact:
         """Return where the file of that name is; it need not exist."""
         return self.folder / name
 
-    def choose(self, target: Target, precision: Precision | Literal["auto"]) -> Variant:
-        """Return the variant for a target: the one in that precision, or the most faithful verified one for "auto".
+    def choose(
+        self, target: Target, precision: Precision | Literal["auto"], without: Collection[Precision] = ()
+    ) -> Variant:
+        """Return the variant for a target in that precision; for "auto" a verified one, int8 or the most faithful.
 
-        Raises DeviceError, naming what there is, if the artifact has no such variant.
+        `without` are precisions that "auto" does not take. Raises DeviceError, naming what there is, if the artifact
+        has no such variant.
         """
-        here = [variant for variant in self.manifest.variants if variant.target == target]
+        here = [v for v in self.manifest.variants if v.target == target and v.precision not in without]
         wanted = [v for v in here if precision in (v.precision, "auto") and (v.verification or precision != "auto")]
         if not wanted:
             raise DeviceError(self._no_variant(target, precision))
-        return min(wanted, key=lambda variant: PRECISIONS.index(variant.precision))
+        return min(wanted, key=lambda variant: _PREFERRED.index(variant.precision))
 
     def check_sizes(self, names: Iterable[str]) -> None:
         """Raise ArtifactError if one of these files is missing or has another size than the manifest says."""

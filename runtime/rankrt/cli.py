@@ -59,7 +59,11 @@ def rerank(options: argparse.Namespace) -> int:
     documents = _read_documents(options.documents)
     with _load(options) as reranker:
         ranking = reranker.rank(
-            options.query, [text for _, text in documents], top_n=options.top_n, normalize=options.normalize
+            options.query,
+            [text for _, text in documents],
+            top_n=options.top_n,
+            normalize=options.normalize,
+            refine=options.refine,
         )
     lines = [number for number, _ in documents]
     write = _print_ranking_json if options.json else _print_ranking
@@ -154,6 +158,9 @@ def _rerank_arguments(parser: argparse.ArgumentParser) -> None:
         help='one document a line, - for standard input; *.jsonl: a string or {"text": ...} a line',
     )
     parser.add_argument("--top-n", type=int, metavar="N", help="print the best N only")
+    parser.add_argument(
+        "--refine", choices=PRECISIONS, metavar="P", help="score again in this precision who may be among the top N"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _load_options(parser)
 
@@ -277,6 +284,7 @@ def _print_ranking_json(ranking: Ranking, lines: Sequence[int]) -> None:
         "results": [_hit_as_json(hit, lines) for hit in ranking],
         "n_documents": ranking.n_documents,
         "n_tokens": ranking.n_tokens,
+        "n_refined": ranking.n_refined,
         "query_truncated": ranking.query_truncated,
     }
     print(json.dumps(answer, ensure_ascii=False))

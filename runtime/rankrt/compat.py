@@ -22,7 +22,7 @@ _IGNORED_THERE = {
 
 
 class FlagReranker:
-    """Scores pairs as FlagEmbedding.FlagReranker does.
+    """Scores pairs as FlagEmbedding.FlagReranker does, in fp32.
 
     `use_fp16` has no effect on a CPU, there as here. `batch_size` bounds memory there; here the planner does, and the
     scores do not depend on it. `trust_remote_code` is refused: rankrt runs no code that comes with a model.
@@ -57,6 +57,7 @@ class FlagReranker:
         self.normalize = normalize
         self._reranker = Reranker.load(
             model_name_or_path,
+            precision="fp32",
             cache_dir=cache_dir,
             max_length=max_length,
             query_max_length=query_max_length,

@@ -16,6 +16,7 @@ def describe(artifact: Artifact) -> str:
         "",
         *_table([_HEADER, *(_row(artifact, variant) for variant in manifest.variants)]),
     ]
+    lines += [line for variant in manifest.variants for line in _kept(variant)]
     if verified := [v.verification for v in manifest.variants if v.verification]:
         first = verified[0]
         lines += ["", f"verified on {first.n_pairs} pairs of {first.n_queries} queries against {first.reference}"]
@@ -37,6 +38,16 @@ def _row(artifact: Artifact, variant: Variant) -> tuple[str, ...]:
         f"{found.mean_tau:.4f} ({found.min_tau:.2f})",
         f"{found.top_k_overlap:.0%} of top {found.top_k}",
     )
+
+
+def _kept(variant: Variant) -> Iterable[str]:
+    """Say how much of a variant is int8, and which layers are not."""
+    if (found := variant.quantization) is None:
+        return
+    yield ""
+    yield f"{variant.name}: {found.int8_share:.0%} of the multiply-adds in int8, {len(found.kept)} layers left in fp32"
+    for layer in found.kept:
+        yield f"  {layer.name:<50} would drift by {layer.drift:.1e} (root mean square)"
 
 
 def _megabytes(artifact: Artifact, names: Iterable[str]) -> str:

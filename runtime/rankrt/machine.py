@@ -44,6 +44,11 @@ class Machine:
     instructions: tuple[str, ...]
     cores: Cores
 
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether products of 8-bit integers are faster than those of floats: with AVX2 or Arm's dot products."""
+        return not {"avx2", "asimddp"}.isdisjoint(self.instructions)
+
 
 def this_machine(root: Path = Path("/")) -> Machine:
     """Describe the host. `root` is where its /proc and /sys are mounted."""

@@ -29,7 +29,8 @@ class Ranking(Sequence[Hit]):
     """Hits, the most relevant first; equal scores keep the order in which they were given.
 
     n_documents      how many documents were scored, of which `hits` may be the top n
-    n_tokens         how many tokens the model computed
+    n_tokens         how many tokens the model computed, in whichever precision
+    n_refined        how many documents were scored again in the precision that `refine` named
     query_truncated  whether the model saw only the beginning of the query
     """
 
@@ -37,6 +38,7 @@ class Ranking(Sequence[Hit]):
     n_documents: int
     n_tokens: int
     query_truncated: bool
+    n_refined: int = 0
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...

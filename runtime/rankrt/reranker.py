@@ -1,6 +1,5 @@
 """The reranker: encode, plan, run, score, and back into the caller's order."""
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,25 +8,23 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
+from rankrt import cascade
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.backends import Backend
-from rankrt.backends.ort_cpu import OrtCpu
-from rankrt.errors import ArtifactError, InputError, ScoreError
-from rankrt.machine import Machine, this_machine
+from rankrt.errors import InputError, ScoreError
+from rankrt.machine import this_machine
 from rankrt.planner import plan
-from rankrt.prepared import PreparedModels
 from rankrt.ranking import Hit, Ranking
 from rankrt.rules import Rules
 from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import Encoded, Pair, PairTokenizer
+from rankrt.variants import Variants, choose, open_cpu
 
 Device: TypeAlias = Literal["auto", "cpu"]
 
 # Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
 _BLOCK_PAIRS = 4096
-
-_logger = logging.getLogger("rankrt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +44,12 @@ class Scored:
     query_truncated: BoolArray
     n_tokens: int
 
+    def with_scores_of(self, other: "Scored", pairs: Int64Array) -> "Scored":
+        """Return these scores with those of some pairs, by their numbers, in the place of their own."""
+        logits, spans = self.logits.copy(), self.spans.copy()
+        logits[pairs], spans[pairs] = other.logits, other.spans
+        return replace(self, logits=logits, spans=spans, n_tokens=self.n_tokens + other.n_tokens)
+
 
 class Reranker:
     """A loaded model that scores how well passages answer a query. Threads may share one.
@@ -55,14 +58,15 @@ class Reranker:
     """
 
     def __init__(
-        self, artifact: Artifact, variant: Variant, tokenizer: PairTokenizer, backend: Backend, rules: Rules
+        self, artifact: Artifact, variant: Variant, tokenizer: PairTokenizer, variants: Variants, rules: Rules
     ) -> None:
         rules.check(artifact.manifest.template, artifact.manifest.max_length)
         self.artifact = artifact
         self.variant = variant
         self.rules = rules
         self._tokenizer = tokenizer
-        self._backend = backend
+        self._variants = variants
+        self._backend = variants.backend(variant)
 
     @classmethod
     def load(
@@ -83,7 +87,7 @@ class Reranker:
         source      a folder with an artifact, a hub id whose repository holds one, or a checkpoint of either kind,
                     which is exported into the cache once (needs the export extra)
         device      "auto" and "cpu" are the same while there is only one
-        precision   "auto" takes the most faithful variant that was verified
+        precision   "auto" takes int8 if the artifact has verified it and this processor gains from it, else fp32
         n_threads   threads for the model; by default the physical cores that affinity and cgroup quota leave
         max_length  tokens of a row, special ones counted; by default 512 or the model's limit
         revision    branch, tag or commit of a hub repository
@@ -95,15 +99,21 @@ class Reranker:
         Raises ArtifactError, DeviceError, InputError, or MissingExtra if no engine is installed.
         """
         _check_options(device, n_threads)
-        artifact, variant = find_artifact(
-            source, target="cpu", precision=precision, hub=Hub(revision=revision, cache_dir=cache_dir)
-        )
+        machine, hub = this_machine(), Hub(revision=revision, cache_dir=cache_dir)
+
+        def find(wanted: Precision | Literal["auto"]) -> tuple[Artifact, Variant]:
+            return find_artifact(source, lambda found: choose(found, wanted, machine), hub)
+
+        def open_variant(wanted: Variant) -> Backend:
+            return open_cpu(artifact, wanted, machine, n_threads or machine.cores.n, prepare=prepare)
+
+        artifact, variant = find(precision)
         limit = artifact.manifest.max_length
         chosen = Rules(max_length=min(512, limit) if max_length is None else max_length, **rules)
         chosen.check(artifact.manifest.template, limit)
         tokenizer = PairTokenizer.open(artifact.path(artifact.manifest.tokenizer), artifact.manifest.template)
-        backend = _open_cpu(artifact, variant, n_threads, prepare=prepare)
-        return cls(artifact, variant, tokenizer, backend, chosen)
+        variants = Variants(lambda wanted: find(wanted)[1], open_variant)
+        return cls(artifact, variant, tokenizer, variants, chosen)
 
     @property
     def n_threads(self) -> int:
@@ -112,28 +122,46 @@ class Reranker:
 
     def with_rules(self, **changes: Any) -> "Reranker":
         """Return a reranker with other rules (see `Rules`) over the same loaded model."""
-        return Reranker(self.artifact, self.variant, self._tokenizer, self._backend, replace(self.rules, **changes))
+        return Reranker(self.artifact, self.variant, self._tokenizer, self._variants, replace(self.rules, **changes))
+
+    def with_precision(self, precision: Precision) -> "Reranker":
+        """Return a reranker over another variant of the same artifact, which is loaded the first time.
+
+        Raises DeviceError if the artifact has none in that precision.
+        """
+        variant = self._variants.find(precision)
+        return Reranker(self.artifact, variant, self._tokenizer, self._variants, self.rules)
 
     def rank(
-        self, query: str, documents: Iterable[str], *, top_n: int | None = None, normalize: bool = False
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        normalize: bool = False,
+        refine: Precision | None = None,
     ) -> Ranking:
         """Order documents by how well they answer the query; keep the best `top_n`, or all.
 
-        Scores are logits, or their sigmoid with `normalize`. No documents give an empty ranking.
-        Raises InputError for an empty query or for what is not text.
+        Scores are logits, or their sigmoid with `normalize`. With `refine`, a precision, the documents that can still
+        be among the best `top_n`, by the drift that was measured when the variant was verified, are scored again in it.
+        No documents give an empty ranking. Raises InputError for an empty query or for what is not text.
         """
         documents = _as_list(documents, "documents")
         if top_n is not None and top_n < 1:
             raise InputError(f"top_n={top_n}, expected at least 1 (or None for all)")
         _check_query(query)
         scored = self.evaluate([(query, document) for document in documents])
-        order = np.argsort(-scored.logits, kind="stable")[:top_n]
+        order, n_refined = np.argsort(-scored.logits, kind="stable")[:top_n], 0
+        if refine is not None and refine != self.variant.precision:
+            order, scored, n_refined = self._refine(query, documents, scored, top_n, refine)
         scores = sigmoid(scored.logits) if normalize else scored.logits
         return Ranking(
             hits=tuple(self._hit(int(i), float(scores[i]), documents[i], scored) for i in order),
             n_documents=len(documents),
             n_tokens=scored.n_tokens,
             query_truncated=bool(scored.query_truncated.any()),
+            n_refined=n_refined,
         )
 
     def score(self, pairs: Iterable[Pair], *, normalize: bool = False) -> Float32Array:
@@ -163,8 +191,8 @@ class Reranker:
         return self._tokenizer.encode(pairs, self.rules)
 
     def close(self) -> None:
-        """Release the model. Rerankers made by `with_rules` share it."""
-        self._backend.close()
+        """Release the model. Rerankers made by `with_rules` and `with_precision` share it."""
+        self._variants.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,6 +218,25 @@ class Reranker:
             n_tokens=len(encoded.ids),
         )
 
+    def _refine(
+        self, query: str, documents: Sequence[str], scored: Scored, top_n: int | None, precision: Precision
+    ) -> tuple[Int64Array, Scored, int]:
+        """Score again who may be among the top n; return the order, the scores that are then known, and how many."""
+        if top_n is None:
+            raise InputError("refine needs top_n: without it every document would be scored twice")
+        if self.variant.verification is None:
+            raise InputError(f"{self.variant.name} was not verified, so nobody knows how far its scores drift")
+        exact, known = self.with_precision(precision), scored
+
+        def score_again(chosen: Int64Array) -> Float32Array:
+            nonlocal known
+            again = exact.evaluate([(query, documents[i]) for i in chosen])
+            known = known.with_scores_of(again, chosen)
+            return again.logits
+
+        found = cascade.refine(scored.logits, top_n, self.variant.verification.max_difference, score_again)
+        return found.order, known, found.n_refined
+
     def _hit(self, index: int, score: float, document: str, scored: Scored) -> Hit:
         start, stop = map(int, scored.spans[index])
         return Hit(
@@ -210,32 +257,6 @@ def best_rows(logits: Float32Array, pair_of_row: Int64Array, n_pairs: int) -> In
     """Return for each pair the row with the highest logit, the first of equals. Every pair has a row."""
     order = np.lexsort((-logits, pair_of_row))
     return order[np.searchsorted(pair_of_row[order], np.arange(n_pairs))]
-
-
-def _open_cpu(artifact: Artifact, variant: Variant, n_threads: int | None, *, prepare: bool) -> Backend:
-    artifact.check_sizes(variant.files)
-    machine = this_machine()
-    n_threads = n_threads or machine.cores.n
-    graph = _prepared_graph(artifact, variant, machine) if prepare else None
-    if graph is None:
-        return OrtCpu(artifact.path(variant.graph), variant.layout, n_threads=n_threads, is_prepared=False)
-    try:
-        return OrtCpu(graph, variant.layout, n_threads=n_threads, is_prepared=True)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; this prepared model is damaged, remove it with: rankrt cache clear") from error
-
-
-def _prepared_graph(artifact: Artifact, variant: Variant, machine: Machine) -> Path | None:
-    """Return the prepared graph, or None, with a warning, where the host has no room or no right to keep one."""
-    models = PreparedModels()
-    entry = models.entry(artifact, variant, machine)
-    if not models.has(entry):
-        _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, models.folder)
-    try:
-        return models.graph(entry, artifact, variant)
-    except OSError as error:
-        _logger.warning("not using a prepared model, so loading takes longer and memory is not shared: %s", error)
-        return None
 
 
 def _check_options(device: str, n_threads: int | None) -> None:

@@ -2,11 +2,11 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from rankrt.artifact import MANIFEST, Artifact, Precision, Target, Variant, open_artifact
+from rankrt.artifact import MANIFEST, Artifact, Variant, open_artifact
 from rankrt.atomic import cache_folder, made_once
 from rankrt.errors import ArtifactError, MissingExtra
 from rankrt.extras import exporter
@@ -40,31 +40,29 @@ class Hub:
 
 
 def find_artifact(
-    source: str | Path, *, target: Target, precision: Precision | Literal["auto"], hub: Hub | None = None
+    source: str | Path, choose: Callable[[Artifact], Variant], hub: Hub | None = None
 ) -> tuple[Artifact, Variant]:
-    """Return the artifact that a source names, and its variant for the target, with all files the variant needs.
+    """Return the artifact that a source names, and the variant that is chosen of it, with all files it needs.
 
-    Raises ArtifactError if the source is neither an artifact nor a checkpoint, DeviceError if there is no such variant,
-    and MissingExtra if the source is a checkpoint and the export extra is not installed.
+    Raises ArtifactError if the source is neither an artifact nor a checkpoint, MissingExtra if it is a checkpoint and
+    the export extra is not installed, and what `choose` raises.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         artifact = open_artifact(folder if (folder / MANIFEST).exists() else _exported_folder(folder))
-        return artifact, artifact.choose(target, precision)
+        return artifact, choose(artifact)
     if folder.exists() or not _is_hub_id(str(source)):
         raise ArtifactError(f"{source} is no folder, and no hub id of the form owner/name")
-    return _from_hub(str(source), hub or Hub(), target, precision)
+    return _from_hub(str(source), hub or Hub(), choose)
 
 
-def _from_hub(
-    repository: str, hub: Hub, target: Target, precision: Precision | Literal["auto"]
-) -> tuple[Artifact, Variant]:
+def _from_hub(repository: str, hub: Hub, choose: Callable[[Artifact], Variant]) -> tuple[Artifact, Variant]:
     folder = hub.fetch(repository, [MANIFEST, _CHECKPOINT])
     if not (folder / MANIFEST).exists():
         artifact = open_artifact(_exported(repository, hub, version=folder.name))
-        return artifact, artifact.choose(target, precision)
+        return artifact, choose(artifact)
     artifact = open_artifact(folder)
-    variant = artifact.choose(target, precision)
+    variant = choose(artifact)
     hub.fetch(repository, [artifact.manifest.tokenizer, *variant.files])
     return artifact, variant
 

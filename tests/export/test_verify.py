@@ -5,8 +5,9 @@ import pytest
 
 pytest.importorskip("scipy", reason="needs the export extra")
 
+from rankrt_export.ranks import overlap, tau
 from rankrt_export.texts import parse
-from rankrt_export.verify import DEFAULT_LIMITS, Reference, compare, limits_for, overlap, tau
+from rankrt_export.verify import DEFAULT_LIMITS, Reference, compare, limits_for
 
 pytestmark = pytest.mark.export
 

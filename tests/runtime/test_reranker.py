@@ -13,6 +13,7 @@ from rankrt.artifact import Artifact, Layout
 from rankrt.planner import Capacity
 from rankrt.reranker import best_rows, sigmoid
 from rankrt.tokenizer import PairTokenizer
+from rankrt.variants import Variants
 from tests.support import TEMPLATE, FakeBackend, in_threads, tiny_artifact, tiny_tokenizer
 
 
@@ -176,7 +177,9 @@ def test_blocks_of_a_long_list_are_joined(reranker: Reranker, monkeypatch: pytes
 def test_any_backend_will_do(artifact: Artifact):
     backend = FakeBackend(Capacity(layout="packed", n_threads=1, n_narrow=1))
     tokenizer = PairTokenizer(tiny_tokenizer(), TEMPLATE)
-    with Reranker(artifact, artifact.manifest.variants[0], tokenizer, backend, Rules(max_length=64)) as reranker:
+    variant = artifact.manifest.variants[0]
+    variants = Variants(lambda precision: variant, lambda variant: backend)
+    with Reranker(artifact, variant, tokenizer, variants, Rules(max_length=64)) as reranker:
         assert reranker.score([("one", "two"), ("one", "two three")]).tolist() == [6.0, 7.0]
     assert backend.is_closed
     assert [run.tolist() for run in backend.plans[0].runs] == [[1, 0]]

@@ -1,0 +1,478 @@
+"""What int8 needs to know of a model before it is written: scales, and which layers are too delicate for it.
+
+Runs the PyTorch model on text. Each group of linear layers that read the same activations gets divisors that move
+outlier channels from the activations into the weights; each layer's cost is measured as the drift of the logit that its
+rounding causes; and the costliest layers stay in fp32 until the whole is within its limits.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact import KeptLayer, Quantization
+from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.checkpoint import Checkpoint
+from rankrt_export.errors import CheckpointError, VerificationError
+from rankrt_export.layers import LayerGroup, layers_of
+from rankrt_export.pytorch import load_model
+from rankrt_export.quantization import (
+    GELU_MINIMUM,
+    SYMMETRIC,
+    TINIEST_SCALE,
+    Grid,
+    Int8Array,
+    divisors,
+    one_sided,
+    quantized,
+    quantized_rows,
+    rounded_activations,
+    row_scales,
+    weight_scales,
+)
+from rankrt_export.ranks import mean_tau
+from rankrt_export.texts import Texts
+from rankrt_export.verify import Limits
+from rankrt_export.weights import read
+
+Float64Array = npt.NDArray[np.float64]
+Progress = Callable[[int], None]
+
+
+def no_progress(n_done: int) -> None:
+    """Tell nobody."""
+
+
+# Costs are sums over a sentence or two, so short rows tell as much as long ones.
+N_PAIRS, N_TOKENS = 64, 160
+_N_PASSAGES_OF_QUESTION = 8
+# Rows of activations that are kept of each group to choose its divisors by.
+_N_SAMPLED_ROWS = 256
+# 0 is no divisors at all; SmoothQuant recommends 0.5, and 0.75 for models with strong outliers.
+_STRENGTHS = (0.0, 0.3, 0.5, 0.65, 0.8)
+# What the calibration text may use of the drift that other text is allowed.
+_SHARE_OF_LIMIT = 0.7
+# Half precision doubles a table's size and costs no time: it is worth it where 8 bits would use up the limit.
+_TABLES_SHARE_OF_LIMIT = 0.25
+# Below this share a variant is hardly faster than fp32 and only less exact.
+LEAST_INT8_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecipe:
+    """How one linear layer is computed in int8.
+
+    divisors  (n_in,) what the activations are divided by and the weights multiplied with; None for nothing
+    grid      the byte's values for the activations, as they are after the division
+    scales    (n_out,) of the weights
+    """
+
+    divisors: Float32Array | None
+    grid: Grid
+    scales: Float32Array
+
+    def integers(self, weight: Float32Array) -> Int8Array:
+        """Return the layer's weights, (n_out, n_in), as they are stored."""
+        return quantized(weight if self.divisors is None else weight * self.divisors, self.scales)
+
+    def rounded(self, x: Float32Array) -> Float32Array:
+        """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
+        return rounded_activations(x if self.divisors is None else x / self.divisors, self.grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRecipe:
+    """How a table of vectors is stored in int8: each row has a scale of its own.
+
+    factors  (n_features,) what each column is divided by before, so that no column makes all others coarse; or None
+    """
+
+    factors: Float32Array | None
+
+    def blocks(self, rows: Iterable[Float32Array]) -> Iterator[tuple[Int8Array, Float32Array]]:
+        """Yield the integers and the scales, (n, 1), of blocks of rows, (n, n_features)."""
+        for block in rows:
+            divided = block if self.factors is None else block / self.factors
+            scales = row_scales(divided)
+            yield quantized_rows(divided, scales), scales
+
+    def rounded(self, rows: Float32Array) -> Float32Array:
+        """Return rows as they come back from their bytes."""
+        ((integers, scales),) = self.blocks([rows])
+        found: Float32Array = integers * scales
+        return found if self.factors is None else found * self.factors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Which layers are computed in int8, and how; which stay in fp32, and what they would have cost.
+
+    tables       those stored in int8; the others are stored in half precision
+    share        of the multiply-adds of all these layers that are int8
+    text_sha256  the text it was calibrated on
+    """
+
+    layers: Mapping[str, LayerRecipe]
+    tables: Mapping[str, TableRecipe]
+    kept: tuple[KeptLayer, ...]
+    share: float
+    text_sha256: str
+
+    @property
+    def summary(self) -> Quantization:
+        """What the manifest says of it."""
+        return Quantization(int8_share=self.share, kept=self.kept, text_sha256=self.text_sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What calibrating found, from which recipes with more or fewer layers in int8 are made.
+
+    recipes      of all linear layers, the costliest first: by the variance of the drift for a multiply-add
+    drifts       (n_layers, n_pairs) what each layer's rounding adds to each pair's logit, to the first order
+    n_weights    (n_layers,) the multiply-adds of a token
+    n_kept       how many of the first stay in fp32 for the calibration text to be within the limits
+    """
+
+    recipes: Mapping[str, LayerRecipe]
+    tables: Mapping[str, TableRecipe]
+    drifts: Float64Array
+    n_weights: Float64Array
+    n_kept: int
+    text_sha256: str
+
+    def recipe(self, n_kept: int) -> Recipe:
+        """Return the recipe that leaves so many layers in fp32."""
+        names = list(self.recipes)
+        costs = np.sqrt((self.drifts**2).mean(axis=1))
+        kept = zip(names[:n_kept], costs[:n_kept].tolist(), strict=True)
+        return Recipe(
+            layers={name: self.recipes[name] for name in names[n_kept:]},
+            tables=self.tables,
+            kept=tuple(KeptLayer(name=name, drift=cost) for name, cost in kept),
+            share=self.share(n_kept),
+            text_sha256=self.text_sha256,
+        )
+
+    def share(self, n_kept: int) -> float:
+        """Return the share of the multiply-adds that are int8."""
+        return float(self.n_weights[n_kept:].sum() / self.n_weights.sum())
+
+    def tighter(self, recipe: Recipe, factor: float) -> Recipe | None:
+        """Return a recipe with that share of the drift, as far as can be foreseen; None if too little int8 is left.
+
+        Tables go to half precision at once: that costs size, but no time.
+        """
+        remaining = [np.sqrt((self.drifts[n:].sum(axis=0) ** 2).mean()) for n in range(len(self.recipes) + 1)]
+        n_kept = len(recipe.kept) + 1
+        while n_kept < len(remaining) and remaining[n_kept] > factor * remaining[len(recipe.kept)]:
+            n_kept += 1
+        if self.share(n_kept) < LEAST_INT8_SHARE:
+            return None
+        return replace(self.recipe(n_kept), tables={})
+
+
+def calibrate(checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress = no_progress) -> Calibration:
+    """Find scales, costs, and the most int8 that is within the limits on the text; `progress` is told of pairs done.
+
+    Raises CheckpointError for an architecture that is traced, VerificationError if the limits cannot be met.
+    """
+    if checkpoint.architecture not in ARCHITECTURES:
+        raise CheckpointError(f"{checkpoint.architecture} is traced; int8 is for {', '.join(ARCHITECTURES)}")
+    trial = _Trial(checkpoint, texts, limits, progress)
+    return Calibration(
+        recipes={name: trial.recipes[name] for name in trial.costliest},
+        tables=trial.tables,
+        drifts=np.array([trial.drifts[name] for name in trial.costliest]),
+        n_weights=np.array([trial.n_weights(name) for name in trial.costliest], np.float64),
+        n_kept=fewest_kept(trial, limits),
+        text_sha256=texts.sha256,
+    )
+
+
+def fewest_kept(trial: "_Trial", limits: Limits) -> int:
+    """Return how many of the costliest layers have to stay in fp32: found by bisection, as more never hurts much."""
+    too_few, enough = -1, sum(trial.share(n) >= LEAST_INT8_SHARE for n in range(1, len(trial.costliest) + 1))
+    if not trial.meets(enough, limits):
+        drift, tau = trial.drift_and_tau(enough)
+        raise VerificationError(
+            f"int8 cannot be within {limits.max_difference:.2g} of PyTorch on the calibration text: with {enough} of"
+            f" {len(trial.costliest)} layers left in fp32 it still differs by {drift:.2g}, with a mean Kendall's tau of"
+            f" {tau:.3f} (at least {limits.min_tau:g} asked for); nothing was written. Allow more with --max-drift and"
+            " --min-tau, or leave int8 out"
+        )
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if trial.meets(middle, limits) else (middle, enough)
+    return enough
+
+
+def few_pairs(texts: Texts) -> Texts:
+    """Return questions evenly chosen, with a few passages each, that make about `N_PAIRS` pairs."""
+    n_questions = max(1, N_PAIRS // _N_PASSAGES_OF_QUESTION)
+    step = max(1, len(texts.questions) / n_questions)
+    chosen = [texts.questions[int(i * step)] for i in range(min(n_questions, len(texts.questions)))]
+    return Texts(questions=[question.first(_N_PASSAGES_OF_QUESTION) for question in chosen], sha256=texts.sha256)
+
+
+class _Trial:
+    """The PyTorch model with some of its linear layers replaced by what int8 would compute."""
+
+    def __init__(self, checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress) -> None:
+        self._texts = few_pairs(texts)
+        self._rows = _rows(checkpoint, self._texts)
+        self._progress = progress
+        self._model = load_model(checkpoint).requires_grad_(False)
+        layers = layers_of(checkpoint)
+        self._groups = layers.groups
+        self._logits = self._scores()
+        self.tables = self._make_tables(checkpoint, layers.tables, limits.max_difference * _TABLES_SHARE_OF_LIMIT)
+        self.recipes = self._make_recipes(checkpoint)
+        self._layers = {
+            name: _Int8Layer(self._model.get_submodule(name), recipe, read(checkpoint.weights, f"{name}.weight"))
+            for name, recipe in self.recipes.items()
+        }
+        self.drifts = self._first_order_drifts()
+        self.costliest = sorted(self.recipes, key=self._price, reverse=True)
+        self._found: dict[int, tuple[float, float]] = {}
+
+    def cost(self, name: str) -> float:
+        """Return the drift, root mean square over the pairs, that rounding this layer alone causes."""
+        return float(np.sqrt((self.drifts[name] ** 2).mean()))
+
+    def n_weights(self, name: str) -> int:
+        """Return the multiply-adds of a layer for one token."""
+        return self._layers[name].n_weights
+
+    def share(self, n_kept: int) -> float:
+        """Return the share of the multiply-adds that are int8 if so many layers stay in fp32."""
+        sizes = [self.n_weights(name) for name in self.costliest]
+        return sum(sizes[n_kept:]) / sum(sizes)
+
+    def meets(self, n_kept: int, limits: Limits) -> bool:
+        """Tell whether so many fp32 layers are enough."""
+        drift, tau = self.drift_and_tau(n_kept)
+        return drift <= limits.max_difference * _SHARE_OF_LIMIT and tau >= limits.min_tau
+
+    def drift_and_tau(self, n_kept: int) -> tuple[float, float]:
+        """Return the largest drift and the mean tau with so many layers in fp32."""
+        if n_kept not in self._found:
+            with self._in_int8(self.costliest[n_kept:]):
+                logits = self._scores()
+            drift = float(np.abs(logits - self._logits).max())
+            self._found[n_kept] = drift, mean_tau(logits, self._logits, self._texts)
+        return self._found[n_kept]
+
+    def _make_tables(self, checkpoint: Checkpoint, names: Sequence[str], max_drift: float) -> dict[str, TableRecipe]:
+        """Return how each table is stored, as far as one of the ways to round it drifts by no more than this."""
+        chosen = {}
+        for name in names:
+            blocks = checkpoint.weights.blocks(f"{name}.weight")
+            factors = np.maximum.reduce([np.abs(block).max(axis=0) for block in blocks])
+            recipes = [TableRecipe(factors=None), TableRecipe(factors=np.maximum(factors, TINIEST_SCALE))]
+            drifts = [self._drift_of_table(name, recipe) for recipe in recipes]
+            if min(drifts) <= max_drift:
+                chosen[name] = recipes[int(np.argmin(drifts))]
+        return chosen
+
+    def _drift_of_table(self, name: str, recipe: TableRecipe) -> float:
+        with self._tables_rounded({name: recipe}):
+            return float(np.abs(self._scores() - self._logits).max())
+
+    def _price(self, name: str) -> float:
+        """Variances add up, and so do multiply-adds: the variance that a layer's speed is paid with."""
+        return self.cost(name) ** 2 / self.n_weights(name)
+
+    def _make_recipes(self, checkpoint: Checkpoint) -> dict[str, LayerRecipe]:
+        inputs = self._inputs_of_groups()
+        recipes: dict[str, LayerRecipe] = {}
+        for group, (largest, sampled) in zip(self._groups, inputs, strict=True):
+            weights = [read(checkpoint.weights, f"{name}.weight") for name in group.layers]
+            recipes |= zip(group.layers, group_recipes(group, weights, largest, sampled), strict=True)
+        return recipes
+
+    def _inputs_of_groups(self) -> list[tuple[Float32Array, Float32Array]]:
+        """Run the text; return the largest activations, (n_in,), and some rows, (n_sampled, n_in), of each group."""
+        seen = [_Seen() for _ in self._groups]
+        hooks = [
+            self._model.get_submodule(group.layers[0]).register_forward_pre_hook(of_group.look)
+            for group, of_group in zip(self._groups, seen, strict=True)
+        ]
+        self._scores()
+        for hook in hooks:
+            hook.remove()
+        return [(of_group.largest, of_group.rows(_N_SAMPLED_ROWS)) for of_group in seen]
+
+    def _first_order_drifts(self) -> dict[str, Float64Array]:
+        """Return what each layer's rounding adds to each pair's logit, (n_pairs,), to the first order.
+
+        The gradient of the logit with respect to the layer's output, times the output's error: all layers are measured
+        in one pass forward and back, where running them one by one would take as many passes as there are layers.
+        """
+        import torch
+
+        drifts = {name: np.zeros(len(self._rows)) for name in self._layers}
+        hooks = [layer.module.register_forward_hook(layer.remember) for layer in self._layers.values()]
+        for i, row in enumerate(self._rows):
+            with torch.enable_grad():
+                self._model(**row).logits[0, 0].backward()
+            for name, layer in self._layers.items():
+                drifts[name][i] = layer.first_order_drift()
+            self._progress(1)
+        for hook in hooks:
+            hook.remove()
+        return drifts
+
+    def _scores(self) -> Float32Array:
+        import torch
+
+        logits = np.empty(len(self._rows), np.float32)
+        with torch.no_grad():
+            for i, row in enumerate(self._rows):
+                logits[i] = self._model(**row).logits[0, 0].item()
+                self._progress(1)
+        return logits
+
+    @contextmanager
+    def _in_int8(self, names: Sequence[str]) -> Iterator[None]:
+        replaced = [self._layers[name] for name in names]
+        for layer in replaced:
+            layer.module.forward = layer.forward
+        try:
+            with self._tables_rounded(self.tables):
+                yield
+        finally:
+            for layer in replaced:
+                del layer.module.forward
+
+    @contextmanager
+    def _tables_rounded(self, recipes: Mapping[str, TableRecipe]) -> Iterator[None]:
+        hooks = [
+            self._model.get_submodule(name).register_forward_hook(_rounding_hook(recipe))
+            for name, recipe in recipes.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def group_recipes(
+    group: LayerGroup, weights: Sequence[Float32Array], largest: Float32Array, sampled: Float32Array
+) -> list[LayerRecipe]:
+    """Return the recipes of layers that read the same activations: the strength with the least error in their outputs.
+
+    weights (n_out, n_in) each; largest |activation| (n_in,) on the text; some rows of activations (n_rows, n_in)
+    """
+    exact = [sampled @ weight.T for weight in weights]
+    trials = [_recipes(group, weights, largest, strength) for strength in _STRENGTHS]
+    return min(trials, key=lambda recipes: _error(recipes, weights, sampled, exact))
+
+
+def _recipes(
+    group: LayerGroup, weights: Sequence[Float32Array], largest: Float32Array, strength: float
+) -> list[LayerRecipe]:
+    by = divisors(largest, np.abs(np.concatenate(weights)).max(axis=0), strength) if strength else None
+    grid = SYMMETRIC
+    if group.is_behind_gelu:
+        grid = one_sided(GELU_MINIMUM if by is None else GELU_MINIMUM / float(by.min()))
+    scales = [weight_scales(weight if by is None else weight * by) for weight in weights]
+    return [LayerRecipe(divisors=by, grid=grid, scales=of_layer) for of_layer in scales]
+
+
+def _error(
+    recipes: Sequence[LayerRecipe],
+    weights: Sequence[Float32Array],
+    sampled: Float32Array,
+    exact: Sequence[Float32Array],
+) -> float:
+    """Return the squared error of the outputs, each layer's relative to its own size."""
+    rounded = recipes[0].rounded(sampled)
+    errors = 0.0
+    for recipe, weight, output in zip(recipes, weights, exact, strict=True):
+        found = rounded @ (recipe.integers(weight) * recipe.scales[:, None]).T
+        errors += float(((found - output) ** 2).sum() / (output**2).sum())
+    return errors
+
+
+class _Seen:
+    """What passes a module's input: the largest absolute values, and the rows themselves."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Float32Array] = []
+        self.largest: Float32Array = np.zeros(0, np.float32)
+
+    def look(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).numpy()
+        largest = np.abs(rows).max(axis=0)
+        self.largest = largest if not self._blocks else np.maximum(self.largest, largest)
+        # Of every text a few rows, the first token's among them.
+        self._blocks.append(rows[:: max(1, len(rows) // 6)].copy())
+
+    def rows(self, n: int) -> Float32Array:
+        rows = np.concatenate(self._blocks)
+        return rows[:: max(1, len(rows) // n)]
+
+
+class _Int8Layer:
+    """A linear layer of the PyTorch model, and what int8 would make of it."""
+
+    def __init__(self, module: Any, recipe: LayerRecipe, weight: Float32Array) -> None:
+        import torch
+
+        self.module = module
+        self._recipe = recipe
+        self._weight = torch.from_numpy(recipe.integers(weight) * recipe.scales[:, None])
+        self._input: Any = None
+        self._output: Any = None
+
+    @property
+    def n_weights(self) -> int:
+        return int(self._weight.numel())
+
+    def forward(self, x: Any) -> Any:
+        """Return what int8 would: the product of rounded activations and rounded weights, and the bias."""
+        import torch
+
+        rounded = torch.from_numpy(self._recipe.rounded(x.detach().reshape(-1, x.shape[-1]).numpy()))
+        return torch.nn.functional.linear(rounded, self._weight, self.module.bias).reshape(*x.shape[:-1], -1)
+
+    def remember(self, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if not output.requires_grad:
+            output.requires_grad_(True)  # nothing before this layer needs a gradient
+        output.retain_grad()
+        self._input, self._output = inputs[0], output
+
+    def first_order_drift(self) -> float:
+        import torch
+
+        with torch.no_grad():
+            error = self.forward(self._input) - self._output
+            drift = float((self._output.grad * error).sum())
+        self._input = self._output = None
+        return drift
+
+
+def _rounding_hook(recipe: TableRecipe) -> Callable[..., Any]:
+    import torch
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        rows = output.reshape(-1, output.shape[-1]).numpy()
+        return torch.from_numpy(recipe.rounded(rows)).reshape(output.shape)
+
+    return hook
+
+
+def _rows(checkpoint: Checkpoint, texts: Texts) -> list[dict[str, Any]]:
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    length = min(N_TOKENS, checkpoint.max_length)
+    rows = tokenizer(texts.pairs, truncation="longest_first", max_length=length)
+    return [{key: torch.tensor([values[i]]) for key, values in rows.items()} for i in range(len(texts.pairs))]

@@ -1,0 +1,108 @@
+"""Linear layers in int8: each token's activations are rounded by a scale of their own, weights by one per output.
+
+Stock operators only: `Abs -> ReduceMax` finds a token's scale, a blocked QuantizeLinear whose block is the whole row
+rounds it (the per-axis one is a serial loop in ONNX Runtime), MatMulIntegerToFloat multiplies and applies the weights'
+scales, and an ordinary Mul applies the token's. It may not be given the token's scale itself: it would add a bias
+before it multiplies. Layers that read the same activations share one rounding of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from rankrt_export.calibration import LayerRecipe, Recipe
+from rankrt_export.graph import MICROSOFT, Graph
+from rankrt_export.precision.float16 import Float16
+from rankrt_export.precision.float32 import Float32
+from rankrt_export.quantization import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
+from rankrt_export.weights import read
+
+LAYERS_DATA, EMBEDDINGS_DATA = "layers.int8.data", "embeddings.int8.data"
+# Layers that stay in fp32 have a file of their own, so that the int8 variant can be copied without the fp32 one.
+_KEPT = Float32(matrices="kept.fp32.data")
+_HALF = Float16()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rounded:
+    """Activations as bytes, (n_tokens, n_features), and each token's scale, (n_tokens, 1)."""
+
+    values: ir.Value
+    scales: ir.Value
+
+
+class Int8:
+    """8-bit integers, as a recipe says."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._rounded: dict[ir.Value, _Rounded] = {}
+
+    def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
+        """Return x @ W.T + bias."""
+        recipe = self._recipe.layers.get(weight.removesuffix(".weight"))
+        if recipe is None:
+            return _KEPT.linear(graph, x, weight, bias)
+        if x not in self._rounded:
+            self._rounded[x] = rounded(graph, x, recipe, name=weight)
+        product = multiplied(graph, self._rounded[x], weight, recipe)
+        return product if bias is None else graph.op("Add", product, bias)
+
+    def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
+        """Return rows of a table, each rounded to 8 bits by its own scale, or to half precision."""
+        recipe = self._recipe.tables.get(table.removesuffix(".weight"))
+        if recipe is None:
+            return _HALF.lookup(graph, ids, table)
+        n_rows, n_features = graph.weights.shape(table)
+
+        def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            return recipe.blocks(graph.weights.blocks(table))
+
+        key = f"{table}.int8"
+        integers = graph.external(
+            EMBEDDINGS_DATA, key, np.int8, (n_rows, n_features), lambda: (integers for integers, _ in blocks())
+        )
+        scales = graph.external(
+            EMBEDDINGS_DATA, f"{key}.scales", np.float32, (n_rows, 1), lambda: (scales for _, scales in blocks())
+        )
+        rows = graph.op("Cast", graph.op("Gather", integers, ids), to=ir.DataType.FLOAT)
+        rows = graph.op("Mul", rows, graph.op("Gather", scales, ids))
+        return rows if recipe.factors is None else graph.op("Mul", rows, graph.array(f"{key}.factors", recipe.factors))
+
+
+def rounded(graph: Graph, x: ir.Value, recipe: LayerRecipe, *, name: str) -> _Rounded:
+    """Round activations token by token; `name` is the first layer's that reads them."""
+    if recipe.divisors is not None:
+        x = graph.op("Mul", x, graph.array(f"{name}.int8.factors", np.float32(1) / recipe.divisors))
+    scales = token_scales(graph, x, recipe.grid)
+    zero_point = graph.constant(f"uint8({recipe.grid.zero_point})", np.array(recipe.grid.zero_point, np.uint8))
+    zero_points = graph.op("Expand", zero_point, graph.op("Shape", scales))
+    n_features = graph.weights.shape(name)[1]
+    values = graph.op("QuantizeLinear", x, scales, zero_points, axis=1, block_size=n_features)
+    return _Rounded(values=values, scales=scales)
+
+
+def token_scales(graph: Graph, x: ir.Value, grid: Grid) -> ir.Value:
+    """Return the scale of each token, (n_tokens, 1): what the largest activation has to fit in."""
+    n_steps = LARGEST_ACTIVATION - grid.zero_point
+    floor = TINIEST_SCALE if grid.minimum is None else np.float32(-grid.minimum / grid.zero_point)
+    largest = graph.op("ReduceMax", graph.op("Abs", x) if grid.minimum is None else x, graph.ints(1), keepdims=1)
+    steps = graph.op("Div", largest, graph.scalar(np.float32(n_steps)))
+    return graph.op("Max", steps, graph.scalar(floor))
+
+
+def multiplied(graph: Graph, x: _Rounded, weight: str, recipe: LayerRecipe) -> ir.Value:
+    """Return the product with a layer's weights, back in float32."""
+    n_out, n_in = graph.weights.shape(weight)
+
+    def integers() -> Iterator[np.ndarray]:
+        yield recipe.integers(read(graph.weights, weight)).T
+
+    stored = graph.external(LAYERS_DATA, f"{weight}.int8", np.int8, (n_in, n_out), integers)
+    scales = graph.external(LAYERS_DATA, f"{weight}.int8.scales", np.float32, (n_out,), lambda: [recipe.scales])
+    zero_point = graph.constant(f"uint8({recipe.grid.zero_point})", np.array(recipe.grid.zero_point, np.uint8))
+    one = graph.scalar(np.float32(1))
+    product = graph.op("MatMulIntegerToFloat", x.values, stored, one, scales, zero_point, domain=MICROSOFT)
+    return graph.op("Mul", product, x.scales)

@@ -1,0 +1,88 @@
+"""The variants of an artifact on this host: which can be used, and each loaded once, when it is first asked for."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from rankrt.artifact import Artifact, Precision, Variant
+from rankrt.backends import Backend
+from rankrt.backends.ort_cpu import OrtCpu
+from rankrt.errors import ArtifactError, DeviceError
+from rankrt.machine import Machine
+from rankrt.prepared import PreparedModels
+
+_NEED_BYTES: tuple[Precision, ...] = ("int8",)
+
+_logger = logging.getLogger("rankrt")
+
+
+class Variants:
+    """Loaded variants. Threads may share them, and so may rerankers with different rules."""
+
+    def __init__(
+        self,
+        find: Callable[[Precision | Literal["auto"]], Variant],
+        open_variant: Callable[[Variant], Backend],
+    ) -> None:
+        """`find` returns the variant in a precision, with its files in place; `open_variant` loads one."""
+        self.find = find
+        self._open = open_variant
+        self._backends: dict[str, Backend] = {}
+        self._lock = threading.Lock()
+
+    def backend(self, variant: Variant) -> Backend:
+        """Return the loaded variant."""
+        with self._lock:
+            if variant.name not in self._backends:
+                self._backends[variant.name] = self._open(variant)
+            return self._backends[variant.name]
+
+    def close(self) -> None:
+        """Release all that were loaded."""
+        for backend in self._backends.values():
+            backend.close()
+
+
+def choose(artifact: Artifact, precision: Precision | Literal["auto"], machine: Machine) -> Variant:
+    """Return the variant for this host's CPU: see `Artifact.choose`; int8 only where it is faster than fp32.
+
+    Raises DeviceError if there is none, or if int8 is asked for by name on a processor that gains nothing from it.
+    """
+    if machine.multiplies_bytes:
+        return artifact.choose("cpu", precision)
+    if precision in _NEED_BYTES:
+        raise DeviceError(
+            f"{machine.processor} has no fast products of bytes (AVX2, or asimddp on Arm): int8 would be slower than"
+            " fp32 here; use precision='fp32'"
+        )
+    variant = artifact.choose("cpu", precision, without=_NEED_BYTES)
+    if precision == "auto" and any(v.precision == "int8" and v.verification for v in artifact.manifest.variants):
+        _logger.warning("%s has no fast products of bytes: using %s, not int8", machine.processor, variant.precision)
+    return variant
+
+
+def open_cpu(artifact: Artifact, variant: Variant, machine: Machine, n_threads: int, *, prepare: bool) -> Backend:
+    """Load a variant for the CPU, from the host's cache of prepared models if `prepare`."""
+    artifact.check_sizes(variant.files)
+    graph = _prepared_graph(artifact, variant, machine) if prepare else None
+    if graph is None:
+        return OrtCpu(artifact.path(variant.graph), variant.layout, n_threads=n_threads, is_prepared=False)
+    try:
+        return OrtCpu(graph, variant.layout, n_threads=n_threads, is_prepared=True)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; this prepared model is damaged, remove it with: rankrt cache clear") from error
+
+
+def _prepared_graph(artifact: Artifact, variant: Variant, machine: Machine) -> Path | None:
+    """Return the prepared graph, or None, with a warning, where the host has no room or no right to keep one."""
+    models = PreparedModels()
+    entry = models.entry(artifact, variant, machine)
+    if not models.has(entry):
+        _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, models.folder)
+    try:
+        return models.graph(entry, artifact, variant)
+    except OSError as error:
+        _logger.warning("not using a prepared model, so loading takes longer and memory is not shared: %s", error)
+        return None
