@@ -26,7 +26,7 @@ _N_STEPS = 3000
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name."""
     options = _parser().parse_args(arguments)
-    torch.set_num_threads(getattr(options, "threads", _N_THREADS))
+    torch.set_num_threads(options.threads)
     options.run(options)
 
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--data", type=Path, required=True, help="the folder of data sets (see corpus.py)")
     evaluating.add_argument("--part", choices=("dev", "held_out"), default="held_out", help="which articles")
     evaluating.add_argument("--json", type=Path, help="write the numbers to this file as well")
-    evaluating.set_defaults(run=run_evaluate)
+    evaluating.set_defaults(run=run_evaluate, threads=_N_THREADS)
     return parser
 
 

@@ -9,6 +9,7 @@ import onnxruntime
 import transformers
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from rankrt.machine import this_machine
 from rankrt.sources import Hub
 from rankrt_export.checkpoint import open_checkpoint
 from rankrt_export.traced import trace
@@ -41,4 +42,4 @@ class Dynamic:
 
 
 def _has_vnni() -> bool:
-    return "vnni" in Path("/proc/cpuinfo").read_text()
+    return any("vnni" in instruction for instruction in this_machine().instructions)

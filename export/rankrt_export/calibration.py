@@ -19,7 +19,7 @@ from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
 from rankrt_export.layers import LayerGroup, layers_of
-from rankrt_export.pytorch import load_model
+from rankrt_export.pytorch import load_model, scores, tensors, tokenized
 from rankrt_export.quantization import (
     GELU_MINIMUM,
     SYMMETRIC,
@@ -36,16 +36,9 @@ from rankrt_export.quantization import (
 )
 from rankrt_export.ranks import mean_tau
 from rankrt_export.texts import Texts
-from rankrt_export.verify import Limits
-from rankrt_export.weights import read
+from rankrt_export.verify import Limits, Progress
 
 Float64Array = npt.NDArray[np.float64]
-Progress = Callable[[int], None]
-
-
-def no_progress(n_done: int) -> None:
-    """Tell nobody."""
-
 
 # Costs are sums over a sentence or two, so short rows tell as much as long ones.
 N_PAIRS, N_TOKENS = 64, 160
@@ -176,7 +169,9 @@ class Calibration:
         return replace(self.recipe(n_kept), tables={})
 
 
-def calibrate(checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress = no_progress) -> Calibration:
+def calibrate(
+    checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress = lambda n_done: None
+) -> Calibration:
     """Find scales, costs, and the most int8 that is within the limits on the text; `progress` is told of pairs done.
 
     Raises CheckpointError for an architecture that is traced, VerificationError if the limits cannot be met.
@@ -224,17 +219,16 @@ class _Trial:
 
     def __init__(self, checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress) -> None:
         self._texts = few_pairs(texts)
-        self._rows = _rows(checkpoint, self._texts)
+        self._rows = tokenized(checkpoint, self._texts.pairs, min(N_TOKENS, checkpoint.max_length))
         self._progress = progress
         self._model = load_model(checkpoint).requires_grad_(False)
         layers = layers_of(checkpoint)
         self._groups = layers.groups
         self._logits = self._scores()
         self.tables = self._make_tables(checkpoint, layers.tables, limits.max_difference * _TABLES_SHARE_OF_LIMIT)
-        self.recipes = self._make_recipes(checkpoint)
+        self.recipes = self._make_recipes()
         self._layers = {
-            name: _Int8Layer(self._model.get_submodule(name), recipe, read(checkpoint.weights, f"{name}.weight"))
-            for name, recipe in self.recipes.items()
+            name: _Int8Layer(self._model.get_submodule(name), recipe) for name, recipe in self.recipes.items()
         }
         self.drifts = self._first_order_drifts()
         self.costliest = sorted(self.recipes, key=self._price, reverse=True)
@@ -287,11 +281,11 @@ class _Trial:
         """Variances add up, and so do multiply-adds: the variance that a layer's speed is paid with."""
         return self.cost(name) ** 2 / self.n_weights(name)
 
-    def _make_recipes(self, checkpoint: Checkpoint) -> dict[str, LayerRecipe]:
+    def _make_recipes(self) -> dict[str, LayerRecipe]:
         inputs = self._inputs_of_groups()
         recipes: dict[str, LayerRecipe] = {}
         for group, (largest, sampled) in zip(self._groups, inputs, strict=True):
-            weights = [read(checkpoint.weights, f"{name}.weight") for name in group.layers]
+            weights = [self._model.get_submodule(name).weight.numpy() for name in group.layers]
             recipes |= zip(group.layers, group_recipes(group, weights, largest, sampled), strict=True)
         return recipes
 
@@ -319,7 +313,7 @@ class _Trial:
         hooks = [layer.module.register_forward_hook(layer.remember) for layer in self._layers.values()]
         for i, row in enumerate(self._rows):
             with torch.enable_grad():
-                self._model(**row).logits[0, 0].backward()
+                self._model(**tensors(row)).logits[0, 0].backward()
             for name, layer in self._layers.items():
                 drifts[name][i] = layer.first_order_drift()
             self._progress(1)
@@ -328,14 +322,7 @@ class _Trial:
         return drifts
 
     def _scores(self) -> Float32Array:
-        import torch
-
-        logits = np.empty(len(self._rows), np.float32)
-        with torch.no_grad():
-            for i, row in enumerate(self._rows):
-                logits[i] = self._model(**row).logits[0, 0].item()
-                self._progress(1)
-        return logits
+        return scores(self._model, self._rows, self._progress)
 
     @contextmanager
     def _in_int8(self, names: Sequence[str]) -> Iterator[None]:
@@ -422,12 +409,12 @@ class _Seen:
 class _Int8Layer:
     """A linear layer of the PyTorch model, and what int8 would make of it."""
 
-    def __init__(self, module: Any, recipe: LayerRecipe, weight: Float32Array) -> None:
+    def __init__(self, module: Any, recipe: LayerRecipe) -> None:
         import torch
 
         self.module = module
         self._recipe = recipe
-        self._weight = torch.from_numpy(recipe.integers(weight) * recipe.scales[:, None])
+        self._weight = torch.from_numpy(recipe.integers(module.weight.numpy()) * recipe.scales[:, None])
         self._input: Any = None
         self._output: Any = None
 
@@ -466,13 +453,3 @@ def _rounding_hook(recipe: TableRecipe) -> Callable[..., Any]:
         return torch.from_numpy(recipe.rounded(rows)).reshape(output.shape)
 
     return hook
-
-
-def _rows(checkpoint: Checkpoint, texts: Texts) -> list[dict[str, Any]]:
-    import torch
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
-    length = min(N_TOKENS, checkpoint.max_length)
-    rows = tokenizer(texts.pairs, truncation="longest_first", max_length=length)
-    return [{key: torch.tensor([values[i]]) for key, values in rows.items()} for i in range(len(texts.pairs))]

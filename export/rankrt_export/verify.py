@@ -15,7 +15,7 @@ from rankrt.errors import ScoreError
 from rankrt.reranker import Reranker
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import DriftError, VerificationError
-from rankrt_export.pytorch import load_model
+from rankrt_export.pytorch import Row, load_model, scores, tokenized
 from rankrt_export.ranks import mean_overlap, taus
 from rankrt_export.texts import Question, Texts
 
@@ -63,34 +63,25 @@ def reference(checkpoint: Checkpoint, reranker: Reranker, texts: Texts, progress
     import transformers
 
     rows = reference_rows(checkpoint, reranker, texts)
-    model = load_model(checkpoint)
-    logits = np.empty(len(rows), np.float32)
-    with torch.inference_mode():
-        for i, row in enumerate(rows):
-            logits[i] = model(**{key: torch.tensor([ids]) for key, ids in row.items()}).logits[0, 0].item()
-            progress(1)
+    logits = scores(load_model(checkpoint), rows, progress)
     made_by = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return Reference(texts=texts, logits=logits, made_by=made_by)
 
 
-def reference_rows(checkpoint: Checkpoint, reranker: Reranker, texts: Texts) -> list[dict[str, list[int]]]:
+def reference_rows(checkpoint: Checkpoint, reranker: Reranker, texts: Texts) -> list[Row]:
     """Tokenize all pairs with the checkpoint's own tokenizer, which has to give the ids that the reranker gives.
 
     Raises VerificationError with the first pair for which it does not.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
-    # A list of pairs, because transformers takes a lone ("query", "") for a text without a second one.
-    theirs = tokenizer(texts.pairs, truncation="longest_first", max_length=reranker.rules.max_length)
+    theirs = tokenized(checkpoint, texts.pairs, reranker.rules.max_length)
     ours = reranker.encode(texts.pairs)
     for i, pair in enumerate(texts.pairs):
-        if theirs["input_ids"][i] != ours.row(i).tolist():
+        if theirs[i]["input_ids"] != ours.row(i).tolist():
             raise VerificationError(
-                f"tokenizer.json and transformers do not agree: of {pair} transformers makes {theirs['input_ids'][i]},"
+                f"tokenizer.json and transformers do not agree: of {pair} transformers makes {theirs[i]['input_ids']},"
                 f" the artifact {ours.row(i).tolist()}; nothing was written"
             )
-    return [{key: values[i] for key, values in theirs.items()} for i in range(len(texts.pairs))]
+    return theirs
 
 
 def verify(reranker: Reranker, against: Reference, limits: Limits, progress: Progress) -> Verification:

@@ -37,10 +37,6 @@ def refine(scores: Float32Array, n: int, drift: float, exact: Callable[[Int64Arr
     found = exact(first)
     if len(rest):
         doubtful = rest[scores[rest] + np.float32(drift) >= found.min()]
-        first, found = np.concatenate([first, doubtful]), np.concatenate([found, _of(exact, doubtful)])
+        first, found = np.concatenate([first, doubtful]), np.concatenate([found, exact(doubtful)])
     best = np.lexsort((first, -found))[:n]  # equal scores keep the order in which the documents were given
     return Refined(order=first[best], scores=found[best], n_refined=len(first))
-
-
-def _of(exact: Callable[[Int64Array], Float32Array], documents: Int64Array) -> Float32Array:
-    return exact(documents) if len(documents) else np.zeros(0, np.float32)

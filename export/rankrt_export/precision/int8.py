@@ -77,8 +77,7 @@ def rounded(graph: Graph, x: ir.Value, recipe: LayerRecipe, *, name: str) -> _Ro
     if recipe.divisors is not None:
         x = graph.op("Mul", x, graph.array(f"{name}.int8.factors", np.float32(1) / recipe.divisors))
     scales = token_scales(graph, x, recipe.grid)
-    zero_point = graph.constant(f"uint8({recipe.grid.zero_point})", np.array(recipe.grid.zero_point, np.uint8))
-    zero_points = graph.op("Expand", zero_point, graph.op("Shape", scales))
+    zero_points = graph.op("Expand", _zero_point(graph, recipe.grid), graph.op("Shape", scales))
     n_features = graph.weights.shape(name)[1]
     values = graph.op("QuantizeLinear", x, scales, zero_points, axis=1, block_size=n_features)
     return _Rounded(values=values, scales=scales)
@@ -102,7 +101,10 @@ def multiplied(graph: Graph, x: _Rounded, weight: str, recipe: LayerRecipe) -> i
 
     stored = graph.external(LAYERS_DATA, f"{weight}.int8", np.int8, (n_in, n_out), integers)
     scales = graph.external(LAYERS_DATA, f"{weight}.int8.scales", np.float32, (n_out,), lambda: [recipe.scales])
-    zero_point = graph.constant(f"uint8({recipe.grid.zero_point})", np.array(recipe.grid.zero_point, np.uint8))
-    one = graph.scalar(np.float32(1))
+    one, zero_point = graph.scalar(np.float32(1)), _zero_point(graph, recipe.grid)
     product = graph.op("MatMulIntegerToFloat", x.values, stored, one, scales, zero_point, domain=MICROSOFT)
     return graph.op("Mul", product, x.scales)
+
+
+def _zero_point(graph: Graph, grid: Grid) -> ir.Value:
+    return graph.constant(f"uint8({grid.zero_point})", np.array(grid.zero_point, np.uint8))
