@@ -89,12 +89,14 @@ def speed() -> str:
 def _conditions(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
     found = _result("sgemm_share")["shares"]
-    shares = " and ".join(f"{share['share']:.0%} at {share['n_tokens']} tokens" for share in found)
+    shares = " and ".join(f"{share['of_sgemm_from_memory']:.0%} with {share['n_tokens']} tokens" for share in found)
+    alone = " and ".join(f"{share['of_sgemm_alone']:.0%}" for share in found)
     return (
         f"bge-reranker-v2-m3's shape (568 M parameters, 24 layers), fp32, {machine['n_threads']} cores of an"
         f" {machine['processor']} ({machine['instructions'][-1]}); medians of {record['speeds'][0]['n_rounds']} rounds,"
         " systems in turn, tokenization included; x: time relative to rankrt's. One row alone reaches"
-        f" {shares} of the rate of plain matrix products, the best of MLAS, MKL and OpenBLAS in the same run. Scripts:"
+        f" {shares} of the rate of a model's plain matrix products, the best of MLAS, MKL and OpenBLAS in the same run,"
+        f" and {alone} of what these reach on weights that never leave the caches. Scripts:"
         " [speed](benchmarks/cpu_speed.py), [share](benchmarks/sgemm_share.py); [records](benchmarks/results)."
     )
 

@@ -27,6 +27,7 @@ SYSTEMS = {
     "pytorch-sdpa": "benchmarks.systems.pytorch:RowByRow",
     "sentence-transformers": "benchmarks.systems.sentence_transformers:AsShipped",
     "sgemm": "benchmarks.systems.sgemm:Sgemm",
+    "sgemm-from-memory": "benchmarks.systems.sgemm:SgemmFromMemory",
 }
 
 
