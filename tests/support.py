@@ -66,10 +66,11 @@ def tiny_artifact(
     verification: Verification | None = VERIFICATION,
     max_length: int = 64,
     points: Mapping[Precision, np.ndarray] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Artifact:
     """Write an artifact in which a score is the sum of the points of the row's words, which a precision may change."""
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    (tokenizer or tiny_tokenizer()).save(str(folder / "tokenizer.json"))
     variants = []
     for precision in precisions:
         graph, data = f"cpu-{precision}.onnx", f"points.{precision}.data"

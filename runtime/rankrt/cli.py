@@ -115,7 +115,7 @@ def cache(options: argparse.Namespace) -> int:
         print(f"freed {models.clear() / 1e6:,.0f} MB in {models.folder}")
         return 0
     for entry, n_bytes in models.entries():
-        print(f"{n_bytes / 1e6:>8,.0f} MB  {entry.name} {entry.variant}  onnxruntime {entry.onnxruntime}")
+        print(f"{n_bytes / 1e6:>8,.0f} MB  {entry.name} {entry.variant}  {entry.engine}")
     print(f"{models.folder}", file=sys.stderr)
     return 0
 

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import tokenizers
 
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.atomic import cache_folder, made_once, size_of
 from rankrt.backends.ort import import_onnxruntime, open_session, session_options
 from rankrt.errors import ArtifactError
 from rankrt.machine import Machine
+from rankrt.unigram_tokenizer import UnigramTokenizer
 
 _GRAPH, _WEIGHTS, _ENTRY = "model.onnx", "weights.data", "prepared.json"
 # Smaller tensors stay in the graph file, which is read at once.
@@ -32,7 +34,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     variant: str
     artifact: str
-    onnxruntime: str
+    engine: str
     instructions: Sequence[str]
 
     @property
@@ -54,7 +56,7 @@ class PreparedModels:
             name=artifact.manifest.name,
             variant=variant.name,
             artifact=artifact.identity,
-            onnxruntime=import_onnxruntime().__version__,
+            engine=f"onnxruntime {import_onnxruntime().__version__}",
             instructions=(machine.architecture, *machine.instructions),
         )
 
@@ -76,6 +78,32 @@ class PreparedModels:
             (unfinished / _ENTRY).write_bytes(msgspec.json.encode(entry))
 
         return made_once(self.folder / entry.folder_name, make) / _GRAPH
+
+    def tokenizer(self, artifact: Artifact) -> UnigramTokenizer | None:
+        """Return the artifact's tokenizer over a mapped vocabulary, or None if it is not of the kind that has one.
+
+        Raises ArtifactError and OSError as `graph` does.
+        """
+        name = artifact.manifest.tokenizer
+        entry = Prepared(
+            name=artifact.manifest.name,
+            variant="vocabulary",
+            artifact=artifact.manifest.files[name].sha256,
+            engine=f"tokenizers {tokenizers.__version__}",
+            instructions=(),
+        )
+        artifact.check_sizes([name])
+        if self.has(entry):
+            return UnigramTokenizer.open(self.folder / entry.folder_name)
+        if (tokenizer := UnigramTokenizer.read(artifact.path(name))) is None:
+            return None
+
+        def make(unfinished: Path) -> None:
+            artifact.check_hashes([name])
+            tokenizer.save(unfinished)
+            (unfinished / _ENTRY).write_bytes(msgspec.json.encode(entry))
+
+        return UnigramTokenizer.open(made_once(self.folder / entry.folder_name, make))
 
     def entries(self) -> list[tuple[Prepared, int]]:
         """Return what is there, with sizes in bytes, sorted by name."""

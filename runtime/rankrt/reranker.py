@@ -19,7 +19,7 @@ from rankrt.ranking import Hit, Ranking
 from rankrt.rules import Rules
 from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import Encoded, Pair, PairTokenizer
-from rankrt.variants import Variants, choose, open_cpu
+from rankrt.variants import Variants, choose, open_cpu, open_tokenizer
 
 Device: TypeAlias = Literal["auto", "cpu"]
 
@@ -111,7 +111,7 @@ class Reranker:
         limit = artifact.manifest.max_length
         chosen = Rules(max_length=min(512, limit) if max_length is None else max_length, **rules)
         chosen.check(artifact.manifest.template, limit)
-        tokenizer = PairTokenizer.open(artifact.path(artifact.manifest.tokenizer), artifact.manifest.template)
+        tokenizer = PairTokenizer(open_tokenizer(artifact, prepare=prepare), artifact.manifest.template)
         variants = Variants(lambda wanted: find(wanted)[1], open_variant)
         return cls(artifact, variant, tokenizer, variants, chosen)
 

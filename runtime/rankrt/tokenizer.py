@@ -4,20 +4,20 @@ Knows no model and no engine. A row is assembled from pieces that are tokenized 
 Hugging Face kind does with the two texts of a pair, so a query is tokenized once however many passages it meets.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
 
 from rankrt.arrays import BoolArray, Int32Array, Int64Array
 from rankrt.artifact import Template
-from rankrt.errors import ArtifactError, InputError
+from rankrt.errors import InputError
 from rankrt.rules import Rules, Span, longest_first, windows
+from rankrt.text_tokenizer import Located, TextTokenizer
 
 Pair: TypeAlias = tuple[str, str]
+_Found = TypeVar("_Found")
 
 # A head of 8 characters a token held the 512 tokens asked for in all of XQuAD's 12 languages; where it does not, the
 # whole text is tokenized after all. Without heads a 10 MB passage takes 7 s of which 512 tokens are used.
@@ -77,20 +77,9 @@ class _Row:
 class PairTokenizer:
     """Turns pairs into rows by a template. Threads may share one: nothing in it changes after construction."""
 
-    def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._tokenizer = tokenizer
+    def __init__(self, text_tokenizer: TextTokenizer, template: Template) -> None:
+        self._text_tokenizer = text_tokenizer
         self._template = template
-        self._has_separate_words = _has_separate_words(tokenizer)
-
-    @classmethod
-    def open(cls, path: Path, template: Template) -> "PairTokenizer":
-        """Read a tokenizer.json. Raises ArtifactError if it is not one."""
-        try:
-            return cls(Tokenizer.from_file(str(path)), template)
-        except Exception as error:  # the library raises bare Exception for every kind of bad file
-            raise ArtifactError(f"{path} cannot be read as a tokenizer: {error}") from error
 
     def encode(self, pairs: Sequence[Pair], rules: Rules) -> Encoded:
         """Tokenize, cut and join pairs; rows come in the order of the pairs.
@@ -101,8 +90,8 @@ class PairTokenizer:
         queries = self._encode_queries(dict.fromkeys(query for query, _ in pairs), rules)
         passages = [_instructed(p, rules.passage_instruction, rules.passage_instruction_format) for _, p in pairs]
         if rules.long_documents == "chunk":
-            encodings = self._encode_batch(passages, with_spans=True)
-            rows = [row for i, (q, _) in enumerate(pairs) for row in self._chunks(i, queries[q], encodings[i], rules)]
+            located = _checked(self._text_tokenizer.located, passages)
+            rows = [row for i, (q, _) in enumerate(pairs) for row in self._chunks(i, queries[q], located[i], rules)]
         else:
             ids = self._encode_passages(passages, rules)
             rows = [self._cut(i, queries[q], ids[i], rules) for i, (q, _) in enumerate(pairs)]
@@ -115,7 +104,7 @@ class PairTokenizer:
 
     def _encode_passages(self, texts: Sequence[str], rules: Rules) -> list[Int32Array]:
         """Tokenize passages; a long one only as far as a row can hold, and further so that a cut is noticed."""
-        if rules.truncation == "longest_first" or not self._has_separate_words:
+        if rules.truncation == "longest_first" or not self._text_tokenizer.has_separate_words:
             return self._ids(texts)
         heads = [_head(text, rules.max_length * _HEAD_CHARS_PER_TOKEN) for text in texts]
         ids = self._ids(heads)
@@ -149,8 +138,8 @@ class PairTokenizer:
             )
         return n_query
 
-    def _chunks(self, pair: int, query: Int32Array, passage: Encoding, rules: Rules) -> Iterator[_Row]:
-        kept, ids = query[: self._n_query(query, rules)], _as_array(passage.ids)
+    def _chunks(self, pair: int, query: Int32Array, passage: Located, rules: Rules) -> Iterator[_Row]:
+        kept, ids = query[: self._n_query(query, rules)], passage.ids
         size = rules.max_length - self._template.n_special - len(kept)
         for start, stop in windows(len(ids), size, overlap=size // _CHUNK_OVERLAP):
             yield _Row(
@@ -158,7 +147,7 @@ class PairTokenizer:
                 query=kept,
                 passage=ids[start:stop],
                 query_truncated=len(kept) < len(query),
-                span=(passage.offsets[start][0], passage.offsets[stop - 1][1]) if stop > start else (0, 0),
+                span=(passage.spans[start][0], passage.spans[stop - 1][1]) if stop > start else (0, 0),
             )
 
     def _join(self, rows: Sequence[_Row], n_pairs: int) -> Encoded:
@@ -182,14 +171,7 @@ class PairTokenizer:
         )
 
     def _ids(self, texts: Sequence[str]) -> list[Int32Array]:
-        return [_as_array(encoding.ids) for encoding in self._encode_batch(texts, with_spans=False)]
-
-    def _encode_batch(self, texts: Sequence[str], *, with_spans: bool) -> list[Encoding]:
-        encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
-        try:
-            return encode(list(texts), add_special_tokens=False)
-        except TypeError:
-            raise InputError(_describe_bad_text(texts)) from None
+        return _checked(self._text_tokenizer.ids, texts)
 
 
 def _head(text: str, n_chars: int) -> str:
@@ -204,12 +186,11 @@ def _head(text: str, n_chars: int) -> str:
     return text if cut == -1 else text[:cut]
 
 
-def _has_separate_words(tokenizer: Tokenizer) -> bool:
-    """Tell whether the tokenizer treats what stands before and behind a space apart, so that a head is exact."""
-    if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
-        return False
-    pre_tokenizer = tokenizer.pre_tokenizer
-    return pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a b")) > 1
+def _checked(tokenize: Callable[[Sequence[str]], list[_Found]], texts: Sequence[str]) -> list[_Found]:
+    try:
+        return tokenize(texts)
+    except (TypeError, UnicodeEncodeError):
+        raise InputError(_describe_bad_text(texts)) from None
 
 
 def _instructed(text: str, instruction: str | None, form: str) -> str:

@@ -12,6 +12,8 @@ from rankrt.backends.ort_cpu import OrtCpu
 from rankrt.errors import ArtifactError, DeviceError
 from rankrt.machine import Machine
 from rankrt.prepared import PreparedModels
+from rankrt.text_tokenizer import LibraryTokenizer, TextTokenizer
+from rankrt.unigram_tokenizer import UnigramTokenizer
 
 _NEED_BYTES: tuple[Precision, ...] = ("int8",)
 
@@ -73,6 +75,22 @@ def open_cpu(artifact: Artifact, variant: Variant, machine: Machine, n_threads: 
         return OrtCpu(graph, variant.layout, n_threads=n_threads, is_prepared=True)
     except ArtifactError as error:
         raise ArtifactError(f"{error}; this prepared model is damaged, remove it with: rankrt cache clear") from error
+
+
+def open_tokenizer(artifact: Artifact, *, prepare: bool) -> TextTokenizer:
+    """Open an artifact's tokenizer: over a vocabulary in arrays, which are mapped if `prepare`, or the library's."""
+    path = artifact.path(artifact.manifest.tokenizer)
+    if not prepare:
+        return UnigramTokenizer.read(path) or LibraryTokenizer.open(path)
+    models = PreparedModels()
+    try:
+        return models.tokenizer(artifact) or LibraryTokenizer.open(path)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{models.folder} has a damaged vocabulary ({error}); remove it with: rankrt cache clear"
+        ) from error
+    except OSError:  # no room or no right to keep one, of which the model has warned
+        return open_tokenizer(artifact, prepare=False)
 
 
 def _prepared_graph(artifact: Artifact, variant: Variant, machine: Machine) -> Path | None:

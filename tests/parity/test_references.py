@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from rankrt import Reranker
 from rankrt.compat import FlagReranker
@@ -94,7 +95,7 @@ def test_heads_of_long_texts_have_the_tokens_of_the_whole(reranker: Reranker, sh
     novels = [path.read_text(encoding="utf-8") for path in sorted((shared / "data" / "long-text").glob("*.txt"))]
     queries = ["what did he say?", "彼は何と言いましたか"]
     encoded = reranker.encode([(query, novel) for query in queries for novel in novels])
-    tokenizer = reranker._tokenizer._tokenizer
+    tokenizer = Tokenizer.from_file(str(reranker.artifact.path(reranker.artifact.manifest.tokenizer)))
     for i, novel in enumerate(novels * len(queries)):
         whole = tokenizer.encode(novel, add_special_tokens=False).ids
         kept = encoded.row(i)[encoded.passage_starts[i] : -1].tolist()

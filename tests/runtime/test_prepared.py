@@ -47,7 +47,7 @@ def test_entries_differ_by_artifact_engine_and_processor(artifact: Artifact, mod
     entry = entry_of(artifact, models)
     other = entry_of(tiny_artifact(tmp_path / "other", max_length=32), models)
     assert len({entry.folder_name, other.folder_name}) == 2
-    assert entry.onnxruntime and entry.instructions
+    assert entry.engine and entry.instructions
 
 
 def test_threads_that_load_together_prepare_once_and_all_score(artifact: Artifact, models: PreparedModels):

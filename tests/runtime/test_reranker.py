@@ -12,6 +12,7 @@ from rankrt import ArtifactError, DeviceError, InputError, MissingExtra, Reranke
 from rankrt.artifact import Artifact, Layout
 from rankrt.planner import Capacity
 from rankrt.reranker import best_rows, sigmoid
+from rankrt.text_tokenizer import LibraryTokenizer
 from rankrt.tokenizer import PairTokenizer
 from rankrt.variants import Variants
 from tests.support import TEMPLATE, FakeBackend, in_threads, tiny_artifact, tiny_tokenizer
@@ -176,7 +177,7 @@ def test_blocks_of_a_long_list_are_joined(reranker: Reranker, monkeypatch: pytes
 
 def test_any_backend_will_do(artifact: Artifact):
     backend = FakeBackend(Capacity(layout="packed", n_threads=1, n_narrow=1))
-    tokenizer = PairTokenizer(tiny_tokenizer(), TEMPLATE)
+    tokenizer = PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE)
     variant = artifact.manifest.variants[0]
     variants = Variants(lambda precision: variant, lambda variant: backend)
     with Reranker(artifact, variant, tokenizer, variants, Rules(max_length=64)) as reranker:

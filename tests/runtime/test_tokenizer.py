@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from rankrt import ArtifactError, InputError, Rules
 from rankrt.artifact import Template
 from rankrt.rules import longest_first, windows
+from rankrt.text_tokenizer import LibraryTokenizer
 from rankrt.tokenizer import Encoded, PairTokenizer
 from tests.support import TEMPLATE, tiny_tokenizer
 
@@ -21,7 +22,7 @@ words = st.lists(st.sampled_from(["one", "two", "three", "four", "unknown"]), ma
 
 
 def encode(pairs: list[tuple[str, str]], **rules: Any) -> Encoded:
-    return PairTokenizer(tiny_tokenizer(), TEMPLATE).encode(pairs, Rules(**rules))
+    return PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE).encode(pairs, Rules(**rules))
 
 
 def test_a_row_is_prefix_query_separator_passage_suffix():
@@ -86,7 +87,7 @@ def test_longest_first_by_hand(n_query: int, n_passage: int, room: int, expected
 def test_a_long_passage_is_tokenized_as_far_as_needed_and_comes_out_the_same(text: str, max_length: int):
     rules = Rules(max_length=max_length)
     whole = tiny_tokenizer().encode(text, add_special_tokens=False).ids
-    encoded = PairTokenizer(tiny_tokenizer(), TEMPLATE).encode([("one", text)], rules)
+    encoded = PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE).encode([("one", text)], rules)
     kept = encoded.row(0)[encoded.passage_starts[0] : -1].tolist()
     assert kept == whole[: len(kept)]
     assert encoded.truncated[0] == (len(kept) < len(whole))
@@ -180,7 +181,7 @@ def test_a_damaged_tokenizer_file_is_an_artifact_error(tmp_path: Path):
     path = tmp_path / "tokenizer.json"
     path.write_text('{"version": "1.0"')
     with pytest.raises(ArtifactError, match=r"tokenizer.json cannot be read as a tokenizer"):
-        PairTokenizer.open(path, TEMPLATE)
+        LibraryTokenizer.open(path)
 
 
 def test_truncation_and_padding_in_the_file_are_not_used(tmp_path: Path):
@@ -188,12 +189,14 @@ def test_truncation_and_padding_in_the_file_are_not_used(tmp_path: Path):
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    encoded = PairTokenizer.open(tmp_path / "tokenizer.json", TEMPLATE).encode([("one two", "three")], Rules())
+    encoded = PairTokenizer(LibraryTokenizer.open(tmp_path / "tokenizer.json"), TEMPLATE).encode(
+        [("one two", "three")], Rules()
+    )
     assert encoded.lengths.tolist() == [7]
 
 
 def test_a_template_without_prefix_or_suffix_works():
-    encoded = PairTokenizer(tiny_tokenizer(), Template(prefix=(), separator=(2,), suffix=())).encode(
+    encoded = PairTokenizer(LibraryTokenizer(tiny_tokenizer()), Template(prefix=(), separator=(2,), suffix=())).encode(
         [("one", "two")], Rules()
     )
     assert encoded.ids.tolist() == [ONE, END, TWO]

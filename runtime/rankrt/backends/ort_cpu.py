@@ -16,6 +16,7 @@ from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact import Layout
 from rankrt.backends.ort import import_onnxruntime, open_session, session_options
 from rankrt.batch import BATCHES
+from rankrt.machine import release_free_memory
 from rankrt.planner import LONGEST_NARROW_ROW, Capacity, Plan
 from rankrt.tokenizer import Encoded
 
@@ -31,10 +32,12 @@ class OrtCpu:
         )
         self._batch = BATCHES[layout]
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="rankrt")
-        # Both at once: each spends 0.7 s of one thread on the packed weights of a model of 568 M parameters.
+        # Both at once: each spends 0.3 to 0.7 s of one thread on the packed weights of a model of 568 M parameters.
         counts = [n_threads, 1] if has_narrow else [n_threads]
         options = [session_options(n, is_prepared=is_prepared) for n in counts]
         sessions = list(self._pool.map(open_session, [graph] * len(options), options))
+        # What loading needed for a while: 24 of 68 MB that two sessions of such a model leave.
+        release_free_memory()
         self._wide, self._narrow = sessions[0], sessions[-1]
         self._inputs = {node.name for node in self._wide.get_inputs()}
 
