@@ -9,6 +9,7 @@ from rankrt.errors import InputError
 Span: TypeAlias = tuple[int, int]
 Truncation: TypeAlias = Literal["only_passage", "longest_first"]
 LongDocuments: TypeAlias = Literal["truncate", "chunk"]
+Side: TypeAlias = Literal["left", "right"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,14 +22,20 @@ class Rules:
         sentence-transformers: the longer of the two loses tokens first.
     long_documents
         "truncate" scores what fits; "chunk" scores overlapping windows of the passage, of which the best counts.
+    passage_max_length
+        The most tokens of a passage that are looked at, in all its windows together; None is as many as fit.
+    truncation_side
+        Where a text loses tokens: "right", its end, or "left", its beginning.
     query_instruction, passage_instruction
         Put before the text by the format, as FlagEmbedding does: format.format(instruction, text).
     """
 
     max_length: int = 512
     query_max_length: int | None = None
+    passage_max_length: int | None = None
     truncation: Truncation = "only_passage"
     long_documents: LongDocuments = "truncate"
+    truncation_side: Side = "right"
     query_instruction: str | None = None
     passage_instruction: str | None = None
     query_instruction_format: str = "{}{}"
@@ -37,6 +44,7 @@ class Rules:
     def __post_init__(self) -> None:
         _check_choice("truncation", self.truncation, Truncation)
         _check_choice("long_documents", self.long_documents, LongDocuments)
+        _check_choice("truncation_side", self.truncation_side, Side)
         if self.truncation == "longest_first" and self.query_max_length is not None:
             raise InputError('truncation="longest_first" decides itself what a query keeps; drop query_max_length')
         if self.truncation == "longest_first" and self.long_documents == "chunk":
@@ -53,6 +61,8 @@ class Rules:
             raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens")
         if self.n_query_tokens < 1:
             raise InputError(f"query_max_length={self.n_query_tokens} leaves nothing of the query")
+        if self.passage_max_length is not None and self.passage_max_length < 1:
+            raise InputError(f"passage_max_length={self.passage_max_length} leaves nothing of a passage")
         if self.max_length < template.n_special + 2:
             raise InputError(
                 f"max_length={self.max_length} cannot hold a pair: {template.n_special} tokens of a row are special"

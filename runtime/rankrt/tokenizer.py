@@ -104,7 +104,8 @@ class PairTokenizer:
 
     def _encode_passages(self, texts: Sequence[str], rules: Rules) -> list[Int32Array]:
         """Tokenize passages; a long one only as far as a row can hold, and further so that a cut is noticed."""
-        if rules.truncation == "longest_first" or not self._text_tokenizer.has_separate_words:
+        is_whole = rules.truncation == "longest_first" or rules.truncation_side == "left"
+        if is_whole or not self._text_tokenizer.has_separate_words:
             return self._ids(texts)
         heads = [_head(text, rules.max_length * _HEAD_CHARS_PER_TOKEN) for text in texts]
         ids = self._ids(heads)
@@ -115,15 +116,16 @@ class PairTokenizer:
 
     def _cut(self, pair: int, query: Int32Array, passage: Int32Array, rules: Rules) -> _Row:
         room = rules.max_length - self._template.n_special
+        n_wanted = len(passage) if rules.passage_max_length is None else min(len(passage), rules.passage_max_length)
         if rules.truncation == "longest_first":
-            n_query, n_passage = longest_first(len(query), len(passage), room)
+            n_query, n_passage = longest_first(len(query), n_wanted, room)
         else:
             n_query = self._n_query(query, rules)
-            n_passage = min(len(passage), room - n_query)
+            n_passage = min(n_wanted, room - n_query)
         return _Row(
             pair=pair,
-            query=query[:n_query],
-            passage=passage[:n_passage],
+            query=_kept(query, n_query, rules),
+            passage=_kept(passage, n_passage, rules),
             query_truncated=n_query < len(query),
             truncated=n_passage < len(passage),
         )
@@ -139,14 +141,18 @@ class PairTokenizer:
         return n_query
 
     def _chunks(self, pair: int, query: Int32Array, passage: Located, rules: Rules) -> Iterator[_Row]:
-        kept, ids = query[: self._n_query(query, rules)], passage.ids
+        kept, ids = _kept(query, self._n_query(query, rules), rules), passage.ids
         size = rules.max_length - self._template.n_special - len(kept)
-        for start, stop in windows(len(ids), size, overlap=size // _CHUNK_OVERLAP):
+        n_wanted = len(ids) if rules.passage_max_length is None else min(len(ids), rules.passage_max_length)
+        first = len(ids) - n_wanted if rules.truncation_side == "left" else 0
+        for start, stop in windows(n_wanted, size, overlap=size // _CHUNK_OVERLAP):
+            start, stop = first + start, first + stop
             yield _Row(
                 pair=pair,
                 query=kept,
                 passage=ids[start:stop],
                 query_truncated=len(kept) < len(query),
+                truncated=n_wanted < len(ids),
                 span=(passage.spans[start][0], passage.spans[stop - 1][1]) if stop > start else (0, 0),
             )
 
@@ -172,6 +178,11 @@ class PairTokenizer:
 
     def _ids(self, texts: Sequence[str]) -> list[Int32Array]:
         return _checked(self._text_tokenizer.ids, texts)
+
+
+def _kept(ids: Int32Array, n_tokens: int, rules: Rules) -> Int32Array:
+    """Return what a text keeps when it is cut to so many tokens."""
+    return ids[len(ids) - n_tokens :] if rules.truncation_side == "left" else ids[:n_tokens]
 
 
 def _head(text: str, n_chars: int) -> str:

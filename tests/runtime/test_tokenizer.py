@@ -16,7 +16,7 @@ from rankrt.text_tokenizer import LibraryTokenizer
 from rankrt.tokenizer import Encoded, PairTokenizer
 from tests.support import TEMPLATE, tiny_tokenizer
 
-S, END, ONE, TWO, THREE = 0, 2, 5, 6, 7
+S, END, ONE, TWO, THREE, FOUR = 0, 2, 5, 6, 7, 8
 
 words = st.lists(st.sampled_from(["one", "two", "three", "four", "unknown"]), max_size=60).map(" ".join)
 
@@ -50,6 +50,33 @@ def test_only_the_passage_is_cut_once_the_query_has_three_quarters():
     assert encoded.ids.tolist() == [S] + [ONE] * 15 + [END, END] + [TWO] + [END]
     assert encoded.query_truncated.tolist() == [True]
     assert encoded.truncated.tolist() == [True]
+
+
+def test_texts_lose_their_beginning_if_that_is_asked_for():
+    numbers = "one two three four"
+    encoded = encode([(numbers, numbers)], max_length=10, query_max_length=3, truncation_side="left")
+    assert encoded.ids.tolist() == [S, TWO, THREE, FOUR, END, END, TWO, THREE, FOUR, END]
+    assert (encoded.truncated.tolist(), encoded.query_truncated.tolist()) == ([True], [True])
+    both = encode([(numbers, numbers)], max_length=8, truncation="longest_first", truncation_side="left")
+    assert both.ids.tolist() == [S, THREE, FOUR, END, END, THREE, FOUR, END]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_passage_is_looked_at_no_further_than_its_own_limit(side: str):
+    encoded = encode([("one", "two three four")], passage_max_length=2, truncation_side=side)
+    assert encoded.row(0).tolist()[4:-1] == ([THREE, FOUR] if side == "left" else [TWO, THREE])
+    assert encoded.truncated.tolist() == [True]
+    assert encode([("one", "two three")], passage_max_length=2).truncated.tolist() == [False]
+
+
+def test_windows_cover_no_more_of_a_passage_than_its_limit():
+    rules = {"max_length": 13, "long_documents": "chunk", "passage_max_length": 20}
+    right = encode([("one", "two " * 20 + "three " * 20)], **rules)
+    assert set(right.ids.tolist()) == {S, ONE, END, TWO}
+    assert right.truncated.tolist() == [True]
+    left = encode([("one", "two " * 20 + "three " * 20)], truncation_side="left", **rules)
+    assert set(left.ids.tolist()) == {S, ONE, END, THREE}
+    assert int(left.spans.min()) == 80
 
 
 def test_a_row_that_fits_exactly_is_not_truncated():
