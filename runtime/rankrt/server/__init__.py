@@ -1,0 +1,12 @@
+"""The HTTP server, `rankrt serve`: one engine, and the dialects that existing clients speak.
+
+A request goes through it in this order:
+
+    app         the ASGI application: routes, bodies, headers, errors
+    dialects    what the wire means: TEI, Cohere, Jina, vLLM, Infinity, llama.cpp, as an Ask and back
+    engine      an Ask becomes rows of ids in a thread of its own, and its scores an Answer
+    scheduler   which rows run next, and on which lane: fair queue, score cache, identical rows once
+    workers     who runs them: processes that have the model, or this process
+
+Only `app`, `cli`, `metrics`, `tracing` and what they import need the extra; the rest is the runtime's own.
+"""

@@ -1,0 +1,321 @@
+"""Which rows run next: what waits when a lane frees is what runs on it. No window, no timer.
+
+Every lane of every worker has a thread here that takes a run from the fair queue, runs it and hands the logits out.
+Rows that were scored before come from the cache, identical rows that wait or run are scored once. A run that fails is
+taken apart, so that a row which breaks the engine takes no other row with it.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankrt.arrays import Float32Array, Int32Array
+from rankrt.errors import RankrtError, ScoreError
+from rankrt.planner import LONGEST_NARROW_ROW, RUN_TOKENS, Capacity, plan
+from rankrt.server.cache import ScoreCache, digest_of
+from rankrt.server.queue import FairQueue, Job, Row
+from rankrt.server.workers import Run, RunFailed, Worker, WorkerLost
+from rankrt.tokenizer import Encoded
+
+# A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
+_MOST_FAILURES = 3
+
+_logger = logging.getLogger("rankrt.server")
+
+
+class QueueFull(RankrtError):
+    """More tokens wait than may; `retry_after_s` is when there should be room."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Stopping(RankrtError):
+    """Nothing runs any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a run was, for whoever counts."""
+
+    n_rows: int
+    n_tokens: int
+    is_wide: bool
+    seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class _Lanes:
+    """What the lanes of one worker are doing."""
+
+    n_running: int = 0
+    is_exclusive: bool = False
+    is_lost: bool = False
+
+
+class Scheduler:
+    """Runs rows on workers. Threads may share it."""
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        *,
+        cache: ScoreCache,
+        max_queue_tokens: int,
+        max_batch_tokens: int | None = None,
+        on_finished: Callable[[Finished], None] = lambda finished: None,
+    ) -> None:
+        self.cache = cache
+        self.queue = FairQueue()
+        self._max_queue_tokens = max_queue_tokens
+        self._max_batch_tokens = max_batch_tokens
+        self._on_finished = on_finished
+        self._known: dict[bytes, Row] = {}
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._tokens_per_second = 0.0
+        self._threads: list[threading.Thread] = []
+        self._threads += [
+            threading.Thread(target=self._serve, args=(worker, i, lanes), name=f"lane {i}", daemon=True)
+            for worker, lanes in ((worker, _Lanes()) for worker in workers)
+            for i in range(worker.n_lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def check_room(self) -> None:
+        """Raise QueueFull if no more rows may wait."""
+        if self.queue.n_tokens >= self._max_queue_tokens:
+            raise self._full()
+
+    def submit(self, job: Job, encoded: Encoded, order: Sequence[int]) -> None:
+        """Add rows to a job; they run in that order, unless their scores are known.
+
+        Raises Stopping, or QueueFull for the first rows of a job; one that was admitted is not refused half-way.
+        """
+        ids = [encoded.row(i) for i in range(encoded.n_rows)]
+        starts = encoded.passage_starts.tolist()
+        digests = [digest_of(job.model.salt, row, start) for row, start in zip(ids, starts, strict=True)]
+        with self._changed:
+            if self._is_closing:
+                raise Stopping("the server is going down")
+            if job.is_cancelled:
+                return
+            if job.submitted_at is None:
+                self._admit(len(encoded.ids))
+                job.submitted_at = time.monotonic()
+            first = len(job.logits)
+            job.logits += [float("nan")] * len(ids)
+            job.n_left += len(ids)
+            rows = [self._wanted(job, first + i, ids[i], starts[i], digests[i]) for i in order]
+            self.queue.add(job, [row for row in rows if row is not None])
+            self._changed.notify_all()
+        if job.n_left == 0:
+            job.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Stop working for a job; rows that others want too go on."""
+        with self._changed:
+            self._cancel(job)
+
+    def retry_after_s(self) -> float:
+        """Estimate how long it takes to score half of what waits."""
+        speed = self._tokens_per_second or 1000.0
+        return max(1.0, self.queue.n_tokens / 2 / speed)
+
+    def close(self) -> None:
+        """Stop when the runs that go on are done; who waits for more is told so."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        with self._changed:
+            jobs = _jobs_of(list(self._known.values()))
+            for job in jobs:
+                job.error = Stopping("the server is going down")
+        for job in jobs:
+            job.notify()
+
+    def _admit(self, n_tokens: int) -> None:
+        if self.queue.n_tokens and self.queue.n_tokens + n_tokens > self._max_queue_tokens:
+            raise self._full()
+
+    def _full(self) -> QueueFull:
+        seconds = self.retry_after_s()
+        return QueueFull(
+            f"{self.queue.n_tokens} tokens wait already, at most {self._max_queue_tokens} may;"
+            f" try again in {seconds:.0f} s",
+            seconds,
+        )
+
+    def _wanted(self, job: Job, index: int, ids: Int32Array, start: int, digest: bytes) -> Row | None:
+        """Note what a job wants, or hand it the logit that is known; return the row if it has to be queued."""
+        logit = self.cache.get(digest)
+        if logit is not None:
+            job.n_cached += len(ids)
+            self._give(job, index, logit)
+            return None
+        row = self._known.get(digest)
+        if row is None:
+            row = self._known[digest] = Row(model=job.model, ids=ids, passage_start=start, digest=digest)
+        else:
+            job.n_cached += len(ids)
+        row.waiters.append((job, index))
+        job.wanted.append(row)
+        return None if row.state == "running" else row
+
+    def _give(self, job: Job, index: int, logit: float) -> None:
+        job.logits[index] = logit
+        job.n_left -= 1
+        job.done_at = time.monotonic()
+
+    def _serve(self, worker: Worker, lane: int, lanes: _Lanes) -> None:
+        while (taken := self._next(lanes)) is not None:
+            rows, is_wide = taken
+            started = time.monotonic()
+            run = Run(
+                key=rows[0].model.key,
+                rows=[row.ids for row in rows],
+                passage_starts=[row.passage_start for row in rows],
+                is_wide=is_wide,
+            )
+            try:
+                logits = worker.run(lane, run)
+            except (WorkerLost, RunFailed) as error:
+                self._put_back(rows, error, lanes)
+                if isinstance(error, WorkerLost):
+                    self._revive(worker, error.life, lanes)
+                continue
+            seconds = time.monotonic() - started
+            self._hand_out(rows, logits, lanes, seconds)
+            n_tokens = sum(map(len, rows))
+            self._on_finished(Finished(n_rows=len(rows), n_tokens=n_tokens, is_wide=is_wide, seconds=seconds))
+
+    def _next(self, lanes: _Lanes) -> tuple[list[Row], bool] | None:
+        """Wait for rows that a lane may run; None when the scheduler closes."""
+        with self._changed:
+            while not self._is_closing:
+                if taken := self._take(lanes):
+                    lanes.n_running += 1
+                    self._note_start(taken[0])
+                    return taken
+                self._changed.wait()
+            return None
+
+    def _take(self, lanes: _Lanes) -> tuple[list[Row], bool] | None:
+        """Take the next run if this worker may start it now, and tell whether it is a wide one."""
+        head = self.queue.head()
+        if head is None or lanes.is_exclusive or lanes.is_lost:
+            return None
+        capacity = head.model.capacity
+        must_be_wide = capacity.n_narrow == 0 or len(head) > LONGEST_NARROW_ROW
+        # What failed before runs while nothing else does, so that nothing else can fail with it.
+        must_be_alone = must_be_wide or head.n_failures > 0
+        if must_be_alone and lanes.n_running:
+            return None  # the lanes run dry, and the last one takes it
+        is_wide = must_be_wide or (lanes.n_running == 0 and self._wide_is_faster(capacity))
+        lanes.is_exclusive = must_be_alone or is_wide
+        return self.queue.take(self._budget(capacity), capacity.layout), is_wide
+
+    def _wide_is_faster(self, capacity: Capacity) -> bool:
+        """Tell whether what waits is so little that a run on all threads pays; asked of an idle worker."""
+        if capacity.n_threads == 1 or self.queue.n_tokens > 2 * RUN_TOKENS * capacity.n_threads:
+            return False
+        return bool(plan(self.queue.lengths(), capacity).wide)
+
+    def _budget(self, capacity: Capacity) -> int:
+        """Return how many tokens a run should have: no more than pays, and no more than leaves a run for every lane."""
+        most = RUN_TOKENS if capacity.n_narrow else RUN_TOKENS * capacity.n_threads
+        n_lanes = len(self._threads) if capacity.n_narrow else 1
+        return max(1, min(most, self._max_batch_tokens or most, -(-self.queue.n_tokens // n_lanes)))
+
+    def _note_start(self, rows: Sequence[Row]) -> None:
+        now = time.monotonic()
+        for job in _jobs_of(rows):
+            job.first_run_at = job.first_run_at or now
+
+    def _hand_out(self, rows: Sequence[Row], logits: Float32Array, lanes: _Lanes, seconds: float) -> None:
+        with self._changed:
+            jobs = _jobs_of(rows)  # not earlier: until here, somebody may have joined
+            self._note_speed(sum(map(len, rows)), lanes, seconds)
+            self._free(lanes)
+            for row, logit in zip(rows, logits.tolist(), strict=True):
+                self._settle(row, logit)
+        for job in jobs:
+            job.notify()
+
+    def _settle(self, row: Row, logit: float) -> None:
+        """Hand a row's logit to all who want it."""
+        if not np.isfinite(logit):
+            self._give_up(row, ScoreError(f"the model answered {logit} for a text: this variant is not fit for it"))
+            return
+        row.state = "done"
+        self._known.pop(row.digest, None)
+        self.cache.put(row.digest, logit)
+        for job, index in row.waiters:
+            self._give(job, index, logit)
+
+    def _put_back(self, rows: Sequence[Row], error: RankrtError, lanes: _Lanes) -> None:
+        """Queue the rows of a failed run again, each alone, and fail those that have failed too often."""
+        _logger.error("a run of %d rows failed: %s", len(rows), error)
+        with self._changed:
+            jobs = _jobs_of(rows)
+            self._free(lanes)
+            lanes.is_lost = lanes.is_lost or isinstance(error, WorkerLost)
+            for row in rows:
+                row.n_failures += 1
+                if row.waiters and row.n_failures < _MOST_FAILURES:
+                    self.queue.retry(row)
+                else:
+                    self._give_up(row, error)
+            self._changed.notify_all()
+        for job in jobs:
+            job.notify()
+
+    def _give_up(self, row: Row, error: RankrtError) -> None:
+        row.state = "done"
+        self._known.pop(row.digest, None)
+        for job, _ in row.waiters:
+            job.error = error
+            self._cancel(job)
+
+    def _cancel(self, job: Job) -> None:
+        job.is_cancelled = True
+        for row in job.wanted:
+            row.waiters = [waiter for waiter in row.waiters if waiter[0] is not job]
+            if not row.waiters and row.state == "waiting":
+                self._known.pop(row.digest, None)
+                self.queue.abandon(row)
+
+    def _note_speed(self, n_tokens: int, lanes: _Lanes, seconds: float) -> None:
+        speed = n_tokens * lanes.n_running / max(seconds, 1e-6)
+        self._tokens_per_second += (speed - self._tokens_per_second) * (0.1 if self._tokens_per_second else 1.0)
+
+    def _free(self, lanes: _Lanes) -> None:
+        lanes.n_running -= 1
+        if lanes.is_exclusive or lanes.n_running == 0:
+            lanes.is_exclusive = False
+            self._changed.notify_all()
+
+    def _revive(self, worker: Worker, life: int, lanes: _Lanes) -> None:
+        while not self._is_closing:
+            try:
+                worker.revive(life)
+                break
+            except RankrtError:
+                _logger.exception("a worker could not be started again")
+                time.sleep(1.0)
+        with self._changed:
+            lanes.is_lost = False
+            self._changed.notify_all()
+
+
+def _jobs_of(rows: Sequence[Row]) -> list[Job]:
+    """Return the jobs that wait for any of these rows, each once."""
+    return list({id(job): job for row in rows for job, _ in row.waiters}.values())

@@ -1,0 +1,130 @@
+"""A server of tiny artifacts on a port of its own, and the parts of it that tests look at alone."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankrt.arrays import Float32Array
+from rankrt.planner import Capacity
+from rankrt.server.queue import Job
+from rankrt.server.workers import ModelFiles, Run, ServedModel
+from rankrt.tokenizer import Encoded
+
+CAPACITY = Capacity(layout="packed", n_threads=2, n_narrow=2)
+
+
+def model(key: str = "0", capacity: Capacity = CAPACITY) -> ServedModel:
+    return ServedModel(key=key, salt=key.encode(), capacity=capacity)
+
+
+def rows_of(*lengths: int, first_id: int = 5) -> Encoded:
+    """Rows of these lengths; no two have the same ids."""
+    rows = [np.arange(length, dtype=np.int32) + first_id * 1000 + i * 100_000 for i, length in enumerate(lengths)]
+    n = len(lengths)
+    return Encoded(
+        ids=np.concatenate(rows),
+        offsets=np.cumsum([0, *lengths]),
+        passage_starts=np.ones(n, np.int64),
+        pair_of_row=np.arange(n),
+        spans=np.zeros((n, 2), np.int64),
+        truncated=np.zeros(n, bool),
+        query_truncated=np.zeros(n, bool),
+    )
+
+
+@dataclass
+class FakeWorker:
+    """Answers the length of each row, one run at a time when it is told to, and remembers what it ran."""
+
+    n_lanes: int = 1
+    answer: Callable[[Run], Float32Array] = lambda run: np.array([len(row) for row in run.rows], np.float32)
+    runs: list[Run] = field(default_factory=list)
+    n_revived: int = 0
+    allowed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(10**9))
+    n_running: int = 0
+    most_running: int = 0
+
+    def load(self, files: ModelFiles) -> Capacity:
+        return CAPACITY
+
+    def unload(self, key: str) -> None:
+        pass
+
+    def run(self, lane: int, run: Run) -> Float32Array:
+        self.n_running += 1
+        self.most_running = max(self.most_running, self.n_running)
+        self.allowed.acquire()
+        self.runs.append(run)
+        self.n_running -= 1
+        return self.answer(run)
+
+    def revive(self, life: int) -> None:
+        self.n_revived += 1
+
+    def close(self) -> None:
+        pass
+
+
+class Waiting:
+    """A job, and when something happened to it."""
+
+    def __init__(self, served: ServedModel, **fields: Any) -> None:
+        self._changed = threading.Event()
+        self.job = Job(model=served, notify=self._changed.set, **fields)
+
+    def logits(self) -> list[float]:
+        """Wait until the job is done and return its logits. Raises its error."""
+        limit = time.monotonic() + 10
+        while self.job.n_left and self.job.error is None:
+            assert self._changed.wait(limit - time.monotonic()), "the job was not finished"
+            self._changed.clear()
+        if self.job.error is not None:
+            raise self.job.error
+        return self.job.logits
+
+
+@contextlib.contextmanager
+def serving(*folders: Path | str, **changes: Any) -> Iterator[str]:
+    """Serve artifacts in a thread, on this process's own lanes; yield the address."""
+    with serving_with_service(*folders, **changes) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple[str, Any]]:
+    """Serve artifacts, and yield the service too."""
+    import uvicorn
+
+    from rankrt.server.app import App
+    from rankrt.server.models import Served
+    from rankrt.server.service import Service, Settings
+
+    tracer = changes.pop("tracer", None)
+    settings = Settings(models=[Served.parse(str(f)) for f in folders], **{"n_workers": 0, "n_threads": 2, **changes})
+    service = Service(settings, tracer=tracer)
+    config = uvicorn.Config(App(service).starlette(), http="h11", lifespan="on", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        _wait_until(lambda: server.started and (service.is_ready or service.error is not None))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        listener.close()
+
+
+def _wait_until(is_done: Callable[[], bool], seconds: float = 20.0) -> None:
+    limit = time.monotonic() + seconds
+    while not is_done():
+        assert time.monotonic() < limit, "the server did not start"
+        time.sleep(0.01)

@@ -1,0 +1,270 @@
+"""The scheduler: known rows, identical rows, rows that fail, lanes, room."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from rankrt import ScoreError
+from rankrt.planner import LONGEST_NARROW_ROW, Capacity
+from rankrt.server.cache import ENTRY_BYTES, ScoreCache
+from rankrt.server.scheduler import QueueFull, Scheduler, Stopping
+from rankrt.server.workers import Run, RunFailed, WorkerLost
+from tests.server.support import FakeWorker, Waiting, model, rows_of
+
+MODEL = model()
+
+
+@pytest.fixture
+def opened() -> Iterator[list[tuple[Scheduler, FakeWorker]]]:
+    made: list[tuple[Scheduler, FakeWorker]] = []
+    yield made
+    for scheduler, worker in made:
+        worker.allowed.release(1000)  # a test that failed may have left it waiting
+        scheduler.close()
+
+
+@pytest.fixture
+def scheduled(opened: list[tuple[Scheduler, FakeWorker]]):
+    def make(worker: FakeWorker, cache_bytes: int = 0, max_queue_tokens: int = 10**9) -> Scheduler:
+        scheduler = Scheduler([worker], cache=ScoreCache(cache_bytes), max_queue_tokens=max_queue_tokens)
+        opened.append((scheduler, worker))
+        return scheduler
+
+    return make
+
+
+def submit(scheduler: Scheduler, rows, served=MODEL, **fields) -> Waiting:
+    waiting = Waiting(served, **fields)
+    scheduler.submit(waiting.job, rows, range(rows.n_rows))
+    return waiting
+
+
+def wait_until(is_true) -> None:
+    limit = time.monotonic() + 10
+    while not is_true():
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+
+
+def test_logits_come_in_the_order_of_the_rows(scheduled):
+    assert submit(scheduled(FakeWorker()), rows_of(7, 300, 20, 20)).logits() == [7, 300, 20, 20]
+
+
+def test_a_request_without_rows_to_run_is_told_at_once(scheduled):
+    scheduler = scheduled(FakeWorker(), cache_bytes=10 * ENTRY_BYTES)
+    submit(scheduler, rows_of(7)).logits()
+    again = submit(scheduler, rows_of(7))
+    assert again.logits() == [7]
+    assert again.job.n_cached == 7
+
+
+def test_known_scores_are_not_computed_again(scheduled):
+    worker = FakeWorker()
+    scheduler = scheduled(worker, cache_bytes=10 * ENTRY_BYTES)
+    submit(scheduler, rows_of(7, 8)).logits()
+    assert submit(scheduler, rows_of(7, 8, 9)).logits() == [7, 8, 9]
+    assert sum(len(run.rows) for run in worker.runs) == 3
+    assert (scheduler.cache.n_hits, scheduler.cache.n_misses) == (2, 3)
+
+
+def test_the_cache_keeps_no_more_than_it_may_and_drops_the_oldest(scheduled):
+    cache = ScoreCache(2 * ENTRY_BYTES)
+    for name in (b"a", b"b", b"a", b"c"):
+        cache.get(name)
+        cache.put(name, 1.0)
+    assert (cache.get(b"a"), cache.get(b"b"), cache.get(b"c")) == (1.0, None, 1.0)
+    assert cache.n_bytes == 2 * ENTRY_BYTES
+
+
+def test_models_do_not_share_scores(scheduled):
+    worker = FakeWorker()
+    scheduler = scheduled(worker, cache_bytes=10 * ENTRY_BYTES)
+    submit(scheduler, rows_of(7), model("0")).logits()
+    submit(scheduler, rows_of(7), model("1")).logits()
+    assert [run.key for run in worker.runs] == ["0", "1"]
+
+
+def test_identical_rows_in_flight_are_scored_once(scheduled):
+    worker = FakeWorker(allowed=threading.Semaphore(0))
+    scheduler = scheduled(worker)
+    requests = [submit(scheduler, rows_of(7, 8)) for _ in range(5)]
+    worker.allowed.release(100)
+    assert [request.logits() for request in requests] == [[7, 8]] * 5
+    assert sum(len(run.rows) for run in worker.runs) == 2
+    assert [request.job.n_cached for request in requests] == [0, 15, 15, 15, 15]
+
+
+def test_identical_rows_of_one_request_are_scored_once(scheduled):
+    worker, rows = FakeWorker(allowed=threading.Semaphore(0)), rows_of(7)
+    doubled = rows_of(7, 7)
+    doubled.ids[7:] = rows.ids
+    scheduler = scheduled(worker)
+    request = submit(scheduler, doubled)
+    worker.allowed.release(100)
+    assert request.logits() == [7, 7]
+    assert sum(len(run.rows) for run in worker.runs) == 1
+    assert scheduler.queue.n_tokens == 0
+
+
+def test_who_leaves_takes_no_row_from_others(scheduled):
+    worker = FakeWorker(allowed=threading.Semaphore(0))
+    scheduler = scheduled(worker)
+    blocker = submit(scheduler, rows_of(9, first_id=1))
+    wait_until(lambda: worker.n_running == 1)
+    leaving, staying = submit(scheduler, rows_of(7, 8)), submit(scheduler, rows_of(7))
+    scheduler.cancel(leaving.job)
+    assert scheduler.queue.n_tokens == 7
+    worker.allowed.release(100)
+    assert (blocker.logits(), staying.logits()) == ([9], [7])
+    assert sum(len(run.rows) for run in worker.runs) == 2, "nobody waited for the row of 8"
+
+
+def test_more_tokens_than_may_wait_are_refused_with_a_time_to_come_back(scheduled):
+    worker = FakeWorker(allowed=threading.Semaphore(0))
+    scheduler = scheduled(worker, max_queue_tokens=100)
+    first = submit(scheduler, rows_of(50, first_id=1))
+    wait_until(lambda: worker.n_running == 1)
+    second = submit(scheduler, rows_of(90, first_id=2))
+    with pytest.raises(QueueFull, match="90 tokens wait already, at most 100 may") as refused:
+        submit(scheduler, rows_of(11, first_id=3))
+    assert refused.value.retry_after_s >= 1
+    worker.allowed.release(100)
+    assert (first.logits(), second.logits()) == ([50], [90])
+
+
+def test_a_request_that_was_admitted_is_not_refused_half_way(scheduled):
+    worker = FakeWorker(allowed=threading.Semaphore(0))
+    scheduler = scheduled(worker, max_queue_tokens=10)
+    blocker = submit(scheduler, rows_of(9, first_id=1))
+    wait_until(lambda: worker.n_running == 1)
+    request = submit(scheduler, rows_of(20, 20, first_id=3))
+    scheduler.submit(request.job, rows_of(30, first_id=2), [0])
+    with pytest.raises(QueueFull):
+        scheduler.check_room()
+    worker.allowed.release(100)
+    assert (blocker.logits(), request.logits()) == ([9], [20, 20, 30])
+    scheduler.check_room()
+
+
+def test_a_score_that_is_none_fails_the_requests_that_wait_for_it_and_no_other(scheduled):
+    def answer(run: Run) -> np.ndarray:
+        return np.array([np.nan if len(row) == 7 else len(row) for row in run.rows], np.float32)
+
+    scheduler = scheduled(FakeWorker(answer=answer))
+    bad, good = submit(scheduler, rows_of(7, 8)), submit(scheduler, rows_of(8, 9))
+    assert good.logits() == [8, 9]
+    with pytest.raises(ScoreError, match="nan"):
+        bad.logits()
+
+
+def test_a_row_that_breaks_the_engine_breaks_no_other(scheduled):
+    def answer(run: Run) -> np.ndarray:
+        if any(len(row) == 13 for row in run.rows):
+            raise RunFailed("out of memory")
+        return np.array([len(row) for row in run.rows], np.float32)
+
+    scheduler = scheduled(FakeWorker(answer=answer))
+    bad, good = submit(scheduler, rows_of(13, first_id=1)), submit(scheduler, rows_of(10, 11, 12))
+    assert good.logits() == [10, 11, 12]
+    with pytest.raises(RunFailed, match="out of memory"):
+        bad.logits()
+    assert scheduler.queue.n_tokens == 0
+
+
+def test_rows_of_a_worker_that_is_lost_run_again(scheduled):
+    lost = iter([True])
+
+    def answer(run: Run) -> np.ndarray:
+        if next(lost, False):
+            raise WorkerLost(1)
+        return np.array([len(row) for row in run.rows], np.float32)
+
+    worker = FakeWorker(answer=answer)
+    assert submit(scheduled(worker), rows_of(7, 8, 9)).logits() == [7, 8, 9]
+    assert worker.n_revived == 1
+
+
+def test_while_a_worker_is_started_again_its_other_lanes_try_nothing(scheduled):
+    """Each would fail at once, and the rows would be given up before the worker is back."""
+    is_lost = threading.Event()
+    is_lost.set()
+
+    def answer(run: Run) -> np.ndarray:
+        if is_lost.is_set():
+            raise WorkerLost(1)
+        return np.array([len(row) for row in run.rows], np.float32)
+
+    class Slow(FakeWorker):
+        def revive(self, life: int) -> None:
+            time.sleep(0.1)
+            is_lost.clear()
+
+    worker = Slow(n_lanes=8, answer=answer)
+    assert submit(scheduled(worker), rows_of(7, 8, 9)).logits() == [7, 8, 9]
+
+
+def test_a_wide_run_has_the_worker_to_itself(scheduled):
+    """Rows beyond the narrow limit run wide; the lanes run dry before and start after."""
+    capacity = Capacity(layout="packed", n_threads=4, n_narrow=4)
+    worker, served = FakeWorker(n_lanes=4), model(capacity=capacity)
+    scheduler = scheduled(worker)
+    running_with_wide: list[int] = []
+
+    def answer(run: Run) -> np.ndarray:
+        if run.is_wide:
+            running_with_wide.append(worker.n_running)
+        time.sleep(0.001)
+        return np.array([len(row) for row in run.rows], np.float32)
+
+    worker.answer = answer
+    long = LONGEST_NARROW_ROW + 1
+    requests = [submit(scheduler, rows_of(200, long, 200, first_id=i), served) for i in range(5)]
+    assert [request.logits() for request in requests] == [[200, long, 200]] * 5
+    assert len(running_with_wide) >= 5
+    assert set(running_with_wide) == {0}, "nobody else ran beside one"
+
+
+def test_without_narrow_lanes_every_run_is_wide(scheduled):
+    worker, served = FakeWorker(n_lanes=2), model(capacity=Capacity(layout="stacked", n_threads=2, n_narrow=0))
+    assert submit(scheduled(worker), rows_of(7, 7, 8), served).logits() == [7, 7, 8]
+    assert all(run.is_wide for run in worker.runs)
+    assert worker.most_running == 1
+
+
+def test_who_waits_when_it_closes_is_told_so():
+    worker = FakeWorker(allowed=threading.Semaphore(0))
+    scheduler = Scheduler([worker], cache=ScoreCache(0), max_queue_tokens=10**9)
+    requests = [submit(scheduler, rows_of(300, first_id=i)) for i in range(3)]
+    wait_until(lambda: worker.n_running == 1)
+    threading.Timer(0.05, worker.allowed.release, [100]).start()
+    scheduler.close()
+    outcomes = [request.job.error for request in requests]
+    assert sum(error is None for error in outcomes) == 1, "what ran was finished"
+    assert sum(isinstance(error, Stopping) for error in outcomes) == 2
+    with pytest.raises(Stopping):
+        submit(scheduler, rows_of(7))
+
+
+def test_many_threads_may_submit_and_leave(scheduled):
+    worker = FakeWorker(n_lanes=4)
+    scheduler = scheduled(worker, cache_bytes=50 * ENTRY_BYTES)
+
+    def client(i: int) -> None:
+        for j in range(50):
+            lengths = [5 + (i + j + k) % 17 for k in range(6)]
+            request = submit(scheduler, rows_of(*lengths, first_id=j % 3))
+            if (i + j) % 5 == 0:
+                scheduler.cancel(request.job)
+            else:
+                assert request.logits() == lengths
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    wait_until(lambda: scheduler.queue.n_tokens == 0)
+    assert scheduler.queue.n_rows == 0
