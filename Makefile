@@ -27,5 +27,5 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,server,export]' --group dev
 	touch $@

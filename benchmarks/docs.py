@@ -21,7 +21,7 @@ from tiny_reranker.evaluation import table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TINY = ROOT / "tiny_reranker"
-COMMANDS = ("", "export", "rerank", "score", "info", "doctor", "cache")
+COMMANDS = ("", "export", "serve", "rerank", "score", "info", "doctor", "cache")
 
 
 def main() -> int:

@@ -24,8 +24,13 @@ PROBE = """
     sys.meta_path.insert(0, Recorder())
     import rankrt
 
+    OF_THE_EXTRA = {"starlette", "uvicorn", "prometheus_client"}
     for module in pkgutil.walk_packages(rankrt.__path__, "rankrt."):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if not module.name.startswith("rankrt.server.") or error.name not in OF_THE_EXTRA:
+                raise
 
     folder, cache = sys.argv[1:]
     import os

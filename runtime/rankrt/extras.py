@@ -18,6 +18,7 @@ class Extra:
 
 EXTRAS = {
     "export": Extra(help="turn a Hugging Face checkpoint into an artifact", pip="rankrt[cpu,export]"),
+    "serve": Extra(help="answer rerank requests over HTTP, in every client's dialect", pip="rankrt[cpu,server]"),
 }
 
 

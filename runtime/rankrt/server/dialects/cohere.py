@@ -1,0 +1,208 @@
+"""Cohere: /v2/rerank, strict about fields, and /v1/rerank with documents of several fields."""
+
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+
+from rankrt.server.dialects import (
+    Dialect,
+    Endpoint,
+    Priority,
+    Query,
+    Request,
+    Texts,
+    TopN,
+    deadline_of,
+    ranked,
+    rerank_ask,
+    scores_of,
+)
+from rankrt.server.engine import Answer, Ask
+from rankrt.server.failures import Failure
+
+# Cohere's unit of search: a query with up to so many documents.
+_DOCUMENTS_A_UNIT = 100
+# What a document keeps unless max_tokens_per_doc says otherwise.
+_TOKENS_PER_DOC = 4096
+Fields: TypeAlias = dict[str, str | int | float | bool | None]
+Tokens: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+
+
+class CohereRerankV2(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v2/rerank. `priority` 0 is the highest. litellm sends v1's `return_documents`, LangChain sends nulls."""
+
+    model: str
+    query: Query
+    documents: Texts
+    top_n: TopN | None = None
+    max_tokens_per_doc: Tokens | None = None
+    priority: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
+    return_documents: bool | None = None
+
+
+class CohereRerankV1(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/rerank. Documents are texts, or objects of which `rank_fields` are ranked by (default: text)."""
+
+    query: Query
+    documents: Annotated[list[str | Fields], msgspec.Meta(extra_json_schema={"minItems": 1})]
+    model: str | None = None
+    top_n: TopN | None = None
+    rank_fields: list[str] | None = None
+    return_documents: bool | None = None
+    max_chunks_per_doc: Tokens | None = None
+    priority: Priority | None = None
+
+
+class CohereResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A document in the order of relevance."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, Any] | None = None
+
+
+class CohereVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that was spoken."""
+
+    version: str
+
+
+class CohereUnits(msgspec.Struct, frozen=True, kw_only=True):
+    """What Cohere would bill: a search for every 100 documents."""
+
+    search_units: float
+
+
+class CohereTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of all rows."""
+
+    input_tokens: float
+    output_tokens: float = 0.0
+
+
+class CohereMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What it took; `cached_tokens` were not computed for this request."""
+
+    api_version: CohereVersion
+    billed_units: CohereUnits
+    tokens: CohereTokens
+    cached_tokens: float
+    warnings: list[str] | None = None
+
+
+class CohereRanking(msgspec.Struct, frozen=True, kw_only=True):
+    """The documents in the order of relevance."""
+
+    id: str
+    results: list[CohereResult]
+    meta: CohereMeta
+
+
+class CohereError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error."""
+
+    message: str
+
+
+COHERE = Dialect(
+    name="cohere",
+    error=lambda failure, status: CohereError(message=failure.message),
+    error_type=CohereError,
+    statuses={"empty": 400},
+)
+
+
+def _v2_ask(request: CohereRerankV2) -> Ask:
+    return rerank_ask(
+        request.query,
+        request.documents,
+        model=request.model,
+        priority=request.priority or 0,
+        rules={"passage_max_length": request.max_tokens_per_doc or _TOKENS_PER_DOC},
+        **deadline_of(request),
+    )
+
+
+def _v2_answer(request: CohereRerankV2, answer: Answer, request_id: str) -> CohereRanking:
+    return _ranking(request, answer, request_id, "2")
+
+
+def _v1_ask(request: CohereRerankV1) -> Ask:
+    texts = [_text(document, request.rank_fields) for document in request.documents]
+    return rerank_ask(request.query, texts, model=request.model, priority=request.priority or 0, **deadline_of(request))
+
+
+def _v1_answer(request: CohereRerankV1, answer: Answer, request_id: str) -> CohereRanking:
+    return _ranking(request, answer, request_id, "1")
+
+
+def _ranking(request: CohereRerankV1 | CohereRerankV2, answer: Answer, request_id: str, version: str) -> CohereRanking:
+    scores = scores_of(answer, raw=False)
+    results = [
+        CohereResult(
+            index=i,
+            relevance_score=float(scores[i]),
+            document=_echo(request.documents[i]) if request.return_documents else None,
+        )
+        for i in ranked(answer, request.top_n)
+    ]
+    return CohereRanking(id=request_id, results=results, meta=_meta(answer, version))
+
+
+def _text(document: str | Fields, rank_fields: list[str] | None) -> str:
+    """Return what a document is ranked by: its text, or the fields as lines of YAML, as Cohere advises."""
+    if isinstance(document, str):
+        return document
+    for name in rank_fields or ["text"]:
+        if name not in document:
+            raise Failure("invalid", f"a document has no field {name[:50]!r}; name those to rank by in rank_fields")
+    if not rank_fields:
+        return str(document["text"])
+    return "\n".join(f"{name}: {document[name]}" for name in rank_fields)
+
+
+def _echo(document: str | Fields) -> dict[str, Any]:
+    return {"text": document} if isinstance(document, str) else dict(document)
+
+
+def _meta(answer: Answer, version: str) -> CohereMeta:
+    return CohereMeta(
+        api_version=CohereVersion(version=version),
+        billed_units=CohereUnits(search_units=float(-(-len(answer.logits) // _DOCUMENTS_A_UNIT))),
+        tokens=CohereTokens(input_tokens=float(answer.n_tokens)),
+        cached_tokens=float(answer.n_cached),
+        warnings=_warnings(answer) or None,
+    )
+
+
+def _warnings(answer: Answer) -> list[str]:
+    warnings = []
+    if n_cut := int(answer.truncated.sum()):
+        warnings.append(f"{n_cut} of {len(answer.truncated)} documents were truncated")
+    if answer.query_truncated.any():
+        warnings.append("the query was truncated")
+    if not answer.is_complete:
+        warnings.append(f"{int((~answer.is_scored).sum())} documents were not scored in time")
+    return warnings
+
+
+ENDPOINTS = (
+    Endpoint(
+        dialect=COHERE,
+        paths=("/v2/rerank",),
+        request=CohereRerankV2,
+        response=CohereRanking,
+        ask=_v2_ask,
+        answer=_v2_answer,
+        summary="rank documents by how well they answer a query",
+    ),
+    Endpoint(
+        dialect=COHERE,
+        paths=("/v1/rerank",),
+        request=CohereRerankV1,
+        response=CohereRanking,
+        ask=_v1_ask,
+        answer=_v1_answer,
+        summary="rank documents, or fields of documents, by how well they answer a query",
+    ),
+)

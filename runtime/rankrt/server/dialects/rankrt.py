@@ -1,0 +1,148 @@
+"""rankrt's own: everything that is known about a document, for the playground and for whoever wants to know."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from rankrt.server.dialects import (
+    Dialect,
+    Documents,
+    Endpoint,
+    Priority,
+    QueryDocument,
+    Request,
+    TopN,
+    deadline_of,
+    ranked,
+    rerank_ask,
+    scores_of,
+    texts_of,
+)
+from rankrt.server.engine import Answer, Ask
+
+
+class Rerank(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /rankrt/rerank. `max_length` and the like are those of `rankrt.Rules`."""
+
+    query: QueryDocument
+    documents: Documents
+    model: str | None = None
+    top_n: TopN | None = None
+    normalize: bool = False
+    return_documents: bool = False
+    max_length: TopN | None = None
+    query_max_length: TopN | None = None
+    passage_max_length: TopN | None = None
+    truncation_side: Literal["left", "right"] = "right"
+    priority: Priority = 0
+
+
+class Ranked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A document in the order of relevance; `score` is the logit unless `normalize` was asked for."""
+
+    index: int
+    score: float
+    n_tokens: int
+    truncated: bool = msgspec.field(default=False)
+    document: str | None = None
+
+
+class Milliseconds(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time went."""
+
+    tokenization: float
+    queue: float
+    inference: float
+    total: float
+
+
+class Ranking(msgspec.Struct, frozen=True, kw_only=True):
+    """The documents in the order of relevance. `is_partial` is true where the deadline came first."""
+
+    id: str
+    model: str
+    variant: str
+    artifact: str
+    results: list[Ranked]
+    n_documents: int
+    n_tokens: int
+    n_cached_tokens: int
+    query_truncated: bool
+    is_partial: bool
+    milliseconds: Milliseconds
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """An error."""
+
+    kind: str
+    message: str
+
+
+RANKRT = Dialect(
+    name="rankrt",
+    error=lambda failure, status: Error(kind=failure.kind, message=failure.message),
+    error_type=Error,
+)
+
+
+def _ask(request: Rerank) -> Ask:
+    wanted: dict[str, Any] = {
+        "max_length": request.max_length,
+        "query_max_length": request.query_max_length,
+        "passage_max_length": request.passage_max_length,
+        "truncation_side": request.truncation_side if request.truncation_side == "left" else None,
+    }
+    return rerank_ask(
+        request.query,
+        request.documents,
+        model=request.model,
+        priority=request.priority,
+        rules={name: value for name, value in wanted.items() if value is not None},
+        **deadline_of(request),
+    )
+
+
+def _answer(request: Rerank, answer: Answer, request_id: str) -> Ranking:
+    scores, texts = scores_of(answer, raw=not request.normalize), texts_of(request.documents)
+    timings = answer.timings
+    return Ranking(
+        id=request_id,
+        model=answer.model.name,
+        variant=answer.model.variant.name,
+        artifact=answer.model.artifact.identity,
+        results=[
+            Ranked(
+                index=i,
+                score=float(scores[i]),
+                n_tokens=int(answer.pair_tokens[i]),
+                truncated=bool(answer.truncated[i]),
+                document=texts[i] if request.return_documents else None,
+            )
+            for i in ranked(answer, request.top_n)
+        ],
+        n_documents=len(texts),
+        n_tokens=answer.n_tokens,
+        n_cached_tokens=answer.n_cached,
+        query_truncated=bool(answer.query_truncated.any()),
+        is_partial=not answer.is_complete,
+        milliseconds=Milliseconds(
+            tokenization=1000 * timings.tokenization,
+            queue=1000 * timings.queue,
+            inference=1000 * timings.inference,
+            total=1000 * timings.total,
+        ),
+    )
+
+
+ENDPOINTS = (
+    Endpoint(
+        dialect=RANKRT,
+        paths=("/rerank",),
+        request=Rerank,
+        response=Ranking,
+        ask=_ask,
+        answer=_answer,
+        summary="rank documents, and report everything that is known about them",
+    ),
+)

@@ -1,0 +1,252 @@
+"""vLLM: /rerank with documents echoed, and /score of texts against texts."""
+
+import time
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from rankrt.server.dialects import (
+    Count,
+    Dialect,
+    Document,
+    Documents,
+    Endpoint,
+    Priority,
+    QueryDocument,
+    Request,
+    Usage,
+    check_query,
+    deadline_of,
+    ranked,
+    rerank_ask,
+    scores_of,
+    texts_of,
+    usage_of,
+)
+from rankrt.server.engine import Answer, Ask
+from rankrt.server.failures import Failure, Kind
+from rankrt.tokenizer import Pair
+
+Length: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, le=1_000_000_000)]
+Some: TypeAlias = Document | Annotated[list[Document], msgspec.Meta(extra_json_schema={"minItems": 1})]
+
+
+class _Options(Request, frozen=True, kw_only=True):
+    """What /rerank and /score have in common; 0 is no limit, and truncate_prompt_tokens=-1 the model's own."""
+
+    model: str | None = None
+    user: str | None = None
+    truncate_prompt_tokens: Length | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    max_tokens_per_doc: Count = 0
+    max_tokens_per_query: Count = 0
+    use_activation: bool | None = None
+    request_id: str | None = None
+    priority: Priority = 0
+
+
+class VllmRerank(_Options, frozen=True, kw_only=True):
+    """POST /rerank, /v1/rerank or /v2/rerank; `top_n` 0 is all."""
+
+    query: QueryDocument
+    documents: Documents
+    top_n: Count = 0
+    return_documents: bool = True
+
+
+class VllmDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A document that is echoed."""
+
+    text: str
+    multi_modal: None = None
+
+
+class VllmResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A document in the order of relevance."""
+
+    index: int
+    relevance_score: float
+    document: VllmDocument | None = None
+
+
+class VllmRanking(msgspec.Struct, frozen=True, kw_only=True):
+    """The documents in the order of relevance."""
+
+    id: str
+    model: str
+    usage: Usage
+    results: list[VllmResult]
+
+
+class VllmScore(_Options, frozen=True, kw_only=True):
+    """POST /score or /v1/score: one text against many, or many against as many.
+
+    The two sides are called text_1 and text_2, queries and documents, queries and items, or data_1 and data_2.
+    """
+
+    text_1: Some | None = None
+    text_2: Some | None = None
+    queries: Some | None = None
+    documents: Some | None = None
+    items: Some | None = None
+    data_1: Some | None = None
+    data_2: Some | None = None
+
+
+class VllmScoreItem(msgspec.Struct, frozen=True, kw_only=True):
+    """The score of a pair; null where a partial answer has none."""
+
+    index: int
+    score: float | None
+    object: str = "score"
+
+
+class VllmScores(msgspec.Struct, frozen=True, kw_only=True):
+    """The scores in the order of the pairs."""
+
+    id: str
+    created: int
+    model: str
+    data: list[VllmScoreItem]
+    usage: Usage
+    object: str = "list"
+
+
+class VllmErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong."""
+
+    message: str
+    type: str
+    code: int
+    param: str | None = None
+
+
+class VllmError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error."""
+
+    error: VllmErrorDetail
+
+
+_TYPES: dict[Kind, str] = {
+    "unknown_model": "NotFoundError",
+    "unauthorized": "AuthenticationError",
+    "overloaded": "RateLimitError",
+    "timeout": "TimeoutError",
+    "unavailable": "ServiceUnavailableError",
+    "score": "InternalServerError",
+    "internal": "InternalServerError",
+}
+
+
+def _error(failure: Failure, status: int) -> VllmError:
+    kind = _TYPES.get(failure.kind, "BadRequestError")
+    return VllmError(error=VllmErrorDetail(message=failure.message, type=kind, code=status))
+
+
+VLLM = Dialect(
+    name="vllm",
+    error=_error,
+    error_type=VllmError,
+    statuses={"invalid": 400, "empty": 400, "too_long": 400},
+)
+
+
+def _options(request: _Options) -> dict[str, Any]:
+    rules: dict[str, Any] = {}
+    if request.truncate_prompt_tokens == 0:
+        raise Failure("invalid", "truncate_prompt_tokens is 0: nothing would be left of a text")
+    if request.truncate_prompt_tokens is not None:
+        is_own = request.truncate_prompt_tokens == -1
+        rules["max_length"] = None if is_own else request.truncate_prompt_tokens
+    if request.truncation_side == "left":
+        rules["truncation_side"] = "left"
+    if request.max_tokens_per_doc:
+        rules["passage_max_length"] = request.max_tokens_per_doc
+    if request.max_tokens_per_query:
+        rules["query_max_length"] = request.max_tokens_per_query
+    return {"model": request.model, "priority": request.priority, "rules": rules, **deadline_of(request)}
+
+
+def _rerank_ask(request: VllmRerank) -> Ask:
+    return rerank_ask(request.query, request.documents, **_options(request))
+
+
+def _rerank_answer(request: VllmRerank, answer: Answer, request_id: str) -> VllmRanking:
+    scores, texts = scores_of(answer, raw=request.use_activation is False), texts_of(request.documents)
+    return VllmRanking(
+        id=f"rerank-{request.request_id or request_id}",
+        model=answer.model.name,
+        usage=usage_of(answer),
+        results=[
+            VllmResult(
+                index=i,
+                relevance_score=float(scores[i]),
+                document=VllmDocument(text=texts[i]) if request.return_documents else None,
+            )
+            for i in ranked(answer, request.top_n or None)
+        ],
+    )
+
+
+def _score_ask(request: VllmScore) -> Ask:
+    return Ask(pairs=_pairs(request), **_options(request))
+
+
+def _pairs(request: VllmScore) -> list[Pair]:
+    sides = [
+        (first, second)
+        for first, second in (
+            (request.text_1, request.text_2),
+            (request.queries, request.documents),
+            (request.queries, request.items),
+            (request.data_1, request.data_2),
+        )
+        if first is not None and second is not None
+    ]
+    if len(sides) != 1:
+        raise Failure(
+            "invalid",
+            "expected one of text_1 and text_2, queries and documents, queries and items, data_1 and data_2",
+        )
+    firsts, seconds = (texts_of(side if isinstance(side, list) else [side]) for side in sides[0])
+    if len(firsts) == 1:
+        firsts *= len(seconds)
+    if len(firsts) != len(seconds):
+        raise Failure("invalid", f"{len(firsts)} texts against {len(seconds)}: expected one, or as many on both sides")
+    return [(check_query(first), second) for first, second in zip(firsts, seconds, strict=True)]
+
+
+def _score_answer(request: VllmScore, answer: Answer, request_id: str) -> VllmScores:
+    scores = scores_of(answer, raw=request.use_activation is False)
+    return VllmScores(
+        id=f"score-{request.request_id or request_id}",
+        created=int(time.time()),
+        model=answer.model.name,
+        data=[
+            VllmScoreItem(index=i, score=float(score) if is_scored else None)
+            for i, (score, is_scored) in enumerate(zip(scores, answer.is_scored, strict=True))
+        ],
+        usage=usage_of(answer),
+    )
+
+
+ENDPOINTS = (
+    Endpoint(
+        dialect=VLLM,
+        paths=("/rerank", "/v1/rerank", "/v2/rerank"),
+        request=VllmRerank,
+        response=VllmRanking,
+        ask=_rerank_ask,
+        answer=_rerank_answer,
+        summary="rank documents by how well they answer a query",
+    ),
+    Endpoint(
+        dialect=VLLM,
+        paths=("/score", "/v1/score"),
+        request=VllmScore,
+        response=VllmScores,
+        ask=_score_ask,
+        answer=_score_answer,
+        summary="score pairs of texts",
+    ),
+)

@@ -1,0 +1,301 @@
+"""From an Ask to an Answer: tokenize in threads, schedule, wait no longer than the deadline, count what it took.
+
+Knows no HTTP and no dialect.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from rankrt.arrays import BoolArray, Float32Array, Int64Array
+from rankrt.planner import RUN_TOKENS, by_length
+from rankrt.reranker import best_rows
+from rankrt.rules import Rules
+from rankrt.server.failures import Failure
+from rankrt.server.limits import Limits
+from rankrt.server.models import Model, Models
+from rankrt.server.queue import Job
+from rankrt.server.scheduler import Scheduler
+from rankrt.tokenizer import Encoded, Pair
+
+# Requests take turns at the tokenizer in blocks of so many pairs.
+_BLOCK_PAIRS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a request wants, whatever its dialect.
+
+    pairs        (query, passage) to score, in the order of the answer
+    model        the name it calls the model by
+    rules        fields of `Rules` that are other than the server's; max_length is lowered to the model's limit
+    may_cut      whether texts may be truncated; if not, one that does not fit is an error
+    priority     lower goes first
+    timeout_ms   until it has to be answered
+    is_partial   whether the pairs that were scored by then are an answer
+    """
+
+    pairs: Sequence[Pair]
+    model: str | None = None
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    may_cut: bool = True
+    priority: int = 0
+    timeout_ms: int | None = None
+    is_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds: in the tokenizer, waiting for the first run, from there to the last score, and all together."""
+
+    tokenization: float
+    queue: float
+    inference: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The scores of the pairs, and what they took.
+
+    logits           (n_pairs,) NaN where a pair was not scored before the deadline
+    truncated        (n_pairs,) whether some of the passage was not seen
+    query_truncated  (n_pairs,) whether some of the query was not seen
+    pair_tokens      (n_pairs,) tokens of a pair's rows, special ones counted; 0 where it was not tokenized in time
+    n_cached         tokens of them that were not computed for this request
+    """
+
+    model: Model
+    logits: Float32Array
+    truncated: BoolArray
+    query_truncated: BoolArray
+    pair_tokens: Int64Array
+    n_cached: int
+    timings: Timings
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.pair_tokens.sum())
+
+    @property
+    def is_scored(self) -> BoolArray:
+        """Which pairs have a score."""
+        return ~np.isnan(self.logits)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all pairs have a score."""
+        return bool(self.is_scored.all())
+
+
+class Engine:
+    """Evaluates what requests ask. One event loop uses it."""
+
+    def __init__(self, models: Models, scheduler: Scheduler, limits: Limits, n_tokenizer_threads: int) -> None:
+        self.models = models
+        self.scheduler = scheduler
+        self.limits = limits
+        self._pool = ThreadPoolExecutor(n_tokenizer_threads, thread_name_prefix="tokenizer")
+
+    async def evaluate(self, ask: Ask) -> Answer:
+        """Score pairs. Raises a Failure, InputError, QueueFull or what the engine raises."""
+        async with self._begin(ask, in_order=ask.is_partial) as evaluation:
+            while await evaluation.progress():
+                pass
+            return evaluation.answer()
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[tuple[Int64Array, Answer]]:
+        """Score pairs and yield the numbers of those that are done since the last time, with the answer so far."""
+        async with self._begin(ask, in_order=True) as evaluation:
+            known, goes_on = np.zeros(len(ask.pairs), bool), True
+            while goes_on:
+                goes_on = await evaluation.progress()
+                answer = evaluation.answer()
+                yield np.flatnonzero(answer.is_scored & ~known), answer
+                known = answer.is_scored
+
+    def warm_up(self, model: Model) -> None:
+        """Run a long row and a short one before anybody waits for them. Blocks."""
+        n_words = min(model.rules.max_length, RUN_TOKENS)
+        encoded = model.tokenizer.encode([("warm", "up " * n_words), ("warm", "up")], model.rules)
+        changed = threading.Event()
+        job = Job(model=model.served, notify=changed.set)
+        self.scheduler.submit(job, encoded, range(encoded.n_rows))
+        while job.n_left and job.error is None:
+            changed.wait()
+            changed.clear()
+        if job.error is not None:
+            raise job.error
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    @asynccontextmanager
+    async def _begin(self, ask: Ask, *, in_order: bool) -> AsyncGenerator["_Evaluation"]:
+        """Tokenize and queue what a request wants; stop working for it when the block is left."""
+        self._check(ask)
+        self.scheduler.check_room()
+        with self.models.use(ask.model) as model:
+            evaluation = _Evaluation(ask, model, self.limits.deadline_s(ask.timeout_ms))
+            try:
+                async with evaluation.until_deadline():
+                    for start in range(0, len(ask.pairs), _BLOCK_PAIRS):
+                        await self._submit(evaluation, ask.pairs[start : start + _BLOCK_PAIRS], in_order=in_order)
+                yield evaluation
+            finally:
+                self.scheduler.cancel(evaluation.job)
+
+    async def _submit(self, evaluation: "_Evaluation", pairs: Sequence[Pair], *, in_order: bool) -> None:
+        def work() -> None:
+            started = time.monotonic()
+            encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules)
+            evaluation.add(encoded, time.monotonic() - started)
+            order = range(encoded.n_rows) if in_order else by_length(encoded.lengths).tolist()
+            self.scheduler.submit(evaluation.job, encoded, order)
+
+        await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _check(self, ask: Ask) -> None:
+        if len(ask.pairs) > self.limits.max_documents:
+            raise Failure(
+                "invalid", f"{len(ask.pairs)} documents in one request, at most {self.limits.max_documents} may be"
+            )
+
+
+class _Evaluation:
+    """One ask on its way."""
+
+    def __init__(self, ask: Ask, model: Model, seconds: float) -> None:
+        self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
+        self.ask = ask
+        self.model = model
+        self.rules = _rules(model, ask.rules)
+        self.job = Job(
+            model=model.served,
+            priority=ask.priority,
+            notify=self._notify,
+        )
+        self._seconds = seconds
+        self._deadline = self._loop.time() + seconds
+        self._blocks: list[Encoded] = []
+        self._started = time.monotonic()
+        self._tokenization = 0.0
+        self._is_late = False
+
+    @asynccontextmanager
+    async def until_deadline(self) -> AsyncGenerator[None]:
+        """Interrupt the block at the deadline; that is a Failure unless a partial answer is wanted."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                yield
+        except TimeoutError:
+            self._is_late = True
+            if not self.ask.is_partial:
+                raise self._too_late() from None
+
+    def add(self, encoded: Encoded, seconds: float) -> None:
+        """Take the rows of the next pairs. Raises a Failure if they were cut and may not be."""
+        self._tokenization += seconds
+        if not self.ask.may_cut and (encoded.truncated | encoded.query_truncated).any():
+            index = sum(len(block.truncated) for block in self._blocks)
+            index += int(np.flatnonzero(encoded.truncated | encoded.query_truncated)[0])
+            raise Failure(
+                "too_long",
+                f"text {index} and its query have more than {self.rules.max_length} tokens, special ones counted, and"
+                " `truncate` is false",
+            )
+        self._blocks.append(encoded)
+
+    async def progress(self) -> bool:
+        """Wait until more rows are done; False when there is no more to wait for. Raises what the engine raised."""
+        if self.job.n_left and self.job.error is None and not self._is_late:
+            async with self.until_deadline():
+                await self._changed.wait()
+                self._changed.clear()
+        if self.job.error is not None:
+            raise self.job.error
+        return self.job.n_left > 0 and not self._is_late
+
+    def answer(self) -> Answer:
+        """Return what is known now."""
+        n_pairs = len(self.ask.pairs)
+        return Answer(
+            model=self.model,
+            logits=self._logits(n_pairs),
+            truncated=_flags([block.truncated for block in self._blocks], n_pairs),
+            query_truncated=_flags([block.query_truncated for block in self._blocks], n_pairs),
+            pair_tokens=self._pair_tokens(n_pairs),
+            n_cached=self.job.n_cached,
+            timings=self._timings(),
+        )
+
+    def _notify(self) -> None:
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _logits(self, n_pairs: int) -> Float32Array:
+        """Return the best logit of each pair's rows; NaN for pairs that have a row which is not done, or none yet."""
+        logits, n_known = np.full(n_pairs, np.nan, np.float32), sum(len(block.truncated) for block in self._blocks)
+        if n_known:
+            rows = np.array(self.job.logits, np.float32)
+            pair_of_row = self._pair_of_row()[: len(rows)]
+            found = np.where(np.isnan(rows), -np.inf, rows)
+            n_submitted = int(pair_of_row[-1]) + 1 if len(rows) else 0
+            logits[:n_submitted] = found[best_rows(found, pair_of_row, n_submitted)]
+            logits[pair_of_row[np.isnan(rows)]] = np.nan
+        return logits
+
+    def _pair_tokens(self, n_pairs: int) -> Int64Array:
+        if not self._blocks:
+            return np.zeros(n_pairs, np.int64)
+        lengths = np.concatenate([block.lengths for block in self._blocks])
+        return np.bincount(self._pair_of_row(), lengths, n_pairs).astype(np.int64)
+
+    def _pair_of_row(self) -> Int64Array:
+        firsts = np.cumsum([0, *(len(block.truncated) for block in self._blocks)])
+        return np.concatenate([block.pair_of_row + n for block, n in zip(self._blocks, firsts[:-1], strict=True)])
+
+    def _timings(self) -> Timings:
+        job, now = self.job, time.monotonic()
+        submitted = job.submitted_at or now
+        first_run = job.first_run_at or submitted
+        done = max(job.done_at or first_run, first_run)
+        return Timings(
+            tokenization=self._tokenization,
+            queue=first_run - submitted,
+            inference=done - first_run,
+            total=now - self._started,
+        )
+
+    def _too_late(self) -> Failure:
+        return Failure(
+            "timeout",
+            f"{int(self.answer().is_scored.sum())} of {len(self.ask.pairs)} documents were scored within"
+            f" {self._seconds * 1000:.0f} ms; ask for partial_results to get those",
+        )
+
+
+def _rules(model: Model, changes: Mapping[str, Any]) -> Rules:
+    """Return a model's rules with those that a request changes. Raises InputError if they cannot be kept."""
+    if not changes:
+        return model.rules
+    given = dict(changes)
+    given["max_length"] = min(given.get("max_length") or model.rules.max_length, model.limit)
+    rules = replace(model.rules, **given)
+    rules.check(model.artifact.manifest.template, model.limit)
+    return rules
+
+
+def _flags(blocks: Sequence[BoolArray], n_pairs: int) -> BoolArray:
+    flags = np.zeros(n_pairs, bool)
+    found = np.concatenate([*blocks, np.zeros(0, bool)])
+    flags[: len(found)] = found
+    return flags

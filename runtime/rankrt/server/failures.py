@@ -1,0 +1,71 @@
+"""Why a request was not answered, before a dialect says it in its own words."""
+
+from typing import Literal, TypeAlias
+
+from rankrt.errors import DeviceError, InputError, RankrtError, ScoreError
+from rankrt.server.scheduler import QueueFull, Stopping
+from rankrt.server.workers import RunFailed, WorkerLost
+
+Kind: TypeAlias = Literal[
+    "syntax",  # the body is not JSON
+    "invalid",  # it is, and says something that cannot be done
+    "empty",  # nothing to rank
+    "too_long",  # a text that may not be cut does not fit
+    "body_too_large",
+    "body_too_slow",
+    "media_type",
+    "unauthorized",
+    "unknown_model",
+    "overloaded",
+    "timeout",
+    "unavailable",  # not loaded yet, or going down
+    "score",  # the model answered with what is no score
+    "internal",
+]
+
+# What HTTP itself has a word for; a dialect may say otherwise.
+STATUSES: dict[Kind, int] = {
+    "syntax": 400,
+    "invalid": 422,
+    "empty": 422,
+    "too_long": 422,
+    "body_too_large": 413,
+    "body_too_slow": 408,
+    "media_type": 415,
+    "unauthorized": 401,
+    "unknown_model": 404,
+    "overloaded": 429,
+    "timeout": 504,
+    "unavailable": 503,
+    "score": 500,
+    "internal": 500,
+}
+
+
+class Failure(RankrtError):
+    """A request that is not answered. The message is for whoever sent it and holds none of its text."""
+
+    def __init__(self, kind: Kind, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+def failure_of(error: RankrtError) -> Failure:
+    """Return what an error of the runtime means to a client."""
+    match error:
+        case Failure():
+            return error
+        case QueueFull():
+            return Failure("overloaded", str(error), retry_after_s=error.retry_after_s)
+        case InputError() | DeviceError():
+            return Failure("invalid", str(error))
+        case ScoreError():
+            return Failure("score", str(error))
+        case Stopping():
+            return Failure("unavailable", str(error), retry_after_s=5.0)
+        case WorkerLost() | RunFailed():
+            return Failure("unavailable", f"scoring failed: {error}", retry_after_s=1.0)
+        case _:
+            return Failure("internal", str(error))

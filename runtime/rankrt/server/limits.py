@@ -1,0 +1,88 @@
+"""What a request may be, and how much of all requests may be here at once. Every limit is stated where it refuses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rankrt.server.failures import Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The server's limits.
+
+    max_body_bytes     of one request
+    max_documents      pairs of one request
+    max_queue_tokens   that wait to be scored, of all requests together
+    max_inflight_bytes of all bodies that are read or worked on
+    max_connections    open at once; uvicorn answers 503 beyond
+    timeout_ms         until a request is answered with 504, if it names no deadline that is earlier
+    body_timeout_s     until a body has to be there, so that slow writers do not hold memory
+    """
+
+    max_body_bytes: int = 32 << 20
+    max_documents: int = 10_000
+    max_queue_tokens: int = 1 << 20
+    max_inflight_bytes: int = 256 << 20
+    max_connections: int = 1024
+    timeout_ms: int = 60_000
+    body_timeout_s: float = 30.0
+
+    def deadline_s(self, asked_ms: int | None) -> float:
+        """Return how many seconds a request has that asks for so many milliseconds: never more than the server's."""
+        return min(self.timeout_ms, asked_ms or self.timeout_ms) / 1000
+
+
+class InFlight:
+    """The bytes of all bodies that are here. One event loop uses it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.n_bytes = 0
+        self.n_requests = 0
+        self._limits = limits
+
+    def check_body(self, n_bytes: int) -> None:
+        """Raise a Failure if one body is larger than it may be."""
+        if n_bytes > self._limits.max_body_bytes:
+            raise Failure(
+                "body_too_large", f"the body has more than {self._limits.max_body_bytes} bytes, the most here"
+            )
+
+    @contextmanager
+    def request(self) -> Iterator["Body"]:
+        """Account for a request as long as it is worked on."""
+        body = Body(self)
+        self.n_requests += 1
+        try:
+            yield body
+        finally:
+            self.n_requests -= 1
+            self.n_bytes -= body.n_bytes
+
+    def add(self, n_bytes: int) -> None:
+        """Raise a Failure if so many more bytes do not fit."""
+        if self.n_bytes + n_bytes > self._limits.max_inflight_bytes:
+            raise Failure(
+                "overloaded",
+                f"requests of {self.n_bytes} bytes are worked on, at most {self._limits.max_inflight_bytes} may be",
+                retry_after_s=1.0,
+            )
+        self.n_bytes += n_bytes
+
+
+class Body:
+    """The bytes of one body, as they come."""
+
+    def __init__(self, in_flight: InFlight) -> None:
+        self.n_bytes = 0
+        self._in_flight = in_flight
+
+    def check(self, n_bytes: int) -> None:
+        """Raise a Failure if a body of so many bytes is too large."""
+        self._in_flight.check_body(n_bytes)
+
+    def add(self, n_bytes: int) -> None:
+        """Account for more bytes. Raises a Failure if they are too many, for one request or for all."""
+        self._in_flight.check_body(self.n_bytes + n_bytes)
+        self._in_flight.add(n_bytes)
+        self.n_bytes += n_bytes

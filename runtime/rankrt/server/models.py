@@ -1,0 +1,168 @@
+"""The models that are served, by the names that requests call them by; replaced while requests go on."""
+
+import asyncio
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rankrt.artifact import Artifact, Precision, Variant
+from rankrt.errors import ArtifactError
+from rankrt.machine import this_machine
+from rankrt.rules import Rules
+from rankrt.server.failures import Failure
+from rankrt.server.workers import ModelFiles, ServedModel, Worker
+from rankrt.sources import Hub, find_artifact
+from rankrt.tokenizer import PairTokenizer
+from rankrt.variants import choose, open_tokenizer
+
+_logger = logging.getLogger("rankrt.server")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What to serve: an artifact, and the name that requests call it by (None: the artifact's own)."""
+
+    source: str
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Served":
+        """Read NAME=SOURCE, or SOURCE."""
+        name, equals, source = text.partition("=")
+        return cls(source=source, name=name) if equals and name and "/" not in name else cls(source=text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How models are loaded; see `Reranker.load`. `rules` are fields of `Rules`."""
+
+    precision: Precision | Literal["auto"] = "auto"
+    max_length: int | None = None
+    revision: str | None = None
+    prepare: bool = True
+    rules: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Model:
+    """A model that is ready: its tokenizer here, its graph in the workers. `n_users` requests are using it."""
+
+    name: str
+    artifact: Artifact
+    variant: Variant
+    tokenizer: PairTokenizer
+    rules: Rules
+    served: ServedModel
+    n_users: int = 0
+    is_retired: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of a row that the model can take."""
+        return self.artifact.manifest.max_length
+
+
+class Models:
+    """The models by name. One event loop uses it; loading happens in threads."""
+
+    def __init__(self, served: Sequence[Served], options: LoadOptions, workers: Sequence[Worker]) -> None:
+        self._served = served
+        self._options = options
+        self._workers = workers
+        self._models: dict[str, Model] = {}
+        self._keys = (f"{number}" for number in itertools.count())
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all models are loaded."""
+        return bool(self._models)
+
+    @contextmanager
+    def use(self, name: str | None) -> Iterator[Model]:
+        """Return the model of that name and keep it loaded. Raises a Failure if there is none.
+
+        While only one is served, it answers to every name: clients have names built in that nobody here knows.
+        """
+        model = self._find(name)
+        model.n_users += 1
+        try:
+            yield model
+        finally:
+            model.n_users -= 1
+            if not model.n_users and model not in self._models.values():
+                model.is_retired.set()
+
+    async def load(self, warm_up: Callable[[Model], None]) -> None:
+        """Load what changed since the last time, and replace it when it is warm; requests go on meanwhile."""
+        found = {}
+        for served in self._served:
+            model = await asyncio.to_thread(self._load, served, warm_up)
+            if model.name in found:
+                raise ArtifactError(f"two models are called {model.name}; give one another name: NAME=PATH")
+            found[model.name] = model
+        old, self._models = self._models, found
+        await asyncio.gather(*(self._retire(model) for model in old.values() if model not in found.values()))
+
+    def _find(self, name: str | None) -> Model:
+        if not self._models:
+            raise Failure("unavailable", "the model is being loaded", retry_after_s=5.0)
+        if name in self._models:
+            return self._models[name]
+        if name is None or len(self._models) == 1:
+            return next(iter(self._models.values()))
+        raise Failure("unknown_model", f"no model is called {name[:100]}; there are {', '.join(self._models)}")
+
+    def _load(self, served: Served, warm_up: Callable[[Model], None]) -> Model:
+        options, machine = self._options, this_machine()
+        artifact, variant = find_artifact(
+            served.source, lambda found: choose(found, options.precision, machine), Hub(revision=options.revision)
+        )
+        name = served.name or artifact.manifest.name
+        known = self._models.get(name)
+        if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
+            return known
+        rules = rules_for(artifact, options)
+        tokenizer = PairTokenizer(open_tokenizer(artifact, prepare=options.prepare), artifact.manifest.template)
+        model = Model(
+            name=name,
+            artifact=artifact,
+            variant=variant,
+            tokenizer=tokenizer,
+            rules=rules,
+            served=self._load_in_workers(name, artifact, variant),
+        )
+        warm_up(model)
+        _logger.info("%s is ready: %s", name, variant.name, extra={"model": name, "artifact": artifact.identity})
+        return model
+
+    def _load_in_workers(self, name: str, artifact: Artifact, variant: Variant) -> ServedModel:
+        key = next(self._keys)
+        folder = artifact.folder.resolve()
+        files = ModelFiles(key=key, folder=folder, variant=variant, prepare=self._options.prepare)
+        capacities = [worker.load(files) for worker in self._workers]
+        salt = hashlib.sha256(f"{key} {artifact.identity} {variant.name}".encode()).digest()
+        return ServedModel(key=key, salt=salt, capacity=capacities[0])
+
+    async def _retire(self, model: Model) -> None:
+        """Release a model when the last request that uses it has been answered."""
+        if model.n_users:
+            await model.is_retired.wait()
+        for worker in self._workers:
+            await asyncio.to_thread(worker.unload, model.served.key)
+        _logger.info("%s of before was released", model.name)
+
+
+def rules_for(artifact: Artifact, options: LoadOptions) -> Rules:
+    """Return the rules of a model. Raises InputError if it cannot keep them."""
+    limit = artifact.manifest.max_length
+    length = min(512, limit) if options.max_length is None else options.max_length
+    rules = Rules(max_length=length, **options.rules)
+    rules.check(artifact.manifest.template, limit)
+    return rules

@@ -1,0 +1,155 @@
+"""Whatever comes in over the wire, or lies in a manifest, is answered or refused; nothing breaks.
+
+RANKRT_FUZZ_SECONDS lets each search go on for so long.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("starlette", reason="needs the extra server")
+pytest.importorskip("uvicorn", reason="needs the extra server")
+
+from rankrt import ArtifactError
+from rankrt.artifact import parse_manifest
+
+SECONDS = float(os.environ.get("RANKRT_FUZZ_SECONDS", "0"))
+QUICK = settings(
+    max_examples=1000 if SECONDS else 60, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+PATHS = [
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/score",
+    "/predict",
+    "/cohere/v1/rerank",
+    "/infinity/rerank",
+    "/llamacpp/rerank",
+    "/rankrt/rerank",
+    "/v1/rerank/stream",
+]
+ANSWERS = {200, 400, 404, 413, 415, 422, 424, 504}
+NAMES = ["query", "texts", "documents", "inputs", "text_1", "text_2", "model", "top_n", "truncate", "priority"]
+NAMES += ["raw_scores", "max_tokens_per_doc", "truncate_prompt_tokens", "rank_fields", "timeout_ms", "max_length"]
+
+texts = st.text(max_size=30) | st.sampled_from(["one", "two three", "", " ", "\x00", "\u202e", "😀" * 5])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts | st.sampled_from(["text"]), inner, max_size=3),
+    max_leaves=8,
+)
+bodies = st.dictionaries(st.sampled_from(NAMES) | texts, values, max_size=6)
+likely = st.fixed_dictionaries(
+    {"query": texts},
+    optional={
+        "texts": st.lists(texts, max_size=5),
+        "documents": st.lists(texts | st.fixed_dictionaries({"text": texts}), max_size=5),
+        "top_n": st.integers(-2, 10),
+        "model": texts,
+        "max_length": st.integers(-1, 100),
+        "truncate_prompt_tokens": st.integers(-2, 100),
+        "max_tokens_per_doc": st.integers(-1, 10),
+    },
+)
+
+
+def search(test: Callable[[], None]) -> None:
+    """Run a search once, and again as long as there is time; each time it looks elsewhere."""
+    until = time.monotonic() + SECONDS
+    test()
+    while time.monotonic() < until:
+        test()
+
+
+def check(client: Any, path: str, content: bytes) -> None:
+    response = client.post(path, content=content, headers={"content-type": "application/json"})
+    is_nan = "the model answered nan" in response.text  # the tiny vocabulary has a word for it
+    assert response.status_code in ANSWERS or is_nan, (path, content, response.text)
+    if response.status_code != 200 or path != "/v1/rerank/stream":
+        json.loads(response.content)
+
+
+def test_any_json_is_answered_or_refused(client: Any):
+    @QUICK
+    @given(path=st.sampled_from(PATHS), body=bodies | likely)
+    def holds(path: str, body: Any) -> None:
+        check(client, path, json.dumps(body).encode("utf-8", "surrogatepass"))
+
+    search(holds)
+
+
+def test_damaged_json_is_answered_or_refused(client: Any):
+    @QUICK
+    @given(path=st.sampled_from(PATHS), body=likely, data=st.data())
+    def holds(path: str, body: Any, data: Any) -> None:
+        content = bytearray(json.dumps(body).encode())
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        check(client, path, bytes(content[: data.draw(st.integers(0, len(content)))]))
+
+    search(holds)
+
+
+def test_a_damaged_manifest_is_an_artifact_error(tiny_folder: Path):
+    whole = (tiny_folder / "rankrt.json").read_bytes()
+    parts = st.binary(max_size=8) | st.sampled_from([b"../", b"null", b"1e999", b"[", b'"', b"-1"])
+
+    @QUICK
+    @given(data=st.data())
+    def holds(data: Any) -> None:
+        content = bytearray(whole)
+        for _ in range(data.draw(st.integers(1, 5))):
+            at = data.draw(st.integers(0, len(content) - 1))
+            content[at : at + data.draw(st.integers(0, 8))] = data.draw(parts)
+        try:
+            manifest = parse_manifest(bytes(content), Path("rankrt.json"))
+        except ArtifactError:
+            return
+        assert all("/" not in name and name not in ("", ".", "..") for name in manifest.files)
+
+    search(holds)
+
+
+# Whether these accept a request depends on what no schema can say: how many texts are on the other side, which fields a
+# document has, how long the model's rows are.
+BEYOND_SCHEMA = re.compile(r"/|/rerank|/v1/rerank|(/v1)?/score|/(vllm|rankrt|cohere/v1)/.*")
+
+
+def test_the_server_keeps_to_what_it_says_of_itself(address: str):
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    checks = pytest.importorskip("schemathesis.specs.openapi.checks")
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    for operation in schema.get_all_operations():
+        found = operation.ok()
+        excluded = [checks.positive_data_acceptance] if BEYOND_SCHEMA.fullmatch(found.path) else []
+        keeps_to_it(found, excluded)
+
+
+def keeps_to_it(operation: Any, excluded: list[Any]) -> None:
+    @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy())
+    def keeps(case: Any) -> None:
+        assume(not has_whole_floats(case.body))  # a JSON schema takes 3.0 for an integer, servers in Rust do not
+        assume(not has_no_time(case.body))  # and 504 is the right answer then
+        case.call_and_validate(excluded_checks=excluded)
+
+    keeps()
+
+
+def has_whole_floats(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(has_whole_floats, value.values()))
+    return isinstance(value, float) and value.is_integer()
+
+
+def has_no_time(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("timeout_ms"), int) and value["timeout_ms"] < 5000

@@ -1,0 +1,227 @@
+"""What operators see and do: health, figures, logs, keys, swaps, several models, pages."""
+
+import json
+import logging
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra server")
+pytest.importorskip("uvicorn", reason="needs the extra server")
+httpx = pytest.importorskip("httpx", reason="needs httpx")
+
+from rankrt import InputError  # noqa: E402
+from rankrt.server.keys import ApiKeys  # noqa: E402
+from rankrt.server.logs import JsonLines  # noqa: E402
+from rankrt.server.tracing import OtlpTracer  # noqa: E402
+from tests.server.support import serving, serving_with_service  # noqa: E402
+from tests.support import POINTS, tiny_artifact  # noqa: E402
+
+BODY = {"query": "one", "texts": ["two"]}
+
+
+def wait_until(is_true) -> None:
+    limit = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def figure(page: str, name: str) -> float:
+    (found,) = re.findall(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
+    return float(found)
+
+
+def test_health_and_readiness(client: Any):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready", "models": ["tiny"]}
+    assert client.get("/v1/models").json()["data"] == [{"id": "tiny", "object": "model", "owned_by": "rankrt"}]
+
+
+def test_what_is_not_there_is_said_in_json(client: Any):
+    assert client.get("/nothing").status_code == 404
+    response = client.delete("/rerank")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json()["message"] == "this path takes another method; see /docs"
+
+
+@pytest.mark.parametrize(("given", "is_kept"), [("abc-123", True), ("a b", False), ("x" * 65, False)])
+def test_a_request_id_is_kept_if_it_is_fit_for_a_log(client: Any, given: str, is_kept: bool):
+    response = client.post("/rerank", json=BODY, headers={"x-request-id": given})
+    assert (response.headers["x-request-id"] == given) is is_kept
+
+
+def test_metrics_count_what_happened(tiny_folder: Path):
+    with serving(tiny_folder, cache_bytes=1 << 20) as address:
+        for texts in (["two", "three " * 99], ["two"], ["nan"], []):
+            httpx.post(f"{address}/rerank", json={"query": "one", "texts": texts})
+        page = httpx.get(f"{address}/metrics").text
+    assert figure(page, 'rankrt_requests_total{dialect="tei",model="tiny",status="200"}') == 2
+    assert figure(page, 'rankrt_errors_total{dialect="tei",kind="score"}') == 1
+    assert figure(page, 'rankrt_errors_total{dialect="tei",kind="empty"}') == 1
+    assert figure(page, 'rankrt_tokens_total{source="computed"}') == 70
+    assert figure(page, 'rankrt_tokens_total{source="cached"}') == 6
+    assert figure(page, 'rankrt_truncated_total{role="document"}') == 1
+    assert figure(page, 'rankrt_request_seconds_count{stage="inference"}') == 2
+    assert figure(page, "rankrt_cache_hits_total") == 1
+    assert figure(page, "rankrt_queue_tokens") == 0
+    assert figure(page, "process_resident_memory_bytes") > 1e6
+    assert "two" not in page
+
+
+def test_a_log_line_has_the_figures_and_never_the_text(client: Any, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "rankrt.server.requests")
+    client.post("/rerank", json={"query": "secret", "texts": ["hidden", "words"]}, headers={"x-request-id": "mine"})
+    (record,) = [r for r in caplog.records if getattr(r, "request_id", "") == "mine"]
+    line = json.loads(JsonLines().format(record))
+    assert (line["status"], line["dialect"], line["n_documents"], line["n_tokens"]) == (200, "tei", 2, 12)
+    assert {"seconds", "queue_seconds", "inference_seconds", "tokenization_seconds"} <= set(line)
+    assert not re.search("secret|hidden|words", json.dumps(line))
+
+
+def test_keys_are_asked_for_where_there_are_some(tiny_folder: Path, tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfirst-key\n\nsecond-key\n")
+    with serving(tiny_folder, keys=ApiKeys.read(file)) as address:
+        for path, body in (("/rerank", BODY), ("/v2/rerank", {}), ("/v1/rerank/stream", {})):
+            response = httpx.post(address + path, json=body)
+            assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+        assert httpx.post(f"{address}/rerank", json=BODY, headers={"authorization": "Bearer no"}).status_code == 401
+        assert httpx.post(f"{address}/rerank", json=BODY, headers={"authorization": "second-key"}).status_code == 401
+        for key in ("first-key", "second-key"):
+            headers = {"authorization": f"Bearer {key}"}
+            assert httpx.post(f"{address}/rerank", json=BODY, headers=headers).status_code == 200
+        assert [httpx.get(f"{address}/{path}").status_code for path in ("health", "ready", "metrics", "")] == [200] * 4
+        assert httpx.get(f"{address}/info").status_code == 401
+
+
+def test_a_file_without_keys_is_an_error_and_not_an_open_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "empty").write_text("# nothing\n")
+    for name in ("empty", "missing"):
+        with pytest.raises(InputError):
+            ApiKeys.read(tmp_path / name)
+    monkeypatch.setenv("RANKRT_API_KEY", "from-there")
+    assert ApiKeys.read(None).allow("Bearer from-there")
+    assert not ApiKeys.read(None).allow(None)
+    assert not ApiKeys.read(None).allow("Bearer \udcff")
+
+
+def test_other_origins_may_not_ask_unless_they_are_named(tiny_folder: Path, address: str):
+    asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in httpx.post(f"{address}/rerank", json=BODY, headers=asked).headers
+    with serving(tiny_folder, cors_origins=["https://a.example"]) as other:
+        found = httpx.options(f"{other}/rerank", headers=asked)
+        assert found.headers["access-control-allow-origin"] == "https://a.example"
+        asked["origin"] = "https://b.example"
+        assert "access-control-allow-origin" not in httpx.options(f"{other}/rerank", headers=asked).headers
+
+
+def test_several_models_are_chosen_by_name(tiny_folder: Path, tmp_path: Path):
+    other = tiny_artifact(tmp_path / "doubled", points={"fp32": POINTS * 2})
+    with serving(tiny_folder, f"doubled={other.folder}") as address:
+        body = {"query": "one", "documents": ["two"]}
+        scores = {
+            model: httpx.post(f"{address}/llamacpp/rerank", json=body | {"model": model}).json()
+            for model in ("tiny", "doubled", "none")
+        }
+        assert scores["tiny"]["results"][0]["relevance_score"] == 3.0
+        assert scores["doubled"]["results"][0]["relevance_score"] == 6.0
+        assert scores["none"]["error"]["message"] == "no model is called none; there are tiny, doubled"
+        assert scores["none"]["error"]["code"] == 404
+        assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200, "without a name it is the first"
+
+
+def test_an_artifact_is_swapped_without_dropping_a_request(tmp_path: Path):
+    folder = tmp_path / "served"
+    tiny_artifact(folder)
+    statuses: list[tuple[int, float]] = []
+    with serving_with_service(folder) as (address, service):
+        is_over = threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(base_url=address) as client:
+                while not is_over.is_set():
+                    found = client.post("/llamacpp/rerank", json={"query": "one", "documents": ["two"]})
+                    statuses.append((found.status_code, found.json()["results"][0]["relevance_score"]))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(statuses) > 20)
+        shutil.rmtree(folder)
+        tiny_artifact(folder, points={"fp32": POINTS * 2})
+        _reload(service)
+        n_before = len(statuses)
+        wait_until(lambda: len(statuses) > n_before + 20)
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        assert {status for status, _ in statuses} == {200}
+        assert {score for _, score in statuses} == {3.0, 6.0}
+        assert len(service.workers[0]._backends) == 1, "the one of before was released"
+        found = httpx.post(f"{address}/llamacpp/rerank", json={"query": "one", "documents": ["two"]})
+        assert found.json()["results"][0]["relevance_score"] == 6.0
+
+
+def test_a_swap_that_fails_keeps_what_there_is(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = tmp_path / "served"
+    tiny_artifact(folder)
+    with serving_with_service(folder) as (address, service):
+        (folder / "rankrt.json").write_text("{}")
+        _reload(service)
+        assert "the artifacts of before are kept" in caplog.text
+        assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200
+
+
+def _reload(service: Any) -> None:
+    """Reload in the server's own loop, as SIGHUP does, and wait for it."""
+    import asyncio
+
+    asyncio.run_coroutine_threadsafe(service.reload(), service._loading.get_loop()).result(20)
+
+
+def test_a_model_that_answers_no_numbers_is_no_model_to_serve(tmp_path: Path):
+    broken = tiny_artifact(tmp_path / "broken", points={"fp32": np.full_like(POINTS, np.nan)})
+    with serving_with_service(broken.folder) as (address, service):
+        assert "nan" in str(service.error)
+        assert httpx.get(f"{address}/ready").status_code == 503
+        assert httpx.post(f"{address}/rerank", json=BODY).status_code == 503
+
+
+def test_traces_hang_below_the_client_s_own(tiny_folder: Path):
+    testing = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter", reason="needs otel")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
+    exporter = testing.InMemorySpanExporter()
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with serving(tiny_folder, tracer=OtlpTracer("http://127.0.0.1:1", exporter)) as address:
+        httpx.post(f"{address}/rerank", json=BODY, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"POST /rerank", "tokenization", "queue", "inference"}
+    assert all(f"{span.context.trace_id:032x}" == trace for span in spans.values())
+    root = spans["POST /rerank"]
+    assert f"{root.parent.span_id:016x}" == "b7ad6b7169203331"
+    assert spans["queue"].parent.span_id == root.context.span_id
+    assert root.start_time <= spans["inference"].start_time <= spans["inference"].end_time <= root.end_time
+    assert "two" not in str(root.attributes)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_load_nothing_from_elsewhere(client: Any, path: str):
+    page = client.get(path)
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page.text)
+
+
+def test_the_interface_describes_every_path_that_takes_a_request(client: Any):
+    described = client.get("/openapi.json").json()["paths"]
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/predict", "/v1/rerank/stream", "/info"):
+        assert path in described
+    assert "/v2/rerank" in client.get("/docs").text

@@ -1,0 +1,189 @@
+"""`rankrt serve` as people start, signal and stop it: a process with worker processes."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra server")
+pytest.importorskip("uvicorn", reason="needs the extra server")
+httpx = pytest.importorskip("httpx", reason="needs httpx")
+
+from rankrt.cli import main  # noqa: E402
+from tests.support import tiny_artifact  # noqa: E402
+
+BODY = {"query": "one", "texts": ["two"]}
+
+
+class Served:
+    """A running `rankrt serve`."""
+
+    def __init__(self, *arguments: object, verify: Any = True) -> None:
+        self._verify = verify
+        command = [sys.executable, "-m", "rankrt.cli", "serve", *map(str, arguments), "--port", "0", "--threads", "2"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[dict[str, Any]] = []
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        assert self._ready.wait(20), self.lines
+        while self.get("/ready").status_code != 200:
+            time.sleep(0.02)
+
+    def get(self, path: str) -> Any:
+        return httpx.get(self.address + path, verify=self._verify)
+
+    def post(self, path: str, body: Any) -> Any:
+        return httpx.post(self.address + path, json=body, timeout=30, verify=self._verify)
+
+    def workers(self) -> list[int]:
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for thread in threads for pid in thread.read_text().split()]
+
+    def stop(self) -> int:
+        self.process.terminate()
+        status = self.process.wait(timeout=20)
+        self._reader.join(timeout=5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(json.loads(line))
+            if found := re.search(r"running on (https?://\S+)", self.lines[-1]["message"]):
+                self.address = found[1]
+                self._ready.set()
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Keep how `rankrt serve` logs out of other tests."""
+    loggers = [logging.getLogger(name) for name in ("", "rankrt", "uvicorn", "uvicorn.error")]
+    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, handlers, propagate, level in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    tiny_artifact(tmp_path / "served")
+    server = Served(tmp_path / "served", "--workers", "1")
+    yield server
+    if server.process.poll() is None:
+        server.stop()
+
+
+def wait_until(is_true) -> None:
+    limit = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_serving_killing_reloading_and_stopping(served: Served, tmp_path: Path):
+    """One server for all of it: starting one takes a second."""
+    expected = served.post("/rerank", BODY).json()
+
+    (worker,) = served.workers()
+    os.kill(worker, signal.SIGKILL)
+    assert [served.post("/rerank", BODY).json() for _ in range(3)] == [expected] * 3
+    assert served.workers() != [worker]
+    assert "rankrt_worker_restarts_total 1.0" in served.get("/metrics").text
+
+    tiny_artifact(tmp_path / "served", max_length=32)
+    served.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: served.get("/info").json()["max_input_length"] == 32)
+
+    (worker,) = served.workers()
+    assert served.stop() == -signal.SIGTERM, "uvicorn ends by the signal when everything is closed"
+    errors = [line["message"] for line in served.lines if line["level"] == "error"]
+    assert errors, "SIGKILL is told"
+    assert [said for said in errors if not re.match(r"a run of \d+ rows failed|worker \d+ ended", said)] == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_what_was_asked_is_answered_before_the_end(served: Served):
+    answers: list[Any] = []
+
+    def ask() -> None:
+        answers.append(served.post("/rerank", {"query": "one", "texts": [f"two {'four ' * i}" for i in range(3000)]}))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: "rankrt_requests_in_flight 2.0" in served.get("/metrics").text)
+    assert served.stop() == -signal.SIGTERM
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
+def test_it_serves_tls(tmp_path: Path):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    tiny_artifact(tmp_path / "served")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    verify = ssl.create_default_context(cafile=certificate)
+    arguments = ["--ssl-certfile", certificate, "--ssl-keyfile", key, "--workers", "0"]
+    server = Served(tmp_path / "served", *arguments, verify=verify)
+    try:
+        assert server.address.startswith("https://")
+        assert server.post("/rerank", BODY).status_code == 200
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing"], "missing is no folder, and no hub id"),
+        (["{folder}", "--api-key-file", "missing"], "missing cannot be read as a file of keys"),
+        (["{folder}", "--ssl-certfile", "missing"], "--ssl-certfile and --ssl-keyfile belong together"),
+        (["{folder}", "--ssl-certfile", "missing", "--ssl-keyfile", "missing"], "missing is no file"),
+        (["{folder}", "--port", "{busy}"], "cannot be listened on: [Errno 98] Address already in use"),
+        (["{folder}", "--max-length", "4"], "max_length=4 cannot hold a pair"),
+        (["{folder}", "--precision", "int8"], "int8"),
+        (["{folder}", "a={folder}", "a={folder}"], "two models are called a; give one another name: NAME=PATH"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "served"
+    tiny_artifact(folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        filled = [argument.format(folder=folder, busy=taken.getsockname()[1]) for argument in arguments]
+        assert main(["serve", *filled]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("rankrt: error: ")
+    assert said in last
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--workers", "-1"], ["--cache-mb", "x"], ["--timeout-ms", "0"], ["--port", "70000"], []]
+)
+def test_options_that_make_no_sense_are_wrong_usage(arguments: list[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *([] if not arguments else ["folder"]), *arguments])
+    assert ended.value.code == 2
