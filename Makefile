@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs bench bench-full clean
 
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m benchmarks.demo
@@ -19,6 +19,26 @@ check: $(READY)  ## what a change has to pass besides the tests
 	$(BIN)/mypy
 
 docs: $(READY)  ## write again what is generated in README.md and docs/
+	$(BIN)/python -m benchmarks.docs
+
+MODEL ?= tiny_reranker/checkpoint
+NAME ?= $(if $(filter tiny_reranker/checkpoint,$(MODEL)),tiny-reranker,$(notdir $(MODEL)))
+RECORD := benchmarks/results/$(NAME).json
+REPORT := benchmarks/results/report
+
+bench: $(READY)  ## the short suite on this machine, and its report; MODEL=./checkpoint for your own
+	$(BIN)/python -m benchmarks.run latency throughput quality startup --model $(MODEL) --name $(NAME) \
+	    --systems rankrt-fp32 rankrt-int8 torch-sdpa sentence-transformers \
+	    --passages 1 8 32 --kinds short mixed 512 --seconds 1 --questions 30 --processes 1 2 -o $(REPORT)/local.json
+	$(BIN)/python -m benchmarks.report $(REPORT)/local.json -o $(REPORT)
+	$(BIN)/python -m webbrowser -t file://$(CURDIR)/$(REPORT)/index.html
+
+SUITES ?= throughput roofline
+
+bench-full: $(READY)  ## every system on a quiet machine, for a committed record; SUITES and ARGUMENTS say what else
+	$(BIN)/python -m benchmarks.run $(SUITES) --model $(MODEL) --name $(NAME) $(ARGUMENTS) \
+	    --systems rankrt torch sentence-transformers flagembedding optimum onnxruntime openvino fastembed llama.cpp \
+	    --passages 16 --kinds mixed --rounds 3 --seconds 0 -o $(RECORD)
 	$(BIN)/python -m benchmarks.docs
 
 clean:

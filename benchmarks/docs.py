@@ -15,12 +15,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import read_record, schema
+from benchmarks.report import markdown
+from benchmarks.tables import Table
 from rankrt.cli import main as rankrt
 from tiny_reranker.evaluation import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SCHEMA = ROOT / "benchmarks" / "record.schema.json"
 TINY = ROOT / "tiny_reranker"
+SHOWN = {
+    "rankrt": "rankrt 0.1.0",
+    "pytorch-sdpa": "PyTorch 2.13.0, one exact-length row at a time",
+    "sentence-transformers": "sentence-transformers 6.2.0, as shipped",
+}
+INT8 = {
+    "rankrt-int8": "rankrt, int8",
+    "rankrt": "rankrt, fp32",
+    "onnxruntime-dynamic": "ONNX Runtime, `quantize_dynamic`, row by row",
+    "pytorch-dynamic": "PyTorch, `quantize_dynamic`, row by row",
+    "sentence-transformers": "sentence-transformers, fp32",
+}
 COMMANDS = ("", "export", "serve", "rerank", "score", "info", "doctor", "cache")
 
 
@@ -39,7 +55,13 @@ def main() -> int:
 def generated() -> Mapping[Path, str]:
     """Return the text of every file that is generated, in whole or in parts."""
     written = {path: _with_parts(path.read_text(), parts) for path, parts in PARTS.items()}
-    return {**written, ROOT / "docs" / "cli.md": cli()}
+    reports = {path.with_suffix(".md"): markdown([read_record(path)]) for path in _records()}
+    return {**written, **reports, ROOT / "docs" / "cli.md": cli(), SCHEMA: schema()}
+
+
+def _records() -> list[Path]:
+    """Return the committed results that are records of runs; the others are of scripts with one purpose."""
+    return [path for path in sorted(RESULTS.glob("*.json")) if '"schema_version"' in path.read_text()]
 
 
 def _with_parts(text: str, parts: Mapping[str, Callable[[], str]]) -> str:
@@ -68,27 +90,19 @@ def cli() -> str:
 def speed() -> str:
     """Return the measured rows as a table."""
     record = _result("cpu_speed")
-    names = {
-        "rankrt": "rankrt {}",
-        "pytorch-sdpa": "PyTorch {}, one exact-length row at a time",
-        "sentence-transformers": "sentence-transformers {}, as shipped",
-    }
-    speeds = record["speeds"]
-    lines = [
-        "| one query | " + " | ".join(_described(speed) for speed in speeds) + " |",
-        "|---" * (len(speeds) + 1) + "|",
-    ]
-    for name, title in names.items():
-        versions = record["versions"][name]
-        version = versions.get(name) or versions.get("torch", "")
-        cells = [f"{s['median_seconds'][name]:.1f} s, {s['times_rankrt'][name]:.2f} x" for s in speeds]
-        lines.append(f"| {title.format(version.split('+')[0])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{_conditions(record)}\n"
+    speeds, names = record["speeds"], SHOWN
+    table = Table(
+        heading=["one query", *map(_described, speeds)],
+        rows=[
+            [title, *(f"{s['median_seconds'][name]:.1f} s, {s['times_rankrt'][name]:.2f} x" for s in speeds)]
+            for name, title in names.items()
+        ],
+    )
+    return f"{table.markdown()}\n{_conditions(record)}\n"
 
 
 def _conditions(record: Mapping[str, Any]) -> str:
-    machine = record["machine"]
-    found = _result("sgemm_share")["shares"]
+    machine, found = record["machine"], _result("sgemm_share")["shares"]
     shares = " and ".join(f"{share['of_sgemm_from_memory']:.0%} with {share['n_tokens']} tokens" for share in found)
     alone = " and ".join(f"{share['of_sgemm_alone']:.0%}" for share in found)
     return (
@@ -96,56 +110,49 @@ def _conditions(record: Mapping[str, Any]) -> str:
         f" {machine['processor']} ({machine['instructions'][-1]}); medians of {record['speeds'][0]['n_rounds']} rounds,"
         " systems in turn, tokenization included; x: time relative to rankrt's. One row alone reaches"
         f" {shares} of the rate of a model's plain matrix products, the best of MLAS, MKL and OpenBLAS in the same run,"
-        f" and {alone} of what these reach on weights that never leave the caches. Scripts:"
-        " [speed](benchmarks/cpu_speed.py), [share](benchmarks/sgemm_share.py); [records](benchmarks/results)."
+        f" and {alone} of what these reach on weights that never leave the caches."
+        " [How it is measured](docs/benchmarks.md); [records](benchmarks/results)."
+    )
+
+
+def int8_speed() -> str:
+    """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
+    record, machine = _result("int8_speed"), _result("int8_speed")["machine"]
+    seconds, times, drift = (
+        record[name] for name in ("median_seconds", "times_rankrt_int8", "max_difference_from_fp32")
+    )
+    table = Table(
+        heading=[f"one query, {record['workload']} passages", "", "largest difference from fp32"],
+        rows=[
+            [title, f"{seconds[name]:.1f} s, {times[name]:.2f} x", f"{drift[name]:.2g}"] for name, title in INT8.items()
+        ],
+    )
+    return (
+        f"{table.markdown()}\nThe same shape (random weights, which drift more than trained ones),"
+        f" {record['int8_share']:.0%} of the multiply-adds in int8, {machine['n_threads']} cores of an"
+        f" {machine['processor']} ({machine['instructions'][-1]}); medians of {record['n_rounds']} rounds, in turn.\n"
     )
 
 
 def memory() -> str:
     """Return what a model of 568 M parameters takes."""
-    record = _result("memory")
-    rows = "\n".join(f"| {row['what']} | {row['value']} |" for row in record["rows"])
-    return f"| bge-reranker-v2-m3's shape, fp32 | |\n|---|---|\n{rows}\n"
-
-
-def int8_speed() -> str:
-    """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
-    record = _result("int8_speed")
-    names = {
-        "rankrt-int8": "rankrt, int8",
-        "rankrt": "rankrt, fp32",
-        "onnxruntime-dynamic": "ONNX Runtime, `quantize_dynamic`, row by row",
-        "pytorch-dynamic": "PyTorch, `quantize_dynamic`, row by row",
-        "openvino-int8": "OpenVINO, NNCF, row by row",
-        "sentence-transformers": "sentence-transformers, fp32",
-    }
-    lines = [f"| one query, {record['workload']} passages | | largest difference from fp32 |", "|---|---|---|"]
-    for name, title in names.items():
-        if name in record["median_seconds"]:
-            seconds, times = record["median_seconds"][name], record["times_rankrt_int8"][name]
-            drift = record["max_difference_from_fp32"][name]
-            lines.append(f"| {title} | {seconds:.1f} s, {times:.2f} x | {drift:.2g} |")
-    machine = record["machine"]
-    return "\n".join(lines) + (
-        f"\n\nThe same shape (random weights, which drift more than trained ones), {record['int8_share']:.0%} of the"
-        f" multiply-adds in int8, {machine['n_threads']} cores of an {machine['processor']}"
-        f" ({machine['instructions'][-1]}); medians of {record['n_rounds']} rounds, in turn.\n"
-    )
+    rows = [[row["what"], row["value"]] for row in _result("memory")["rows"]]
+    return Table(heading=["bge-reranker-v2-m3's shape, fp32", ""], rows=rows).markdown()
 
 
 def int8_drift() -> str:
     """Return what int8 costs in scores, as a table."""
-    head = "| model | int8 by | of multiply-adds | drift, mean | largest | tau | nDCG@10 (fp32) |"
-    lines = [head, "|---" * 7 + "|"]
-    for record in map(_result, ("int8_drift", "int8_drift_6x384", "int8_drift_outliers")):
-        for row in record["rows"]:
-            is_trained = row["ndcg_fp32"] > 0.5
-            ndcg = f"{row['ndcg']:.3f} ({row['ndcg_fp32']:.3f})" if is_trained else "untrained"
-            lines.append(
-                f"| {row['model']} | {row['method']} | {row['int8_share']:.0%} | {row['mean_drift']:.3f} |"
-                f" {row['max_drift']:.2f} | {row['tau']:.3f} | {ndcg} |"
-            )
-    return "\n".join(lines) + "\n"
+    records = map(_result, ("int8_drift", "int8_drift_6x384", "int8_drift_outliers"))
+    return Table(
+        heading=["model", "int8 by", "of multiply-adds", "drift, mean", "largest", "tau", "nDCG@10 (fp32)"],
+        rows=[_drift(row) for record in records for row in record["rows"]],
+    ).markdown()
+
+
+def _drift(row: Mapping[str, Any]) -> list[str]:
+    ndcg = f"{row['ndcg']:.3f} ({row['ndcg_fp32']:.3f})" if row["ndcg_fp32"] > 0.5 else "untrained"
+    drift = [f"{row['mean_drift']:.3f}", f"{row['max_drift']:.2f}", f"{row['tau']:.3f}"]
+    return [row["model"], row["method"], f"{row['int8_share']:.0%}", *drift, ndcg]
 
 
 def quality() -> str:

@@ -17,14 +17,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tqdm import tqdm
 
+from benchmarks.record import describe_machine
 from rankrt import Reranker
 from rankrt.arrays import Float32Array
-from rankrt.machine import this_machine
 from rankrt.sources import Hub
 from rankrt.tokenizer import Pair
 from rankrt_export.checkpoint import open_checkpoint
@@ -75,11 +76,10 @@ def main() -> None:
     rows = [row for checkpoint in options.checkpoints for row in compare_methods(checkpoint, text)]
     for row in rows:
         print(row)
-    machine = this_machine()
     record = {
         "benchmark": "int8_drift",
         "n_pairs": len(text.pairs),
-        "machine": {"processor": machine.processor, "instructions": machine.instructions},
+        "machine": msgspec.to_builtins(describe_machine()),
         "versions": {"onnxruntime": onnxruntime.__version__},
         "rows": [asdict(row) for row in rows],
     }

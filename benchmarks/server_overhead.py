@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.served import Client, Server, new_query
-from benchmarks.workloads import Workload, mixed
+from benchmarks.workloads import Source, Workload, read
 from rankrt import Reranker
 from rankrt.machine import this_machine
 
@@ -31,7 +31,7 @@ _N_CALLERS = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="a folder with xquad's documents")
+    parser.add_argument("--data", type=Path, required=True, help="the folder above xquad/")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="of each side of a round at saturation")
     parser.add_argument("--passages", type=int, default=32, help="of a request at saturation")
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.5, help="of the mixed load, as a share of the throughput")
     parser.add_argument("--workers", default="auto")
     options = parser.parse_args()
-    machine, workload = this_machine(), mixed(options.data, "en", 240)
+    machine = this_machine()
+    workload = Source(read(options.data)[1], options.artifact / "tokenizer.json").make("mixed", 240)
     with (
         Reranker.load(options.artifact) as reranker,
         Server(str(options.artifact), "--workers", options.workers, "--timeout-ms", "600000") as server,

@@ -1,6 +1,10 @@
-"""One file a system, each loaded in a process of its own."""
+"""One file an engine. Each system is loaded in a process and an environment of its own.
 
-from collections.abc import Sequence
+A system that is to be measured here is an entry in `SYSTEMS` and a class with the methods of `System`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 
@@ -13,26 +17,132 @@ class System(Protocol):
         """The versions of what computes."""
         ...
 
-    def score(self, query: str, passages: Sequence[str], max_length: int) -> list[float]:
-        """Return the logit of each passage, in order."""
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
+        """Return the logit of each passage, in order; without a batch size as the engine does it by default."""
         ...
 
 
-# Where a system is and what it is given: rankrt an artifact, all others the checkpoint.
-SYSTEMS = {
-    "rankrt": "benchmarks.systems.rankrt:Rankrt",
-    "rankrt-int8": "benchmarks.systems.rankrt:RankrtInt8",
-    "onnxruntime-dynamic": "benchmarks.systems.onnxruntime_dynamic:Dynamic",
-    "pytorch-dynamic": "benchmarks.systems.pytorch:DynamicInt8",
-    "pytorch-sdpa": "benchmarks.systems.pytorch:RowByRow",
-    "sentence-transformers": "benchmarks.systems.sentence_transformers:AsShipped",
-    "sgemm": "benchmarks.systems.sgemm:Sgemm",
-    "sgemm-from-memory": "benchmarks.systems.sgemm:SgemmFromMemory",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Where a system is, what environment it runs in, what it is given, and the batch sizes that its users may choose.
+
+    place        module:class; "" is a server only, which the load suite knows how to start
+    environment  a file in locks/; "" is the harness's own
+    given        a name in CONVERSIONS, or "" for the checkpoint itself
+    batch_sizes  what "at its best" may choose from; empty where there is nothing to choose
+    """
+
+    place: str
+    environment: str
+    given: str = ""
+    batch_sizes: tuple[int, ...] = (1, 4, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """How a checkpoint becomes what an engine loads. `of` is the conversion that it starts from, or "" for none."""
+
+    place: str
+    environment: str
+    of: str = ""
+
+
+SYSTEMS: Mapping[str, Entry] = {
+    "rankrt-fp32": Entry(
+        place="benchmarks.systems.rankrt:Float32", environment="rankrt", given="rankrt", batch_sizes=()
+    ),
+    "rankrt-int8": Entry(
+        place="benchmarks.systems.rankrt:Int8", environment="rankrt", given="rankrt-int8", batch_sizes=()
+    ),
+    "rankrt-fp16": Entry(
+        place="benchmarks.systems.rankrt:Float16", environment="rankrt", given="rankrt-fp16", batch_sizes=()
+    ),
+    "torch-eager": Entry(place="benchmarks.systems.pytorch:Eager", environment="torch"),
+    "torch-sdpa": Entry(place="benchmarks.systems.pytorch:Sdpa", environment="torch"),
+    "torch-compile": Entry(place="benchmarks.systems.pytorch:Compiled", environment="torch"),
+    "torch-bf16": Entry(place="benchmarks.systems.pytorch:Bfloat16", environment="torch"),
+    "torch-int8": Entry(place="benchmarks.systems.pytorch:DynamicInt8", environment="torch"),
+    "torch-cuda-fp16": Entry(place="benchmarks.systems.pytorch:CudaFloat16", environment="torch"),
+    "sentence-transformers": Entry(
+        place="benchmarks.systems.sentence_transformers:Torch", environment="sentence-transformers"
+    ),
+    "sentence-transformers-onnx": Entry(
+        place="benchmarks.systems.sentence_transformers:Onnx",
+        environment="sentence-transformers-onnx",
+        given="sentence-transformers-onnx",
+    ),
+    "sentence-transformers-openvino": Entry(
+        place="benchmarks.systems.sentence_transformers:OpenVino",
+        environment="sentence-transformers-openvino",
+        given="sentence-transformers-openvino",
+    ),
+    "flagembedding": Entry(place="benchmarks.systems.flagembedding:AsShipped", environment="flagembedding"),
+    "flagembedding-no-probe": Entry(place="benchmarks.systems.flagembedding:WithoutProbe", environment="flagembedding"),
+    "optimum": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx"),
+    "optimum-o3": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx-o3"),
+    "onnxruntime-int8": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx-int8"),
+    "openvino": Entry(place="benchmarks.systems.openvino:OpenVino", environment="openvino", given="openvino"),
+    "openvino-int8": Entry(place="benchmarks.systems.openvino:OpenVino", environment="openvino", given="openvino-int8"),
+    "fastembed": Entry(place="benchmarks.systems.fastembed:Fastembed", environment="fastembed", given="onnx"),
+    "llama.cpp": Entry(place="benchmarks.systems.llama_cpp:LlamaCpp", environment="llama.cpp", given="gguf"),
+    "infinity": Entry(place="", environment="infinity"),
+    "llama.cpp-q8": Entry(place="benchmarks.systems.llama_cpp:LlamaCpp", environment="llama.cpp", given="gguf-q8"),
 }
+
+CONVERSIONS: Mapping[str, Conversion] = {
+    "rankrt": Conversion(place="benchmarks.systems.rankrt_export:fp32", environment="rankrt-export"),
+    "rankrt-int8": Conversion(place="benchmarks.systems.rankrt_export:int8", environment="rankrt-export"),
+    "rankrt-fp16": Conversion(place="benchmarks.systems.rankrt_export:fp16", environment="rankrt-export"),
+    "sentence-transformers-onnx": Conversion(
+        place="benchmarks.systems.sentence_transformers:to_onnx", environment="sentence-transformers-onnx"
+    ),
+    "sentence-transformers-openvino": Conversion(
+        place="benchmarks.systems.sentence_transformers:to_openvino", environment="sentence-transformers-openvino"
+    ),
+    "onnx": Conversion(place="benchmarks.systems.optimum:export", environment="optimum"),
+    "onnx-o3": Conversion(place="benchmarks.systems.optimum:optimize", environment="optimum", of="onnx"),
+    "onnx-int8": Conversion(place="benchmarks.systems.optimum:quantize", environment="optimum", of="onnx"),
+    "openvino": Conversion(place="benchmarks.systems.openvino:convert", environment="openvino"),
+    "openvino-int8": Conversion(place="benchmarks.systems.openvino:quantize", environment="openvino", of="openvino"),
+    "gguf": Conversion(place="benchmarks.systems.llama_cpp:to_f16", environment="llama.cpp"),
+    "gguf-q8": Conversion(place="benchmarks.systems.llama_cpp:to_q8", environment="llama.cpp"),
+}
+
+# What answers the machine's own rates in place of scores.
+CEILINGS: Mapping[str, Entry] = {
+    "sgemm": Entry(place="benchmarks.systems.ceilings:Sgemm", environment="rankrt-export", batch_sizes=()),
+    "sgemm-from-memory": Entry(
+        place="benchmarks.systems.ceilings:SgemmFromMemory", environment="rankrt-export", batch_sizes=()
+    ),
+    "bandwidth": Entry(place="benchmarks.systems.ceilings:Bandwidth", environment="rankrt-export", batch_sizes=()),
+}
+
+
+def entry_of(name: str) -> Entry:
+    """Return a system's entry; `module:class` is a system of yours, in the harness's own environment."""
+    if ":" in name:
+        return Entry(place=name, environment="", batch_sizes=())
+    return SYSTEMS[name] if name in SYSTEMS else CEILINGS[name]
+
+
+def members(name: str) -> list[str]:
+    """Return the systems that a name stands for: itself, or all whose names begin with it ("torch")."""
+    if ":" in name:
+        return [name]
+    found = [system for system in SYSTEMS if system == name or system.startswith(f"{name}-")]
+    if not found:
+        raise ValueError(f"there is no system {name!r}; there are {', '.join(SYSTEMS)}, and module:class for your own")
+    return found
 
 
 def open_system(name: str, model: str, n_threads: int) -> System:
     """Import and construct the system of that name."""
-    module, _, attribute = SYSTEMS[name].partition(":")
+    module, _, attribute = entry_of(name).place.partition(":")
     system: System = getattr(import_module(module), attribute)(model, n_threads)
     return system
+
+
+def batches(passages: Sequence[str], batch_size: int | None) -> list[Sequence[str]]:
+    """Divide passages into batches of a size, or leave them together."""
+    size = batch_size or max(1, len(passages))
+    return [passages[i : i + size] for i in range(0, len(passages), size)]

@@ -8,8 +8,8 @@ from rankrt import Reranker
 from rankrt.artifact import Precision
 
 
-class Rankrt:
-    """The fp32 variant of an artifact."""
+class Float32:
+    """The fp32 variant of an artifact. There is no batch size to choose: rows of all lengths share runs unpadded."""
 
     precision: ClassVar[Precision] = "fp32"
 
@@ -17,13 +17,19 @@ class Rankrt:
         self._reranker = Reranker.load(model, precision=self.precision, n_threads=n_threads)
         self.versions = {name: version(name) for name in ("rankrt", "onnxruntime", "numpy", "tokenizers")}
 
-    def score(self, query: str, passages: Sequence[str], max_length: int) -> list[float]:
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         reranker = self._reranker.with_rules(max_length=max_length, truncation="longest_first")
         scores: list[float] = reranker.score([(query, passage) for passage in passages]).tolist()
         return scores
 
 
-class RankrtInt8(Rankrt):
-    """The int8 variant of the same artifact."""
+class Float16(Float32):
+    """Weights stored in half the bytes, computed in fp32."""
+
+    precision = "fp16"
+
+
+class Int8(Float32):
+    """Linear layers in int8, but for those that cost too much."""
 
     precision = "int8"

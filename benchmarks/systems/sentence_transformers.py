@@ -1,22 +1,69 @@
-"""sentence-transformers' CrossEncoder as shipped: its own batch size, sorting and padding."""
+"""sentence-transformers' CrossEncoder: it sorts by length itself and pads batches of 32."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
 
-import sentence_transformers
 import torch
 from sentence_transformers import CrossEncoder
 
 
-class AsShipped:
+class Torch:
+    """In PyTorch, fp32."""
+
+    backend: ClassVar[str] = "torch"
+    parts: ClassVar[tuple[str, ...]] = ("sentence-transformers", "torch", "transformers")
+
     def __init__(self, model: str, n_threads: int) -> None:
         torch.set_num_threads(n_threads)
-        self._model = CrossEncoder(model, device="cpu", model_kwargs={"dtype": torch.float32})
-        self.versions = {"sentence-transformers": sentence_transformers.__version__, "torch": torch.__version__}
+        self._model = CrossEncoder(model, device="cpu", backend=self.backend, model_kwargs=self.options(n_threads))
+        self.versions = {name: version(name) for name in self.parts}
 
-    def score(self, query: str, passages: Sequence[str], max_length: int) -> list[float]:
+    def options(self, n_threads: int) -> dict[str, Any]:
+        """Return what the backend is told."""
+        return {"dtype": torch.float32}
+
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         self._model.max_length = max_length
-        pairs = [(query, passage) for passage in passages]
         scores: list[float] = self._model.predict(
-            pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False
+            [(query, passage) for passage in passages],
+            batch_size=batch_size or 32,
+            activation_fn=torch.nn.Identity(),
+            show_progress_bar=False,
         ).tolist()
         return scores
+
+
+class Onnx(Torch):
+    """In ONNX Runtime, through Optimum, with the graph as exported."""
+
+    backend = "onnx"
+    parts = ("sentence-transformers", "optimum-onnx", "onnxruntime", "transformers")
+
+    def options(self, n_threads: int) -> dict[str, Any]:
+        import onnxruntime
+
+        session = onnxruntime.SessionOptions()
+        session.intra_op_num_threads = n_threads
+        return {"provider": "CPUExecutionProvider", "session_options": session}
+
+
+class OpenVino(Torch):
+    """In OpenVINO, through Optimum Intel, which computes in bfloat16 where the processor has it."""
+
+    backend = "openvino"
+    parts = ("sentence-transformers", "optimum-intel", "openvino", "transformers")
+
+    def options(self, n_threads: int) -> dict[str, Any]:
+        return {"ov_config": {"INFERENCE_NUM_THREADS": str(n_threads)}}
+
+
+def to_onnx(checkpoint: Path, out: Path) -> None:
+    """Let it export as it does at the first load."""
+    CrossEncoder(str(checkpoint), device="cpu", backend="onnx").save_pretrained(str(out))
+
+
+def to_openvino(checkpoint: Path, out: Path) -> None:
+    """Let it convert as it does at the first load."""
+    CrossEncoder(str(checkpoint), device="cpu", backend="openvino").save_pretrained(str(out))

@@ -1,4 +1,4 @@
-"""The machine's own rate at single-precision matrix products: the best of three libraries, a ceiling for others.
+"""The machine's own rates, ceilings for others: matrix products, the best of three libraries, and memory traffic.
 
 A product repeated alone finds its weight in the caches. A model never does: its weights come from memory, one after the
 other, and with 128 rows on two cores of a Zen 5 that costs a fifth of the rate, whoever computes. So there are two.
@@ -20,6 +20,8 @@ from rankrt.arrays import Float32Array
 # Inner and outer sizes of the products in one layer of XLM-R-large, in their order; 24 layers have 1.2 GB of weights.
 _LAYER = (*[(1024, 1024)] * 4, (1024, 4096), (4096, 1024))
 _N_LAYERS = 24
+# 268 MB an array: far beyond any cache.
+_N_FLOATS = 64 << 20
 
 
 class Products:
@@ -52,7 +54,7 @@ class Sgemm:
         self._alone = [Products([shape], n_threads) for shape in sorted(set(_LAYER))]
         self.versions = _versions()
 
-    def score(self, query: str, passages: Sequence[str], max_length: int) -> list[float]:
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         rates = [products.rates(max_length) for products in self._alone]
         return [max(rates_of_library) for rates_of_library in zip(*rates, strict=True)]
 
@@ -64,8 +66,20 @@ class SgemmFromMemory:
         self._model = Products(_LAYER * _N_LAYERS, n_threads)
         self.versions = _versions()
 
-    def score(self, query: str, passages: Sequence[str], max_length: int) -> list[float]:
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         return self._model.rates(max_length)
+
+
+class Bandwidth:
+    """Answers GB/s instead of scores: STREAM's triad, two arrays read and one written."""
+
+    def __init__(self, model: str, n_threads: int) -> None:
+        torch.set_num_threads(n_threads)
+        self._a, self._b, self._c = (torch.zeros(_N_FLOATS) for _ in range(3))
+        self.versions = _versions()
+
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
+        return [12e-9 * _N_FLOATS / _seconds(lambda: torch.add(self._a, self._b, alpha=3.0, out=self._c))]
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -1,0 +1,69 @@
+"""Requests that arrive when they arrive: an open loop with Poisson arrivals, whatever is still unanswered.
+
+A client that waits for an answer before it asks again slows down with the server and hides the wait (coordinated
+omission). Here the times of arrival are drawn before, and a latency counts from that time, not from the sending.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Sends the request of that number and returns whether the answer was good.
+Send = Callable[[int], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """When a request was due, was sent and was answered, in seconds from the start."""
+
+    due_s: float
+    sent_s: float
+    done_s: float
+    is_good: bool
+
+    @property
+    def latency_s(self) -> float:
+        """What a user waited."""
+        return self.done_s - self.due_s
+
+
+def poisson_arrivals(rate_per_s: float, duration_s: float, seed: int = 0) -> list[float]:
+    """Draw the times of arrival within a duration, at least one."""
+    random = np.random.default_rng(seed)
+    gaps = random.exponential(1 / rate_per_s, size=max(1, int(2 * rate_per_s * duration_s) + 50))
+    times = np.cumsum(gaps)
+    return [float(t) for t in times[times <= duration_s]] or [0.0]
+
+
+async def offer(send: Send, arrivals_s: Sequence[float]) -> list[Reply]:
+    """Send a request at each of these times and wait for all answers."""
+    started = time.perf_counter()
+
+    async def one(i: int, due_s: float) -> Reply:
+        sent_s = time.perf_counter() - started
+        is_good = await send(i)
+        return Reply(due_s=due_s, sent_s=sent_s, done_s=time.perf_counter() - started, is_good=is_good)
+
+    tasks = []
+    for i, due_s in enumerate(arrivals_s):
+        await asyncio.sleep(max(0.0, due_s - (time.perf_counter() - started)))
+        tasks.append(asyncio.create_task(one(i, due_s)))
+    return await asyncio.gather(*tasks)
+
+
+async def capacity_per_s(send: Send, duration_s: float, n_clients: int) -> float:
+    """Return the answers a second when so many clients ask again as soon as they are answered."""
+    started = time.perf_counter()
+    n_good = 0
+
+    async def client(i: int) -> None:
+        nonlocal n_good
+        while time.perf_counter() - started < duration_s:
+            is_good = await send(i)  # on a line of its own: += would read n_good before it waits
+            n_good += is_good
+
+    await asyncio.gather(*(client(i) for i in range(n_clients)))
+    return n_good / (time.perf_counter() - started)

@@ -1,0 +1,256 @@
+"""Measure rerankers: suites times systems on one checkpoint, one record.
+
+    python -m benchmarks.run latency throughput --systems rankrt torch sentence-transformers --model ./checkpoint
+
+A system's name stands for all that begin with it: `torch` is torch-eager, torch-sdpa, ... The baseline takes turns with
+every other system, call by call, so that a machine whose speed drifts drifts for both; a ratio is always within a run.
+What cannot be installed, loaded or run becomes a row with the reason. Ctrl-C keeps what was measured. The last line on
+standard output is the summary as JSON.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.lab import REFERENCE, Case, Lab, Settings, open_model, pinned_cpus
+from benchmarks.record import Record, Row, Text, commit, describe_machine, now, write_record
+from benchmarks.suites import SUITES
+from benchmarks.systems import SYSTEMS, entry_of, members
+from benchmarks.worker import Budget, SystemFailed
+from benchmarks.workloads import KINDS, Source, read
+from rankrt.errors import RankrtError
+from rankrt.machine import this_machine
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    try:
+        checkpoint = open_model(options.model)
+        text_name, texts = read(options.text)
+    except (RankrtError, OSError) as error:
+        print(f"benchmarks.run: {error}", file=sys.stderr)
+        return 1
+    systems = list(dict.fromkeys(member for name in options.systems for member in members(name)))
+    baseline = options.baseline or systems[0]
+    source = Source(texts, checkpoint.folder / "tokenizer.json")
+    path = options.output or RESULTS / f"{options.name or checkpoint.name}.json"
+    with Lab(checkpoint, source, _settings(options), baseline, options.reference) as lab:
+        run = Run(lab, Text(name=text_name, sha256=texts.sha256), vars(options), path)
+        is_complete = run.measure(options.suites, systems)
+    print(json.dumps(run.summary()))
+    return 0 if is_complete else 130
+
+
+class Run:
+    """The rows measured so far, on disk after every system, so that nothing that was measured is lost."""
+
+    def __init__(self, lab: Lab, text: Text, options: dict[str, Any], path: Path) -> None:
+        self._lab = lab
+        self._text = text
+        self._options = {name: _plain(value) for name, value in options.items()} | {"model": lab.checkpoint.name}
+        self._path = path
+        self._rows: list[Row] = []
+        self._started = time.perf_counter()
+
+    def measure(self, suites: Sequence[str], systems: Sequence[str]) -> bool:
+        """Measure system by system, the baseline first; return whether nothing interrupted it."""
+        is_complete = False
+        try:
+            for system in sorted(systems, key=lambda system: system != self._lab.baseline):
+                for suite in suites:
+                    self._add(measured(suite, system, self._lab))
+                self._write(is_complete=False)
+            is_complete = True
+        except KeyboardInterrupt:
+            print("interrupted; what was measured is kept", file=sys.stderr)
+        finally:
+            self._write(is_complete=is_complete)
+        return is_complete
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the last line says."""
+        fastest = sorted(
+            (row.metrics["times_baseline"] or 0.0, row.system, row.case, row.given)
+            for row in self._rows
+            if row.suite == "throughput" and row.reason is None
+        )
+        return {
+            "record": str(self._path),
+            "model": self._lab.model.name,
+            "baseline": self._lab.baseline,
+            "n_rows": len(self._rows),
+            "n_without_a_value": sum(row.reason is not None for row in self._rows),
+            "seconds": round(time.perf_counter() - self._started),
+            "throughput": [
+                {"system": system, "case": case, "given": given, "times_baseline": round(times, 3)}
+                for times, system, case, given in fastest
+            ],
+        }
+
+    def _add(self, rows: Iterator[Row]) -> None:
+        for row in rows:
+            self._rows.append(row)
+            print(f"{time.perf_counter() - self._started:6.0f} s  {described(row)}", file=sys.stderr)
+
+    def _write(self, *, is_complete: bool) -> None:
+        budget = self._lab.settings.budget
+        record = Record(
+            made=now(),
+            commit=commit(),
+            model=msgspec.structs.replace(self._lab.model, name=self._options["name"] or self._lab.model.name),
+            machine=describe_machine(budget.n_threads, budget.cpus),
+            text=self._text,
+            baseline=self._lab.baseline,
+            options=self._options,
+            systems=self._lab.systems,
+            rows=tuple(self._rows),
+            is_complete=is_complete,
+        )
+        write_record(record, self._path)
+
+
+def measured(suite: str, system: str, lab: Lab) -> Iterator[Row]:
+    """Yield a row for each of a suite's cases: what was measured, or the reason why not."""
+    if not entry_of(system).place and suite != "load":
+        return
+    for case in SUITES[suite](lab, system):
+        yield _row(suite, system, case)
+
+
+def _row(suite: str, system: str, case: Case) -> Row:
+    row = Row(suite=suite, system=system, case=case.name, given=case.given)
+    try:
+        found = case.measure()
+    except (SystemFailed, ValueError) as failure:
+        return msgspec.structs.replace(row, reason=str(failure))
+    return msgspec.structs.replace(
+        row,
+        size=found.size,
+        metrics=found.metrics,
+        seconds=found.seconds,
+        baseline_seconds=found.baseline_seconds,
+    )
+
+
+def described(row: Row) -> str:
+    """Return a row as a progress line."""
+    head = f"{row.suite:<10} {row.system:<30} {row.case:<18} {row.given:<11}"
+    values = [f"{name} {value:.4g}" for name, value in row.metrics.items() if value is not None]
+    return f"{head} {row.reason or '  '.join(values[:7])}"
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    n_threads = options.threads or this_machine().cores.n
+    return Settings(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        budget=Budget(
+            n_threads=n_threads, cpus=pinned_cpus(n_threads), load_s=options.load_limit, call_s=options.call_limit
+        ),
+        passages=tuple(options.passages),
+        kinds=tuple(options.kinds),
+        n_questions=options.questions,
+        n_processes=tuple(options.processes),
+        artifact=options.artifact,
+        servers=dict(named.split("=", 1) for named in options.server),
+        load_seconds=options.load_seconds,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return what a record says of an option: of a path its name only, for the rest is one machine's."""
+    return value.name if isinstance(value, Path) else value
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="systems: " + " ".join(SYSTEMS),
+    )
+    parser.add_argument("suites", nargs="+", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
+    parser.add_argument(
+        "--systems", nargs="+", required=True, metavar="NAME", help="names, beginnings of names, or module:class"
+    )
+    parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="a folder, or a hub id")
+    parser.add_argument("--name", help="what the record calls it (the checkpoint's own)")
+    parser.add_argument("--baseline", metavar="NAME", help="what takes turns with all others (the first system)")
+    parser.add_argument("--reference", default=REFERENCE, metavar="NAME", help="what scores drift from (%(default)s)")
+    parser.add_argument("--text", type=Path, help="lines of query, pos, neg; or a folder with xquad/ (the sample)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the record (benchmarks/results/MODEL.json)")
+    parser.add_argument(
+        "--artifact", type=Path, metavar="FOLDER", help="rankrt's artifact with all precisions, made before"
+    )
+    parser.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="load: how a system is served, with {python} {model} {port} {threads}, or an address",
+    )
+    parser.add_argument("--threads", type=int, help="for every system (the usable physical cores)")
+    parser.add_argument("--rounds", type=int, default=3, help="the fewest calls of a case (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="more calls follow for that long (%(default)s)")
+    parser.add_argument(
+        "--passages", type=int, nargs="+", default=[1, 8, 32, 100], metavar="N", help="of a request (%(default)s)"
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["short", "mixed", "paragraphs", "512", "8192"],
+        metavar="KIND",
+        help="short, mixed, paragraphs, or tokens (%(default)s)",
+    )
+    parser.add_argument("--questions", type=int, default=100, help="of the quality suite (%(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4],
+        metavar="N",
+        help="whose memory is measured (%(default)s)",
+    )
+    parser.add_argument("--load-seconds", type=float, default=10.0, help="that each load is offered (%(default)s)")
+    parser.add_argument(
+        "--call-limit", type=float, default=120.0, metavar="S", help="seconds that a call may take (%(default)s)"
+    )
+    parser.add_argument(
+        "--load-limit", type=float, default=300.0, metavar="S", help="seconds that loading may take (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _check(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ValueError for names that mean nothing, before anything is built."""
+    for name in options.systems:
+        members(name)
+    for name in filter(None, (options.baseline, options.reference)):
+        if members(name) != [name]:
+            raise ValueError(f"{name} stands for {', '.join(members(name))}: name one of them")
+    for kind in options.kinds:
+        if kind not in KINDS and not kind.isdigit():
+            raise ValueError(f"--kinds {kind}: expected {', '.join(KINDS)}, or a number of tokens")
+    for named in options.server:
+        if "=" not in named:
+            raise ValueError(f"--server {named}: expected NAME=COMMAND")
+
+
+if __name__ == "__main__":
+    # A job that is cancelled, or out of time, keeps what it measured as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

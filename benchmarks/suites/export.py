@@ -1,0 +1,33 @@
+"""What it takes before a system can load a checkpoint: the time, peak memory and size of its conversions."""
+
+from functools import partial
+
+from benchmarks.conversions import cost_of
+from benchmarks.lab import Case, Lab, Measured
+from benchmarks.systems import CONVERSIONS, entry_of
+from benchmarks.worker import SystemFailed
+
+
+def cases(lab: Lab, system: str) -> list[Case]:
+    """Return one case for a system that is given something else than the checkpoint."""
+    given = entry_of(system).given
+    return [Case(name=given, measure=partial(_measure, lab, system, given))] if given else []
+
+
+def _measure(lab: Lab, system: str, given: str) -> Measured:
+    """Convert, or take what was measured when it was: nothing of it depends on who asks."""
+    if lab.settings.artifact and given.startswith("rankrt"):
+        raise SystemFailed("the artifact was given (--artifact), not made here")
+    lab.path_for(system)
+    chain = [given]
+    while CONVERSIONS[chain[-1]].of:
+        chain.append(CONVERSIONS[chain[-1]].of)
+    costs = [cost_of(name, lab.model.sha256) for name in chain]
+    return Measured(
+        size={"n_steps": len(chain)},
+        metrics={
+            "seconds": sum(cost.seconds for cost in costs),
+            "peak_mb": max(cost.peak_mb for cost in costs),
+            "size_mb": costs[0].size_mb,
+        },
+    )

@@ -1,0 +1,214 @@
+"""What users of a server wait: latency over offered load, up to where it cannot keep up and beyond.
+
+Speaks TEI's dialect, POST /rerank {"query", "texts"}, or Jina's, with "documents". The load is a share of what clients
+that wait for their answers get out of the same server just before. The client shares the machine with the server.
+"""
+
+import asyncio
+import itertools
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from benchmarks.arrivals import Send, capacity_per_s, offer, poisson_arrivals
+from benchmarks.environments import cache_folder, python_of
+from benchmarks.lab import Case, Lab, Measured
+from benchmarks.statistics import percentiles_ms
+from benchmarks.worker import ROOT, SystemFailed, environment, last_words
+from benchmarks.workloads import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """How a system is served over HTTP.
+
+    command      {python} of the environment, {model}, {port} and {threads} are filled in; an address runs already
+    environment  a file in locks/; "" is the harness's own
+    field        what the request calls its passages: "texts" in TEI's dialect, "documents" in Jina's
+    """
+
+    command: str
+    environment: str = ""
+    field: str = "texts"
+
+
+_RANKRT = "{python} -m rankrt.cli serve {model} --port {port} --threads {threads} --precision "
+SERVERS: Mapping[str, Server] = {
+    "rankrt-fp32": Server(command=f"{_RANKRT} fp32", environment="rankrt-server"),
+    "rankrt-int8": Server(command=f"{_RANKRT} int8", environment="rankrt-server"),
+    "infinity": Server(
+        command="{python} -c 'from infinity_emb.cli import cli; cli()' v2 --model-id {model} --port {port}"
+        " --engine torch --device cpu --no-bettertransformer",
+        environment="infinity",
+        field="documents",
+    ),
+    "llama.cpp": Server(
+        command="llama-server --reranking --model {model}/model-f16.gguf --port {port} --threads {threads}"
+    ),
+}
+_SHARES = (0.2, 0.4, 0.6, 0.8, 0.95, 1.1)
+_N_PASSAGES = 8
+_N_CLIENTS = 4
+_ANSWER_S = 60.0
+
+
+def cases(lab: Lab, system: str) -> list[Case]:
+    """Return the shares of a server's capacity that are offered; none for a system that is no server."""
+    given = lab.settings.servers.get(system)
+    server = Server(command=given) if given else SERVERS.get(system)
+    if server is None:
+        return []
+    loaded = _Loaded(lab, system, server)
+    return [Case(name=f"{share:.0%} of capacity", measure=partial(loaded.measure, share)) for share in _SHARES]
+
+
+class _Loaded:
+    """A server that is started for each case, and the capacity that is measured before the first."""
+
+    def __init__(self, lab: Lab, system: str, server: Server) -> None:
+        self._lab = lab
+        self._system = system
+        self._server = server
+        self._capacity: float | None = None
+        self._failure: str | None = None
+
+    def measure(self, share: float) -> Measured:
+        """Offer a share of the capacity. Raises SystemFailed if the server does not start or answers nothing good."""
+        if self._failure is not None:  # what did not start once is not waited for again
+            raise SystemFailed(self._failure)
+        self._lab.close()
+        workload = self._lab.source.make("mixed", _N_PASSAGES)
+        try:
+            with serving(self._lab, self._system, self._server) as served:
+                return asyncio.run(self._offered(served, workload, share))
+        except SystemFailed as failure:
+            self._failure = str(failure)
+            raise
+
+    async def _offered(self, served: "_Served", workload: Workload, share: float) -> Measured:
+        async with requests(served.url, self._server.field, workload) as send:
+            await _first_answer(served, send, self._lab.settings.budget.load_s)
+            duration_s = self._lab.settings.load_seconds
+            if self._capacity is None:
+                self._capacity = await capacity_per_s(send, duration_s, _N_CLIENTS)
+            return await measured(send, share * self._capacity, duration_s, self._capacity)
+
+
+async def measured(send: Send, rate_per_s: float, duration_s: float, capacity: float) -> Measured:
+    """Offer a rate for a time and report what came back."""
+    replies = await offer(send, poisson_arrivals(rate_per_s, duration_s))
+    good = [reply for reply in replies if reply.is_good]
+    if not good:
+        raise SystemFailed(f"none of {len(replies)} requests was answered")
+    seconds = tuple(reply.latency_s for reply in good)
+    return Measured(
+        size={"offered_per_s": rate_per_s, "capacity_per_s": capacity, "n_requests": len(replies)},
+        metrics=percentiles_ms(seconds)
+        | {
+            "answered_per_s": len(good) / max(reply.done_s for reply in good),
+            "failed": float(len(replies) - len(good)),
+            "latest_sending_ms": 1e3 * float(np.max([reply.sent_s - reply.due_s for reply in replies])),
+        },
+        seconds=seconds,
+    )
+
+
+@asynccontextmanager
+async def requests(url: str, field: str, workload: Workload) -> AsyncIterator[Send]:
+    """Yield a function that sends a request, whose query is another one each time: a server may remember scores."""
+    numbers = itertools.count()
+    timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def send(i: int) -> bool:
+            request = {"query": f"{workload.query} {next(numbers)}", field: list(workload.passages)}
+            try:
+                async with session.post(f"{url}/rerank", json=request) as response:
+                    await response.read()
+                    return response.status == 200
+            except (aiohttp.ClientError, TimeoutError):
+                return False
+
+        yield send
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """Where a server listens; for one that was started here, its process and what it writes."""
+
+    url: str
+    process: "subprocess.Popen[bytes] | None" = None
+    log: Path | None = None
+
+    def check(self) -> None:
+        """Raise SystemFailed if it has ended."""
+        if self.process is not None and self.log is not None and self.process.poll() is not None:
+            raise SystemFailed(f"its server ended: {last_words(self.log)}")
+
+
+async def _first_answer(served: _Served, send: Send, limit_s: float) -> None:
+    """Ask until there is a good answer. Raises SystemFailed if the server ends, or after the limit."""
+    started = time.perf_counter()
+    while not await send(0):
+        served.check()
+        if time.perf_counter() - started > limit_s:
+            raise SystemFailed(f"its server did not answer POST /rerank within {limit_s:g} s")
+        await asyncio.sleep(0.1)
+
+
+@contextmanager
+def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
+    """Start a server and stop it afterwards. Raises SystemFailed if there is no such program."""
+    if server.command.startswith(("http://", "https://")):
+        yield _Served(url=server.command.rstrip("/"))
+        return
+    port, threads = _free_port(), lab.settings.budget.n_threads
+    python = python_of(server.environment) if server.environment else sys.executable
+    command = shlex.split(server.command.format(python=python, model=lab.path_for(system), port=port, threads=threads))
+    log = cache_folder() / "logs" / f"{system.replace(':', '.')}-server.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = _started(command, threads, log)
+    try:
+        yield _Served(url=f"http://127.0.0.1:{port}", process=process, log=log)
+    finally:
+        _stop(process)
+
+
+def _started(command: Sequence[str], n_threads: int, log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as words:
+        try:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment(n_threads), stdout=words, stderr=words, start_new_session=True
+            )
+        except OSError as error:
+            raise SystemFailed(f"{command[0]}: {error.strerror}") from None
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a server with all its processes, if need be by force."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

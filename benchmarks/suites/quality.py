@@ -1,0 +1,61 @@
+"""What a system's scores are worth: their distance from PyTorch's in fp32, and the ranking, where there are labels."""
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import fmean
+
+import numpy as np
+
+from benchmarks.lab import Case, Lab, Measured
+from benchmarks.workloads import Workload
+from rankrt.arrays import Float32Array
+from rankrt_export.ranks import overlap, tau
+from rankrt_export.texts import Question
+from tiny_reranker.ranking import ndcg, reciprocal_rank
+
+_TOP = 10
+
+
+def cases(lab: Lab, system: str) -> list[Case]:
+    """Return the one case there is: all questions."""
+    return [Case(name=f"{len(_questions(lab))} questions", measure=partial(_measure, lab, system))]
+
+
+def _measure(lab: Lab, system: str) -> Measured:
+    questions = _questions(lab)
+    workloads = [lab.source.of_question(question) for question in questions]
+    theirs = lab.scores(lab.reference, workloads, batch_size=1)
+    ours = theirs if system == lab.reference else lab.scores(system, workloads)
+    difference = np.abs(np.concatenate(ours) - np.concatenate(theirs))
+    pairs = list(zip(ours, theirs, strict=True))
+    return Measured(
+        size={"n_questions": len(questions), "n_pairs": len(difference), "n_tokens": _n_tokens(workloads)},
+        metrics={
+            "max_drift": float(difference.max()),
+            "mean_drift": float(difference.mean()),
+            "tau": fmean(tau(a, b) for a, b in pairs),
+            "top_10_overlap": fmean(overlap(a, b, _TOP) for a, b in pairs),
+            "ndcg_10": fmean(ndcg(labels) for labels in _ranked(questions, ours)),
+            "mrr_10": fmean(reciprocal_rank(labels) for labels in _ranked(questions, ours)),
+        },
+    )
+
+
+def _questions(lab: Lab) -> Sequence[Question]:
+    """Return questions with an answer and something to tell it from, spread over the whole text."""
+    usable = [question for question in lab.source.texts.questions if question.pos and question.neg]
+    n = min(len(usable), lab.settings.n_questions)
+    return [usable[i * len(usable) // n] for i in range(n)]
+
+
+def _ranked(questions: Sequence[Question], scores: Sequence[Float32Array]) -> list[list[int]]:
+    """Return each question's labels, best score first; of equals the irrelevant first, so that a tie helps nobody."""
+    ranked = []
+    for question, of_one in zip(questions, scores, strict=True):
+        labels = [1] * len(question.pos) + [0] * len(question.neg)
+        ranked.append([label for _, label in sorted(zip(-of_one, labels, strict=True))])
+    return ranked
+
+
+def _n_tokens(workloads: Sequence[Workload]) -> int:
+    return sum(workload.n_tokens for workload in workloads)

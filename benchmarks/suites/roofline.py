@@ -1,0 +1,86 @@
+"""How near one row comes to what the machine can do: its rate at matrix products, and its memory's bandwidth.
+
+The operations are those that a score needs: the last layer computes keys and values for all tokens, the rest for one. A
+system that computes more has a lower share for it. There are two rates of products to compare with: repeated alone,
+whose weights the caches hold, and those of a whole model one after the other, whose weights come from memory. All are
+measured in the same run.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.lab import Case, Lab, Measured
+from benchmarks.worker import SystemFailed
+
+_LENGTHS = (32, 128, 512)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The numbers of config.json that say how many operations a row takes."""
+
+    n_layers: int
+    hidden: int
+    intermediate: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Shape":
+        """Read them. Raises SystemFailed for a model that counts its layers otherwise."""
+        try:
+            return cls(
+                n_layers=config["num_hidden_layers"],
+                hidden=config["hidden_size"],
+                intermediate=config["intermediate_size"],
+            )
+        except KeyError as missing:
+            raise SystemFailed(f"config.json has no {missing}: its operations cannot be counted") from None
+
+    def operations(self, n_tokens: int) -> float:
+        """Return the floating-point operations that a row's score needs."""
+        return (self.n_layers - 1) * self._layer(n_tokens, n_tokens) + self._layer(1, n_tokens) + 2 * self.hidden**2
+
+    @property
+    def n_bytes(self) -> float:
+        """The bytes of all layers' weights in fp32, which every run reads once."""
+        return 4.0 * self.n_layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+
+    def _layer(self, n_queries: int, n_tokens: int) -> float:
+        keys_and_values = 4 * n_tokens * self.hidden**2
+        query_and_output = 4 * n_queries * self.hidden**2
+        attention = 4 * n_queries * n_tokens * self.hidden
+        return keys_and_values + query_and_output + attention + 4 * n_queries * self.hidden * self.intermediate
+
+
+def cases(lab: Lab, system: str) -> list[Case]:
+    """Return a row of each length."""
+    return [
+        Case(name=f"1 x {n} tokens", measure=partial(_measure, lab, system, n))
+        for n in _LENGTHS
+        if n <= lab.checkpoint.max_length
+    ]
+
+
+def _measure(lab: Lab, system: str, n_tokens: int) -> Measured:
+    shape = Shape.of(lab.checkpoint.config)
+    timed = lab.timed(system, lab.source.make(str(n_tokens), 1))
+    operations = shape.operations(n_tokens)
+    sgemm, bandwidth = lab.ceiling("sgemm", n_tokens), lab.ceiling("bandwidth", 1)
+    from_memory = lab.ceiling("sgemm-from-memory", n_tokens)
+    intensity = operations / shape.n_bytes
+    gflops = operations / 1e6 / (timed.metrics["p50_ms"] or float("nan"))
+    rates: dict[str, float | None] = {
+        "gflops": gflops,
+        "sgemm_gflops": sgemm,
+        "sgemm_from_memory_gflops": from_memory,
+        "bandwidth_gb_per_s": bandwidth,
+        "intensity": intensity,
+        "of_sgemm_alone": gflops / sgemm,
+        "of_sgemm_from_memory": gflops / from_memory,
+    }
+    return Measured(
+        size=timed.size,
+        metrics=timed.metrics | rates,
+        seconds=timed.seconds,
+        baseline_seconds=timed.baseline_seconds,
+    )

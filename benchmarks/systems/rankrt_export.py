@@ -1,0 +1,22 @@
+"""`rankrt export`, one precision at a time, verified as by default."""
+
+from pathlib import Path
+
+from rankrt.artifact import Precision
+from rankrt_export.pipeline import Options, export
+
+
+def fp32(checkpoint: Path, out: Path) -> None:
+    _export(checkpoint, out, "fp32")
+
+
+def fp16(checkpoint: Path, out: Path) -> None:
+    _export(checkpoint, out, "fp16")
+
+
+def int8(checkpoint: Path, out: Path) -> None:
+    _export(checkpoint, out, "int8")
+
+
+def _export(checkpoint: Path, out: Path, precision: Precision) -> None:
+    export(str(checkpoint), out, Options(precisions=[precision]))

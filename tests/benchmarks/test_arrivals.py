@@ -1,0 +1,48 @@
+"""The open loop keeps its schedule, whatever the server does, and users' waiting is counted from when they came."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from benchmarks.arrivals import capacity_per_s, offer, poisson_arrivals
+
+
+def test_arrivals_are_those_of_a_poisson_process():
+    times = np.array(poisson_arrivals(rate_per_s=1000, duration_s=20))
+    gaps = np.diff(times)
+    assert len(times) == pytest.approx(20_000, rel=0.03)  # 4 standard deviations
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.03)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)  # what tells exponential gaps from regular ones
+    assert times.max() <= 20
+
+
+def test_a_slow_server_does_not_slow_the_arrivals_down():
+    server = asyncio.Lock()
+
+    async def send(i: int) -> bool:
+        async with server:  # one at a time: far less than what is offered
+            await asyncio.sleep(0.02)
+        return True
+
+    due = [i / 200 for i in range(100)]
+    replies = asyncio.run(offer(send, due))
+    assert max(reply.sent_s - reply.due_s for reply in replies) < 0.05
+    assert replies[-1].sent_s < 0.6
+    # 100 answers take 2 s, so who came last, after 0.5 s, waited 1.5 s; a closed loop would have said 0.02 s.
+    assert replies[-1].latency_s == pytest.approx(1.5, abs=0.3)
+
+
+def test_failures_are_reported_and_do_not_end_the_rest():
+    async def send(i: int) -> bool:
+        return i != 1
+
+    assert [reply.is_good for reply in asyncio.run(offer(send, [0.0, 0.01, 0.02]))] == [True, False, True]
+
+
+def test_capacity_is_what_waiting_clients_get():
+    async def send(i: int) -> bool:
+        await asyncio.sleep(0.02)
+        return True
+
+    assert asyncio.run(capacity_per_s(send, duration_s=0.4, n_clients=4)) == pytest.approx(200, rel=0.15)
