@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrt.sources import Hub
+from rankrt_export.architectures.decoder import FAMILIES
 from rankrt_export.errors import CheckpointError
 from rankrt_export.weights import Weights, open_weights
 
@@ -39,12 +40,20 @@ class Checkpoint:
         return str(self.config["architectures"][0])
 
     @property
+    def is_decoder(self) -> bool:
+        """Whether a row is a question that the model answers behind its last token."""
+        return self.architecture in FAMILIES
+
+    @property
     def max_length(self) -> int:
         """The most tokens that a row may have: what the positions allow, or the tokenizer's limit if it is lower.
 
         The RoBERTa family counts positions from pad_token_id + 1, so two of its 514 or 8,194 are never used.
         """
         n_positions = int(self.config.get("max_position_embeddings") or 512)
+        if self.config["model_type"] == "minicpm":
+            # 2,048 are declared, of positions that are rotations and go on; its authors give 8,192 for this family.
+            n_positions = max(n_positions, 8192)
         if self.config["model_type"] in {"roberta", "xlm-roberta", "camembert"}:
             n_positions -= int(self.config.get("pad_token_id", 1)) + 1
         return min(n_positions, int(self.tokenizer_config.get("model_max_length") or n_positions))
@@ -75,8 +84,10 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
 
 
 def check_is_reranker(config: dict[str, Any], source: str) -> None:
-    """Raise CheckpointError unless the configuration is that of a sequence classifier with one label."""
+    """Raise CheckpointError unless the configuration is that of a decoder, or of a classifier with one label."""
     architecture = str(config["architectures"][0])
+    if architecture in FAMILIES and architecture.endswith("ForCausalLM"):
+        return
     if not architecture.endswith("ForSequenceClassification"):
         raise CheckpointError(
             f"{source} is a {architecture}: it has no classifier head, so it gives no scores. An embedding or base"

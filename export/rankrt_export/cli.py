@@ -11,6 +11,7 @@ from tqdm import tqdm
 from rankrt.artifact import PRECISIONS
 from rankrt.describe import describe
 from rankrt.sources import Hub
+from rankrt_export.prompts import STYLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="calibrate int8 on this text, in the same format"
     )
+    parser.add_argument(
+        "--cutoff-layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="layers of a layerwise model to read scores behind; default: every fourth that has a head",
+    )
+    parser.add_argument(
+        "--prompt", choices=STYLES, help="how a decoder is asked; default: as its architecture usually is"
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare with PyTorch; `auto` will not load it")
     parser.add_argument("--max-drift", type=float, metavar="X", help="largest difference in logits below fp32")
     parser.add_argument("--min-tau", type=float, metavar="X", help="smallest mean Kendall tau per query below fp32")
@@ -48,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         is_verified=not arguments.no_verify,
         max_difference=arguments.max_drift,
         min_tau=arguments.min_tau,
+        cutoff_layers=arguments.cutoff_layers,
+        prompt=arguments.prompt,
     )
     artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
     print(describe(artifact))

@@ -48,7 +48,7 @@ class Data(Protocol):
 
 
 class Rows(Protocol):
-    """How the rows of a run lie in the graph's inputs, for one target."""
+    """How the rows of a run lie in the graph's inputs, for one target and models that see a whole row."""
 
     layout: Layout
     ids: ir.Value
@@ -71,10 +71,48 @@ class Rows(Protocol):
         ...
 
 
+class CausalRows(Protocol):
+    """How the rows of a run lie in the inputs of a segment of a causal model, for one target.
+
+    In a segment's last layer only some tokens go on from the attention: all of them if another segment follows.
+    """
+
+    layout: Layout
+    states: ir.Value
+
+    def going_on(self, x: ir.Value) -> ir.Value:
+        """Return the states of the tokens that go on from the segment's last layer."""
+        ...
+
+    def rotated(self, x: ir.Value, cosines: ir.Value, sines: ir.Value, *, n_heads: int, is_going_on: bool) -> ir.Value:
+        """Turn the features of each head, (n_tokens, n_heads * size), by the token's position (halves, not pairs).
+
+        `x` has the tokens that go on if `is_going_on`, else all of them.
+        """
+        ...
+
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_going_on: bool
+    ) -> ir.Value:
+        """Attend to each token itself and all before it in its row and the row's prefix.
+
+        `query` has the tokens that go on if `is_going_on`, else all of them.
+        """
+        ...
+
+    def last_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's last token, (n_rows, n_features), of those that go on."""
+        ...
+
+    def kept(self) -> ir.Value:
+        """Return the keys and values of the first tokens, as many as the run is asked to keep, of all layers."""
+        ...
+
+
 class Graph:
     """A graph under construction."""
 
-    def __init__(self, *, weights: Weights, data: Data, precision: Precision, rows: Callable[["Graph"], Rows]) -> None:
+    def __init__(self, *, weights: Weights, data: Data, precision: Precision) -> None:
         self.weights = weights
         self.data = data
         self._precision = precision
@@ -82,29 +120,39 @@ class Graph:
         self._inputs: list[ir.Value] = []
         self._initializers: dict[str, ir.Value] = {}
         self.data_files: set[str] = set()
-        self.rows = rows(self)
 
     # The blocks.
 
-    def embedding(self, table: str) -> ir.Value:
-        """Return the vectors of all tokens, (n_tokens, n_features)."""
-        return self._precision.lookup(self, self.rows.ids, table)
-
-    def positions(self, key: str, table: Float32Array) -> ir.Value:
-        """Return the position vectors of all tokens, (n_tokens, n_features); row 0 is a row's first token's."""
-        return self.rows.positions(self.array(key, table))
+    def embedding(self, ids: ir.Value, table: str) -> ir.Value:
+        """Return the vectors of tokens, (n_tokens, n_features)."""
+        return self._precision.lookup(self, ids, table)
 
     def linear(self, x: ir.Value, name: str, *, precision: Precision | None = None) -> ir.Value:
         """Return x @ W.T + b for the layer of that name."""
         return (precision or self._precision).linear(self, x, f"{name}.weight", self.vector(f"{name}.bias"))
+
+    def product(self, x: ir.Value, name: str) -> ir.Value:
+        """Return x @ W.T for the layer of that name, which has no bias."""
+        return self._precision.linear(self, x, f"{name}.weight", None)
 
     def layer_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
         """Normalise the last axis."""
         scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
+    def rms_norm(self, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+        """Divide by the root mean square over the last axis, and multiply by a scale, (n_features,)."""
+        return self.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=epsilon, stash_type=1)
+
     def attention(
-        self, queries: ir.Value, hidden: ir.Value, names: tuple[str, str, str], *, n_heads: int, first_only: bool
+        self,
+        rows: Rows,
+        queries: ir.Value,
+        hidden: ir.Value,
+        names: tuple[str, str, str],
+        *,
+        n_heads: int,
+        first_only: bool,
     ) -> ir.Value:
         """Attend from `queries` to `hidden` by the query, key and value layers of these names."""
         query, key, value = (
@@ -114,7 +162,7 @@ class Graph:
         # MultiHeadAttention adds the biases while it transposes, which is free.
         bias = np.concatenate([read(self.weights, f"{name}.bias") for name in names])
         biases = self.array(f"{names[0]}+key+value.bias", bias)
-        return self.rows.attention(query, key, value, biases, n_heads=n_heads, first_only=first_only)
+        return rows.attention(query, key, value, biases, n_heads=n_heads, first_only=first_only)
 
     # What blocks are made of.
 
@@ -126,7 +174,7 @@ class Graph:
         """Append a Loop without a condition that carries one state; the body may use any value made before."""
         return self._tape.op("Loop", [n_turns, None, state], {"body": body})
 
-    def input(self, name: str, dtype: ir.DataType, shape: Iterable[str]) -> ir.Value:
+    def input(self, name: str, dtype: ir.DataType, shape: Iterable[str | int]) -> ir.Value:
         """Declare an input of the graph."""
         value = ir.val(name, dtype, list(shape))
         self._inputs.append(value)

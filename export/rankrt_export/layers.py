@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.blueprint import Blueprint, Readout
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.graph import Graph
-from rankrt_export.targets import TARGETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,15 @@ class Layers:
 def layers_of(checkpoint: Checkpoint) -> Layers:
     """Return the layers and tables whose precision is a variant's to choose."""
     recorder = _Recorder()
-    graph = Graph(weights=checkpoint.weights, data=_Nowhere(), precision=recorder, rows=TARGETS["cpu"])
-    ARCHITECTURES[checkpoint.architecture](graph, checkpoint.config)
+    blueprint = Blueprint(
+        config=checkpoint.config,
+        weights=checkpoint.weights,
+        target="cpu",
+        readouts=_any_readouts(checkpoint),
+        max_length=1,
+        new_graph=lambda: Graph(weights=checkpoint.weights, data=_Nowhere(), precision=recorder),
+    )
+    ARCHITECTURES[checkpoint.architecture](blueprint)
     groups = (
         LayerGroup(layers=tuple(layers), is_behind_gelu=_is_gelu(x.producer())) for x, layers in recorder.layers.items()
     )
@@ -64,6 +71,13 @@ class _Nowhere:
         self, file: str, key: str, dtype: np.dtype[Any], shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
     ) -> ir.ExternalTensor:
         return ir.ExternalTensor(Path(file), 0, 0, ir.DataType.from_numpy(dtype), shape=ir.Shape(shape), name=key)
+
+
+def _any_readouts(checkpoint: Checkpoint) -> list[Readout]:
+    """Return one behind the last layer of a decoder, so that all its layers are built."""
+    if not checkpoint.is_decoder:
+        return []
+    return [Readout(layer=int(checkpoint.config["num_hidden_layers"]), vector=np.zeros(1, np.float32))]
 
 
 def _is_gelu(node: ir.Node | None) -> bool:

@@ -4,15 +4,18 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from tokenizers import Tokenizer
 
 from rankrt.artifact import (
     FORMAT_VERSION,
     Artifact,
+    Exit,
     File,
     Layout,
     Manifest,
@@ -20,6 +23,7 @@ from rankrt.artifact import (
     Quantization,
     Source,
     Target,
+    Template,
     Variant,
     open_artifact,
     sha256_of,
@@ -29,6 +33,7 @@ from rankrt.atomic import new_folder
 from rankrt.reranker import Reranker
 from rankrt.sources import Hub
 from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.blueprint import Blueprint, Readout, Section
 from rankrt_export.calibration import Calibration, Recipe, calibrate
 from rankrt_export.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.data import DataFiles
@@ -36,12 +41,13 @@ from rankrt_export.errors import CheckpointError, DriftError, OutputError
 from rankrt_export.graph import Graph
 from rankrt_export.precision import PRECISIONS
 from rankrt_export.precision.int8 import Int8
-from rankrt_export.targets import TARGETS
+from rankrt_export.prompts import STYLES, Style, prompted_template, style_of
+from rankrt_export.readouts import readouts_of
 from rankrt_export.template import template_of, write_tokenizer
 from rankrt_export.texts import Texts, sample
 from rankrt_export.traced import DATA as TRACED_DATA
 from rankrt_export.traced import trace
-from rankrt_export.verify import limits_for, reference, verify
+from rankrt_export.verify import Reference, decoder_reference, limits_for, reference, verify
 from rankrt_export.weights import hashed_in_background
 
 TOKENIZER = "tokenizer.json"
@@ -70,6 +76,8 @@ class Options:
     calibration   what int8 is calibrated on; by default the sample
     is_verified   False writes variants that only an explicit precision will load
     max_difference, min_tau   limits in place of the precisions' own; fp32's are fixed
+    cutoff_layers  behind which layers a layerwise model's scores can be read; by default every fourth that has a head
+    prompt         how a decoder is asked, a name of `prompts.STYLES`; by default as its architecture usually is
     """
 
     precisions: Sequence[Precision] = ("fp32",)
@@ -79,6 +87,8 @@ class Options:
     is_verified: bool = True
     max_difference: float | None = None
     min_tau: float | None = None
+    cutoff_layers: Sequence[int] | None = None
+    prompt: str | None = None
 
 
 def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, bar: Bar = no_bar) -> Artifact:
@@ -128,14 +138,16 @@ def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, reci
 
     `recipe` says how int8 is computed, if that is one of the precisions.
     """
-    template = template_of(write_tokenizer(checkpoint, folder / TOKENIZER))
+    tokenizer = write_tokenizer(checkpoint, folder / TOKENIZER)
+    template, readouts = asked(checkpoint, tokenizer, options)
     with hashed_in_background(checkpoint.weights) as weights_sha256:
         if checkpoint.architecture in ARCHITECTURES:
-            variants, data = written(checkpoint, folder, options, bar, recipe)
+            variants, data = written(checkpoint, folder, options, bar, recipe, readouts)
         else:
             variants, data = traced(checkpoint, folder, options, bar)
         source = Source(id=checkpoint.id, revision=checkpoint.revision, weights_sha256=weights_sha256.result())
-    small = {name: _file(folder / name) for name in (TOKENIZER, *(variant.graph for variant in variants))}
+    graphs = [name for variant in variants for name in variant.graphs]
+    small = {name: _file(folder / name) for name in (TOKENIZER, *graphs)}
     return Manifest(
         format_version=FORMAT_VERSION,
         producer=f"rankrt {version('rankrt')}",
@@ -151,24 +163,71 @@ def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, reci
     )
 
 
+def asked(checkpoint: Checkpoint, tokenizer: Tokenizer, options: Options) -> tuple[Template, list[Readout]]:
+    """Return how a row is put together, and of a decoder where its score is read."""
+    if checkpoint.is_decoder:
+        style = style_for(checkpoint, options)
+        readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
+        return prompted_template(tokenizer, style, checkpoint.tokenizer_config), readouts
+    for name in ("cutoff_layers", "prompt"):
+        if getattr(options, name) is not None:
+            raise CheckpointError(f"{name} is for decoders; {checkpoint.id} is a {checkpoint.architecture}")
+    return template_of(tokenizer), []
+
+
+def style_for(checkpoint: Checkpoint, options: Options) -> Style:
+    """Return how a decoder is asked."""
+    return STYLES[options.prompt] if options.prompt else style_of(checkpoint.architecture)
+
+
 def written(
-    checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, recipe: Recipe | None
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Options,
+    bar: Bar,
+    recipe: Recipe | None,
+    readouts: Sequence[Readout],
 ) -> tuple[list[Variant], dict[str, File]]:
-    """Write a graph node by node for each target and precision; weights are shared where their bytes are the same."""
+    """Write graphs node by node for each target and precision; weights are shared where their bytes are the same."""
     variants = []
     precisions = PRECISIONS if recipe is None else {**PRECISIONS, "int8": Int8(recipe)}
     n_bytes = _n_bytes(checkpoint, options.precisions)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
         for target in options.targets:
             for precision in options.precisions:
-                graph = Graph(
-                    weights=checkpoint.weights, data=data, precision=precisions[precision], rows=TARGETS[target]
+                new_graph = partial(Graph, weights=checkpoint.weights, data=data, precision=precisions[precision])
+                blueprint = Blueprint(
+                    config=checkpoint.config,
+                    weights=checkpoint.weights,
+                    target=target,
+                    readouts=readouts,
+                    max_length=checkpoint.max_length,
+                    new_graph=new_graph,
                 )
-                name = f"{target}-{precision}.onnx"
-                graph.save(folder / name, logits=ARCHITECTURES[checkpoint.architecture](graph, checkpoint.config))
+                sections = ARCHITECTURES[checkpoint.architecture](blueprint)
                 quantization = recipe.summary if recipe and precision == "int8" else None
-                variants.append(_variant(target, precision, name, graph.rows.layout, graph.data_files, quantization))
+                variants.append(_saved(sections, folder, target, precision, quantization))
     return variants, data.files
+
+
+def _saved(
+    sections: Sequence[Section], folder: Path, target: Target, precision: Precision, quantization: Quantization | None
+) -> Variant:
+    """Save the graphs of a variant; those of one with exits are named after the layer where they end."""
+    exits = []
+    for section in sections:
+        name = f"{target}-{precision}.onnx" if section.layer is None else f"{target}-{precision}-{section.layer}.onnx"
+        section.graph.save(folder / name, **section.outputs)
+        exits.append((section.layer, name))
+    return _variant(
+        target,
+        precision,
+        exits[0][1],
+        sections[0].layout,
+        {file for section in sections for file in section.graph.data_files},
+        quantization,
+        tuple(Exit(layer=layer, graph=name, verification=None) for layer, name in exits if layer is not None),
+    )
 
 
 def traced(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> tuple[list[Variant], dict[str, File]]:
@@ -189,16 +248,27 @@ def verified(checkpoint: Checkpoint, folder: Path, manifest: Manifest, options: 
     """Return the manifest with every variant's figures, and examples by which other hosts can check themselves."""
     write_manifest(manifest, folder)
     texts = sample() + options.texts if options.texts else sample()
-    rerankers = [_reranker(folder, variant) for variant in manifest.variants]
-    with bar("PyTorch", len(texts.pairs), "pair") as progress:
-        against = reference(checkpoint, rerankers[0], texts, progress)
+    with _reranker(folder, manifest.variants[0]) as reranker, bar("PyTorch", len(texts.pairs), "pair") as progress:
+        against = _reference(checkpoint, reranker, texts, options, progress)
     variants = []
-    for reranker in rerankers:
-        limits = limits_for(reranker.variant.precision, options.max_difference, options.min_tau)
-        with reranker, bar(reranker.variant.name, len(texts.pairs), "pair") as progress:
-            found = verify(reranker, against, limits, progress)
-        variants.append(msgspec.structs.replace(reranker.variant, verification=found))
+    for variant in manifest.variants:
+        limits = limits_for(
+            variant.precision, options.max_difference, options.min_tau, is_decoder=checkpoint.is_decoder
+        )
+        with _reranker(folder, variant) as reranker, bar(variant.name, len(texts.pairs), "pair") as progress:
+            variants.append(verify(reranker, against, limits, progress))
     return msgspec.structs.replace(manifest, variants=tuple(variants), examples=against.examples(_N_EXAMPLES))
+
+
+def _reference(
+    checkpoint: Checkpoint, reranker: Reranker, texts: Texts, options: Options, progress: Callable[[int], None]
+) -> Reference:
+    if not checkpoint.is_decoder:
+        return reference(checkpoint, reranker, texts, progress)
+    style = style_for(checkpoint, options)
+    tokenizer = Tokenizer.from_file(str(reranker.artifact.path(TOKENIZER)))
+    readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
+    return decoder_reference(checkpoint, reranker, style, readouts, texts, progress)
 
 
 def check_is_new(out: Path) -> None:
@@ -221,10 +291,14 @@ def _n_bytes(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> int:
 
 
 def _reranker(folder: Path, variant: Variant) -> Reranker:
-    """Load a variant as any host would, but from the artifact itself, and with rows as transformers cuts them."""
-    length = min(VERIFIED_LENGTH, open_artifact(folder).manifest.max_length)
+    """Load a variant as any host would, but from the artifact itself, and with rows as its reference cuts them."""
+    manifest = open_artifact(folder).manifest
     return Reranker.load(
-        folder, precision=variant.precision, max_length=length, truncation="longest_first", prepare=False
+        folder,
+        precision=variant.precision,
+        max_length=min(VERIFIED_LENGTH, manifest.max_length),
+        truncation="longest_first" if manifest.template.prompt is None else "only_passage",
+        prepare=False,
     )
 
 
@@ -241,6 +315,7 @@ def _variant(
     layout: Layout,
     data: Iterable[str],
     quantization: Quantization | None,
+    exits: tuple[Exit, ...] = (),
 ) -> Variant:
     return Variant(
         target=target,
@@ -250,6 +325,7 @@ def _variant(
         data=tuple(sorted(data)),
         verification=None,
         quantization=quantization,
+        exits=exits,
     )
 
 

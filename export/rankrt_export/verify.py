@@ -4,18 +4,23 @@ The reference runs each row alone and without padding, in fp32, through transfor
 checkpoint's own tokenizer's, so a wrong template is found here as well as a wrong graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
+import msgspec
 import numpy as np
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import PRECISIONS, Example, Precision, Verification
+from rankrt.artifact import PRECISIONS, Example, Precision, Variant, Verification
 from rankrt.errors import ScoreError
 from rankrt.reranker import Reranker
+from rankrt_export.blueprint import Readout
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import DriftError, VerificationError
+from rankrt_export.prompts import Style
 from rankrt_export.pytorch import Row, load_model, scores, tokenized
+from rankrt_export.pytorch_decoder import asked_rows, decoder_logits
 from rankrt_export.ranks import mean_overlap, taus
 from rankrt_export.texts import Question, Texts
 
@@ -43,29 +48,58 @@ DEFAULT_LIMITS: dict[Precision, Limits] = {
 }
 
 
+# Logits of decoders are larger, and their residuals grow from layer to layer: what counts for a ranking is alike.
+DECODER_FP32_LIMITS = Limits(max_difference=1e-3, min_tau=0.99)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """The PyTorch model's logits for all pairs of some texts, (n_pairs,), and what computed them."""
+    """The PyTorch model's logits for all pairs of some texts, and what computed them.
+
+    logits  (n_pairs,) or, of a decoder, (n_exits, n_pairs)
+    """
 
     texts: Texts
     logits: Float32Array
     made_by: str
 
+    def at(self, logits: Float32Array) -> "Reference":
+        """Return the same for the logits of one exit."""
+        return Reference(texts=self.texts, logits=logits, made_by=self.made_by)
+
     def examples(self, n: int) -> tuple[Example, ...]:
-        """Return the first n pairs with their logits."""
-        pairs = zip(self.texts.pairs[:n], self.logits[:n], strict=True)
+        """Return the first n pairs with their logits, of a decoder at the last exit."""
+        last = self.logits if self.logits.ndim == 1 else self.logits[-1]
+        pairs = zip(self.texts.pairs[:n], last[:n], strict=True)
         return tuple(Example(query=q, passage=p, logit=float(logit)) for (q, p), logit in pairs)
 
 
 def reference(checkpoint: Checkpoint, reranker: Reranker, texts: Texts, progress: Progress) -> Reference:
     """Score all pairs with the PyTorch model, cut by the reranker's rules; `progress` is told of each pair done."""
+    rows = reference_rows(checkpoint, reranker, texts)
+    return Reference(texts=texts, logits=scores(load_model(checkpoint), rows, progress), made_by=_versions())
+
+
+def decoder_reference(
+    checkpoint: Checkpoint,
+    reranker: Reranker,
+    style: Style,
+    readouts: Sequence[Readout],
+    texts: Texts,
+    progress: Progress,
+) -> Reference:
+    """Score all pairs with the PyTorch model of a decoder, layer by layer; `progress` is told of each pair done."""
+    theirs = asked_rows(checkpoint, style, texts.pairs, reranker.rules.max_length)
+    _check_ids(theirs, reranker, texts)
+    logits = decoder_logits(checkpoint, readouts, theirs, progress)
+    return Reference(texts=texts, logits=logits, made_by=_versions())
+
+
+def _versions() -> str:
     import torch
     import transformers
 
-    rows = reference_rows(checkpoint, reranker, texts)
-    logits = scores(load_model(checkpoint), rows, progress)
-    made_by = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return Reference(texts=texts, logits=logits, made_by=made_by)
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 def reference_rows(checkpoint: Checkpoint, reranker: Reranker, texts: Texts) -> list[Row]:
@@ -74,32 +108,50 @@ def reference_rows(checkpoint: Checkpoint, reranker: Reranker, texts: Texts) -> 
     Raises VerificationError with the first pair for which it does not.
     """
     theirs = tokenized(checkpoint, texts.pairs, reranker.rules.max_length)
-    ours = reranker.encode(texts.pairs)
-    for i, pair in enumerate(texts.pairs):
-        if theirs[i]["input_ids"] != ours.row(i).tolist():
-            raise VerificationError(
-                f"tokenizer.json and transformers do not agree: of {pair} transformers makes {theirs[i]['input_ids']},"
-                f" the artifact {ours.row(i).tolist()}; nothing was written"
-            )
+    _check_ids([row["input_ids"] for row in theirs], reranker, texts)
     return theirs
 
 
-def verify(reranker: Reranker, against: Reference, limits: Limits, progress: Progress) -> Verification:
-    """Compare a variant's logits with the reference's, question by question.
+def _check_ids(theirs: Sequence[Sequence[int]], reranker: Reranker, texts: Texts) -> None:
+    ours = reranker.encode(texts.pairs)
+    for i, pair in enumerate(texts.pairs):
+        if (expected := list(theirs[i])) != (found := ours.row(i).tolist()):
+            same = len(commonprefix([expected, found]))
+            raise VerificationError(
+                f"tokenizer.json and transformers do not agree: of the query {pair[0]!r:.80} and the passage {pair[1]!r:.80}"
+                f" transformers makes {len(expected)} tokens, the artifact {len(found)}; behind the first {same} they are"
+                f" {expected[same : same + 8]} and {found[same : same + 8]}; nothing was written"
+            )
+
+
+def verify(reranker: Reranker, against: Reference, limits: Limits, progress: Progress) -> Variant:
+    """Compare a variant's logits with the reference's, question by question; return the variant with what was found.
 
     Raises VerificationError, with the figures, if the variant is outside its limits or answers what is no number.
     """
-    name, blocks = reranker.variant.name, []
+    variant, blocks = reranker.variant, []
     for question in against.texts.questions:
         blocks.append(_logits(reranker, question))
         progress(len(question.passages))
-    found = compare(np.concatenate(blocks), against)
+    logits = np.concatenate(blocks, axis=-1)
+    if not variant.exits:
+        return msgspec.structs.replace(variant, verification=_checked(variant.name, variant, logits, against, limits))
+    found = [
+        _checked(f"{variant.name}, layer {end.layer},", variant, ours, against.at(theirs), limits)
+        for end, ours, theirs in zip(variant.exits, logits, against.logits, strict=True)
+    ]
+    exits = [msgspec.structs.replace(end, verification=v) for end, v in zip(variant.exits, found, strict=True)]
+    return msgspec.structs.replace(variant, exits=tuple(exits), verification=found[-1])
+
+
+def _checked(name: str, variant: Variant, logits: Float32Array, against: Reference, limits: Limits) -> Verification:
+    found = compare(logits, against)
     if found.max_difference > limits.max_difference or found.mean_tau < limits.min_tau:
         raise DriftError(
             f"{name} differs from PyTorch by up to {found.max_difference:.2g} (limit {limits.max_difference:g}), with a"
             f" mean Kendall's tau of {found.mean_tau:.3f} (at least {limits.min_tau:g}); nothing was written. Leave"
             " this precision out, or allow more with --max-drift and --min-tau",
-            precision=reranker.variant.precision,
+            precision=variant.precision,
             excess=max(1.0, found.max_difference / limits.max_difference),
         )
     return found
@@ -107,16 +159,20 @@ def verify(reranker: Reranker, against: Reference, limits: Limits, progress: Pro
 
 def _logits(reranker: Reranker, question: Question) -> Float32Array:
     try:
-        return reranker.score([(question.query, passage) for passage in question.passages])
+        pairs = [(question.query, passage) for passage in question.passages]
+        exits = [end.layer for end in reranker.variant.exits]
+        return reranker.score(pairs, cutoff_layers=exits) if exits else reranker.score(pairs)
     except ScoreError as error:
         raise VerificationError(f"{error} ({question.query!r}); nothing was written") from error
 
 
-def limits_for(precision: Precision, max_difference: float | None, min_tau: float | None) -> Limits:
+def limits_for(
+    precision: Precision, max_difference: float | None, min_tau: float | None, *, is_decoder: bool = False
+) -> Limits:
     """Return a precision's limits, with the ones that a user gave instead; fp32 has to be exact whatever they are."""
     default = DEFAULT_LIMITS[precision]
     if precision == PRECISIONS[0]:
-        return default
+        return DECODER_FP32_LIMITS if is_decoder else default
     return Limits(
         max_difference=default.max_difference if max_difference is None else max_difference,
         min_tau=default.min_tau if min_tau is None else min_tau,

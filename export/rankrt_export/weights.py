@@ -39,6 +39,10 @@ class Weights(Protocol):
         """Return the shape of a tensor. Raises CheckpointError if there is none of that name."""
         ...
 
+    def part(self, name: str, rows: slice) -> Float32Array:
+        """Return some rows of a tensor."""
+        ...
+
     def blocks(self, name: str) -> Iterator[Float32Array]:
         """Yield a tensor in blocks of its first axis."""
         ...
@@ -78,15 +82,19 @@ class SafetensorsWeights:
         with _open_safetensors(self._file(name)) as tensors:
             return tuple(tensors.get_slice(name).get_shape())
 
-    def blocks(self, name: str) -> Iterator[Float32Array]:
-        """Yield a tensor in blocks of its first axis.
+    def part(self, name: str, rows: slice) -> Float32Array:
+        """Return some rows of a tensor.
 
-        The file is opened anew for each: it is mapped, and closing it is what takes the pages out of our memory.
+        The file is opened anew each time: it is mapped, and closing it is what takes the pages out of our memory.
         """
+        with _open_safetensors(self._file(name)) as tensors:
+            found: Float32Array = tensors.get_slice(name)[rows].astype(np.float32, copy=False)
+        return found
+
+    def blocks(self, name: str) -> Iterator[Float32Array]:
+        """Yield a tensor in blocks of its first axis."""
         for rows in _row_blocks(self.shape(name)):
-            with _open_safetensors(self._file(name)) as tensors:
-                block = tensors.get_slice(name)[rows].astype(np.float32, copy=False)
-            yield block
+            yield self.part(name, rows)
 
     def _file(self, name: str) -> Path:
         try:
@@ -119,7 +127,12 @@ class TorchWeights:
     def blocks(self, name: str) -> Iterator[Float32Array]:
         """Yield a tensor in blocks of its first axis."""
         for rows in _row_blocks(self.shape(name)):
-            yield self._tensor(name)[rows].float().numpy()
+            yield self.part(name, rows)
+
+    def part(self, name: str, rows: slice) -> Float32Array:
+        """Return some rows of a tensor."""
+        found: Float32Array = self._tensor(name)[rows].float().numpy()
+        return found
 
     def _tensor(self, name: str) -> Any:
         try:

@@ -14,11 +14,12 @@ import msgspec
 
 from rankrt.errors import ArtifactError, DeviceError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "rankrt.json"
 
-# How a graph wants its rows: one flat sequence with offsets, or a matrix of rows of one length.
-Layout: TypeAlias = Literal["packed", "stacked"]
+# How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; or flat and causal, in
+# segments of layers that may begin behind a prefix which several rows share.
+Layout: TypeAlias = Literal["packed", "stacked", "causal"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Target: TypeAlias = Literal["cpu"]
 
@@ -41,6 +42,20 @@ class Source(_Record, frozen=True):
     weights_sha256: str
 
 
+class Prompt(_Record, frozen=True):
+    """The words around query and passage of a model that was taught to answer a question about them.
+
+    Each text is put into its format as format.format(instruction, text). `question` is the text that the template's
+    suffix ends with, behind another separator, where the user may ask another one; None where it may not be changed.
+    """
+
+    query_instruction: str
+    query_format: str
+    passage_instruction: str
+    passage_format: str
+    question: str | None
+
+
 class Template(_Record, frozen=True):
     """The special tokens of a row: prefix, query, separator, passage, suffix.
 
@@ -50,11 +65,22 @@ class Template(_Record, frozen=True):
     prefix: tuple[int, ...]
     separator: tuple[int, ...]
     suffix: tuple[int, ...]
+    prompt: Prompt | None = None
 
     @property
     def n_special(self) -> int:
         """The number of tokens of a row that are neither query nor passage."""
         return len(self.prefix) + len(self.separator) + len(self.suffix)
+
+    def room(self, max_length: int) -> int:
+        """Return how many tokens query and passage may have together.
+
+        What is special is counted, except around a question: FlagEmbedding counts neither separators nor question
+        there, and allows the question's length once more (its `encode_max_length`).
+        """
+        if self.prompt is None or self.prompt.question is None:
+            return max_length - self.n_special
+        return max_length - len(self.prefix) + len(self.suffix) - len(self.separator)
 
 
 class Verification(_Record, frozen=True):
@@ -87,8 +113,19 @@ class Quantization(_Record, frozen=True):
     text_sha256: str
 
 
+class Exit(_Record, frozen=True):
+    """A layer behind which a score can be read, and the graph that leads there from the exit before."""
+
+    layer: int
+    graph: str
+    verification: Verification | None
+
+
 class Variant(_Record, frozen=True):
-    """One graph of the model, for one target in one precision."""
+    """The model for one target in one precision: one graph, or several in a row that each end in an exit.
+
+    `graph` is the first to run. `verification` is that of the last exit.
+    """
 
     target: Target
     precision: Precision
@@ -97,6 +134,7 @@ class Variant(_Record, frozen=True):
     data: tuple[str, ...]
     verification: Verification | None
     quantization: Quantization | None
+    exits: tuple[Exit, ...] = ()
 
     @property
     def name(self) -> str:
@@ -106,7 +144,12 @@ class Variant(_Record, frozen=True):
     @property
     def files(self) -> tuple[str, ...]:
         """The files without which the variant cannot run."""
-        return (self.graph, *self.data)
+        return (*self.graphs, *self.data)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs, in the order in which they run."""
+        return tuple(found.graph for found in self.exits) or (self.graph,)
 
 
 class File(_Record, frozen=True):
@@ -149,6 +192,10 @@ class Manifest(_Record, frozen=True):
             raise ValueError(f"`files` lacks the hash of {', '.join(unlisted)}")
         if not self.variants:
             raise ValueError("`variants` is empty")
+        for variant in self.variants:
+            layers = [found.layer for found in variant.exits]
+            if (variant.layout == "causal") != bool(layers) or layers != sorted(set(layers)):
+                raise ValueError("`exits` of a causal variant are its exits in ascending order, of any other none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

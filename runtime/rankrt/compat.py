@@ -1,7 +1,7 @@
 """FlagEmbedding's interface over rankrt: change the import, keep the rest.
 
-Follows FlagEmbedding 1.4's encoder-only reranker on one device: the same constructor, ids, scores and result shapes.
-What it ignores without a word, and what cannot be honoured here, is an error.
+Follows FlagEmbedding 1.4's encoder-only, LLM and layerwise rerankers on one device: the same constructors, ids, scores
+and result shapes. What it ignores without a word, and what cannot be honoured here, is an error.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rankrt.arrays import Float32Array
 from rankrt.errors import DeviceError, InputError
 from rankrt.reranker import Reranker
 from rankrt.tokenizer import Pair
@@ -93,6 +94,132 @@ class FlagReranker:
 
     def stop_self_pool(self) -> None:
         """Do nothing: there are no worker processes to stop."""
+
+
+class FlagLLMReranker:
+    """Scores pairs as FlagEmbedding.FlagLLMReranker does, in fp32.
+
+    `use_fp16` and `use_bf16` have no effect on a CPU here: what is computed is what FlagEmbedding computes in fp32.
+    `prompt` is the question that the model is asked; None instructions mean no words before the texts, as there.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        peft_path: str | None = None,
+        use_fp16: bool = False,
+        use_bf16: bool = False,
+        query_instruction_for_rerank: str | None = "A: ",
+        query_instruction_format: str = "{}{}",
+        passage_instruction_for_rerank: str | None = "B: ",
+        passage_instruction_format: str = "{}{}",
+        cache_dir: str | None = None,
+        trust_remote_code: bool = False,
+        devices: str | int | Sequence[str] | Sequence[int] | None = None,
+        prompt: str | None = None,
+        batch_size: int = 128,
+        query_max_length: int | None = None,
+        max_length: int = 512,
+        normalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _refuse(kwargs)
+        if peft_path is not None:
+            raise InputError(
+                f"peft_path={peft_path!r}: adapters are merged at export; rankrt export the adapter's folder"
+            )
+        if trust_remote_code:
+            raise InputError("trust_remote_code=True: rankrt runs no code that comes with a model; drop it")
+        _check_devices(devices)
+        self.model_name_or_path = model_name_or_path
+        self.use_fp16, self.use_bf16 = use_fp16, use_bf16
+        self.batch_size = batch_size
+        self.query_max_length = query_max_length
+        self.max_length = max_length
+        self.normalize = normalize
+        self.prompt = prompt
+        self._reranker = Reranker.load(
+            model_name_or_path,
+            precision="fp32",
+            cache_dir=cache_dir,
+            max_length=max_length,
+            query_max_length=query_max_length,
+            query_instruction=query_instruction_for_rerank or "",
+            query_instruction_format="{}{}" if query_instruction_for_rerank is None else query_instruction_format,
+            passage_instruction=passage_instruction_for_rerank or "",
+            passage_instruction_format="{}{}" if passage_instruction_for_rerank is None else passage_instruction_format,
+            question=prompt,
+        )
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[Sequence[str]] | Sequence[str],
+        *,
+        batch_size: int | None = None,
+        query_max_length: int | None = None,
+        max_length: int | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        **kwargs: Any,
+    ) -> list[float]:
+        """Return the score of each (query, passage), or of the one that is given; always a list.
+
+        Options that are given replace the constructor's for this call.
+        """
+        _refuse(kwargs)
+        reranker = self._for_call(max_length, query_max_length, prompt)
+        return self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, normalize)
+
+    def stop_self_pool(self) -> None:
+        """Do nothing: there are no worker processes to stop."""
+
+    def _for_call(self, max_length: int | None, query_max_length: int | None, prompt: str | None) -> Reranker:
+        return self._reranker.with_rules(
+            max_length=self.max_length if max_length is None else max_length,
+            query_max_length=self.query_max_length if query_max_length is None else query_max_length,
+            question=self.prompt if prompt is None else prompt,
+        )
+
+    def _listed(self, logits: Float32Array, normalize: bool | None) -> Any:
+        wide = logits.astype(np.float64)
+        is_normalized = self.normalize if normalize is None else normalize
+        return (1 / (1 + np.exp(-wide)) if is_normalized else wide).tolist()
+
+
+class LayerWiseFlagLLMReranker(FlagLLMReranker):
+    """Scores pairs as FlagEmbedding.LayerWiseFlagLLMReranker does on a CPU, where it computes in fp32.
+
+    `cutoff_layers` are sorted and without duplicates: FlagEmbedding reads others by the wrong heads. A layer without a
+    head is an error, where FlagEmbedding drops it.
+    """
+
+    def __init__(
+        self, model_name_or_path: str, *args: Any, cutoff_layers: Sequence[int] | int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(model_name_or_path, *args, **kwargs)
+        self.cutoff_layers = cutoff_layers
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[Sequence[str]] | Sequence[str],
+        *,
+        batch_size: int | None = None,
+        query_max_length: int | None = None,
+        max_length: int | None = None,
+        cutoff_layers: Sequence[int] | int | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the score of each pair: a list for one cutoff layer, a list of lists, by layer, for several."""
+        _refuse(kwargs)
+        reranker, pairs = self._for_call(max_length, query_max_length, prompt), _as_pairs(sentence_pairs)
+        asked = self.cutoff_layers if cutoff_layers is None else cutoff_layers
+        layers = [asked] if isinstance(asked, int) else asked
+        if layers is None:
+            return self._listed(reranker.evaluate(pairs).logits, normalize)
+        found = self._listed(reranker.logits_at(layers, pairs), normalize)
+        return found[0] if len(found) == 1 else found
 
 
 def _as_pairs(pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:

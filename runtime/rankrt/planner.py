@@ -32,7 +32,7 @@ LONGEST_NARROW_ROW = 2048
 class Capacity:
     """What a backend offers the planner.
 
-    layout     packed runs take rows of any lengths, stacked ones rows of one length
+    layout     packed and causal runs take rows of any lengths, stacked ones rows of one length
     n_threads  the threads of a wide run
     n_narrow   how many narrow runs may go side by side; 0 where there are only wide ones
     """
@@ -55,11 +55,16 @@ class Plan:
         return self.wide + self.narrow
 
 
-def plan(lengths: Int64Array, capacity: Capacity) -> Plan:
-    """Divide rows into runs that finish as early as possible together, longest first. Every row is in one run."""
+def plan(lengths: Int64Array, capacity: Capacity, groups: Int64Array | None = None) -> Plan:
+    """Divide rows into runs that finish as early as possible together, longest first. Every row is in one run.
+
+    With `groups`, (n_rows,), rows of different groups are never in one run.
+    """
     n_lanes = capacity.n_narrow or 1
     budget = run_budget(lengths, n_lanes, RUN_TOKENS if capacity.n_narrow else RUN_TOKENS * capacity.n_threads)
-    runs = pack(lengths, budget) if capacity.layout == "packed" else stack(lengths, budget)
+    divide = stack if capacity.layout == "stacked" else pack
+    runs = [rows[run] for rows in by_group(groups, len(lengths)) for run in divide(lengths[rows], budget)]
+    runs.sort(key=lambda run: -int(lengths[run[0]]))
     n_wide = n_wide_runs([int(lengths[run].sum()) for run in runs], capacity)
     n_wide = max(n_wide, sum(bool(lengths[run[0]] > LONGEST_NARROW_ROW) for run in runs))
     return Plan(wide=tuple(runs[:n_wide]), narrow=tuple(runs[n_wide:]))
@@ -113,6 +118,13 @@ def makespan(costs: Sequence[float], n_lanes: int) -> float:
     for cost in costs:
         heapreplace(lanes, lanes[0] + cost)
     return max(lanes)
+
+
+def by_group(groups: Int64Array | None, n_rows: int) -> list[Int64Array]:
+    """Return the rows of each group; without groups all rows are one."""
+    if groups is None:
+        return [np.arange(n_rows)]
+    return [np.flatnonzero(groups == group) for group in np.unique(groups)]
 
 
 def by_length(lengths: Int64Array) -> Int64Array:

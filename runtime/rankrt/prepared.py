@@ -21,7 +21,7 @@ from rankrt.errors import ArtifactError
 from rankrt.machine import Machine
 from rankrt.unigram_tokenizer import UnigramTokenizer
 
-_GRAPH, _WEIGHTS, _ENTRY = "model.onnx", "weights.data", "prepared.json"
+_GRAPH, _WEIGHTS, _ENTRY = "model{}.onnx", "weights{}.data", "prepared.json"
 # Smaller tensors stay in the graph file, which is read at once.
 _MIN_EXTERNAL_BYTES = 1024
 # Packed copies stand beside the originals: 1.53 and 2.6 times the artifact were measured with 568 M parameters.
@@ -61,11 +61,11 @@ class PreparedModels:
         )
 
     def has(self, entry: Prepared) -> bool:
-        """Tell whether `graph` would return at once."""
+        """Tell whether `graphs` would return at once."""
         return (self.folder / entry.folder_name).exists()
 
-    def graph(self, entry: Prepared, artifact: Artifact, variant: Variant) -> Path:
-        """Return the prepared graph of a variant; make it, once per host, if it is not there yet.
+    def graphs(self, entry: Prepared, artifact: Artifact, variant: Variant) -> list[Path]:
+        """Return the prepared graphs of a variant; make them, once per host, if they are not there yet.
 
         Making it takes about 10 s per GB. Raises ArtifactError if a file of the artifact is not what was exported, and
         OSError if the folder cannot be written or the disk is too small.
@@ -74,10 +74,12 @@ class PreparedModels:
         def make(unfinished: Path) -> None:
             artifact.check_hashes(variant.files)
             _check_space(unfinished, artifact, variant)
-            _pack(artifact.path(variant.graph), unfinished)
+            for number, name in enumerate(variant.graphs):
+                _pack(artifact.path(name), unfinished, number)
             (unfinished / _ENTRY).write_bytes(msgspec.json.encode(entry))
 
-        return made_once(self.folder / entry.folder_name, make) / _GRAPH
+        folder = made_once(self.folder / entry.folder_name, make)
+        return [folder / _numbered(_GRAPH, number) for number in range(len(variant.graphs))]
 
     def tokenizer(self, artifact: Artifact) -> UnigramTokenizer | None:
         """Return the artifact's tokenizer over a mapped vocabulary, or None if it is not of the kind that has one.
@@ -124,16 +126,20 @@ def _check_space(folder: Path, artifact: Artifact, variant: Variant) -> None:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, the prepared model takes {needed / 1e9:.1f} GB")
 
 
-def _pack(graph: Path, folder: Path) -> None:
+def _numbered(name: str, number: int) -> str:
+    return name.format(number or "")
+
+
+def _pack(graph: Path, folder: Path, number: int) -> None:
     options = session_options(1)
-    options.optimized_model_filepath = str(folder / _GRAPH)
+    options.optimized_model_filepath = str(folder / _numbered(_GRAPH, number))
     settings = {
         "session.save_external_prepacked_constant_initializers": "1",
-        "session.optimized_model_external_initializers_file_name": _WEIGHTS,
+        "session.optimized_model_external_initializers_file_name": _numbered(_WEIGHTS, number),
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_MIN_EXTERNAL_BYTES),
     }
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
     open_session(graph, options)
-    if not (folder / _GRAPH).exists():
+    if not (folder / _numbered(_GRAPH, number)).exists():
         raise ArtifactError(f"ONNX Runtime wrote no prepared model for {graph}")

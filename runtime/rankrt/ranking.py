@@ -30,6 +30,7 @@ class Ranking(Sequence[Hit]):
 
     n_documents      how many documents were scored, of which `hits` may be the top n
     n_tokens         how many tokens the model computed, in whichever precision
+    n_saved_tokens   how many tokens it did not have to, because all rows of a query begin alike
     n_refined        how many documents were scored again in the precision that `refine` named
     query_truncated  whether the model saw only the beginning of the query
     """
@@ -39,6 +40,7 @@ class Ranking(Sequence[Hit]):
     n_tokens: int
     query_truncated: bool
     n_refined: int = 0
+    n_saved_tokens: int = 0
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...

@@ -12,6 +12,8 @@ from rankrt import cascade
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.backends import Backend
+from rankrt.backends.ort_causal import OrtCausal
+from rankrt.depth import Depth, checked_exits
 from rankrt.errors import InputError, ScoreError
 from rankrt.machine import this_machine
 from rankrt.planner import plan
@@ -36,6 +38,7 @@ class Scored:
     truncated        (n_pairs,) whether some of the passage was not seen
     query_truncated  (n_pairs,) whether some of the query was not seen
     n_tokens         the tokens the model computed
+    n_saved_tokens   the tokens that it did not, because rows begin alike
     """
 
     logits: Float32Array
@@ -43,6 +46,7 @@ class Scored:
     truncated: BoolArray
     query_truncated: BoolArray
     n_tokens: int
+    n_saved_tokens: int = 0
 
     def with_scores_of(self, other: "Scored", pairs: Int64Array) -> "Scored":
         """Return these scores with those of some pairs, by their numbers, in the place of their own."""
@@ -58,12 +62,19 @@ class Reranker:
     """
 
     def __init__(
-        self, artifact: Artifact, variant: Variant, tokenizer: PairTokenizer, variants: Variants, rules: Rules
+        self,
+        artifact: Artifact,
+        variant: Variant,
+        tokenizer: PairTokenizer,
+        variants: Variants,
+        rules: Rules,
+        depth: Depth | None = None,
     ) -> None:
-        rules.check(artifact.manifest.template, artifact.manifest.max_length)
+        rules.check(tokenizer.template(rules), artifact.manifest.max_length)
         self.artifact = artifact
         self.variant = variant
         self.rules = rules
+        self.depth = (depth or Depth()).checked(variant)
         self._tokenizer = tokenizer
         self._variants = variants
         self._backend = variants.backend(variant)
@@ -80,6 +91,8 @@ class Reranker:
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         prepare: bool = True,
+        cutoff_layer: int | None = None,
+        share_prefix: bool = True,
         **rules: Any,
     ) -> Self:
         """Load an artifact and make it ready to score.
@@ -94,7 +107,9 @@ class Reranker:
         cache_dir   where hub downloads are kept; by default where huggingface_hub keeps them
         prepare     use the host's cache of prepared models (`rankrt cache`): a new model is packed into it once, then
                     loads in under a second and shares its memory with other processes
-        rules       the other fields of `Rules`: query_max_length, truncation, long_documents, instructions
+        cutoff_layer  of a layerwise model: read the score behind this layer and compute no further; by default the last
+        share_prefix  of a causal model: compute what a query's rows begin with once; False for measurements
+        rules       the other fields of `Rules`: query_max_length, truncation, long_documents, instructions, question
 
         Raises ArtifactError, DeviceError, InputError, or MissingExtra if no engine is installed.
         """
@@ -104,16 +119,17 @@ class Reranker:
         def find(wanted: Precision | Literal["auto"]) -> tuple[Artifact, Variant]:
             return find_artifact(source, lambda found: choose(found, wanted, machine), hub)
 
-        def open_variant(wanted: Variant) -> Backend:
+        def open_variant(wanted: Variant) -> Backend | OrtCausal:
             return open_cpu(artifact, wanted, machine, n_threads or machine.cores.n, prepare=prepare)
 
         artifact, variant = find(precision)
         limit = artifact.manifest.max_length
         chosen = Rules(max_length=min(512, limit) if max_length is None else max_length, **rules)
-        chosen.check(artifact.manifest.template, limit)
+        depth = Depth(cutoff_layer=cutoff_layer, share_prefix=share_prefix).checked(variant)
         tokenizer = PairTokenizer(open_tokenizer(artifact, prepare=prepare), artifact.manifest.template)
+        chosen.check(tokenizer.template(chosen), limit)
         variants = Variants(lambda wanted: find(wanted)[1], open_variant)
-        return cls(artifact, variant, tokenizer, variants, chosen)
+        return cls(artifact, variant, tokenizer, variants, chosen, depth)
 
     @property
     def n_threads(self) -> int:
@@ -122,7 +138,16 @@ class Reranker:
 
     def with_rules(self, **changes: Any) -> "Reranker":
         """Return a reranker with other rules (see `Rules`) over the same loaded model."""
-        return Reranker(self.artifact, self.variant, self._tokenizer, self._variants, replace(self.rules, **changes))
+        rules = replace(self.rules, **changes)
+        return Reranker(self.artifact, self.variant, self._tokenizer, self._variants, rules, self.depth)
+
+    def with_cutoff(self, layer: int) -> "Reranker":
+        """Return a reranker over the same loaded model that reads scores behind another layer.
+
+        Raises InputError, naming the layers that there are, if the model was not exported with that one.
+        """
+        depth = replace(self.depth, cutoff_layer=layer)
+        return Reranker(self.artifact, self.variant, self._tokenizer, self._variants, self.rules, depth)
 
     def with_precision(self, precision: Precision) -> "Reranker":
         """Return a reranker over another variant of the same artifact, which is loaded the first time.
@@ -130,7 +155,7 @@ class Reranker:
         Raises DeviceError if the artifact has none in that precision.
         """
         variant = self._variants.find(precision)
-        return Reranker(self.artifact, variant, self._tokenizer, self._variants, self.rules)
+        return Reranker(self.artifact, variant, self._tokenizer, self._variants, self.rules, self.depth)
 
     def rank(
         self,
@@ -160,31 +185,45 @@ class Reranker:
             hits=tuple(self._hit(int(i), float(scores[i]), documents[i], scored) for i in order),
             n_documents=len(documents),
             n_tokens=scored.n_tokens,
+            n_saved_tokens=scored.n_saved_tokens,
             query_truncated=bool(scored.query_truncated.any()),
             n_refined=n_refined,
         )
 
-    def score(self, pairs: Iterable[Pair], *, normalize: bool = False) -> Float32Array:
+    def score(
+        self, pairs: Iterable[Pair], *, normalize: bool = False, cutoff_layers: Iterable[int] | None = None
+    ) -> Float32Array:
         """Return a score for each (query, passage), in their order, shape (n_pairs,): logits, or their sigmoid.
 
-        Raises InputError for an empty query or for what is not text.
+        With `cutoff_layers`, of a layerwise model, shape (n_cutoffs, n_pairs): the scores behind each of these layers
+        in ascending order, duplicates dropped; the deepest is the last that is computed. Raises InputError for an empty
+        query, for what is not text, and for a layer without a head.
         """
         pairs = _as_list(pairs, "pairs")
         for pair in pairs:
             _check_pair(pair)
-        logits = self.evaluate(pairs).logits
+        if cutoff_layers is None:
+            logits = self.evaluate(pairs).logits
+        else:
+            logits = self.logits_at(cutoff_layers, pairs)
         return sigmoid(logits) if normalize else logits
 
     def evaluate(self, pairs: Sequence[Pair]) -> Scored:
         """Score pairs and report what it took. An empty query is scored like any other text."""
-        blocks = [self._evaluate_block(pairs[i : i + _BLOCK_PAIRS]) for i in range(0, max(1, len(pairs)), _BLOCK_PAIRS)]
+        blocks = [self._evaluate_block(block) for block in _blocks(pairs)]
         return Scored(
             logits=np.concatenate([block.logits for block in blocks]),
             spans=np.concatenate([block.spans for block in blocks]),
             truncated=np.concatenate([block.truncated for block in blocks]),
             query_truncated=np.concatenate([block.query_truncated for block in blocks]),
             n_tokens=sum(block.n_tokens for block in blocks),
+            n_saved_tokens=sum(block.n_saved_tokens for block in blocks),
         )
+
+    def logits_at(self, cutoff_layers: Iterable[int], pairs: Sequence[Pair]) -> Float32Array:
+        """Return the logits behind layers, (n_cutoffs, n_pairs), as `score`. An empty query is scored like any text."""
+        exits = checked_exits(cutoff_layers, self.variant)
+        return np.concatenate([self._logits_of_block(exits, block) for block in _blocks(pairs)], axis=1)
 
     def encode(self, pairs: Sequence[Pair]) -> Encoded:
         """Return the rows of token ids that these pairs become."""
@@ -207,7 +246,7 @@ class Reranker:
 
     def _evaluate_block(self, pairs: Sequence[Pair]) -> Scored:
         encoded = self.encode(pairs)
-        logits = self._backend.run(encoded, plan(encoded.lengths, self._backend.capacity))
+        logits, n_saved = self._run(encoded)
         _check_finite(logits, encoded, self.variant)
         best = best_rows(logits, encoded.pair_of_row, len(pairs))
         return Scored(
@@ -215,8 +254,31 @@ class Reranker:
             spans=encoded.spans[best],
             truncated=encoded.truncated,
             query_truncated=encoded.query_truncated,
-            n_tokens=len(encoded.ids),
+            n_tokens=len(encoded.ids) - n_saved,
+            n_saved_tokens=n_saved,
         )
+
+    def _run(self, encoded: Encoded) -> tuple[Float32Array, int]:
+        """Return a logit for each row, and how many tokens need not have been computed."""
+        if isinstance(self._backend, OrtCausal):
+            prefixes = self.depth.prefixes(encoded)
+            (logits,) = self._backend.run(encoded, prefixes, [self.depth.exit(self.variant)])
+            return logits, prefixes.n_saved_tokens
+        return self._backend.run(encoded, plan(encoded.lengths, self._backend.capacity)), 0
+
+    def _logits_of_block(self, exits: Sequence[int], pairs: Sequence[Pair]) -> Float32Array:
+        """Return the best logit of each pair at each of these exits, (n_exits, n_pairs)."""
+        encoded = self.encode(pairs)
+        logits = self._causal.run(encoded, self.depth.prefixes(encoded), exits)
+        for of_exit in logits:
+            _check_finite(of_exit, encoded, self.variant)
+        return np.stack([of_exit[best_rows(of_exit, encoded.pair_of_row, len(pairs))] for of_exit in logits])
+
+    @property
+    def _causal(self) -> OrtCausal:
+        """The backend, of a model that is known to have exits."""
+        assert isinstance(self._backend, OrtCausal)
+        return self._backend
 
     def _refine(
         self, query: str, documents: Sequence[str], scored: Scored, top_n: int | None, precision: Precision
@@ -246,6 +308,10 @@ class Reranker:
             truncated=bool(scored.truncated[index]),
             span=(start, stop) if self.rules.long_documents == "chunk" else None,
         )
+
+
+def _blocks(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+    return [pairs[i : i + _BLOCK_PAIRS] for i in range(0, max(1, len(pairs)), _BLOCK_PAIRS)]
 
 
 def sigmoid(logits: Float32Array) -> Float32Array:

@@ -27,7 +27,10 @@ class Rules:
     truncation_side
         Where a text loses tokens: "right", its end, or "left", its beginning.
     query_instruction, passage_instruction
-        Put before the text by the format, as FlagEmbedding does: format.format(instruction, text).
+        Put before the text by the format, as FlagEmbedding does: format.format(instruction, text). By default the ones
+        that the model was trained with, if there are any.
+    question
+        What a prompted model is asked about the two texts, in place of the question that it was trained with.
     """
 
     max_length: int = 512
@@ -38,8 +41,9 @@ class Rules:
     truncation_side: Side = "right"
     query_instruction: str | None = None
     passage_instruction: str | None = None
-    query_instruction_format: str = "{}{}"
-    passage_instruction_format: str = "{}{}"
+    query_instruction_format: str | None = None
+    passage_instruction_format: str | None = None
+    question: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("truncation", self.truncation, Truncation)
@@ -63,9 +67,14 @@ class Rules:
             raise InputError(f"query_max_length={self.n_query_tokens} leaves nothing of the query")
         if self.passage_max_length is not None and self.passage_max_length < 1:
             raise InputError(f"passage_max_length={self.passage_max_length} leaves nothing of a passage")
-        if self.max_length < template.n_special + 2:
+        if template.room(self.max_length) < 2:
             raise InputError(
                 f"max_length={self.max_length} cannot hold a pair: {template.n_special} tokens of a row are special"
+            )
+        if (n_tokens := template.room(self.max_length) + template.n_special) > longest:
+            raise InputError(
+                f"max_length={self.max_length} makes rows of {n_tokens} tokens with the prompt, but this model takes at"
+                f" most {longest}; lower max_length or shorten the question"
             )
 
 

@@ -5,14 +5,16 @@ Hugging Face kind does with the two texts of a pair, so a query is tokenized onc
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 
 from rankrt.arrays import BoolArray, Int32Array, Int64Array
 from rankrt.artifact import Template
 from rankrt.errors import InputError
+from rankrt.forms import Form, passage_form, query_form
 from rankrt.rules import Rules, Span, longest_first, windows
 from rankrt.text_tokenizer import Located, TextTokenizer
 
@@ -87,20 +89,31 @@ class PairTokenizer:
         Raises InputError for what is not text: another type, or a lone surrogate.
         """
         _check_texts(pairs)
-        queries = self._encode_queries(dict.fromkeys(query for query, _ in pairs), rules)
-        passages = [_instructed(p, rules.passage_instruction, rules.passage_instruction_format) for _, p in pairs]
+        template = self.template(rules)
+        queries = self._encode_queries(dict.fromkeys(query for query, _ in pairs), query_form(rules, template))
+        form, room = passage_form(rules, template), template.room(rules.max_length)
+        passages = [form.around(passage) for _, passage in pairs]
         if rules.long_documents == "chunk":
             located = _checked(self._text_tokenizer.located, passages)
-            rows = [row for i, (q, _) in enumerate(pairs) for row in self._chunks(i, queries[q], located[i], rules)]
+            chunks = (self._chunks(i, queries[q], located[i], room, rules) for i, (q, _) in enumerate(pairs))
+            rows = [replace(row, span=form.inside(row.span, pairs[row.pair][1])) for found in chunks for row in found]
         else:
             ids = self._encode_passages(passages, rules)
-            rows = [self._cut(i, queries[q], ids[i], rules) for i, (q, _) in enumerate(pairs)]
-        return self._join(rows, len(pairs))
+            rows = [self._cut(i, queries[q], ids[i], room, rules) for i, (q, _) in enumerate(pairs)]
+        return self._join(rows, len(pairs), template)
 
-    def _encode_queries(self, queries: Iterable[str], rules: Rules) -> dict[str, Int32Array]:
+    def template(self, rules: Rules) -> Template:
+        """Return the template with the question that the rules ask. Raises InputError if it has none to replace."""
+        if rules.question is None:
+            return self._template
+        if self._template.prompt is None or self._template.prompt.question is None:
+            raise InputError("question is given, but this model is not asked a question that could be another")
+        suffix = (*self._template.separator, *self._ids([rules.question])[0].tolist())
+        return msgspec.structs.replace(self._template, suffix=suffix)
+
+    def _encode_queries(self, queries: Iterable[str], form: Form) -> dict[str, Int32Array]:
         queries = list(queries)
-        texts = [_instructed(q, rules.query_instruction, rules.query_instruction_format) for q in queries]
-        return dict(zip(queries, self._ids(texts), strict=True))
+        return dict(zip(queries, self._ids([form.around(query) for query in queries]), strict=True))
 
     def _encode_passages(self, texts: Sequence[str], rules: Rules) -> list[Int32Array]:
         """Tokenize passages; a long one only as far as a row can hold, and further so that a cut is noticed."""
@@ -114,14 +127,14 @@ class PairTokenizer:
             ids[i] = whole
         return ids
 
-    def _cut(self, pair: int, query: Int32Array, passage: Int32Array, rules: Rules) -> _Row:
-        room = rules.max_length - self._template.n_special
+    def _cut(self, pair: int, query: Int32Array, passage: Int32Array, room: int, rules: Rules) -> _Row:
         n_wanted = len(passage) if rules.passage_max_length is None else min(len(passage), rules.passage_max_length)
         if rules.truncation == "longest_first":
             n_query, n_passage = longest_first(len(query), n_wanted, room)
         else:
-            n_query = self._n_query(query, rules)
-            n_passage = min(n_wanted, room - n_query)
+            n_query = self._n_query(query, room, rules)
+            # Around a question there may be more room than max_length, but never for the passage alone.
+            n_passage = min(n_wanted, room - n_query, rules.max_length)
         return _Row(
             pair=pair,
             query=_kept(query, n_query, rules),
@@ -130,9 +143,9 @@ class PairTokenizer:
             truncated=n_passage < len(passage),
         )
 
-    def _n_query(self, query: Int32Array, rules: Rules) -> int:
+    def _n_query(self, query: Int32Array, room: int, rules: Rules) -> int:
         n_query = min(len(query), rules.n_query_tokens)
-        if n_query + self._template.n_special >= rules.max_length:
+        if n_query >= room:
             # The reference truncates nothing here, and the row is longer than max_length.
             raise InputError(
                 f"a query of {n_query} tokens leaves no room for a passage in max_length={rules.max_length};"
@@ -140,9 +153,9 @@ class PairTokenizer:
             )
         return n_query
 
-    def _chunks(self, pair: int, query: Int32Array, passage: Located, rules: Rules) -> Iterator[_Row]:
-        kept, ids = _kept(query, self._n_query(query, rules), rules), passage.ids
-        size = rules.max_length - self._template.n_special - len(kept)
+    def _chunks(self, pair: int, query: Int32Array, passage: Located, room: int, rules: Rules) -> Iterator[_Row]:
+        kept, ids = _kept(query, self._n_query(query, room, rules), rules), passage.ids
+        size = min(room - len(kept), rules.max_length)
         n_wanted = len(ids) if rules.passage_max_length is None else min(len(ids), rules.passage_max_length)
         first = len(ids) - n_wanted if rules.truncation_side == "left" else 0
         for start, stop in windows(n_wanted, size, overlap=size // _CHUNK_OVERLAP):
@@ -156,10 +169,8 @@ class PairTokenizer:
                 span=(passage.spans[start][0], passage.spans[stop - 1][1]) if stop > start else (0, 0),
             )
 
-    def _join(self, rows: Sequence[_Row], n_pairs: int) -> Encoded:
-        prefix, separator, suffix = map(
-            _as_array, (self._template.prefix, self._template.separator, self._template.suffix)
-        )
+    def _join(self, rows: Sequence[_Row], n_pairs: int, template: Template) -> Encoded:
+        prefix, separator, suffix = map(_as_array, (template.prefix, template.separator, template.suffix))
         pieces = [piece for row in rows for piece in (prefix, row.query, separator, row.passage, suffix)]
         n_pieces = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 5)
         pair_of_row = np.array([row.pair for row in rows], np.int64)
@@ -202,10 +213,6 @@ def _checked(tokenize: Callable[[Sequence[str]], list[_Found]], texts: Sequence[
         return tokenize(texts)
     except (TypeError, UnicodeEncodeError):
         raise InputError(_describe_bad_text(texts)) from None
-
-
-def _instructed(text: str, instruction: str | None, form: str) -> str:
-    return text if instruction is None else form.replace("\\n", "\n").format(instruction, text)
 
 
 def _as_array(ids: Sequence[int]) -> Int32Array:

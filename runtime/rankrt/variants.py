@@ -2,12 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.backends import Backend
+from rankrt.backends.ort_causal import OrtCausal
 from rankrt.backends.ort_cpu import OrtCpu
 from rankrt.errors import ArtifactError, DeviceError
 from rankrt.machine import Machine
@@ -26,15 +27,15 @@ class Variants:
     def __init__(
         self,
         find: Callable[[Precision | Literal["auto"]], Variant],
-        open_variant: Callable[[Variant], Backend],
+        open_variant: Callable[[Variant], Backend | OrtCausal],
     ) -> None:
         """`find` returns the variant in a precision, with its files in place; `open_variant` loads one."""
         self.find = find
         self._open = open_variant
-        self._backends: dict[str, Backend] = {}
+        self._backends: dict[str, Backend | OrtCausal] = {}
         self._lock = threading.Lock()
 
-    def backend(self, variant: Variant) -> Backend:
+    def backend(self, variant: Variant) -> Backend | OrtCausal:
         """Return the loaded variant."""
         with self._lock:
             if variant.name not in self._backends:
@@ -65,14 +66,16 @@ def choose(artifact: Artifact, precision: Precision | Literal["auto"], machine: 
     return variant
 
 
-def open_cpu(artifact: Artifact, variant: Variant, machine: Machine, n_threads: int, *, prepare: bool) -> Backend:
+def open_cpu(
+    artifact: Artifact, variant: Variant, machine: Machine, n_threads: int, *, prepare: bool
+) -> Backend | OrtCausal:
     """Load a variant for the CPU, from the host's cache of prepared models if `prepare`."""
     artifact.check_sizes(variant.files)
-    graph = _prepared_graph(artifact, variant, machine) if prepare else None
-    if graph is None:
-        return OrtCpu(artifact.path(variant.graph), variant.layout, n_threads=n_threads, is_prepared=False)
+    graphs = _prepared_graphs(artifact, variant, machine) if prepare else None
+    if graphs is None:
+        return _opened([artifact.path(name) for name in variant.graphs], variant, n_threads, is_prepared=False)
     try:
-        return OrtCpu(graph, variant.layout, n_threads=n_threads, is_prepared=True)
+        return _opened(graphs, variant, n_threads, is_prepared=True)
     except ArtifactError as error:
         raise ArtifactError(f"{error}; this prepared model is damaged, remove it with: rankrt cache clear") from error
 
@@ -93,14 +96,21 @@ def open_tokenizer(artifact: Artifact, *, prepare: bool) -> TextTokenizer:
         return open_tokenizer(artifact, prepare=False)
 
 
-def _prepared_graph(artifact: Artifact, variant: Variant, machine: Machine) -> Path | None:
-    """Return the prepared graph, or None, with a warning, where the host has no room or no right to keep one."""
+def _opened(graphs: Sequence[Path], variant: Variant, n_threads: int, *, is_prepared: bool) -> Backend | OrtCausal:
+    if variant.exits:
+        exits = [end.layer for end in variant.exits]
+        return OrtCausal(graphs, exits, n_threads=n_threads, is_prepared=is_prepared)
+    return OrtCpu(graphs[0], variant.layout, n_threads=n_threads, is_prepared=is_prepared)
+
+
+def _prepared_graphs(artifact: Artifact, variant: Variant, machine: Machine) -> list[Path] | None:
+    """Return the prepared graphs, or None, with a warning, where the host has no room or no right to keep one."""
     models = PreparedModels()
     entry = models.entry(artifact, variant, machine)
     if not models.has(entry):
         _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, models.folder)
     try:
-        return models.graph(entry, artifact, variant)
+        return models.graphs(entry, artifact, variant)
     except OSError as error:
         _logger.warning("not using a prepared model, so loading takes longer and memory is not shared: %s", error)
         return None

@@ -4,15 +4,17 @@ Follows transformers' XLMRobertaForSequenceClassification: a post-norm encoder w
 first token of the last layer. So that layer computes keys and values for all tokens, and everything else for one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
+from rankrt_export.blueprint import Blueprint, Section
 from rankrt_export.errors import CheckpointError
-from rankrt_export.graph import COMMON_DATA, Graph
+from rankrt_export.graph import COMMON_DATA, Graph, Rows
 from rankrt_export.precision.float32 import Float32
+from rankrt_export.targets import TARGETS
 from rankrt_export.weights import read
 
 # The head is 0.3 % of the work of one short row and decides everything: it stays in fp32.
@@ -44,33 +46,47 @@ class Config:
         )
 
 
-def build(graph: Graph, config: Mapping[str, Any]) -> ir.Value:
-    """Return the logits, (n_rows,)."""
+def build(blueprint: Blueprint) -> Sequence[Section]:
+    """Return one graph, whose output are the logits, (n_rows,)."""
+    graph = blueprint.new_graph()
+    rows = TARGETS[blueprint.target](graph)
+    return [Section(graph=graph, layout=rows.layout, outputs={"logits": logits(graph, rows, blueprint.config)})]
+
+
+def logits(graph: Graph, rows: Rows, config: Mapping[str, Any]) -> ir.Value:
+    """Return one logit for each row, (n_rows,)."""
     shape = Config.read(config)
-    hidden = embeddings(graph, shape)
+    hidden = embeddings(graph, rows, shape)
     for layer in range(shape.n_layers - 1):
-        hidden = encoder_layer(graph, shape, layer, queries=hidden, hidden=hidden)
-    first = graph.rows.first_tokens(hidden)
-    return head(graph, encoder_layer(graph, shape, shape.n_layers - 1, queries=first, hidden=hidden, first_only=True))
+        hidden = encoder_layer(graph, rows, shape, layer, queries=hidden, hidden=hidden)
+    first, last = rows.first_tokens(hidden), shape.n_layers - 1
+    return head(graph, encoder_layer(graph, rows, shape, last, queries=first, hidden=hidden, first_only=True))
 
 
-def embeddings(graph: Graph, shape: Config) -> ir.Value:
+def embeddings(graph: Graph, rows: Rows, shape: Config) -> ir.Value:
     """Sum word, position and type vectors. Only type 0 occurs, and position 0 is the table's row padding_id + 1."""
     name = "roberta.embeddings"
     position_table = read(graph.weights, f"{name}.position_embeddings.weight")[shape.padding_id + 1 :]
     type_0 = read(graph.weights, f"{name}.token_type_embeddings.weight")[0]
-    words = graph.embedding(f"{name}.word_embeddings.weight")
-    positions = graph.positions("roberta.embeddings.positions+type_0", position_table + type_0)
+    words = graph.embedding(rows.ids, f"{name}.word_embeddings.weight")
+    positions = rows.positions(graph.array("roberta.embeddings.positions+type_0", position_table + type_0))
     return graph.layer_norm(graph.op("Add", words, positions), f"{name}.LayerNorm", shape.epsilon)
 
 
 def encoder_layer(
-    graph: Graph, shape: Config, layer: int, *, queries: ir.Value, hidden: ir.Value, first_only: bool = False
+    graph: Graph,
+    rows: Rows,
+    shape: Config,
+    layer: int,
+    *,
+    queries: ir.Value,
+    hidden: ir.Value,
+    first_only: bool = False,
 ) -> ir.Value:
     """Attend from `queries` to `hidden`, then the feed-forward, each with its residual and norm."""
     name = f"roberta.encoder.layer.{layer}"
     parts = (f"{name}.attention.self.query", f"{name}.attention.self.key", f"{name}.attention.self.value")
-    attended = graph.attention(queries, hidden, parts, n_heads=shape.n_heads, first_only=first_only)
+    attended = graph.attention(rows, queries, hidden, parts, n_heads=shape.n_heads, first_only=first_only)
     projected = graph.linear(attended, f"{name}.attention.output.dense")
     attended = graph.layer_norm(
         graph.op("Add", projected, queries), f"{name}.attention.output.LayerNorm", shape.epsilon

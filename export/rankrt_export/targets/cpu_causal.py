@@ -1,0 +1,171 @@
+"""The CPU target of causal models: rows packed one behind the other, attention row by row behind a shared prefix.
+
+As for the encoders, products, norms and activations run over all rows at once, and a Loop takes the rows one at a time
+into attention: GroupQueryAttention, whose causal flash kernel needs no mask and takes the keys and values before the
+row's own as they are. So there is no padding, and a row's numbers are the same to the last bit in whichever company it
+runs, and whether its prefix was computed with it or before it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from rankrt.artifact import Layout
+from rankrt_export.graph import MICROSOFT, Graph
+from rankrt_export.targets.each_row import Row, each_row
+
+# GroupQueryAttention takes heads of a multiple of this size; others are filled up with zeros, which add nothing.
+_HEAD_STEP = 8
+# Appends a node with one output.
+Op: TypeAlias = Callable[..., ir.Value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentShape:
+    """A segment of a causal model: whether ids come in or states, its layers, and its heads of keys and values."""
+
+    is_first: bool
+    n_layers: int
+    n_features: int
+    n_kv_heads: int
+    head_size: int
+
+    @property
+    def filled_size(self) -> int:
+        """The size of a head as attention takes it."""
+        return -(-self.head_size // _HEAD_STEP) * _HEAD_STEP
+
+
+class CausalPackedRows:
+    """Inputs as docs/artifact.md describes them for the layout "causal"."""
+
+    layout: Layout = "causal"
+
+    def __init__(self, graph: Graph, shape: SegmentShape) -> None:
+        self._graph = graph
+        self._shape = shape
+        self.states = (
+            graph.input("input_ids", ir.DataType.INT32, ["n_tokens"])
+            if shape.is_first
+            else graph.input("states", ir.DataType.FLOAT, ["n_tokens", shape.n_features])
+        )
+        offsets = graph.input("row_offsets", ir.DataType.INT32, ["n_offsets"])
+        before = graph.input("tokens_before", ir.DataType.INT32, ["n_rows", 2])
+        positions = graph.input("positions", ir.DataType.INT64, ["n_tokens"])
+        prefix_shape: list[str | int] = [shape.n_layers, 2, shape.n_kv_heads, "n_prefix", shape.filled_size]
+        self._prefix = graph.input("prefix", ir.DataType.FLOAT, prefix_shape)
+        self._last_tokens = graph.input("last_layer_tokens", ir.DataType.INT64, ["n_last"])
+        last_offsets = graph.input("last_layer_offsets", ir.DataType.INT32, ["n_offsets"])
+        self._n_kept = graph.input("n_kept", ir.DataType.INT64, [1])
+        self._offsets, before, self._last_offsets = (
+            graph.op("Cast", x, to=ir.DataType.INT64) for x in (offsets, before, last_offsets)
+        )
+        self._before = [graph.op("Gather", before, graph.int_scalar(i), axis=1) for i in (0, 1)]
+        self._n_rows = graph.op("Sub", graph.op("Size", self._offsets), graph.int_scalar(1))
+        self._positions, self._last_positions = positions, graph.op("Gather", positions, self._last_tokens)
+        self._kept: list[ir.Value] = []
+
+    def going_on(self, x: ir.Value) -> ir.Value:
+        """Return the states of the tokens that go on from the segment's last layer."""
+        return self._graph.op("Gather", x, self._last_tokens, axis=0)
+
+    def rotated(self, x: ir.Value, cosines: ir.Value, sines: ir.Value, *, n_heads: int, is_going_on: bool) -> ir.Value:
+        """Turn the features of each head by the token's position; `x` has all tokens, or those that go on."""
+        graph, zero = self._graph, self._graph.ints(0)
+        positions = self._last_positions if is_going_on else self._positions
+        rows = [graph.op("Unsqueeze", value, zero) for value in (x, positions)]
+        turned = graph.op("RotaryEmbedding", *rows, cosines, sines, domain=MICROSOFT, num_heads=n_heads)
+        return graph.op("Squeeze", turned, zero)
+
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_going_on: bool
+    ) -> ir.Value:
+        """Attend from all tokens, or from those that go on, to what stands before them in row and prefix."""
+        graph, zero = self._graph, self._graph.ints(0)
+        query = self._filled(query, n_heads)
+        key, value = (self._filled(x, self._shape.n_kv_heads) for x in (key, value))
+        prefixes = self._prefixes()
+        self._keep(key, value)
+        asking = self._last_offsets if is_going_on else self._offsets
+
+        def of_row(tape: Tape, row: Row) -> ir.Value:
+            start, stop = (tape.op("Gather", [asking, index]) for index in (row.index, row.next_index))
+            middle = tape.op("Sub", [row.stop, tape.op("Sub", [stop, start])])
+            places_before = [[tape.op("Gather", [column, row.index]) for column in self._before]]
+            if is_going_on:
+                places_before.append([row.start, middle])
+            before = [
+                self._behind(tape, prefix, [tape.op("Slice", [states, *place, zero]) for place in places_before])
+                for prefix, states in zip(prefixes, (key, value), strict=True)
+            ]
+            places = ((start, stop), (middle, row.stop), (middle, row.stop))
+            parts = [
+                tape.op("Unsqueeze", [tape.op("Slice", [states, *place, zero]), zero])
+                for states, place in zip((query, key, value), places, strict=True)
+            ]
+            n_before = tape.op("Shape", [before[0]], {"start": 2, "end": 3})
+            n_total = tape.op("Add", [n_before, tape.op("Sub", [row.stop, middle])])
+            last = tape.op("Cast", [tape.op("Sub", [n_total, graph.ints(1)])], {"to": ir.DataType.INT32})
+            total = tape.op("Cast", [tape.op("Squeeze", [n_total, zero])], {"to": ir.DataType.INT32})
+            heads = {"num_heads": n_heads, "kv_num_heads": self._shape.n_kv_heads, "scale": self._shape.head_size**-0.5}
+            # Keys and values are asked for although nobody reads them: the flash kernel needs a place to join them in.
+            attended, _, _ = tape.op_multi_out(
+                "GroupQueryAttention", [*parts, *before, last, total], heads, domain=MICROSOFT, num_outputs=3
+            )
+            return tape.op("Squeeze", [attended, zero])
+
+        return self._unfilled(each_row(graph, self._n_rows, self._offsets, of_row), n_heads)
+
+    def last_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's last token, (n_rows, n_features), of those that go on."""
+        graph = self._graph
+        stops = graph.op("Slice", self._last_offsets, graph.ints(1), graph.ints(2**62), graph.ints(0))
+        return graph.op("Gather", hidden, graph.op("Sub", stops, graph.ints(1)), axis=0)
+
+    def kept(self) -> ir.Value:
+        """Return the keys and values of the first tokens, (n_layers, 2, n_kv_heads, n_kept, head_size)."""
+        return self._graph.op("Concat", *self._kept, axis=0)
+
+    def _prefixes(self) -> tuple[ir.Value, ir.Value]:
+        """Return the prefix's keys and values for the layer whose turn it is, (1, n_kv_heads, n_prefix, head_size)."""
+        graph, layer = self._graph, len(self._kept)
+        of_layer = graph.op("Gather", self._prefix, graph.int_scalar(layer), axis=0)
+        keys, values = (graph.op("Gather", of_layer, graph.ints(i), axis=0) for i in (0, 1))
+        return keys, values
+
+    def _keep(self, key: ir.Value, value: ir.Value) -> None:
+        graph = self._graph
+        firsts = [graph.op("Slice", x, graph.ints(0), self._n_kept, graph.ints(0)) for x in (key, value)]
+        by_head = [graph.op("Unsqueeze", self._by_head(graph.op, x), graph.ints(0, 1)) for x in firsts]
+        self._kept.append(graph.op("Concat", *by_head, axis=1))
+
+    def _behind(self, tape: Tape, prefix: ir.Value, blocks: Sequence[ir.Value]) -> ir.Value:
+        """Return a prefix, lengthened by blocks of states, (n, n_kv_heads * head_size) each."""
+        states = tape.op("Concat", blocks, {"axis": 0}) if len(blocks) > 1 else blocks[0]
+        by_head = self._by_head(lambda type_, *inputs, **attributes: tape.op(type_, inputs, attributes), states)
+        return tape.op("Concat", [prefix, tape.op("Unsqueeze", [by_head, self._graph.ints(0)])], {"axis": 2})
+
+    def _by_head(self, op: Op, x: ir.Value) -> ir.Value:
+        """Return states, (n, n_kv_heads * head_size), as (n_kv_heads, n, head_size); n may be 0."""
+        shape = self._graph.ints(0, self._shape.n_kv_heads, self._shape.filled_size)
+        return op("Transpose", op("Reshape", x, shape), perm=[1, 0, 2])
+
+    def _filled(self, x: ir.Value, n_heads: int) -> ir.Value:
+        """Return states, (n, n_heads * head_size), with heads of a size that attention takes."""
+        graph, shape = self._graph, self._shape
+        if shape.filled_size == shape.head_size:
+            return x
+        by_head = graph.op("Reshape", x, graph.ints(0, n_heads, shape.head_size))
+        filled = graph.op("Pad", by_head, graph.ints(0, 0, 0, 0, 0, shape.filled_size - shape.head_size))
+        return graph.op("Flatten", filled, axis=1)
+
+    def _unfilled(self, x: ir.Value, n_heads: int) -> ir.Value:
+        graph, shape = self._graph, self._shape
+        if shape.filled_size == shape.head_size:
+            return x
+        by_head = graph.op("Reshape", x, graph.ints(0, n_heads, shape.filled_size))
+        heads = graph.op("Slice", by_head, graph.ints(0), graph.ints(shape.head_size), graph.ints(2))
+        return graph.op("Flatten", heads, axis=1)

@@ -1,0 +1,53 @@
+"""How much of a causal model is computed for a row: up to which layer, and whether its prefix anew.
+
+Knows the exits of a variant; no text, no engine.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rankrt.artifact import Variant
+from rankrt.errors import InputError
+from rankrt.prefixes import Prefixes, own_prefixes, shared_prefixes
+from rankrt.tokenizer import Encoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """cutoff_layer: where the score is read, None for the last exit; share_prefix: what rows begin with, only once."""
+
+    cutoff_layer: int | None = None
+    share_prefix: bool = True
+
+    def checked(self, variant: Variant) -> "Depth":
+        """Return the same. Raises InputError if the variant has no such exit."""
+        if self.cutoff_layer is not None:
+            checked_exits([self.cutoff_layer], variant)
+        return self
+
+    def exit(self, variant: Variant) -> int:
+        """Return the layer behind which the score is read."""
+        return variant.exits[-1].layer if self.cutoff_layer is None else self.cutoff_layer
+
+    def prefixes(self, encoded: Encoded) -> Prefixes:
+        """Return the beginnings that rows share."""
+        return shared_prefixes(encoded) if self.share_prefix else own_prefixes(encoded)
+
+
+def checked_exits(layers: Iterable[int], variant: Variant) -> list[int]:
+    """Return layers in ascending order, without duplicates. Raises InputError for one that is no exit, or for none."""
+    asked, exits = sorted(set(layers)), [end.layer for end in variant.exits]
+    if not exits:
+        raise InputError(f"cutoff layers are for layerwise models; {variant.name} has one score, at its end")
+    if not asked:
+        raise InputError("cutoff_layers is empty: there is no layer to read a score behind")
+    if wrong := [layer for layer in asked if layer not in exits]:
+        raise InputError(
+            f"cutoff layer {_listed(wrong)}: this artifact was exported with {_listed(exits)}; use one of these, or"
+            " export the model with --cutoff-layers"
+        )
+    return asked
+
+
+def _listed(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,101 @@
+"""Tiny decoders of every family in the real file layout, with random weights and a tokenizer of single bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tests.export.conftest import torch, transformers
+
+ANSWERS = ("Yes", "yes", "no")
+MARKS = ("<s>", "<pad>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Gemma": {"num_key_value_heads": 1, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "Llama": {"tie_word_embeddings": False},
+    "Mistral": {"sliding_window": None, "tie_word_embeddings": False},
+    "Qwen2": {"head_dim": 12, "tie_word_embeddings": True},
+    "Qwen3": {"tie_word_embeddings": True},
+}
+LAYERWISE = {
+    "architectures": ["LayerWiseMiniCPMForCausalLM"],
+    "model_type": "minicpm",
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 320,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "scale_emb": 12,
+    "scale_depth": 1.4,
+    "start_layer": 2,
+    "head_multi": True,
+    "head_type": "simple",
+}
+
+
+def make_decoder(folder: Path, family: str, dtype: str = "float32", **changes: Any) -> Path:
+    """Write a checkpoint of a family's ...ForCausalLM."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**(SHAPE | FAMILIES[family] | changes))
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    _spread(model)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def make_layerwise(folder: Path, **changes: Any) -> Path:
+    """Write a layerwise MiniCPM: its tensors have Llama's names, and a head for each layer from the start layer on."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    config = LAYERWISE | changes
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    model = transformers.LlamaModel(transformers.LlamaConfig(**{name: config[name] for name in names}))
+    _spread(model)
+    tensors = {f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    for head in range(config["num_hidden_layers"] - config["start_layer"] + 1):
+        tensors[f"lm_head.{head}.linear_head.weight"] = torch.randn(1, config["hidden_size"])
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path, answers: tuple[str, ...] = ANSWERS) -> None:
+    """Write a tokenizer of single bytes, marks, and answers that are tokens of their own."""
+    pieces = [*MARKS, *answers, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(MARKS))
+    tokenizer.add_tokens(list(answers))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "pad_token": {"content": "<pad>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+
+
+def _spread(model: Any) -> None:
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(8.0) if value.ndim == 2 else value.add_(0.1 * torch.randn_like(value))

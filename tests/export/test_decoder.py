@@ -1,0 +1,211 @@
+"""Decoders against transformers: every family, behind every exit, with the prefix shared or not."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rankrt import InputError, Reranker
+from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
+from rankrt.tokenizer import Pair
+from rankrt_export import pipeline
+from rankrt_export.errors import CheckpointError
+from rankrt_export.pipeline import Options, export
+from rankrt_export.texts import Texts, parse
+from tests.export.conftest import change_config, torch, transformers
+from tests.export.decoders import FAMILIES, make_decoder, make_layerwise, write_tokenizer
+
+pytestmark = pytest.mark.export
+
+PAIRS: list[Pair] = [
+    *[("why does the tide rise?", f"{text} of the moon " * n) for n, text in enumerate(["", "pull", "light", "age"])],
+    ("who?", "me"),
+    ("who?", "you"),
+    ("alone", "with one passage " * 20),
+]
+
+
+def few_texts() -> Texts:
+    """A row is a byte a token here: the sample's long ones would take minutes."""
+    return parse(b'{"query": "why?", "pos": ["so", "so it is"], "neg": ["no", "maybe, who knows"]}', "few")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_texts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "sample", few_texts)
+        yield
+
+
+@pytest.fixture(scope="module")
+def layerwise(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("layerwise")
+    export(str(make_layerwise(folder / "minicpm")), folder / "artifact", Options(cutoff_layers=[6, 2, 3, 5]))
+    return folder / "artifact"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logit_is_the_answer_s_of_transformers(tmp_path: Path, family: str):
+    folder = make_decoder(tmp_path / "checkpoint", family)
+    artifact = export(str(folder), tmp_path / "artifact", Options())
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with Reranker.load(artifact.folder) as reranker, torch.inference_mode():
+        encoded = reranker.encode(PAIRS)
+        rows = [torch.tensor(encoded.row(i)[None].astype(np.int64)) for i in range(encoded.n_rows)]
+        logits = np.array([model(row).logits[0, -1].numpy() for row in rows])
+        answers = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+        yes_no = logits[:, answers["yes"]] - logits[:, answers["no"]]
+        expected = yes_no if family == "Qwen3" else logits[:, answers["Yes"]]
+        # fp32: only the order of summation differs.
+        np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4, rtol=0)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_checkpoints_are_read_as_they_are(tmp_path: Path, dtype: str):
+    folder = make_decoder(tmp_path / "checkpoint", "Gemma", dtype=dtype)
+    found = export(str(folder), tmp_path / "artifact", Options()).manifest.variants[0].verification
+    assert found is not None
+    assert found.max_difference < 1e-3
+
+
+def test_a_row_is_a_question_around_two_texts(tmp_path: Path):
+    artifact = export(str(make_decoder(tmp_path / "checkpoint", "Gemma")), tmp_path / "artifact", Options())
+    with Reranker.load(artifact.folder) as reranker:
+        ids = reranker.encode([("q", "p")]).row(0)
+        text = reranker._tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        assert text.startswith("<s>A: q\nB: p\nGiven a query A and a passage B")
+        other = reranker.with_rules(question="Same meaning?", query_instruction="", passage_instruction="")
+        text = other._tokenizer._tokenizer.decode(other.encode([("q", "p")]).row(0).tolist(), skip_special_tokens=False)
+        assert text == "<s>q\np\nSame meaning?"
+
+
+def test_every_exit_has_its_figures_and_its_order(layerwise: Path):
+    with Reranker.load(layerwise) as reranker:
+        exits = reranker.variant.exits
+        assert [end.layer for end in exits] == [2, 3, 5, 6]
+        assert all(end.verification and end.verification.max_difference < 1e-4 for end in exits)
+        logits = reranker.score(PAIRS, cutoff_layers=[6, 2, 6, 3])
+        assert logits.shape == (3, len(PAIRS))
+        np.testing.assert_array_equal(logits[-1], reranker.score(PAIRS))
+        assert np.abs(np.diff(logits, axis=0)).min(axis=1).max() > 0
+
+
+def test_a_score_is_bitwise_the_same_at_any_depth_in_any_company_prefix_shared_or_not(layerwise: Path):
+    with (
+        Reranker.load(layerwise, n_threads=2) as reranker,
+        Reranker.load(layerwise, n_threads=1, share_prefix=False, prepare=False) as unshared,
+    ):
+        together = reranker.score(PAIRS, cutoff_layers=[2, 3, 5, 6])
+        assert unshared.score(PAIRS, cutoff_layers=[2, 3, 5, 6]).tobytes() == together.tobytes()
+        for layer, expected in zip([2, 3, 5, 6], together, strict=True):
+            cut = reranker.with_cutoff(layer)
+            assert cut.score(PAIRS[::-1])[::-1].tobytes() == expected.tobytes()
+            assert np.concatenate([cut.score([pair]) for pair in PAIRS]).tobytes() == expected.tobytes()
+        many = [(PAIRS[0][0], f"{i} " * i) for i in range(60)]
+        assert reranker.score(many).tobytes() == unshared.score(many).tobytes()
+
+
+def test_what_sharing_the_prefix_saves_is_counted(layerwise: Path):
+    passages = [passage for _, passage in PAIRS]
+    with Reranker.load(layerwise) as shared, Reranker.load(layerwise, share_prefix=False) as unshared:
+        some, all_ = shared.rank("why?", passages), unshared.rank("why?", passages)
+        assert [hit.index for hit in some] == [hit.index for hit in all_]
+        prefix = shared.encode([("why?", "")]).passage_starts[0]
+        assert some.n_saved_tokens == (len(passages) - 1) * prefix
+        assert (all_.n_saved_tokens, all_.n_tokens) == (0, some.n_tokens + some.n_saved_tokens)
+
+
+def test_an_empty_passage_and_a_long_one_are_scored(layerwise: Path):
+    with Reranker.load(layerwise, max_length=1024) as reranker:
+        scores = reranker.score([("why?", ""), ("why?", "long " * 3000)])
+        assert np.isfinite(scores).all()
+
+
+def test_windows_of_a_long_passage_say_where_they_are(layerwise: Path):
+    passage = " ".join(f"word{i}" for i in range(200))
+    with Reranker.load(layerwise, max_length=600, long_documents="chunk") as reranker:
+        spans = reranker.encode([("why?", passage)]).spans
+        assert (spans[0][0], spans[-1][1]) == (0, len(passage))
+
+
+def test_flagembedding_s_interfaces_take_their_own_options(layerwise: Path):
+    reranker = LayerWiseFlagLLMReranker(str(layerwise), use_fp16=True, cutoff_layers=[3, 2])
+    with Reranker.load(layerwise) as own:
+        expected = own.score(PAIRS, cutoff_layers=[2, 3]).astype(np.float64)
+    assert reranker.compute_score(PAIRS) == expected.tolist()
+    assert reranker.compute_score(PAIRS, cutoff_layers=3) == expected[1].tolist()
+    normalized = reranker.compute_score(PAIRS, cutoff_layers=[2], normalize=True)
+    assert normalized == (1 / (1 + np.exp(-expected[0]))).tolist()
+    llm = FlagLLMReranker(str(layerwise), prompt="Same?", query_instruction_for_rerank=None)
+    assert len(llm.compute_score(["one", "two"])) == 1
+    with pytest.raises(InputError, match="adapters are merged at export"):
+        FlagLLMReranker(str(layerwise), peft_path="adapter")
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda r: r.score(PAIRS, cutoff_layers=[2, 4]), "cutoff layer 4: this artifact was exported with 2, 3, 5, 6"),
+        (lambda r: r.score(PAIRS, cutoff_layers=[]), "cutoff_layers is empty"),
+        (lambda r: r.with_cutoff(40), "cutoff layer 40: this artifact was exported with"),
+        (
+            lambda r: r.with_rules(max_length=8192),
+            "makes rows of .* tokens with the prompt, but this model takes at most",
+        ),
+        (lambda r: r.with_rules(question="why? " * 2000), "shorten the question"),
+        (lambda r: r.with_rules(query_max_length=900).score([("q" * 900, "p")]), "leaves no room for a passage"),
+    ],
+)
+def test_what_cannot_be_asked_says_what_can(layerwise: Path, ask: object, message: str):
+    with Reranker.load(layerwise) as reranker, pytest.raises(InputError, match=message):
+        ask(reranker)  # type: ignore[operator]
+
+
+def without_heads(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "lm_head" not in k}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("family", "damage", "options", "message"),
+    [
+        (
+            "Gemma",
+            lambda f: write_tokenizer(f, ()),
+            {},
+            "the vocabulary has no token 'Yes' .*, whose logit the score is",
+        ),
+        ("Qwen3", lambda f: write_tokenizer(f, ("yes",)), {}, "the vocabulary has no token 'no'"),
+        ("Llama", without_heads, {}, "has no lm_head.weight, and config.json does not tie it"),
+        ("Gemma", lambda f: None, {"cutoff_layers": [1]}, r"has one head, behind its last layer \(3\)"),
+        ("Llama", lambda f: change_config(f, hidden_act="relu"), {}, "has the activation 'relu', which is not"),
+        ("Llama", lambda f: change_config(f, rope_scaling={"rope_type": "yarn"}), {}, r"scaled positions \(yarn\)"),
+        ("layerwise", without_heads, {}, "lacks the heads lm_head.0.linear_head.weight.*it is no layerwise reranker"),
+        (
+            "layerwise",
+            lambda f: change_config(f, head_type="raw"),
+            {},
+            "that is a base model, whose heads rank nothing",
+        ),
+        (
+            "layerwise",
+            lambda f: None,
+            {"cutoff_layers": [1, 4, 7]},
+            "cutoff layers 1, 7: .* heads behind layers 2 to 6",
+        ),
+    ],
+)
+def test_a_decoder_that_is_no_reranker_is_refused(
+    tmp_path: Path, family: str, damage: object, options: dict[str, list[int]], message: str
+):
+    folder = tmp_path / "checkpoint"
+    made = make_layerwise(folder) if family == "layerwise" else make_decoder(folder, family)
+    damage(made)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=message):
+        export(str(made), tmp_path / "artifact", Options(cutoff_layers=options.get("cutoff_layers")))
+    assert not (tmp_path / "artifact").exists()
