@@ -226,7 +226,9 @@ def _saved(
         sections[0].layout,
         {file for section in sections for file in section.graph.data_files},
         quantization,
-        tuple(Exit(layer=layer, graph=name, verification=None) for layer, name in exits if layer is not None),
+        tuple(
+            Exit(layer=layer, graph=name, verification=None, margins=None) for layer, name in exits if layer is not None
+        ),
     )
 
 

@@ -6,14 +6,14 @@ checkpoint's own tokenizer's, so a wrong template is found here as well as a wro
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import msgspec
 import numpy as np
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import PRECISIONS, Example, Precision, Variant, Verification
+from rankrt.artifact import PRECISIONS, Example, Margins, Precision, Variant, Verification
 from rankrt.errors import ScoreError
+from rankrt.progressive import overtaken_gaps
 from rankrt.reranker import Reranker
 from rankrt_export.blueprint import Readout
 from rankrt_export.checkpoint import Checkpoint
@@ -21,10 +21,12 @@ from rankrt_export.errors import DriftError, VerificationError
 from rankrt_export.prompts import Style
 from rankrt_export.pytorch import Row, load_model, scores, tokenized
 from rankrt_export.pytorch_decoder import asked_rows, decoder_logits
-from rankrt_export.ranks import mean_overlap, taus
+from rankrt_export.ranks import by_query, mean_overlap, taus
 from rankrt_export.texts import Question, Texts
 
 TOP_K = 3
+# Margins are kept for these shares of the pairs of passages; the last is the largest gap that was seen.
+MARGIN_SHARES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 Progress = Callable[[int], None]
 
 
@@ -116,11 +118,12 @@ def _check_ids(theirs: Sequence[Sequence[int]], reranker: Reranker, texts: Texts
     ours = reranker.encode(texts.pairs)
     for i, pair in enumerate(texts.pairs):
         if (expected := list(theirs[i])) != (found := ours.row(i).tolist()):
-            same = len(commonprefix([expected, found]))
+            equal = [a == b for a, b in zip(expected, found, strict=False)]
+            n = equal.index(False) if False in equal else len(equal)
             raise VerificationError(
-                f"tokenizer.json and transformers do not agree: of the query {pair[0]!r:.80} and the passage {pair[1]!r:.80}"
-                f" transformers makes {len(expected)} tokens, the artifact {len(found)}; behind the first {same} they are"
-                f" {expected[same : same + 8]} and {found[same : same + 8]}; nothing was written"
+                f"tokenizer.json and transformers do not agree: of the query {pair[0]!r:.80} and the passage"
+                f" {pair[1]!r:.80} transformers makes {len(expected)} tokens, the artifact {len(found)}; behind the"
+                f" first {n} they are {expected[n : n + 8]} and {found[n : n + 8]}; nothing was written"
             )
 
 
@@ -140,8 +143,22 @@ def verify(reranker: Reranker, against: Reference, limits: Limits, progress: Pro
         _checked(f"{variant.name}, layer {end.layer},", variant, ours, against.at(theirs), limits)
         for end, ours, theirs in zip(variant.exits, logits, against.logits, strict=True)
     ]
-    exits = [msgspec.structs.replace(end, verification=v) for end, v in zip(variant.exits, found, strict=True)]
+    exits = [
+        msgspec.structs.replace(end, verification=v, margins=margins_of(here, logits[-1], against.texts))
+        for end, v, here in zip(variant.exits, found, logits, strict=True)
+    ]
     return msgspec.structs.replace(variant, exits=tuple(exits), verification=found[-1])
+
+
+def margins_of(here: Float32Array, at_end: Float32Array, texts: Texts) -> Margins:
+    """Return how the scores of an exit, (n_pairs,), change until the end."""
+    queries = zip(by_query(here, texts), by_query(at_end, texts), strict=True)
+    gaps = np.concatenate([overtaken_gaps(a, b) for a, b in queries] + [np.zeros(1, np.float32)])
+    return Margins(
+        shares=MARGIN_SHARES,
+        gaps=tuple(float(gap) for gap in np.quantile(gaps, MARGIN_SHARES, method="higher")),
+        rise=float(np.max(at_end - here)),
+    )
 
 
 def _checked(name: str, variant: Variant, logits: Float32Array, against: Reference, limits: Limits) -> Verification:

@@ -113,12 +113,30 @@ class Quantization(_Record, frozen=True):
     text_sha256: str
 
 
+class Margins(_Record, frozen=True):
+    """How scores at an exit change until the last one, measured on the text of the verification.
+
+    shares, gaps  of all pairs of passages of a query, this share has one that is at most this much behind the other
+                  here and ends above it; in ascending order
+    rise          how much higher than here a score was at the end, at most
+    """
+
+    shares: tuple[float, ...]
+    gaps: tuple[float, ...]
+    rise: float
+
+    def gap(self, share: float) -> float:
+        """Return the gap of a share, or of the next larger one."""
+        return next(gap for known, gap in zip(self.shares, self.gaps, strict=True) if known >= share)
+
+
 class Exit(_Record, frozen=True):
     """A layer behind which a score can be read, and the graph that leads there from the exit before."""
 
     layer: int
     graph: str
     verification: Verification | None
+    margins: Margins | None
 
 
 class Variant(_Record, frozen=True):

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,11 +20,13 @@ from rankrt.describe import describe
 from rankrt.doctor import Finding, examine
 from rankrt.extras import EXTRAS, commands, load, missing
 from rankrt.prepared import PreparedModels
+from rankrt.progressive import Progressive
 from rankrt.reranker import sigmoid
 from rankrt.tokenizer import Pair
 
 # Enough rows for the planner to fill its runs well, few enough that scores come out as they are made.
 _BLOCK_PAIRS = 1024
+_PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exact": "exact"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +66,7 @@ def rerank(options: argparse.Namespace) -> int:
             top_n=options.top_n,
             normalize=options.normalize,
             refine=options.refine,
+            progressive=_PROGRESSIVE[options.progressive],
         )
     lines = [number for number, _ in documents]
     write = _print_ranking_json if options.json else _print_ranking
@@ -161,6 +164,13 @@ def _rerank_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refine", choices=PRECISIONS, metavar="P", help="score again in this precision who may be among the top N"
     )
+    parser.add_argument(
+        "--progressive",
+        nargs="?",
+        choices=["margins", "exact"],
+        const="margins",
+        help="of a layerwise model: run documents only as far as the top N needs; exact: check those that stopped",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _load_options(parser)
 
@@ -183,6 +193,9 @@ def _load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-max-length", type=int, metavar="N", help="default: three quarters of --max-length")
     parser.add_argument("--truncation", choices=["only_passage", "longest_first"], default="only_passage")
     parser.add_argument("--long-documents", choices=["truncate", "chunk"], default="truncate")
+    parser.add_argument(
+        "--cutoff-layer", type=int, metavar="N", help="of a layerwise model: read scores behind this layer"
+    )
     parser.add_argument("--normalize", action="store_true", help="sigmoid of the logits, in (0, 1)")
     parser.add_argument(
         "--no-prepare", action="store_false", dest="prepare", help="do not use the prepared-model cache"
@@ -213,7 +226,7 @@ _COMMANDS = {
 
 
 def _load(options: argparse.Namespace) -> Reranker:
-    names = ("device", "precision", "revision", "n_threads", "max_length", "prepare")
+    names = ("device", "precision", "revision", "n_threads", "max_length", "prepare", "cutoff_layer")
     rules = ("query_max_length", "truncation", "long_documents")
     return Reranker.load(options.model, **{name: getattr(options, name) for name in names + rules})
 
@@ -285,6 +298,8 @@ def _print_ranking_json(ranking: Ranking, lines: Sequence[int]) -> None:
         "n_documents": ranking.n_documents,
         "n_tokens": ranking.n_tokens,
         "n_refined": ranking.n_refined,
+        "n_saved_tokens": ranking.n_saved_tokens,
+        **({"progress": asdict(ranking.progress)} if ranking.progress else {}),
         "query_truncated": ranking.query_truncated,
     }
     print(json.dumps(answer, ensure_ascii=False))

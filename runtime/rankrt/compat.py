@@ -168,7 +168,8 @@ class FlagLLMReranker:
         """
         _refuse(kwargs)
         reranker = self._for_call(max_length, query_max_length, prompt)
-        return self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, normalize)
+        scores: list[float] = self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, normalize)
+        return scores
 
     def stop_self_pool(self) -> None:
         """Do nothing: there are no worker processes to stop."""

@@ -16,7 +16,7 @@ def describe(artifact: Artifact) -> str:
         "",
         *_table([_HEADER, *(_row(artifact, variant) for variant in manifest.variants)]),
     ]
-    lines += [line for variant in manifest.variants for line in _kept(variant)]
+    lines += [line for variant in manifest.variants for line in (*_exits(variant), *_kept(variant))]
     if verified := [v.verification for v in manifest.variants if v.verification]:
         first = verified[0]
         lines += ["", f"verified on {first.n_pairs} pairs of {first.n_queries} queries against {first.reference}"]
@@ -38,6 +38,17 @@ def _row(artifact: Artifact, variant: Variant) -> tuple[str, ...]:
         f"{found.mean_tau:.4f} ({found.min_tau:.2f})",
         f"{found.top_k_overlap:.0%} of top {found.top_k}",
     )
+
+
+def _exits(variant: Variant) -> Iterable[str]:
+    """Say behind which layers scores can be read, if there are several, and how these compare with PyTorch."""
+    if len(variant.exits) < 2:
+        return
+    yield ""
+    yield f"{variant.name}: scores can be read behind these layers"
+    for end in variant.exits:
+        found = end.verification
+        yield f"  {end.layer:>3}  " + (f"max diff {found.max_difference:.1e}" if found else "not verified")
 
 
 def _kept(variant: Variant) -> Iterable[str]:

@@ -25,6 +25,22 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """What a progressive ranking computed.
+
+    layers       the exits' layers
+    n_documents  how many documents ran to each exit
+    n_checked    how many of those that had stopped were run to the end after all
+    share_saved  of the layers' work for all tokens
+    """
+
+    layers: tuple[int, ...]
+    n_documents: tuple[int, ...]
+    n_checked: int
+    share_saved: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking(Sequence[Hit]):
     """Hits, the most relevant first; equal scores keep the order in which they were given.
 
@@ -33,6 +49,7 @@ class Ranking(Sequence[Hit]):
     n_saved_tokens   how many tokens it did not have to, because all rows of a query begin alike
     n_refined        how many documents were scored again in the precision that `refine` named
     query_truncated  whether the model saw only the beginning of the query
+    progress         what was computed, where the ranking was progressive
     """
 
     hits: tuple[Hit, ...]
@@ -41,6 +58,7 @@ class Ranking(Sequence[Hit]):
     query_truncated: bool
     n_refined: int = 0
     n_saved_tokens: int = 0
+    progress: Stages | None = None
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...

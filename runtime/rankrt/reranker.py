@@ -12,12 +12,13 @@ from rankrt import cascade
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.backends import Backend
-from rankrt.backends.ort_causal import OrtCausal
+from rankrt.backends.ort_causal import OrtCausal, progressively
 from rankrt.depth import Depth, checked_exits
 from rankrt.errors import InputError, ScoreError
 from rankrt.machine import this_machine
 from rankrt.planner import plan
-from rankrt.ranking import Hit, Ranking
+from rankrt.progressive import Policy, Progressive
+from rankrt.ranking import Hit, Ranking, Stages
 from rankrt.rules import Rules
 from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import Encoded, Pair, PairTokenizer
@@ -165,17 +166,24 @@ class Reranker:
         top_n: int | None = None,
         normalize: bool = False,
         refine: Precision | None = None,
+        progressive: Progressive = False,
     ) -> Ranking:
         """Order documents by how well they answer the query; keep the best `top_n`, or all.
 
         Scores are logits, or their sigmoid with `normalize`. With `refine`, a precision, the documents that can still
         be among the best `top_n`, by the drift that was measured when the variant was verified, are scored again in it.
+        With `progressive`, of a layerwise model, a document that cannot be among the best `top_n` any more runs no
+        further than to the exit where that shows, by margins that were measured on text at export: True, or the share
+        of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after all
+        that might still be above the last hit. `ranking.progress` says what was saved.
         No documents give an empty ranking. Raises InputError for an empty query or for what is not text.
         """
         documents = _as_list(documents, "documents")
         if top_n is not None and top_n < 1:
             raise InputError(f"top_n={top_n}, expected at least 1 (or None for all)")
         _check_query(query)
+        if progressive is not False:
+            return self._rank_progressively(query, documents, top_n, normalize, refine, progressive)
         scored = self.evaluate([(query, document) for document in documents])
         order, n_refined = np.argsort(-scored.logits, kind="stable")[:top_n], 0
         if refine is not None and refine != self.variant.precision:
@@ -202,10 +210,7 @@ class Reranker:
         pairs = _as_list(pairs, "pairs")
         for pair in pairs:
             _check_pair(pair)
-        if cutoff_layers is None:
-            logits = self.evaluate(pairs).logits
-        else:
-            logits = self.logits_at(cutoff_layers, pairs)
+        logits = self.evaluate(pairs).logits if cutoff_layers is None else self.logits_at(cutoff_layers, pairs)
         return sigmoid(logits) if normalize else logits
 
     def evaluate(self, pairs: Sequence[Pair]) -> Scored:
@@ -279,6 +284,49 @@ class Reranker:
         """The backend, of a model that is known to have exits."""
         assert isinstance(self._backend, OrtCausal)
         return self._backend
+
+    def _rank_progressively(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None,
+        normalize: bool,
+        refine: Precision | None,
+        progressive: Progressive,
+    ) -> Ranking:
+        if top_n is None or refine is not None or self.rules.long_documents == "chunk":
+            raise InputError("progressive needs top_n, and goes neither with refine nor with long_documents='chunk'")
+        deepest = self.depth.exit(self.variant) if self.variant.exits else 0
+        policy = Policy.of(self.variant, deepest, progressive)
+        if not documents:
+            return Ranking(hits=(), n_documents=0, n_tokens=0, query_truncated=False)
+        encoded = self.encode([(query, document) for document in documents])
+        prefixes = self.depth.prefixes(encoded)
+        found = progressively(self._causal, encoded, prefixes, policy, top_n)
+        _check_finite(found.scores, encoded, self.variant)
+        candidates = np.flatnonzero(found.exits == len(policy.layers) - 1)
+        order = candidates[np.argsort(-found.scores[candidates], kind="stable")][:top_n]
+        scored = Scored(
+            logits=sigmoid(found.scores) if normalize else found.scores,
+            spans=encoded.spans,
+            truncated=encoded.truncated,
+            query_truncated=encoded.query_truncated,
+            n_tokens=len(encoded.ids) - prefixes.n_saved_tokens,
+        )
+        own = encoded.lengths - np.where(prefixes.of_row >= 0, prefixes.lengths, 0)
+        return Ranking(
+            hits=tuple(self._hit(int(i), float(scored.logits[i]), documents[i], scored) for i in order),
+            n_documents=len(documents),
+            n_tokens=scored.n_tokens,
+            n_saved_tokens=prefixes.n_saved_tokens,
+            query_truncated=bool(encoded.query_truncated.any()),
+            progress=Stages(
+                layers=policy.layers,
+                n_documents=found.n_rows,
+                n_checked=found.n_checked,
+                share_saved=found.share_saved(own),
+            ),
+        )
 
     def _refine(
         self, query: str, documents: Sequence[str], scored: Scored, top_n: int | None, precision: Precision

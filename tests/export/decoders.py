@@ -31,7 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen2": {"head_dim": 12, "tie_word_embeddings": True},
     "Qwen3": {"tie_word_embeddings": True},
 }
-LAYERWISE = {
+LAYERWISE: dict[str, Any] = {
     "architectures": ["LayerWiseMiniCPMForCausalLM"],
     "model_type": "minicpm",
     "hidden_size": 48,

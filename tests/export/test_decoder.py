@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rankrt import InputError, Reranker
+from rankrt.cli import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
 from rankrt.tokenizer import Pair
 from rankrt_export import pipeline
@@ -40,7 +42,7 @@ def _few_texts() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def layerwise(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def layerwise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layerwise")
     export(str(make_layerwise(folder / "minicpm")), folder / "artifact", Options(cutoff_layers=[6, 2, 3, 5]))
     return folder / "artifact"
@@ -116,6 +118,37 @@ def test_what_sharing_the_prefix_saves_is_counted(layerwise: Path):
         prefix = shared.encode([("why?", "")]).passage_starts[0]
         assert some.n_saved_tokens == (len(passages) - 1) * prefix
         assert (all_.n_saved_tokens, all_.n_tokens) == (0, some.n_tokens + some.n_saved_tokens)
+
+
+def test_a_progressive_ranking_has_the_scores_of_the_full_one(layerwise: Path):
+    passages = [f"the tide and the moon {i} " * (i % 5) for i in range(40)]
+    with Reranker.load(layerwise) as reranker:
+        full = reranker.rank("why?", passages, top_n=5)
+        exact = reranker.rank("why?", passages, top_n=5, progressive="exact")
+        loose = reranker.rank("why?", passages, top_n=5, progressive=0.8)
+    assert exact.progress is not None
+    assert loose.progress is not None
+    assert exact.progress.layers == (2, 3, 5, 6)
+    assert loose.progress.n_documents[0] == 40 >= loose.progress.n_documents[-1] >= 5
+    scores = {hit.index: hit.score for hit in full}
+    assert all(hit.score == scores[hit.index] for hit in (*exact, *loose) if hit.index in scores)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_n": 2, "refine": "fp32"}])
+def test_a_progressive_ranking_needs_a_top(layerwise: Path, options: dict[str, Any]):
+    with Reranker.load(layerwise) as reranker, pytest.raises(InputError, match="progressive needs top_n"):
+        reranker.rank("why?", ["a", "b"], progressive=True, **options)
+
+
+def test_the_command_ranks_progressively(layerwise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "documents.txt").write_text("\n".join(f"passage {i}" for i in range(9)))
+    arguments = ["rerank", str(layerwise), "--query", "why?", "--documents", str(tmp_path / "documents.txt")]
+    assert main([*arguments, "--top-n", "2", "--progressive", "--cutoff-layer", "5", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["progress"]["layers"] == [2, 3, 5]
+    assert len(answer["results"]) == 2
+    assert main(["info", str(layerwise)]) == 0
+    assert "scores can be read behind these layers" in capsys.readouterr().out
 
 
 def test_an_empty_passage_and_a_long_one_are_scored(layerwise: Path):

@@ -13,11 +13,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rankrt import progressive
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
 from rankrt.backends.lanes import Lanes
 from rankrt.backends.ort import import_onnxruntime, open_session, session_options
 from rankrt.planner import LONGEST_NARROW_ROW, Capacity, Plan, plan
 from rankrt.prefixes import Prefixes
+from rankrt.progressive import Policy, Progress
 from rankrt.tokenizer import Encoded
 
 # A tensor that stays where ONNX Runtime made it.
@@ -27,6 +29,8 @@ OrtValue: TypeAlias = Any
 N_LAST = 2
 # Prefixes are computed for so many rows at a time that their keys and values take no more than this.
 _PREFIX_BYTES = 256 << 20
+# Rows of about so many tokens wait between two segments at a time: 0.6 GB with 2,304 features.
+_HELD_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,10 +253,9 @@ class Walk:
             self._hidden |= {int(row): part for row, part in zip(rows, parts, strict=True)}
         return passed.logits[layer][ends]
 
-    def forget(self, rows: Int64Array) -> None:
-        """Drop the hidden states of rows that go no further."""
-        for row in rows:
-            self._hidden.pop(int(row), None)
+    def hold_only(self, rows: Int64Array) -> None:
+        """Drop the hidden states of all rows but these: the others go no further."""
+        self._hidden = {int(row): self._hidden[int(row)] for row in rows}
 
     def _batch(self, rows: Int64Array) -> tuple[Batch, list[int]]:
         """Return rows as pieces, and which piece each row ends with."""
@@ -279,6 +282,30 @@ class Walk:
 
     def _past(self, rows: Int64Array) -> Sequence[OrtValue]:
         return self._pasts.get(int(self._prefixes.of_row[rows[0]]), self._model.no_prefix)
+
+
+def progressively(model: OrtCausal, encoded: Encoded, prefixes: Prefixes, policy: Policy, top_n: int) -> Progress:
+    """Run rows of one query as far as each has to go for the first `top_n` to be known."""
+    walk = Walk(model, encoded, prefixes, policy.layers[-1])
+    walk.keep_prefixes([np.arange(encoded.n_rows)], least_runs=1)
+
+    def step(rows: Int64Array, exit_: int, goes_on: bool) -> Float32Array:
+        scores = np.empty(encoded.n_rows, np.float32)
+
+        def run(run: Int64Array, sessions: Sequence[Any]) -> None:
+            scores[run] = walk.step(sessions, run, exit_, goes_on=goes_on)
+
+        walk.hold_only(rows if exit_ else rows[:0])
+        model.side_by_side(walk.plan(rows), run)
+        return scores[rows]
+
+    return progressive.run(_blocks(encoded), encoded.n_rows, top_n, policy, step)
+
+
+def _blocks(encoded: Encoded) -> list[Int64Array]:
+    """Divide rows into blocks whose hidden states may be in memory together."""
+    block_of_row = encoded.offsets[:-1] // _HELD_TOKENS
+    return [np.flatnonzero(block_of_row == block) for block in np.unique(block_of_row)]
 
 
 def _batch(pieces: Sequence[Piece]) -> Batch:
