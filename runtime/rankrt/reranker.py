@@ -174,8 +174,8 @@ class Reranker:
         be among the best `top_n`, by the drift that was measured when the variant was verified, are scored again in it.
         With `progressive`, of a layerwise model, a document that cannot be among the best `top_n` any more runs no
         further than to the exit where that shows, by margins that were measured on text at export: True, or the share
-        of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after all
-        that might still be above the last hit. `ranking.progress` says what was saved.
+        of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after
+        all that might still be above the last hit. `ranking.progress` says what was saved.
         No documents give an empty ranking. Raises InputError for an empty query or for what is not text.
         """
         documents = _as_list(documents, "documents")
