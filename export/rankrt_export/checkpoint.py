@@ -4,17 +4,19 @@ Decides what is a reranker and what is not, before anything is read or written.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rankrt.sources import Hub
+from rankrt_export import adapter
 from rankrt_export.architectures.decoder import FAMILIES
 from rankrt_export.errors import CheckpointError
 from rankrt_export.weights import Weights, open_weights
 
 # What a checkpoint's own folder may hold of use; other frameworks' weights and other people's exports stay away.
 _HUB_FILES = ["config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "sentencepiece*"]
+_HUB_FILES += ["adapter_config.json", "adapter_model.safetensors"]
 _HUB_FILES += ["spm.model", "spiece.model", "model*.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
 
 
@@ -60,7 +62,7 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
-    """Open a local folder, or a hub repository, which is downloaded.
+    """Open a local folder, or a hub repository, which is downloaded. An adapter is merged into the base that it names.
 
     Raises CheckpointError if it is damaged, or no reranker with one score.
     """
@@ -68,19 +70,34 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
     is_local = folder.is_dir()
     if not is_local:
         folder = hub.fetch(source, _HUB_FILES)
+    # A local path says nothing on another machine; the hash of the weights does.
+    id_, revision = (folder.resolve().name, None) if is_local else (source, folder.name)
+    if _has(folder, adapter.CONFIG) and not _has(folder, "config.json"):
+        return replace(_merged(folder, hub), id=id_, revision=revision)
     config = _read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str) or not config.get("architectures"):
         raise CheckpointError(f"{folder / 'config.json'} names no model_type or no architectures: is it a model's?")
     check_is_reranker(config, source)
     return Checkpoint(
-        # A local path says nothing on another machine; the hash of the weights does.
-        id=folder.resolve().name if is_local else source,
-        revision=None if is_local else folder.name,
+        id=id_,
+        revision=revision,
         folder=folder,
         config=config,
         tokenizer_config=_read_json(folder / "tokenizer_config.json") if _has(folder, "tokenizer_config.json") else {},
         weights=open_weights(folder),
     )
+
+
+def _merged(folder: Path, hub: Hub) -> Checkpoint:
+    """Return the base model of an adapter with the adapter in its weights."""
+    config = adapter.AdapterConfig.read(folder)
+    beside = folder / config.base
+    base = open_checkpoint(str(beside if beside.is_dir() else config.base), replace(hub, revision=None))
+    if not base.is_decoder:
+        raise CheckpointError(
+            f"{folder} is an adapter of a {base.architecture}; adapters are merged into decoders only"
+        )
+    return replace(base, weights=adapter.MergedWeights(base.weights, folder, config))
 
 
 def check_is_reranker(config: dict[str, Any], source: str) -> None:

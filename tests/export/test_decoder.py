@@ -151,6 +151,63 @@ def test_the_command_ranks_progressively(layerwise: Path, tmp_path: Path, capsys
     assert "scores can be read behind these layers" in capsys.readouterr().out
 
 
+def write_adapter(folder: Path, base: Path, *, n_features: int = 48) -> Path:
+    """Write a LoRA of rank 2 for two layers, as peft does."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    key = "base_model.model.model.layers.1"
+    shapes = {f"{key}.self_attn.q_proj": (64, n_features), f"{key}.mlp.down_proj": (n_features, 64)}
+    tensors: dict[str, Any] = {}
+    for name, (n_out, n_in) in shapes.items():
+        tensors |= {f"{name}.lora_A.weight": torch.randn(2, n_in), f"{name}.lora_B.weight": torch.randn(n_out, 2)}
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 2, "lora_alpha": 1}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_adapter_is_merged_into_its_base(tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    base = make_decoder(tmp_path / "base", "Llama")
+    adapter = write_adapter(tmp_path / "adapter", base)
+    merged = export(str(adapter), tmp_path / "merged", Options())
+    weights, lora = load_file(base / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    for name in {key.removesuffix(".lora_A.weight") for key in lora if key.endswith("A.weight")}:
+        product = lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
+        weights[name.removeprefix("base_model.model.") + ".weight"] += 0.5 * product
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    by_hand = export(str(base), tmp_path / "by hand", Options(is_verified=False))
+    with Reranker.load(merged.folder) as one, Reranker.load(by_hand.folder, precision="fp32") as other:
+        # B @ A is summed in another order.
+        np.testing.assert_allclose(one.score(PAIRS), other.score(PAIRS), atol=1e-4, rtol=0)
+    assert merged.manifest.name == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "has peft_type = 'IA3'; only 'LORA' is implemented"),
+        ({"use_dora": True}, "has use_dora, which is not implemented: merge with peft"),
+        ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any], message: str):
+    adapter = write_adapter(tmp_path / "adapter", make_decoder(tmp_path / "base", "Llama"))
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        export(str(adapter), tmp_path / "artifact", Options())
+
+
+def test_an_adapter_of_another_base_model_is_refused(tmp_path: Path):
+    adapter = write_adapter(tmp_path / "adapter", make_decoder(tmp_path / "base", "Llama"), n_features=40)
+    with pytest.raises(CheckpointError, match=r"is an adapter of another model than .*: its model.layers.1"):
+        export(str(adapter), tmp_path / "artifact", Options())
+
+
 def test_an_empty_passage_and_a_long_one_are_scored(layerwise: Path):
     with Reranker.load(layerwise, max_length=1024) as reranker:
         scores = reranker.score([("why?", ""), ("why?", "long " * 3000)])
