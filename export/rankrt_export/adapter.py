@@ -1,7 +1,8 @@
 """A LoRA adapter merged into its base model, tensor by tensor as they are read.
 
 W + scale * B @ A, where peft's adapter_config.json gives the scale: lora_alpha / r, or lora_alpha / sqrt(r) with
-rslora. Nothing is written and no tensor is held: to the rest of the export a merged model is a checkpoint like any other.
+rslora. Nothing is written and no tensor is held: to the rest of the export a merged model is a checkpoint like any
+other.
 """
 
 import json

@@ -20,6 +20,7 @@ from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
 from rankrt_export.layers import LayerGroup, layers_of
 from rankrt_export.pytorch import load_model, scores, tensors, tokenized
+from rankrt_export.pytorch_decoder import Asked
 from rankrt_export.quantization import (
     GELU_MINIMUM,
     SYMMETRIC,
@@ -170,15 +171,20 @@ class Calibration:
 
 
 def calibrate(
-    checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress = lambda n_done: None
+    checkpoint: Checkpoint,
+    texts: Texts,
+    limits: Limits,
+    progress: Progress = lambda n_done: None,
+    asked: Asked | None = None,
 ) -> Calibration:
     """Find scales, costs, and the most int8 that is within the limits on the text; `progress` is told of pairs done.
 
-    Raises CheckpointError for an architecture that is traced, VerificationError if the limits cannot be met.
+    `asked` says how a decoder is asked. Raises CheckpointError for an architecture that is traced, VerificationError if
+    the limits cannot be met.
     """
     if checkpoint.architecture not in ARCHITECTURES:
         raise CheckpointError(f"{checkpoint.architecture} is traced; int8 is for {', '.join(ARCHITECTURES)}")
-    trial = _Trial(checkpoint, texts, limits, progress)
+    trial = _Trial(checkpoint, texts, limits, progress, asked)
     return Calibration(
         recipes={name: trial.recipes[name] for name in trial.costliest},
         tables=trial.tables,
@@ -217,11 +223,18 @@ def few_pairs(texts: Texts) -> Texts:
 class _Trial:
     """The PyTorch model with some of its linear layers replaced by what int8 would compute."""
 
-    def __init__(self, checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress, asked: Asked | None = None
+    ) -> None:
         self._texts = few_pairs(texts)
-        self._rows = tokenized(checkpoint, self._texts.pairs, min(N_TOKENS, checkpoint.max_length))
+        n_tokens = min(N_TOKENS, checkpoint.max_length)
+        if asked is None:
+            self._rows = tokenized(checkpoint, self._texts.pairs, n_tokens)
+            self._model = load_model(checkpoint).requires_grad_(False)
+        else:
+            self._rows = asked.rows(checkpoint, self._texts.pairs, n_tokens)
+            self._model = asked.model(checkpoint).requires_grad_(False)
         self._progress = progress
-        self._model = load_model(checkpoint).requires_grad_(False)
         layers = layers_of(checkpoint)
         self._groups = layers.groups
         self._logits = self._scores()

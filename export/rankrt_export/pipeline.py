@@ -42,8 +42,9 @@ from rankrt_export.graph import Graph
 from rankrt_export.precision import PRECISIONS
 from rankrt_export.precision.int8 import Int8
 from rankrt_export.prompts import STYLES, Style, prompted_template, style_of
+from rankrt_export.pytorch_decoder import Asked
 from rankrt_export.readouts import readouts_of
-from rankrt_export.template import template_of, write_tokenizer
+from rankrt_export.template import read_tokenizer, template_of, write_tokenizer
 from rankrt_export.texts import Texts, sample
 from rankrt_export.traced import DATA as TRACED_DATA
 from rankrt_export.traced import trace
@@ -307,7 +308,16 @@ def _reranker(folder: Path, variant: Variant) -> Reranker:
 def _calibration(checkpoint: Checkpoint, options: Options, bar: Bar) -> Calibration:
     limits = limits_for("int8", options.max_difference, options.min_tau)
     with bar("calibrating", 0, "pair") as progress:
-        return calibrate(checkpoint, options.calibration or sample(), limits, progress)
+        return calibrate(checkpoint, options.calibration or sample(), limits, progress, _asked(checkpoint, options))
+
+
+def _asked(checkpoint: Checkpoint, options: Options) -> Asked | None:
+    """Return how a decoder is asked for calibration: behind its last exit."""
+    if not checkpoint.is_decoder:
+        return None
+    style = style_for(checkpoint, options)
+    readouts = readouts_of(checkpoint, read_tokenizer(checkpoint), style, options.cutoff_layers)
+    return Asked(style=style, readout=readouts[-1])
 
 
 def _variant(

@@ -6,6 +6,8 @@ multipliers for embeddings, residuals and attention are all that MiniCPM adds to
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,24 @@ from rankrt_export.blueprint import Readout
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError
 from rankrt_export.prompts import Style, token_of
+from rankrt_export.pytorch import Row
 from rankrt_export.weights import read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How a decoder is asked, and where its answer is read."""
+
+    style: Style
+    readout: Readout
+
+    def rows(self, checkpoint: Checkpoint, pairs: Sequence[Pair], max_length: int) -> list[Row]:
+        """Return the rows that the model takes."""
+        return [{"input_ids": ids} for ids in asked_rows(checkpoint, self.style, pairs, max_length)]
+
+    def model(self, checkpoint: Checkpoint) -> Any:
+        """Return the PyTorch model."""
+        return whole_decoder(checkpoint, self.readout)
 
 
 def asked_rows(checkpoint: Checkpoint, style: Style, pairs: Sequence[Pair], max_length: int) -> list[list[int]]:
@@ -97,6 +116,27 @@ def decoder_logits(
                 logits.append([float(model.norm(hidden[0, -1]) @ vectors[layer + 1]) for hidden in states])
     progress(len(rows))
     return np.array(logits, np.float32)
+
+
+def whole_decoder(checkpoint: Checkpoint, readout: Readout) -> Any:
+    """Return the PyTorch model with all its layers in memory, whose `logits`, (n_rows, 1), are those of a readout."""
+    import torch
+
+    class Scorer(torch.nn.Module):  # type: ignore[misc]  # torch is untyped to mypy here
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _model(
+                checkpoint, n_layers=readout.layer, n_pieces=checkpoint.weights.shape("model.embed_tokens.weight")[0]
+            )
+            self.register_buffer("vector", torch.from_numpy(readout.vector))
+
+        def forward(self, input_ids: Any) -> Any:
+            states = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
+            return SimpleNamespace(logits=states[:, -1:] @ self.vector)
+
+    scorer = Scorer()
+    _load(scorer.model, checkpoint, "model")
+    return scorer.eval()
 
 
 def _model(checkpoint: Checkpoint, *, n_layers: int, n_pieces: int) -> Any:

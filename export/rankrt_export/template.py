@@ -18,14 +18,29 @@ def write_tokenizer(checkpoint: Checkpoint, path: Path) -> Tokenizer:
 
     Raises CheckpointError if there is no tokenizer.
     """
-    original = checkpoint.folder / "tokenizer.json"
-    content = original.read_bytes() if original.exists() else _converted(checkpoint)
-    try:
-        tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:
-        raise CheckpointError(f"{original} cannot be read as a tokenizer: {error}") from error
+    content = _content(checkpoint)
+    tokenizer = _parsed(checkpoint, content)
     path.write_bytes(content)
     return tokenizer
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Return the same without writing it."""
+    return _parsed(checkpoint, _content(checkpoint))
+
+
+def _content(checkpoint: Checkpoint) -> bytes:
+    original = checkpoint.folder / "tokenizer.json"
+    return original.read_bytes() if original.exists() else _converted(checkpoint)
+
+
+def _parsed(checkpoint: Checkpoint, content: bytes) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}"
+        ) from error
 
 
 def template_of(tokenizer: Tokenizer) -> Template:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from rankrt import InputError, Reranker
 from rankrt.cli import main
@@ -76,11 +77,11 @@ def test_half_precision_checkpoints_are_read_as_they_are(tmp_path: Path, dtype: 
 def test_a_row_is_a_question_around_two_texts(tmp_path: Path):
     artifact = export(str(make_decoder(tmp_path / "checkpoint", "Gemma")), tmp_path / "artifact", Options())
     with Reranker.load(artifact.folder) as reranker:
-        ids = reranker.encode([("q", "p")]).row(0)
-        text = reranker._tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        tokenizer = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
+        text = tokenizer.decode(reranker.encode([("q", "p")]).row(0).tolist(), skip_special_tokens=False)
         assert text.startswith("<s>A: q\nB: p\nGiven a query A and a passage B")
         other = reranker.with_rules(question="Same meaning?", query_instruction="", passage_instruction="")
-        text = other._tokenizer._tokenizer.decode(other.encode([("q", "p")]).row(0).tolist(), skip_special_tokens=False)
+        text = tokenizer.decode(other.encode([("q", "p")]).row(0).tolist(), skip_special_tokens=False)
         assert text == "<s>q\np\nSame meaning?"
 
 
@@ -149,6 +150,21 @@ def test_the_command_ranks_progressively(layerwise: Path, tmp_path: Path, capsys
     assert len(answer["results"]) == 2
     assert main(["info", str(layerwise)]) == 0
     assert "scores can be read behind these layers" in capsys.readouterr().out
+
+
+def test_int8_is_calibrated_and_bitwise_the_same_in_every_company(tmp_path: Path):
+    options = Options(precisions=["fp32", "int8"], cutoff_layers=[3, 6], max_difference=1.0, min_tau=-1.0)
+    artifact = export(str(make_layerwise(tmp_path / "checkpoint")), tmp_path / "artifact", options)
+    found = artifact.manifest.variants[1]
+    assert found.quantization is not None
+    assert found.quantization.int8_share > 0.25
+    with (
+        Reranker.load(artifact.folder, precision="int8", n_threads=2) as reranker,
+        Reranker.load(artifact.folder, precision="int8", n_threads=1, share_prefix=False) as unshared,
+    ):
+        together = reranker.score(PAIRS, cutoff_layers=[3, 6])
+        assert unshared.score(PAIRS, cutoff_layers=[3, 6]).tobytes() == together.tobytes()
+        assert np.concatenate([reranker.score([pair]) for pair in PAIRS]).tobytes() == together[1].tobytes()
 
 
 def write_adapter(folder: Path, base: Path, *, n_features: int = 48) -> Path:
