@@ -39,6 +39,7 @@ from rankrt_export.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.data import DataFiles
 from rankrt_export.errors import CheckpointError, DriftError, OutputError
 from rankrt_export.graph import Graph
+from rankrt_export.memory import available_bytes
 from rankrt_export.precision import PRECISIONS
 from rankrt_export.precision.int8 import Int8
 from rankrt_export.prompts import STYLES, Style, prompted_template, style_of
@@ -101,6 +102,7 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     check_is_new(out)
     checkpoint = open_checkpoint(source, hub or Hub())
     check_has_room(checkpoint, out, options.precisions)
+    check_has_memory(checkpoint, options)
     calibration = _calibration(checkpoint, options, bar) if "int8" in options.precisions else None
     recipe = calibration.recipe(calibration.n_kept) if calibration else None
     while True:
@@ -130,6 +132,7 @@ def export_into(source: str, folder: Path, *, revision: str | None = None, cache
     """Export a checkpoint in fp32, verified, into an empty folder: what the runtime calls for its cache."""
     checkpoint = open_checkpoint(source, Hub(revision=revision, cache_dir=cache_dir))
     check_has_room(checkpoint, folder, Options().precisions)
+    check_has_memory(checkpoint, Options())
     manifest = write(checkpoint, folder, Options(), no_bar)
     write_manifest(verified(checkpoint, folder, manifest, Options(), no_bar), folder)
 
@@ -288,9 +291,34 @@ def check_has_room(checkpoint: Checkpoint, out: Path, precisions: Sequence[Preci
         raise OutputError(f"{parent} has {free / 1e9:.1f} GB free, the artifact takes about {needed / 1e9:.1f} GB")
 
 
+def check_has_memory(checkpoint: Checkpoint, options: Options) -> None:
+    """Raise OutputError, before anything is written, if verifying or calibrating would not fit into memory.
+
+    Writing takes a few hundred MB whatever the size. To verify, ONNX Runtime packs the layers of a variant; the PyTorch
+    model of a decoder comes layer by layer, but whole for an encoder and to calibrate int8.
+    """
+    layers, all_ = _n_parameters(checkpoint, without_tables=True), _n_parameters(checkpoint)
+    packed = 4 * layers * max(1.0 if precision != "int8" else _SIZE_OF[precision] for precision in options.precisions)
+    needed = {
+        "verifying": (packed + (0 if checkpoint.is_decoder else 4 * all_)) * options.is_verified,
+        "calibrating int8": 4 * all_ * ("int8" in options.precisions),
+    }
+    step = max(needed, key=lambda name: needed[name])
+    if (available := available_bytes()) is not None and available < needed[step]:
+        advice = "; --no-verify does without" if step == "verifying" else ""
+        raise OutputError(
+            f"{step} {checkpoint.name} takes about {needed[step] / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB"
+            f" are available: use a machine with more{advice}"
+        )
+
+
+def _n_parameters(checkpoint: Checkpoint, *, without_tables: bool = False) -> int:
+    names = [name for name in checkpoint.weights.names if not (without_tables and "embed" in name)]
+    return sum(int(np.prod(checkpoint.weights.shape(name))) for name in names)
+
+
 def _n_bytes(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> int:
-    n_parameters = sum(int(np.prod(checkpoint.weights.shape(name))) for name in checkpoint.weights.names)
-    return int(4 * n_parameters * sum(_SIZE_OF[precision] for precision in precisions))
+    return int(4 * _n_parameters(checkpoint) * sum(_SIZE_OF[precision] for precision in precisions))
 
 
 def _reranker(folder: Path, variant: Variant) -> Reranker:

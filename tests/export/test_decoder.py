@@ -14,7 +14,8 @@ from rankrt.cli import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
 from rankrt.tokenizer import Pair
 from rankrt_export import pipeline
-from rankrt_export.errors import CheckpointError
+from rankrt_export.errors import CheckpointError, OutputError
+from rankrt_export.memory import available_bytes
 from rankrt_export.pipeline import Options, export
 from rankrt_export.texts import Texts, parse
 from tests.export.conftest import change_config, torch, transformers
@@ -165,6 +166,37 @@ def test_int8_is_calibrated_and_bitwise_the_same_in_every_company(tmp_path: Path
         together = reranker.score(PAIRS, cutoff_layers=[3, 6])
         assert unshared.score(PAIRS, cutoff_layers=[3, 6]).tobytes() == together.tobytes()
         assert np.concatenate([reranker.score([pair]) for pair in PAIRS]).tobytes() == together[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(), r"verifying checkpoint takes about .* GB of memory, and 0.0 GB are available: .*--no-verify"),
+        (Options(precisions=["int8"], is_verified=False), "calibrating int8 checkpoint takes about"),
+    ],
+)
+def test_too_little_memory_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options, message: str
+):
+    folder = make_decoder(tmp_path / "checkpoint", "Llama")
+    monkeypatch.setattr(pipeline, "available_bytes", lambda: 1000)
+    with pytest.raises(OutputError, match=message):
+        export(str(folder), tmp_path / "artifact", options)
+    assert not (tmp_path / "artifact").exists()
+    export(str(folder), tmp_path / "artifact", Options(is_verified=False))
+
+
+def test_memory_is_what_the_kernel_or_the_cgroup_leaves(tmp_path: Path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  8 kB\n")
+    assert available_bytes(tmp_path) == 8192
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    for name, content in {"memory.max": "4096", "memory.current": "3000", "memory.stat": "anon 1\nfile 500"}.items():
+        (tmp_path / "sys/fs/cgroup" / name).write_text(content)
+    assert available_bytes(tmp_path) == 4096 - 3000 + 500
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert available_bytes(tmp_path) == 8192
+    assert available_bytes(tmp_path / "nowhere") is None
 
 
 def write_adapter(folder: Path, base: Path, *, n_features: int = 48) -> Path:

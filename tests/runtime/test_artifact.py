@@ -43,9 +43,20 @@ def test_a_newer_format_asks_for_a_newer_rankrt(artifact: Artifact):
         open_artifact(folder)
 
 
+def test_an_artifact_of_version_1_is_still_read(artifact: Artifact):
+    def as_it_was(manifest: Any) -> None:
+        manifest.update(format_version=1)
+        del manifest["template"]["prompt"], manifest["variants"][0]["exits"]
+
+    older = open_artifact(rewrite(artifact, as_it_was)).manifest
+    assert older.variants == artifact.manifest.variants
+    assert older.template == artifact.manifest.template
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda m: m["variants"][0].update(layout="causal"), "`exits` of a causal variant are its exits in ascending"),
         (lambda m: m.update(colour="red"), "unknown field `colour`"),
         (lambda m: m["variants"][0].update(speed=9), r"unknown field `speed` - at `\$.variants"),
         (lambda m: m.pop("tokenizer"), "missing required field `tokenizer`"),
