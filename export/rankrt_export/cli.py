@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], metavar="P", help="fp32 (default), fp16, int8"
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        default=["fp32"],
+        metavar="P",
+        help="fp32 (default), fp16, int8, int4",
     )
     parser.add_argument("--target", nargs="+", choices=["cpu"], default=["cpu"], metavar="T", help="cpu (default)")
     parser.add_argument(

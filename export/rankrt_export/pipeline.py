@@ -41,6 +41,7 @@ from rankrt_export.errors import CheckpointError, DriftError, OutputError
 from rankrt_export.graph import Graph
 from rankrt_export.memory import available_bytes
 from rankrt_export.precision import PRECISIONS
+from rankrt_export.precision.int4 import Int4
 from rankrt_export.precision.int8 import Int8
 from rankrt_export.prompts import STYLES, Style, prompted_template, style_of
 from rankrt_export.pytorch_decoder import Asked
@@ -54,7 +55,9 @@ from rankrt_export.weights import hashed_in_background
 
 TOKENIZER = "tokenizer.json"
 # A variant's bytes beside those of the weights as float32.
-_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26}
+_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26, "int4": 0.26}
+# As ONNX Runtime holds them: it widens fp16 when it loads.
+_IN_MEMORY: dict[Precision, float] = {**_SIZE_OF, "fp16": 1.0}
 _N_EXAMPLES = 3
 # What is foreseen of int8's drift is right to the first order only, so a second try aims lower than the limit.
 _AIM = 0.7
@@ -194,7 +197,7 @@ def written(
 ) -> tuple[list[Variant], dict[str, File]]:
     """Write graphs node by node for each target and precision; weights are shared where their bytes are the same."""
     variants = []
-    precisions = PRECISIONS if recipe is None else {**PRECISIONS, "int8": Int8(recipe)}
+    precisions = {**PRECISIONS, "int4": Int4()} | ({} if recipe is None else {"int8": Int8(recipe)})
     n_bytes = _n_bytes(checkpoint, options.precisions)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
         for target in options.targets:
@@ -298,7 +301,7 @@ def check_has_memory(checkpoint: Checkpoint, options: Options) -> None:
     model of a decoder comes layer by layer, but whole for an encoder and to calibrate int8.
     """
     layers, all_ = _n_parameters(checkpoint, without_tables=True), _n_parameters(checkpoint)
-    packed = 4 * layers * max(1.0 if precision != "int8" else _SIZE_OF[precision] for precision in options.precisions)
+    packed = 4 * layers * max(_IN_MEMORY[precision] for precision in options.precisions)
     needed = {
         "verifying": (packed + (0 if checkpoint.is_decoder else 4 * all_)) * options.is_verified,
         "calibrating int8": 4 * all_ * ("int8" in options.precisions),

@@ -20,14 +20,14 @@ MANIFEST = "rankrt.json"
 # How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; or flat and causal, in
 # segments of layers that may begin behind a prefix which several rows share.
 Layout: TypeAlias = Literal["packed", "stacked", "causal"]
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 Target: TypeAlias = Literal["cpu"]
 
 # From the most to the least faithful.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 # What "auto" takes, the first that the artifact has verified: whoever exported int8 within its limits wants its speed,
-# and fp16 on a CPU is fp32 with rounded weights.
-_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+# and fp16 on a CPU is fp32 with rounded weights. int4 is for hosts that cannot hold anything else.
+_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "int4")
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

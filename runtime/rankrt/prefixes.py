@@ -13,6 +13,8 @@ from rankrt.tokenizer import Encoded
 
 # What stays of a row behind its prefix: the last layer computes its last two tokens.
 _LEAST_REST = 2
+# A run of a single token would multiply by other kernels, whose last bits differ.
+_LEAST_SHARED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ def shared_prefixes(encoded: Encoded) -> Prefixes:
     rows_of: dict[bytes, list[int]] = {}
     for row, n_tokens in enumerate(alone.lengths):
         rows_of.setdefault(encoded.row(row)[:n_tokens].tobytes(), []).append(row)
-    shared = [rows for ids, rows in rows_of.items() if ids and len(rows) > 1]
+    shared = [rows for rows in rows_of.values() if len(rows) > 1 and alone.lengths[rows[0]] >= _LEAST_SHARED]
     of_row = alone.of_row
     for number, rows in enumerate(shared):
         of_row[rows] = number

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from rankrt import InputError, Reranker
+from rankrt.artifact import Precision
 from rankrt.cli import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
 from rankrt.tokenizer import Pair
@@ -153,15 +154,17 @@ def test_the_command_ranks_progressively(layerwise: Path, tmp_path: Path, capsys
     assert "scores can be read behind these layers" in capsys.readouterr().out
 
 
-def test_int8_is_calibrated_and_bitwise_the_same_in_every_company(tmp_path: Path):
-    options = Options(precisions=["fp32", "int8"], cutoff_layers=[3, 6], max_difference=1.0, min_tau=-1.0)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_integers_are_bitwise_the_same_in_every_company_too(tmp_path: Path, precision: Precision):
+    options = Options(precisions=["fp32", precision], cutoff_layers=[3, 6], max_difference=9.0, min_tau=-1.0)
     artifact = export(str(make_layerwise(tmp_path / "checkpoint")), tmp_path / "artifact", options)
     found = artifact.manifest.variants[1]
-    assert found.quantization is not None
-    assert found.quantization.int8_share > 0.25
+    assert found.verification is not None
+    assert found.verification.max_difference > 0
+    assert precision != "int8" or (found.quantization and found.quantization.int8_share > 0.25)
     with (
-        Reranker.load(artifact.folder, precision="int8", n_threads=2) as reranker,
-        Reranker.load(artifact.folder, precision="int8", n_threads=1, share_prefix=False) as unshared,
+        Reranker.load(artifact.folder, precision=precision, n_threads=2) as reranker,
+        Reranker.load(artifact.folder, precision=precision, n_threads=1, share_prefix=False) as unshared,
     ):
         together = reranker.score(PAIRS, cutoff_layers=[3, 6])
         assert unshared.score(PAIRS, cutoff_layers=[3, 6]).tobytes() == together.tobytes()

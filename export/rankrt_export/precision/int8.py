@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.calibration import LayerRecipe, Recipe
+from rankrt_export.calibration import LayerRecipe, Recipe, TableRecipe
 from rankrt_export.graph import MICROSOFT, Graph
 from rankrt_export.precision.float16 import Float16
 from rankrt_export.precision.float32 import Float32
@@ -55,21 +55,26 @@ class Int8:
         recipe = self._recipe.tables.get(table.removesuffix(".weight"))
         if recipe is None:
             return _HALF.lookup(graph, ids, table)
-        n_rows, n_features = graph.weights.shape(table)
+        return rounded_rows(graph, ids, table, recipe)
 
-        def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            return recipe.blocks(graph.weights.blocks(table))
 
-        key = f"{table}.int8"
-        integers = graph.external(
-            EMBEDDINGS_DATA, key, np.int8, (n_rows, n_features), lambda: (integers for integers, _ in blocks())
-        )
-        scales = graph.external(
-            EMBEDDINGS_DATA, f"{key}.scales", np.float32, (n_rows, 1), lambda: (scales for _, scales in blocks())
-        )
-        rows = graph.op("Cast", graph.op("Gather", integers, ids), to=ir.DataType.FLOAT)
-        rows = graph.op("Mul", rows, graph.op("Gather", scales, ids))
-        return rows if recipe.factors is None else graph.op("Mul", rows, graph.array(f"{key}.factors", recipe.factors))
+def rounded_rows(graph: Graph, ids: ir.Value, table: str, recipe: TableRecipe) -> ir.Value:
+    """Return rows of a table that is stored in 8 bits."""
+    n_rows, n_features = graph.weights.shape(table)
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return recipe.blocks(graph.weights.blocks(table))
+
+    key = f"{table}.int8"
+    integers = graph.external(
+        EMBEDDINGS_DATA, key, np.int8, (n_rows, n_features), lambda: (integers for integers, _ in blocks())
+    )
+    scales = graph.external(
+        EMBEDDINGS_DATA, f"{key}.scales", np.float32, (n_rows, 1), lambda: (scales for _, scales in blocks())
+    )
+    rows = graph.op("Cast", graph.op("Gather", integers, ids), to=ir.DataType.FLOAT)
+    rows = graph.op("Mul", rows, graph.op("Gather", scales, ids))
+    return rows if recipe.factors is None else graph.op("Mul", rows, graph.array(f"{key}.factors", recipe.factors))
 
 
 def rounded(graph: Graph, x: ir.Value, recipe: LayerRecipe, *, name: str) -> _Rounded:
