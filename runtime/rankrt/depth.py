@@ -6,7 +6,7 @@ Knows the exits of a variant; no text, no engine.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rankrt.artifact import Variant
+from rankrt.artifact import Variant, Verification
 from rankrt.errors import InputError
 from rankrt.prefixes import Prefixes, own_prefixes, shared_prefixes
 from rankrt.tokenizer import Encoded
@@ -28,6 +28,11 @@ class Depth:
     def exit(self, variant: Variant) -> int:
         """Return the layer behind which the score is read."""
         return variant.exits[-1].layer if self.cutoff_layer is None else self.cutoff_layer
+
+    def verification(self, variant: Variant) -> Verification | None:
+        """Return how the scores that are read compare with PyTorch's."""
+        found = {end.layer: end.verification for end in variant.exits}
+        return variant.verification if self.cutoff_layer is None else found[self.cutoff_layer]
 
     def prefixes(self, encoded: Encoded) -> Prefixes:
         """Return the beginnings that rows share."""

@@ -334,7 +334,7 @@ class Reranker:
         """Score again who may be among the top n; return the order, the scores that are then known, and how many."""
         if top_n is None:
             raise InputError("refine needs top_n: without it every document would be scored twice")
-        if self.variant.verification is None:
+        if (verification := self.depth.verification(self.variant)) is None:
             raise InputError(f"{self.variant.name} was not verified, so nobody knows how far its scores drift")
         exact, known = self.with_precision(precision), scored
 
@@ -344,7 +344,7 @@ class Reranker:
             known = known.with_scores_of(again, chosen)
             return again.logits
 
-        found = cascade.refine(scored.logits, top_n, self.variant.verification.max_difference, score_again)
+        found = cascade.refine(scored.logits, top_n, verification.max_difference, score_again)
         return found.order, known, found.n_refined
 
     def _hit(self, index: int, score: float, document: str, scored: Scored) -> Hit:

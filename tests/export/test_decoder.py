@@ -265,6 +265,13 @@ def test_an_empty_passage_and_a_long_one_are_scored(layerwise: Path):
         assert np.isfinite(scores).all()
 
 
+def test_nothing_to_score_is_no_scores(layerwise: Path):
+    with Reranker.load(layerwise) as reranker:
+        assert reranker.score([]).shape == (0,)
+        assert reranker.score([], cutoff_layers=[2, 6]).shape == (2, 0)
+        assert len(reranker.rank("why?", [])) == len(reranker.rank("why?", [], top_n=3, progressive=True)) == 0
+
+
 def test_windows_of_a_long_passage_say_where_they_are(layerwise: Path):
     passage = " ".join(f"word{i}" for i in range(200))
     with Reranker.load(layerwise, max_length=600, long_documents="chunk") as reranker:

@@ -53,7 +53,7 @@ class CausalPackedRows:
             else graph.input("states", ir.DataType.FLOAT, ["n_tokens", shape.n_features])
         )
         offsets = graph.input("row_offsets", ir.DataType.INT32, ["n_offsets"])
-        before = graph.input("tokens_before", ir.DataType.INT32, ["n_rows", 2])
+        before = graph.input("tokens_before", ir.DataType.INT32, ["n_pieces", 2])
         positions = graph.input("positions", ir.DataType.INT64, ["n_tokens"])
         prefix_shape: list[str | int] = [shape.n_layers, 2, shape.n_kv_heads, "n_prefix", shape.filled_size]
         self._prefix = graph.input("prefix", ir.DataType.FLOAT, prefix_shape)

@@ -50,14 +50,14 @@ class Batch:
 
     @property
     def last_tokens(self) -> tuple[Int64Array, Int32Array]:
-        """The last tokens of each row, and where each row's begin among them."""
+        """The last tokens of each piece, and where each piece's begin among them."""
         counts = np.minimum(np.diff(self.offsets), N_LAST)
         tokens = [np.arange(stop - n, stop) for stop, n in zip(self.offsets[1:], counts, strict=True)]
         return np.concatenate(tokens).astype(np.int64), _offsets(counts)
 
     @property
     def all_tokens(self) -> tuple[Int64Array, Int32Array]:
-        """All tokens, and where each row's begin."""
+        """All tokens, and where each piece's begin."""
         return np.arange(self.offsets[-1], dtype=np.int64), self.offsets
 
 
