@@ -120,6 +120,7 @@ class Graph:
         self._inputs: list[ir.Value] = []
         self._initializers: dict[str, ir.Value] = {}
         self.data_files: set[str] = set()
+        self._n_loops = 0
 
     # The blocks.
 
@@ -172,6 +173,12 @@ class Graph:
 
     def loop(self, n_turns: ir.Value, state: ir.Value, body: ir.Graph) -> ir.Value:
         """Append a Loop without a condition that carries one state; the body may use any value made before."""
+        # Names that are unique in the whole graph: what comes behind the loop is named without a look into it, and ONNX
+        # Runtime refuses some graphs in which a name is given twice.
+        values = [*body.inputs, *(output for node in body for output in node.outputs)]
+        for i, value in enumerate(values):
+            value.name = f"loop{self._n_loops}.{i}"
+        self._n_loops += 1
         return self._tape.op("Loop", [n_turns, None, state], {"body": body})
 
     def input(self, name: str, dtype: ir.DataType, shape: Iterable[str | int]) -> ir.Value:
@@ -229,5 +236,5 @@ class Graph:
             name="rankrt",
         )
         model = ir.Model(graph, ir_version=IR_VERSION)
-        NameFixPass()(model)  # a Loop's body may not reuse a name of the graph around it
+        NameFixPass()(model)
         path.write_bytes(ir.to_proto(model).SerializeToString())

@@ -330,7 +330,7 @@ def _reranker(folder: Path, variant: Variant) -> Reranker:
     return Reranker.load(
         folder,
         precision=variant.precision,
-        max_length=min(VERIFIED_LENGTH, manifest.max_length),
+        max_length=min(VERIFIED_LENGTH, manifest.template.max_length_within(manifest.max_length)),
         truncation="longest_first" if manifest.template.prompt is None else "only_passage",
         prepare=False,
     )

@@ -82,6 +82,10 @@ class Template(_Record, frozen=True):
             return max_length - self.n_special
         return max_length - len(self.prefix) + len(self.suffix) - len(self.separator)
 
+    def max_length_within(self, n_tokens: int) -> int:
+        """Return the largest max_length by which no row has more tokens than that."""
+        return n_tokens - (self.room(0) + self.n_special)
+
 
 class Verification(_Record, frozen=True):
     """How a variant compares with the PyTorch model on text; differences are absolute, in logits."""

@@ -125,7 +125,8 @@ class Reranker:
 
         artifact, variant = find(precision)
         limit = artifact.manifest.max_length
-        chosen = Rules(max_length=min(512, limit) if max_length is None else max_length, **rules)
+        longest = artifact.manifest.template.max_length_within(limit)
+        chosen = Rules(max_length=min(512, longest) if max_length is None else max_length, **rules)
         depth = Depth(cutoff_layer=cutoff_layer, share_prefix=share_prefix).checked(variant)
         tokenizer = PairTokenizer(open_tokenizer(artifact, prepare=prepare), artifact.manifest.template)
         chosen.check(tokenizer.template(chosen), limit)

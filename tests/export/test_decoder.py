@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tokenizers import Tokenizer
 
@@ -257,6 +258,37 @@ def test_an_adapter_of_another_base_model_is_refused(tmp_path: Path):
     adapter = write_adapter(tmp_path / "adapter", make_decoder(tmp_path / "base", "Llama"), n_features=40)
     with pytest.raises(CheckpointError, match=r"is an adapter of another model than .*: its model.layers.1"):
         export(str(adapter), tmp_path / "artifact", Options())
+
+
+def test_rows_of_a_short_model_fit_by_default(tmp_path: Path):
+    folder = make_decoder(tmp_path / "checkpoint", "Gemma", max_position_embeddings=500)
+    with Reranker.load(export(str(folder), tmp_path / "artifact", Options()).folder) as reranker:
+        assert reranker.encode([("why?" * 80, "long " * 300)]).lengths.tolist() <= [500]
+        assert np.isfinite(reranker.score([("why?", "long " * 300)])).all()
+
+
+def test_a_run_may_be_longer_than_any_row(tmp_path: Path):
+    folder = make_decoder(tmp_path / "checkpoint", "Gemma", max_position_embeddings=450)
+    artifact = export(str(folder), tmp_path / "artifact", Options(is_verified=False))
+    with Reranker.load(artifact.folder, precision="fp32", n_threads=8, prepare=False) as reranker:
+        pairs = [("why?", f"so {i}") for i in range(9)]
+        assert np.concatenate([reranker.score([pair]) for pair in pairs]).tobytes() == reranker.score(pairs).tobytes()
+
+
+def test_no_two_values_of_a_graph_have_one_name(tmp_path: Path):
+    folder = make_layerwise(tmp_path / "checkpoint", hidden_size=64)
+    artifact = export(str(folder), tmp_path / "artifact", Options(cutoff_layers=[2, 3, 6], is_verified=False))
+    for name in artifact.manifest.variants[0].graphs:
+        names = names_in(onnx.load(artifact.path(name), load_external_data=False).graph)
+        assert len(names) == len(set(names))
+
+
+def names_in(graph: Any) -> list[str]:
+    found = [value.name for value in graph.input]
+    for node in graph.node:
+        found += [name for name in node.output if name]
+        found += [name for attribute in node.attribute if attribute.HasField("g") for name in names_in(attribute.g)]
+    return found
 
 
 def test_an_empty_passage_and_a_long_one_are_scored(layerwise: Path):

@@ -74,11 +74,12 @@ class CausalPackedRows:
 
     def rotated(self, x: ir.Value, cosines: ir.Value, sines: ir.Value, *, n_heads: int, is_going_on: bool) -> ir.Value:
         """Turn the features of each head by the token's position; `x` has all tokens, or those that go on."""
-        graph, zero = self._graph, self._graph.ints(0)
+        graph, one = self._graph, self._graph.ints(1)
         positions = self._last_positions if is_going_on else self._positions
-        rows = [graph.op("Unsqueeze", value, zero) for value in (x, positions)]
-        turned = graph.op("RotaryEmbedding", *rows, cosines, sines, domain=MICROSOFT, num_heads=n_heads)
-        return graph.op("Squeeze", turned, zero)
+        # Each token is a sequence of its own: a sequence may not be longer than the tables, but a run may.
+        tokens = [graph.op("Unsqueeze", value, one) for value in (x, positions)]
+        turned = graph.op("RotaryEmbedding", *tokens, cosines, sines, domain=MICROSOFT, num_heads=n_heads)
+        return graph.op("Squeeze", turned, one)
 
     def attention(
         self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_going_on: bool
