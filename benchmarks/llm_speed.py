@@ -1,6 +1,6 @@
 """The LLM rerankers beside FlagEmbedding's own classes, in turn, in one process, on mixed lengths.
 
-    python -m benchmarks.llm_speed --kind gemma --checkpoint ./gemma-6 --artifact ./artifact --data ../shared/data/xquad
+    python -m benchmarks.llm_speed --kind gemma --checkpoint ./gemma-6 --artifact ./artifact --data ../shared/data
 
 Needs FlagEmbedding 1.4 (and so transformers 4). Both have the same threads and the same text. FlagEmbedding runs the
 first batch of a call twice and throws the first away; that one is not counted. The last line on standard output is the
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workloads import mixed
+from benchmarks.workloads import Source, read
 from rankrt import Reranker
 from rankrt.machine import this_machine
 from rankrt.tokenizer import Pair
@@ -28,7 +28,7 @@ _PAUSE_SECONDS = 0.3  # longer than any library's threads spin after a call
 
 def main() -> None:
     options = _options()
-    workload = mixed(options.data, "en", options.passages)
+    workload = Source(read(options.data)[1], options.artifact / "tokenizer.json").make("mixed", options.passages)
     pairs = [(workload.query, passage) for passage in workload.passages]
     n_threads = this_machine().cores.n
     flag = FlagEmbedding(options.kind, str(options.checkpoint), n_threads, options.batch_size)
@@ -125,7 +125,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kind", choices=["gemma", "minicpm"], required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of XQuAD")
+    parser.add_argument("--data", type=Path, required=True, help="the folder above xquad/")
     parser.add_argument("--passages", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=4, help="FlagEmbedding's; 256,000 logits a token need memory")
     parser.add_argument("--rounds", type=int, default=3)

@@ -110,13 +110,20 @@ class PreparedModels:
     def entries(self) -> list[tuple[Prepared, int]]:
         """Return what is there, with sizes in bytes, sorted by name."""
         paths = sorted(self.folder.glob(f"*/{_ENTRY}"))
-        return [(msgspec.json.decode(path.read_bytes(), type=Prepared), size_of(path.parent)) for path in paths]
+        return [(_read_entry(path), size_of(path.parent)) for path in paths]
 
     def clear(self) -> int:
         """Remove everything and return the bytes freed; a process that uses an entry keeps its own view of it."""
         n_bytes = size_of(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         return n_bytes
+
+
+def _read_entry(path: Path) -> Prepared:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Prepared)
+    except msgspec.MsgspecError:  # of another version of rankrt, or damaged: never used, but it takes its room
+        return Prepared(name=path.parent.name, variant="unreadable", artifact="", engine="", instructions=())
 
 
 def _check_space(folder: Path, artifact: Artifact, variant: Variant) -> None:

@@ -124,6 +124,7 @@ class Models:
         artifact, variant = find_artifact(
             served.source, lambda found: choose(found, options.precision, machine), Hub(revision=options.revision)
         )
+        check_servable(variant)
         name = served.name or artifact.manifest.name
         known = self._models.get(name)
         if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
@@ -157,6 +158,14 @@ class Models:
         for worker in self._workers:
             await asyncio.to_thread(worker.unload, model.served.key)
         _logger.info("%s of before was released", model.name)
+
+
+def check_servable(variant: Variant) -> None:
+    """Raise ArtifactError for a model whose rows are not run one by one: a queue of rows would share no prefix."""
+    if variant.layout == "causal":
+        raise ArtifactError(
+            f"{variant.name} is a decoder, which the server does not run yet; use Reranker.load, rankrt rerank or score"
+        )
 
 
 def rules_for(artifact: Artifact, options: LoadOptions) -> Rules:

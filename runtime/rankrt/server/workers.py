@@ -14,6 +14,7 @@ import numpy as np
 from rankrt.arrays import Float32Array, Int32Array
 from rankrt.artifact import Variant, open_artifact
 from rankrt.backends import Backend
+from rankrt.backends.ort_causal import OrtCausal
 from rankrt.errors import RankrtError
 from rankrt.machine import this_machine
 from rankrt.planner import Capacity, Plan
@@ -105,6 +106,7 @@ class LocalWorker:
         """Load a model."""
         machine, artifact = this_machine(), open_artifact(files.folder)
         backend = open_cpu(artifact, files.variant, machine, self.n_lanes, prepare=files.prepare)
+        assert not isinstance(backend, OrtCausal), "models.check_servable lets no decoder through"
         with self._lock:
             self._backends[files.key] = backend
         return backend.capacity
