@@ -15,9 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import read_record, schema
+import numpy as np
+
+from benchmarks.record import Record, Row, read_record, schema
 from benchmarks.report import markdown
-from benchmarks.tables import Table
+from benchmarks.statistics import ratio
+from benchmarks.tables import Table, figure
 from rankrt.cli import main as rankrt
 from tiny_reranker.evaluation import table
 
@@ -25,17 +28,17 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = ROOT / "benchmarks" / "record.schema.json"
 TINY = ROOT / "tiny_reranker"
+FULL, FULL_INT8 = "bge-reranker-v2-m3", "bge-reranker-v2-m3-int8"
 SHOWN = {
-    "rankrt": "rankrt 0.1.0",
-    "pytorch-sdpa": "PyTorch 2.13.0, one exact-length row at a time",
-    "sentence-transformers": "sentence-transformers 6.2.0, as shipped",
+    "rankrt-fp32": "rankrt",
+    "torch-sdpa": "PyTorch",
+    "sentence-transformers": "sentence-transformers",
 }
 INT8 = {
     "rankrt-int8": "rankrt, int8",
-    "rankrt": "rankrt, fp32",
-    "onnxruntime-dynamic": "ONNX Runtime, `quantize_dynamic`, row by row",
-    "pytorch-dynamic": "PyTorch, `quantize_dynamic`, row by row",
-    "sentence-transformers": "sentence-transformers, fp32",
+    "rankrt-fp32": "rankrt, fp32",
+    "onnxruntime-int8": "ONNX Runtime, `quantize_dynamic`",
+    "torch-int8": "PyTorch, `quantize_dynamic`",
 }
 COMMANDS = ("", "export", "serve", "rerank", "score", "info", "doctor", "cache")
 
@@ -88,49 +91,73 @@ def cli() -> str:
 
 
 def speed() -> str:
-    """Return the measured rows as a table."""
-    record = _result("cpu_speed")
-    speeds, names = record["speeds"], SHOWN
-    table = Table(
-        heading=["one query", *map(_described, speeds)],
-        rows=[
-            [title, *(f"{s['median_seconds'][name]:.1f} s, {s['times_rankrt'][name]:.2f} x" for s in speeds)]
-            for name, title in names.items()
-        ],
-    )
-    return f"{table.markdown()}\n{_conditions(record)}\n"
-
-
-def _conditions(record: Mapping[str, Any]) -> str:
-    machine, found = record["machine"], _result("sgemm_share")["shares"]
-    shares = " and ".join(f"{share['of_sgemm_from_memory']:.0%} with {share['n_tokens']} tokens" for share in found)
-    alone = " and ".join(f"{share['of_sgemm_alone']:.0%}" for share in found)
-    return (
-        f"bge-reranker-v2-m3's shape (568 M parameters, 24 layers), fp32, {machine['n_threads']} cores of an"
-        f" {machine['processor']} ({machine['instructions'][-1]}); medians of {record['speeds'][0]['n_rounds']} rounds,"
-        " systems in turn, tokenization included; x: time relative to rankrt's. One row alone reaches"
-        f" {shares} of the rate of a model's plain matrix products, the best of MLAS, MKL and OpenBLAS in the same run,"
-        f" and {alone} of what these reach on weights that never leave the caches."
-        " [How it is measured](docs/benchmarks.md); [records](benchmarks/results)."
-    )
+    """Return what goes through, beside PyTorch and sentence-transformers, as a table."""
+    record = read_record(RESULTS / f"{FULL}.json")
+    shown = f"{_throughput(record, SHOWN).markdown()}\n{_conditions(record)}. {_shares(record)}"
+    return f"{shown} [Everything measured](benchmarks/results/{FULL}.md), [how](docs/benchmarks.md).\n"
 
 
 def int8_speed() -> str:
     """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
-    record, machine = _result("int8_speed"), _result("int8_speed")["machine"]
-    seconds, times, drift = (
-        record[name] for name in ("median_seconds", "times_rankrt_int8", "max_difference_from_fp32")
+    record = read_record(RESULTS / f"{FULL_INT8}.json")
+    return (
+        f"{_throughput(record, INT8).markdown()}\n{_conditions(record)}. Random weights drift more than trained ones;"
+        f" all layers are in int8. [The record](benchmarks/results/{FULL_INT8}.md).\n"
     )
-    table = Table(
-        heading=[f"one query, {record['workload']} passages", "", "largest difference from fp32"],
+
+
+def _throughput(record: Record, titles: Mapping[str, str]) -> Table:
+    """Return the systems' times beside rankrt's in fp32, as shipped and at their best, and how far their scores are."""
+    rows: dict[tuple[str, str], Row] = {
+        (row.system, row.given): row for row in record.of("throughput") if row.case.endswith("mixed")
+    }
+    ours = rows["rankrt-fp32", "as shipped"]
+    size = f"{ours.case} passages, {ours.size['n_tokens']:,.0f} tokens"
+    return Table(
+        heading=[f"one query, {size}", "as shipped", "sorted, best batch size", "largest difference"],
         rows=[
-            [title, f"{seconds[name]:.1f} s, {times[name]:.2f} x", f"{drift[name]:.2g}"] for name, title in INT8.items()
+            [title, *_cells(rows, system, ours)] for system, title in titles.items() if (system, "as shipped") in rows
         ],
     )
+
+
+def _cells(rows: Mapping[tuple[str, str], Row], system: str, ours: Row) -> list[str]:
+    shipped = rows[system, "as shipped"]
+    if shipped.reason:
+        return [shipped.reason, "", ""]
+    best = rows.get((system, "at its best"), shipped)
+    return [_time(shipped, ours), _time(best, ours), figure(shipped.metrics["max_drift"], 2)]
+
+
+def _time(row: Row, ours: Row) -> str:
+    """Return seconds, and the time relative to ours, both against the baseline's calls in between."""
+    if row.reason:
+        return row.reason
+    times = ratio(row.seconds, row.baseline_seconds) / ratio(ours.seconds, ours.baseline_seconds)
+    return f"{figure(float(np.median(row.seconds)))} s, {times:.2f} x"
+
+
+def _conditions(record: Record) -> str:
+    machine = record.machine
     return (
-        f"{table.markdown()}\nThe same shape (random weights, which drift more than trained ones),"
-        f" {record['int8_share']:.0%} of the multiply-adds in int8, {machine['n_threads']} cores of an"
-        f" {machine['processor']} ({machine['instructions'][-1]}); medians of {record['n_rounds']} rounds, in turn.\n"
+        f"{record.model.name}'s shape ({record.model.n_parameters / 1e6:.0f} M parameters, random weights),"
+        f" {machine.n_threads} cores of an {machine.processor} ({machine.instructions[-1]}); medians, each system in"
+        f" turn with {record.baseline}, tokenization included; x: time relative to rankrt's in fp32; difference:"
+        " of logits, from PyTorch's in fp32"
+    )
+
+
+def _shares(record: Record) -> str:
+    """Say how near single rows come to the machine's rate at matrix products."""
+    ours = [row for row in record.of("roofline") if row.system == "rankrt-fp32" and row.size["n_tokens"] >= 128]
+    shares, alone = (
+        " and ".join(f"{row.metrics[name]:.0%}" for row in ours) for name in ("of_sgemm_from_memory", "of_sgemm_alone")
+    )
+    lengths = " and ".join(f"{row.size['n_tokens']:.0f}" for row in ours)
+    return (
+        f"One row of {lengths} tokens reaches {shares} of the rate of a model's plain matrix products, the best of"
+        f" MLAS, MKL and OpenBLAS in the same run, and {alone} of what these reach on weights that never"
+        " leave the caches."
     )
 
 
@@ -164,10 +191,6 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"speed": speed, "memory": memory, "int8 speed": int8_speed, "int8 drift": int8_drift},
     TINY / "README.md": {"quality": quality},
 }
-
-
-def _described(speed: Mapping[str, Any]) -> str:
-    return f"{speed['workload']} (mean {speed['mean_tokens']:.0f}, longest {speed['max_tokens']} tokens)"
 
 
 def _result(name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.environments import cache_folder
 from benchmarks.lab import REFERENCE, Case, Lab, Settings, open_model, pinned_cpus
 from benchmarks.record import Record, Row, Text, commit, describe_machine, now, write_record
 from benchmarks.suites import SUITES
@@ -131,7 +132,8 @@ def _row(suite: str, system: str, case: Case) -> Row:
     try:
         found = case.measure()
     except (SystemFailed, ValueError) as failure:
-        return msgspec.structs.replace(row, reason=str(failure))
+        # A record says nothing of where one machine keeps its files.
+        return msgspec.structs.replace(row, reason=str(failure).replace(f"{cache_folder()}/", ""))
     return msgspec.structs.replace(
         row,
         size=found.size,
