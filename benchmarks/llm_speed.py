@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.statistics import ratio
 from benchmarks.workloads import Source, read
 from rankrt import Reranker
 from rankrt.machine import this_machine
@@ -53,7 +54,7 @@ def main() -> None:
         "n_rounds": options.rounds,
         "batch_size_of_flagembedding": options.batch_size,
         "median_seconds": {name: round(median(found), 3) for name, found in seconds.items()},
-        "times_rankrt": {name: round(_ratio(found, seconds["rankrt"]), 3) for name, found in seconds.items()},
+        "times_rankrt": {name: round(ratio(found, seconds["rankrt"]), 3) for name, found in seconds.items()},
         "max_difference": float(np.abs(scores["rankrt"] - scores["FlagEmbedding"]).max()),
     }
     print(json.dumps(record))
@@ -109,11 +110,6 @@ def in_turn(
                 seconds[name].append(took)
             time.sleep(_PAUSE_SECONDS)
     return seconds, scores
-
-
-def _ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """The median of the ratios of neighbouring measurements, in which a drift of the machine cancels."""
-    return median(value / other for value, other in zip(values, others, strict=True))
 
 
 def _n_layers(checkpoint: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
+from rankrt.planner import LONGEST_NARROW_ROW
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
 _DISABLED_FUSIONS = "SkipLayerNormFusion"
@@ -51,6 +52,15 @@ def session_options(n_threads: int, *, is_prepared: bool = False) -> Any:
     else:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("optimization.disable_specified_optimizers", _DISABLED_FUSIONS)
+    return options
+
+
+def run_options(n_tokens: int) -> Any:
+    """Give memory back after a run with a row so long that keeping its activations would be felt; None for others."""
+    if n_tokens <= LONGEST_NARROW_ROW:
+        return None
+    options = import_onnxruntime().RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 

@@ -6,7 +6,6 @@ that another run is to find before its own. docs/artifact.md describes the input
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,9 +14,9 @@ import numpy as np
 
 from rankrt import progressive
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
-from rankrt.backends.lanes import Lanes
-from rankrt.backends.ort import import_onnxruntime, open_session, session_options
-from rankrt.planner import LONGEST_NARROW_ROW, Capacity, Plan, plan
+from rankrt.backends.lanes import Lanes, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.ort import import_onnxruntime, open_session, run_options, session_options
+from rankrt.planner import Capacity, Plan, plan
 from rankrt.prefixes import Prefixes
 from rankrt.progressive import Policy, Progress
 from rankrt.tokenizer import Encoded
@@ -83,19 +82,15 @@ class OrtCausal:
     """A causal model on the CPU, cut behind the layers `exits`. Threads may share it."""
 
     def __init__(self, graphs: Sequence[Path], exits: Sequence[int], *, n_threads: int, is_prepared: bool) -> None:
-        has_narrow = n_threads > 1 and is_prepared
-        n_narrow = n_threads if has_narrow or n_threads == 1 else 0
+        n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
         self.capacity = Capacity(layout="causal", n_threads=n_threads, n_narrow=n_narrow)
         self.exits = tuple(exits)
         self._ort = import_onnxruntime()
-        counts = [n_threads, 1] if has_narrow else [n_threads]
-        with ThreadPoolExecutor(n_threads) as pool:
-            opened = list(
-                pool.map(
-                    lambda n: [open_session(g, session_options(n, is_prepared=is_prepared)) for g in graphs], counts
-                )
-            )
-        self._wide, self._narrow = opened[0], opened[-1]
+
+        def load(n: int) -> list[Any]:
+            return [open_session(graph, session_options(n, is_prepared=is_prepared)) for graph in graphs]
+
+        self._wide, self._narrow = wide_and_narrow(load, self.capacity)
         self.no_prefix: tuple[OrtValue, ...] = tuple(self._ort_value(_empty_prefix(session)) for session in self._wide)
         self._lanes = Lanes(n_narrow)
 
@@ -147,7 +142,7 @@ class OrtCausal:
         In the last one only what the logits need is computed, unless its hidden states are kept.
         """
         logits, kept, states = {}, [], batch.states
-        options = self._run_options(int(batch.positions.max()) + 1)
+        options = run_options(int(batch.positions.max()) + 1)
         for segment in range(first, stop):
             goes_on = segment < stop - 1 or keep_hidden
             tokens, offsets = batch.all_tokens if goes_on else batch.last_tokens
@@ -199,14 +194,6 @@ class OrtCausal:
 
     def _ort_value(self, array: Any) -> OrtValue:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
-
-    def _run_options(self, n_tokens: int) -> Any:
-        """Give memory back after a row so long that keeping its activations would be felt."""
-        if n_tokens <= LONGEST_NARROW_ROW:
-            return None
-        options = self._ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        return options
 
 
 class Walk:
