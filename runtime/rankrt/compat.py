@@ -22,7 +22,32 @@ _IGNORED_THERE = {
 }
 
 
-class FlagReranker:
+class _Scorer:
+    """What FlagEmbedding's rerankers have in common: the constructor's options, which a call may replace."""
+
+    def __init__(self, reranker: Reranker, *, max_length: int, query_max_length: int | None, normalize: bool) -> None:
+        self.max_length = max_length
+        self.query_max_length = query_max_length
+        self.normalize = normalize
+        self._reranker = reranker
+
+    def stop_self_pool(self) -> None:
+        """Do nothing: there are no worker processes to stop."""
+
+    def _for_call(self, max_length: int | None, query_max_length: int | None, **rules: Any) -> Reranker:
+        return self._reranker.with_rules(
+            max_length=self.max_length if max_length is None else max_length,
+            query_max_length=self.query_max_length if query_max_length is None else query_max_length,
+            **rules,
+        )
+
+    def _listed(self, logits: Float32Array, normalize: bool | None) -> Any:
+        wide = logits.astype(np.float64)
+        is_normalized = self.normalize if normalize is None else normalize
+        return (1 / (1 + np.exp(-wide)) if is_normalized else wide).tolist()
+
+
+class FlagReranker(_Scorer):
     """Scores pairs as FlagEmbedding.FlagReranker does, in fp32.
 
     `use_fp16` has no effect on a CPU, there as here. `batch_size` bounds memory there; here the planner does, and the
@@ -47,16 +72,11 @@ class FlagReranker:
         **kwargs: Any,
     ) -> None:
         _refuse(kwargs)
-        if trust_remote_code:
-            raise InputError("trust_remote_code=True: rankrt runs no code that comes with a model; drop it")
-        _check_devices(devices)
+        _check_host(trust_remote_code, devices)
         self.model_name_or_path = model_name_or_path
         self.use_fp16 = use_fp16
         self.batch_size = batch_size
-        self.query_max_length = query_max_length
-        self.max_length = max_length
-        self.normalize = normalize
-        self._reranker = Reranker.load(
+        reranker = Reranker.load(
             model_name_or_path,
             precision="fp32",
             cache_dir=cache_dir,
@@ -67,6 +87,7 @@ class FlagReranker:
             passage_instruction=passage_instruction_for_rerank,
             passage_instruction_format=passage_instruction_format,
         )
+        super().__init__(reranker, max_length=max_length, query_max_length=query_max_length, normalize=normalize)
 
     def compute_score(
         self,
@@ -83,20 +104,12 @@ class FlagReranker:
         Options that are given replace the constructor's for this call.
         """
         _refuse(kwargs)
-        reranker = self._reranker.with_rules(
-            max_length=self.max_length if max_length is None else max_length,
-            query_max_length=self.query_max_length if query_max_length is None else query_max_length,
-        )
-        logits = reranker.evaluate(_as_pairs(sentence_pairs)).logits.astype(np.float64)
-        is_normalized = self.normalize if normalize is None else normalize
-        scores: list[float] = (1 / (1 + np.exp(-logits)) if is_normalized else logits).tolist()
+        reranker = self._for_call(max_length, query_max_length)
+        scores: list[float] = self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, normalize)
         return scores
 
-    def stop_self_pool(self) -> None:
-        """Do nothing: there are no worker processes to stop."""
 
-
-class FlagLLMReranker:
+class FlagLLMReranker(_Scorer):
     """Scores pairs as FlagEmbedding.FlagLLMReranker does, in fp32.
 
     `use_fp16` and `use_bf16` have no effect on a CPU here: what is computed is what FlagEmbedding computes in fp32.
@@ -128,17 +141,12 @@ class FlagLLMReranker:
             raise InputError(
                 f"peft_path={peft_path!r}: adapters are merged at export; rankrt export the adapter's folder"
             )
-        if trust_remote_code:
-            raise InputError("trust_remote_code=True: rankrt runs no code that comes with a model; drop it")
-        _check_devices(devices)
+        _check_host(trust_remote_code, devices)
         self.model_name_or_path = model_name_or_path
         self.use_fp16, self.use_bf16 = use_fp16, use_bf16
         self.batch_size = batch_size
-        self.query_max_length = query_max_length
-        self.max_length = max_length
-        self.normalize = normalize
         self.prompt = prompt
-        self._reranker = Reranker.load(
+        reranker = Reranker.load(
             model_name_or_path,
             precision="fp32",
             cache_dir=cache_dir,
@@ -150,6 +158,7 @@ class FlagLLMReranker:
             passage_instruction_format="{}{}" if passage_instruction_for_rerank is None else passage_instruction_format,
             question=prompt,
         )
+        super().__init__(reranker, max_length=max_length, query_max_length=query_max_length, normalize=normalize)
 
     def compute_score(
         self,
@@ -167,24 +176,12 @@ class FlagLLMReranker:
         Options that are given replace the constructor's for this call.
         """
         _refuse(kwargs)
-        reranker = self._for_call(max_length, query_max_length, prompt)
+        reranker = self._asking(max_length, query_max_length, prompt)
         scores: list[float] = self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, normalize)
         return scores
 
-    def stop_self_pool(self) -> None:
-        """Do nothing: there are no worker processes to stop."""
-
-    def _for_call(self, max_length: int | None, query_max_length: int | None, prompt: str | None) -> Reranker:
-        return self._reranker.with_rules(
-            max_length=self.max_length if max_length is None else max_length,
-            query_max_length=self.query_max_length if query_max_length is None else query_max_length,
-            question=self.prompt if prompt is None else prompt,
-        )
-
-    def _listed(self, logits: Float32Array, normalize: bool | None) -> Any:
-        wide = logits.astype(np.float64)
-        is_normalized = self.normalize if normalize is None else normalize
-        return (1 / (1 + np.exp(-wide)) if is_normalized else wide).tolist()
+    def _asking(self, max_length: int | None, query_max_length: int | None, prompt: str | None) -> Reranker:
+        return self._for_call(max_length, query_max_length, question=self.prompt if prompt is None else prompt)
 
 
 class LayerWiseFlagLLMReranker(FlagLLMReranker):
@@ -214,7 +211,7 @@ class LayerWiseFlagLLMReranker(FlagLLMReranker):
     ) -> Any:
         """Return the score of each pair: a list for one cutoff layer, a list of lists, by layer, for several."""
         _refuse(kwargs)
-        reranker, pairs = self._for_call(max_length, query_max_length, prompt), _as_pairs(sentence_pairs)
+        reranker, pairs = self._asking(max_length, query_max_length, prompt), _as_pairs(sentence_pairs)
         asked = self.cutoff_layers if cutoff_layers is None else cutoff_layers
         layers = [asked] if isinstance(asked, int) else asked
         if layers is None:
@@ -239,7 +236,9 @@ def _refuse(options: dict[str, Any]) -> None:
         )
 
 
-def _check_devices(devices: Any) -> None:
+def _check_host(trust_remote_code: bool, devices: Any) -> None:
+    if trust_remote_code:
+        raise InputError("trust_remote_code=True: rankrt runs no code that comes with a model; drop it")
     named = [devices] if isinstance(devices, str | int) else list(devices or ["cpu"])
     if len(named) > 1:
         raise DeviceError(f"devices={devices!r}: one reranker has one device here; run a process for each")
