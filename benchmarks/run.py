@@ -95,6 +95,12 @@ class Run:
                 {"system": system, "case": case, "given": given, "times_baseline": round(times, 3)}
                 for times, system, case, given in fastest
             ],
+            "shares": [
+                {"system": row.system, "case": row.case}
+                | {name: round(row.metrics[name] or 0.0, 3) for name in ("of_sgemm_from_memory", "of_sgemm_alone")}
+                for row in self._rows
+                if row.suite == "roofline" and row.reason is None
+            ],
         }
 
     def _add(self, rows: Iterator[Row]) -> None:
