@@ -14,14 +14,15 @@ import msgspec
 
 from rankrt.errors import ArtifactError, DeviceError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "rankrt.json"
 
-# How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; or flat and causal, in
-# segments of layers that may begin behind a prefix which several rows share.
-Layout: TypeAlias = Literal["packed", "stacked", "causal"]
+# How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; flat and causal, in
+# segments of layers that may begin behind a prefix which several rows share; flat, with the places that a GPU's
+# attention wants; or a matrix whose rows are filled up to the longest, with their lengths.
+Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
-Target: TypeAlias = Literal["cpu"]
+Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 
 # From the most to the least faithful.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")

@@ -38,8 +38,8 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
 
 
 def test_a_newer_format_asks_for_a_newer_rankrt(artifact: Artifact):
-    folder = rewrite(artifact, lambda manifest: manifest.update(format_version=3, something_new=1))
-    with pytest.raises(ArtifactError, match="has format 3, this rankrt reads up to 2: upgrade rankrt"):
+    folder = rewrite(artifact, lambda manifest: manifest.update(format_version=4, something_new=1))
+    with pytest.raises(ArtifactError, match="has format 4, this rankrt reads up to 3: upgrade rankrt"):
         open_artifact(folder)
 
 
@@ -76,7 +76,7 @@ def test_a_manifest_that_says_something_else_is_refused(artifact: Artifact, chan
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"rankrt"', b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(artifact: Artifact, content: bytes):
     (artifact.folder / "rankrt.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match="is not a manifest of format 2"):
+    with pytest.raises(ArtifactError, match="is not a manifest of format 3"):
         open_artifact(artifact.folder)
 
 
