@@ -1,8 +1,9 @@
 """The building blocks that every architecture is written in.
 
-An architecture says *what* is computed. How a weight is stored and multiplied is the precision's business, how rows are
-laid out and how attention is expressed the target's. All hidden states have the shape (n_tokens, n_features): one flat
-sequence of all rows.
+An architecture says *what* is computed. How a weight is stored and multiplied, and in which type states are handed on,
+is the precision's business; how rows lie, and by which operators attention and what stands between the products is
+computed, the engine's. Hidden states have their features last; the axes before are the engine's, one flat sequence of
+all rows where it does not say otherwise.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,23 +18,28 @@ from onnx_ir.tape import Tape
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact import Layout
-from rankrt_export.weights import Weights, read
+from rankrt_export.weights import Weights
 
 OPSET, IR_VERSION = 21, 10
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 MICROSOFT = "com.microsoft"
-# Norms, biases and heads are fp32 in every variant, so all variants share them.
+# Norms, biases and heads are fp32 in every variant whose states are, so all of these share them.
 COMMON_DATA = "common.data"
+# The same in half precision, for variants whose states are.
+COMMON_HALF_DATA = "common.fp16.data"
 
 
 class Precision(Protocol):
-    """How the large weights are stored and multiplied."""
+    """How the large weights are stored and multiplied. `states` is the type of hidden states between the blocks."""
+
+    states: ir.DataType
 
     def linear(self, graph: "Graph", x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias, where W, (n_out, n_in), is the weight of that name."""
         ...
 
     def lookup(self, graph: "Graph", ids: ir.Value, table: str) -> ir.Value:
-        """Return the rows of a table, (n_ids, n_features) in float32."""
+        """Return the rows of a table, n_features for each id, in the type of states."""
         ...
 
 
@@ -47,14 +53,17 @@ class Data(Protocol):
         ...
 
 
-class Rows(Protocol):
-    """How the rows of a run lie in the graph's inputs, for one target and models that see a whole row."""
+class Engine(Protocol):
+    """How a model that sees whole rows is expressed for one target: the places of rows, and the operators it has.
+
+    Layers and norms go by name, so that an engine can compute a product and what follows it in one operator.
+    """
 
     layout: Layout
     ids: ir.Value
 
-    def positions(self, table: ir.Value) -> ir.Value:
-        """Return the first rows of a table for each row of the run, (n_tokens, n_features)."""
+    def positions(self, table: Float32Array, name: str) -> ir.Value:
+        """Return for each token the vector of its place in its row, from a table of that name."""
         ...
 
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
@@ -62,12 +71,24 @@ class Rows(Protocol):
         ...
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, *, n_heads: int, first_only: bool
+        self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
     ) -> ir.Value:
-        """Attend from every token to all tokens of its row, or from one token a row if `first_only`.
+        """Attend from `queries` to all tokens of their row, by query, key and value layers.
 
-        `bias`, (3 * n_features,), is added to query, key and value.
+        `queries` are `hidden`, or the states of the first tokens if `first_only`; so is what is returned.
         """
+        ...
+
+    def add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise x + y over the features."""
+        ...
+
+    def linear_add_norm(self, x: ir.Value, layer: str, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise the layer's output for x, plus y."""
+        ...
+
+    def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
+        """Return the exact GELU of the layer's output for x."""
         ...
 
 
@@ -130,14 +151,15 @@ class Graph:
 
     def linear(self, x: ir.Value, name: str, *, precision: Precision | None = None) -> ir.Value:
         """Return x @ W.T + b for the layer of that name."""
-        return (precision or self._precision).linear(self, x, f"{name}.weight", self.vector(f"{name}.bias"))
+        chosen = precision or self._precision
+        return chosen.linear(self, x, f"{name}.weight", self.vector(f"{name}.bias", chosen.states))
 
     def product(self, x: ir.Value, name: str) -> ir.Value:
-        """Return x @ W.T for the layer of that name, which has no bias."""
+        """Return x @ W.T for the layer of that name, without its bias if it has one."""
         return self._precision.linear(self, x, f"{name}.weight", None)
 
     def layer_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
-        """Normalise the last axis."""
+        """Normalise the last axis, in float32."""
         scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
@@ -145,25 +167,18 @@ class Graph:
         """Divide by the root mean square over the last axis, and multiply by a scale, (n_features,)."""
         return self.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=epsilon, stash_type=1)
 
-    def attention(
-        self,
-        rows: Rows,
-        queries: ir.Value,
-        hidden: ir.Value,
-        names: tuple[str, str, str],
-        *,
-        n_heads: int,
-        first_only: bool,
-    ) -> ir.Value:
-        """Attend from `queries` to `hidden` by the query, key and value layers of these names."""
-        query, key, value = (
-            self._precision.linear(self, x, f"{name}.weight", None)
-            for x, name in zip((queries, hidden, hidden), names, strict=True)
-        )
-        # MultiHeadAttention adds the biases while it transposes, which is free.
-        bias = np.concatenate([read(self.weights, f"{name}.bias") for name in names])
-        biases = self.array(f"{names[0]}+key+value.bias", bias)
-        return rows.attention(query, key, value, biases, n_heads=n_heads, first_only=first_only)
+    @property
+    def states(self) -> ir.DataType:
+        """The type of hidden states."""
+        return self._precision.states
+
+    def as_float32(self, x: ir.Value) -> ir.Value:
+        """Return hidden states in float32."""
+        return x if self.states == FLOAT else self.op("Cast", x, to=FLOAT)
+
+    def as_states(self, x: ir.Value) -> ir.Value:
+        """Return float32 in the type of hidden states."""
+        return x if self.states == FLOAT else self.op("Cast", x, to=self.states)
 
     # What blocks are made of.
 
@@ -205,13 +220,20 @@ class Graph:
             self._initializers[key] = self._tape.initializer(ir.tensor(content, name=key), key)
         return self._initializers[key]
 
-    def vector(self, name: str) -> ir.Value:
-        """Return a small weight as it is, in float32."""
-        return self.external(COMMON_DATA, name, np.float32, self.weights.shape(name), lambda: self.weights.blocks(name))
+    def vector(self, name: str, dtype: ir.DataType = FLOAT) -> ir.Value:
+        """Return a small weight, in float32 or in half precision."""
+        return self._common(name, dtype, self.weights.shape(name), lambda: self.weights.blocks(name))
 
-    def array(self, key: str, content: Float32Array) -> ir.Value:
-        """Return an array that was computed from weights, in float32."""
-        return self.external(COMMON_DATA, key, np.float32, content.shape, lambda: [content])
+    def array(self, key: str, content: Float32Array, dtype: ir.DataType = FLOAT) -> ir.Value:
+        """Return an array that was computed from weights, in float32 or in half precision."""
+        return self._common(key, dtype, content.shape, lambda: [content])
+
+    def _common(
+        self, key: str, dtype: ir.DataType, shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> ir.Value:
+        if dtype == FLOAT:
+            return self.external(COMMON_DATA, key, np.float32, shape, blocks)
+        return self.external(COMMON_HALF_DATA, f"{key}.float16", dtype.numpy(), shape, blocks)
 
     def external(
         self, file: str, key: str, dtype: npt.DTypeLike, shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
@@ -224,9 +246,12 @@ class Graph:
         return self._initializers[key]
 
     def save(self, path: Path, **outputs: ir.Value) -> None:
-        """Write the graph; outputs get the names of the arguments. Data files are referred to, not written."""
+        """Write the graph; outputs, all float32, get the names of the arguments.
+
+        Data files are referred to, not written.
+        """
         for name, value in outputs.items():
-            value.name = name
+            value.name, value.type = name, ir.TensorType(FLOAT)
         graph = ir.Graph(
             self._inputs,
             list(outputs.values()),

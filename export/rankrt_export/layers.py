@@ -11,7 +11,7 @@ import onnx_ir as ir
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.blueprint import Blueprint, Readout
 from rankrt_export.checkpoint import Checkpoint
-from rankrt_export.graph import Graph
+from rankrt_export.graph import FLOAT, Graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ def layers_of(checkpoint: Checkpoint) -> Layers:
 
 class _Recorder:
     """A precision that multiplies nothing and remembers what it was asked for."""
+
+    states = FLOAT
 
     def __init__(self) -> None:
         self.layers: dict[ir.Value, list[str]] = {}

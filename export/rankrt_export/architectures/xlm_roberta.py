@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rankrt_export.blueprint import Blueprint, Section
 from rankrt_export.errors import CheckpointError
-from rankrt_export.graph import COMMON_DATA, Graph, Rows
+from rankrt_export.graph import COMMON_DATA, Engine, Graph
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.targets import TARGETS
 from rankrt_export.weights import read
@@ -49,54 +49,47 @@ class Config:
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,)."""
     graph = blueprint.new_graph()
-    rows = TARGETS[blueprint.target](graph)
-    return [Section(graph=graph, layout=rows.layout, outputs={"logits": logits(graph, rows, blueprint.config)})]
+    engine = TARGETS[blueprint.target](graph)
+    return [Section(graph=graph, layout=engine.layout, outputs={"logits": logits(graph, engine, blueprint.config)})]
 
 
-def logits(graph: Graph, rows: Rows, config: Mapping[str, Any]) -> ir.Value:
+def logits(graph: Graph, engine: Engine, config: Mapping[str, Any]) -> ir.Value:
     """Return one logit for each row, (n_rows,)."""
     shape = Config.read(config)
-    hidden = embeddings(graph, rows, shape)
+    hidden = embeddings(graph, engine, shape)
     for layer in range(shape.n_layers - 1):
-        hidden = encoder_layer(graph, rows, shape, layer, queries=hidden, hidden=hidden)
-    first, last = rows.first_tokens(hidden), shape.n_layers - 1
-    return head(graph, encoder_layer(graph, rows, shape, last, queries=first, hidden=hidden, first_only=True))
+        hidden = encoder_layer(engine, shape, layer, queries=hidden, hidden=hidden)
+    first, last = engine.first_tokens(hidden), shape.n_layers - 1
+    return head(graph, encoder_layer(engine, shape, last, queries=first, hidden=hidden, first_only=True))
 
 
-def embeddings(graph: Graph, rows: Rows, shape: Config) -> ir.Value:
+def embeddings(graph: Graph, engine: Engine, shape: Config) -> ir.Value:
     """Sum word, position and type vectors. Only type 0 occurs, and position 0 is the table's row padding_id + 1."""
     name = "roberta.embeddings"
     position_table = read(graph.weights, f"{name}.position_embeddings.weight")[shape.padding_id + 1 :]
     type_0 = read(graph.weights, f"{name}.token_type_embeddings.weight")[0]
-    words = graph.embedding(rows.ids, f"{name}.word_embeddings.weight")
-    positions = rows.positions(graph.array("roberta.embeddings.positions+type_0", position_table + type_0))
-    return graph.layer_norm(graph.op("Add", words, positions), f"{name}.LayerNorm", shape.epsilon)
+    words = graph.embedding(engine.ids, f"{name}.word_embeddings.weight")
+    positions = engine.positions(position_table + type_0, f"{name}.positions+type_0")
+    return engine.add_norm(words, positions, f"{name}.LayerNorm", shape.epsilon)
 
 
 def encoder_layer(
-    graph: Graph,
-    rows: Rows,
-    shape: Config,
-    layer: int,
-    *,
-    queries: ir.Value,
-    hidden: ir.Value,
-    first_only: bool = False,
+    engine: Engine, shape: Config, layer: int, *, queries: ir.Value, hidden: ir.Value, first_only: bool = False
 ) -> ir.Value:
     """Attend from `queries` to `hidden`, then the feed-forward, each with its residual and norm."""
-    name = f"roberta.encoder.layer.{layer}"
+    name, epsilon = f"roberta.encoder.layer.{layer}", shape.epsilon
     parts = (f"{name}.attention.self.query", f"{name}.attention.self.key", f"{name}.attention.self.value")
-    attended = graph.attention(rows, queries, hidden, parts, n_heads=shape.n_heads, first_only=first_only)
-    projected = graph.linear(attended, f"{name}.attention.output.dense")
-    attended = graph.layer_norm(
-        graph.op("Add", projected, queries), f"{name}.attention.output.LayerNorm", shape.epsilon
+    attended = engine.attention(queries, hidden, parts, n_heads=shape.n_heads, first_only=first_only)
+    attended = engine.linear_add_norm(
+        attended, f"{name}.attention.output.dense", queries, f"{name}.attention.output.LayerNorm", epsilon
     )
-    widened = graph.op("Gelu", graph.linear(attended, f"{name}.intermediate.dense"))
-    narrowed = graph.linear(widened, f"{name}.output.dense")
-    return graph.layer_norm(graph.op("Add", narrowed, attended), f"{name}.output.LayerNorm", shape.epsilon)
+    widened = engine.linear_gelu(attended, f"{name}.intermediate.dense")
+    return engine.linear_add_norm(widened, f"{name}.output.dense", attended, f"{name}.output.LayerNorm", epsilon)
 
 
 def head(graph: Graph, first: ir.Value) -> ir.Value:
     """Return one logit for each first token, (n_rows,)."""
-    pooled = graph.op("Tanh", graph.linear(first, "classifier.dense", precision=_HEAD))
-    return graph.op("Reshape", graph.linear(pooled, "classifier.out_proj", precision=_HEAD), graph.ints(-1))
+    pooled = graph.op("Tanh", graph.linear(graph.as_float32(first), "classifier.dense", precision=_HEAD))
+    logits = graph.op("Reshape", graph.linear(pooled, "classifier.out_proj", precision=_HEAD), graph.ints(-1))
+    logits.shape = ir.Shape(["n_rows"])
+    return logits

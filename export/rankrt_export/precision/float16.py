@@ -6,19 +6,23 @@ ONNX Runtime folds the casts of the matrices when it loads the graph; rows of a 
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.graph import Graph
+from rankrt_export.graph import FLOAT, Graph
 from rankrt_export.precision.float32 import gemm, stored
+
+LAYERS_DATA, EMBEDDINGS_DATA = "layers.fp16.data", "embeddings.fp16.data"
 
 
 class Float16:
     """Half precision in storage."""
 
+    states = FLOAT
+
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias, computed in float32."""
-        half = stored(graph, weight, "layers.fp16.data", np.float16)
+        half = stored(graph, weight, LAYERS_DATA, np.float16)
         return gemm(graph, x, graph.op("Cast", half, to=ir.DataType.FLOAT), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table, as float32."""
-        half = stored(graph, table, "embeddings.fp16.data", np.float16)
+        half = stored(graph, table, EMBEDDINGS_DATA, np.float16)
         return graph.op("Cast", graph.op("Gather", half, ids), to=ir.DataType.FLOAT)

@@ -1,32 +1,47 @@
 """Weights as they were trained: the data files hold the checkpoint's own bytes."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.graph import Graph
+from rankrt_export.graph import FLOAT, Graph
+
+# Returns x @ W.T + bias, if there is one, for W as it is stored, (n_out, n_in).
+Multiply: TypeAlias = Callable[[Graph, ir.Value, ir.Value, ir.Value | None], ir.Value]
+
+
+def gemm(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """Multiply (n_tokens, n_in) in one node: 0.3 to 1.3 % faster on a CPU than MatMul and Add."""
+    return graph.op("Gemm", x, weight, *([] if bias is None else [bias]), transB=1)
+
+
+def matmul(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """Multiply states of any shape, which Gemm does not take. Engines transpose the weight when they load the graph."""
+    product = graph.op("MatMul", x, graph.op("Transpose", weight, perm=[1, 0]))
+    return product if bias is None else graph.op("Add", product, bias)
 
 
 class Float32:
     """Single precision. `matrices` is the data file for the weights of linear layers."""
 
-    def __init__(self, matrices: str = "layers.fp32.data") -> None:
+    states = FLOAT
+
+    def __init__(self, matrices: str = "layers.fp32.data", multiply: Multiply = gemm) -> None:
         self._matrices = matrices
+        self._multiply = multiply
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias."""
-        return gemm(graph, x, stored(graph, weight, self._matrices, np.float32), bias)
+        return self._multiply(graph, x, stored(graph, weight, self._matrices, np.float32), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table."""
         return graph.op("Gather", stored(graph, table, "embeddings.fp32.data", np.float32), ids)
 
 
-def gemm(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    """Return x @ W.T + bias in one node: 0.3 to 1.3 % faster than MatMul and Add, and W stays as it is stored."""
-    return graph.op("Gemm", x, weight, *([] if bias is None else [bias]), transB=1)
-
-
-def stored(graph: Graph, weight: str, file: str, dtype: type[np.floating]) -> ir.Value:
+def stored(graph: Graph, weight: str, file: str, dtype: type[np.floating[Any]]) -> ir.Value:
     """Return a weight in a data file, in another type if that is asked for."""
     key = f"{weight}.{np.dtype(dtype).name}"
     return graph.external(file, key, dtype, graph.weights.shape(weight), lambda: graph.weights.blocks(weight))

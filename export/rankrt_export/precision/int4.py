@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from rankrt.arrays import Float32Array, UInt8Array
 from rankrt_export.calibration import TableRecipe
-from rankrt_export.graph import MICROSOFT, Graph
+from rankrt_export.graph import FLOAT, MICROSOFT, Graph
 from rankrt_export.precision.int8 import rounded_rows
 from rankrt_export.quantization import TINIEST_SCALE
 
@@ -25,6 +25,8 @@ _TABLES = TableRecipe(factors=None)
 
 class Int4:
     """4-bit integers for weights, nothing for activations."""
+
+    states = FLOAT
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias."""

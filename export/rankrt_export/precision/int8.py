@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt_export.calibration import LayerRecipe, Recipe, TableRecipe
-from rankrt_export.graph import MICROSOFT, Graph
+from rankrt_export.graph import FLOAT, MICROSOFT, Graph
 from rankrt_export.precision.float16 import Float16
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.quantization import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
@@ -35,6 +35,8 @@ class _Rounded:
 
 class Int8:
     """8-bit integers, as a recipe says."""
+
+    states = FLOAT
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

@@ -1,11 +1,11 @@
-"""How rows and attention are expressed for an engine, one file each."""
+"""How a model is expressed for an engine, one file each."""
 
 from collections.abc import Callable, Mapping
 
 from rankrt.artifact import Target
-from rankrt_export.graph import CausalRows, Graph, Rows
-from rankrt_export.targets.cpu import PackedRows
+from rankrt_export.graph import CausalRows, Engine, Graph
+from rankrt_export.targets.cpu import CpuEngine
 from rankrt_export.targets.cpu_causal import CausalPackedRows, SegmentShape
 
-TARGETS: Mapping[Target, Callable[[Graph], Rows]] = {"cpu": PackedRows}
+TARGETS: Mapping[Target, Callable[[Graph], Engine]] = {"cpu": CpuEngine}
 CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalRows]] = {"cpu": CausalPackedRows}

@@ -7,15 +7,18 @@ to the last bit in whichever company it runs. The Loop costs less than 1 % (6 la
 tokens); packing four rows of 16 tokens makes them 28 % faster than one by one.
 """
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from rankrt.arrays import Float32Array
 from rankrt.artifact import Layout
 from rankrt_export.graph import MICROSOFT, Graph
 from rankrt_export.targets.each_row import Row, each_row
+from rankrt_export.weights import read
 
 
-class PackedRows:
+class CpuEngine:
     """Inputs input_ids (n_tokens,) and row_offsets (n_rows + 1,), both int32."""
 
     layout: Layout = "packed"
@@ -27,12 +30,12 @@ class PackedRows:
         self._offsets = graph.op("Cast", offsets, to=ir.DataType.INT64)
         self._n_rows = graph.op("Sub", graph.op("Size", self._offsets), graph.int_scalar(1))
 
-    def positions(self, table: ir.Value) -> ir.Value:
-        """Return the first rows of a table for each row of the run, (n_tokens, n_features)."""
-        zero = self._graph.ints(0)
+    def positions(self, table: Float32Array, name: str) -> ir.Value:
+        """Return the first rows of the table for each row of the run, (n_tokens, n_features)."""
+        zero, stored = self._graph.ints(0), self._graph.array(name, table)
 
         def of_row(tape: Tape, row: Row) -> ir.Value:
-            return tape.op("Slice", [table, zero, tape.op("Sub", [row.stop, row.start]), zero])
+            return tape.op("Slice", [stored, zero, tape.op("Sub", [row.stop, row.start]), zero])
 
         return each_row(self._graph, self._n_rows, self._offsets, of_row)
 
@@ -42,19 +45,34 @@ class PackedRows:
         return self._graph.op("Gather", hidden, starts)
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, *, n_heads: int, first_only: bool
+        self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
     ) -> ir.Value:
-        """Attend from every token to all tokens of its row, or from one token a row if `first_only`."""
-        zero = self._graph.ints(0)
+        """Attend row by row; MultiHeadAttention adds the biases while it transposes, which is free."""
+        graph, zero = self._graph, self._graph.ints(0)
+        states = [graph.product(x, name) for x, name in zip((queries, hidden, hidden), layers, strict=True)]
+        biases = np.concatenate([read(graph.weights, f"{name}.bias") for name in layers])
+        bias = graph.array(f"{layers[0]}+key+value.bias", biases)
 
         def of_row(tape: Tape, row: Row) -> ir.Value:
             asking = (row.index, row.next_index) if first_only else (row.start, row.stop)
             places = (asking, (row.start, row.stop), (row.start, row.stop))
             parts = [
-                tape.op("Unsqueeze", [tape.op("Slice", [states, *place, zero]), zero])
-                for states, place in zip((query, key, value), places, strict=True)
+                tape.op("Unsqueeze", [tape.op("Slice", [x, *place, zero]), zero])
+                for x, place in zip(states, places, strict=True)
             ]
             attended = tape.op("MultiHeadAttention", [*parts, bias], {"num_heads": n_heads}, domain=MICROSOFT)
             return tape.op("Squeeze", [attended, zero])
 
-        return each_row(self._graph, self._n_rows, self._offsets, of_row)
+        return each_row(graph, self._n_rows, self._offsets, of_row)
+
+    def add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise x + y in two nodes: the kernel that fuses them is scalar on a CPU."""
+        return self._graph.layer_norm(self._graph.op("Add", x, y), norm, epsilon)
+
+    def linear_add_norm(self, x: ir.Value, layer: str, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise the layer's output for x, plus y."""
+        return self.add_norm(self._graph.linear(x, layer), y, norm, epsilon)
+
+    def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
+        """Return the exact GELU of the layer's output for x."""
+        return self._graph.op("Gelu", self._graph.linear(x, layer))
