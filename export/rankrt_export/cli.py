@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
-from rankrt.artifact import PRECISIONS
+from rankrt.artifact import PRECISIONS, Artifact, Target
 from rankrt.describe import describe
 from rankrt.sources import Hub
 from rankrt_export.prompts import STYLES
@@ -29,7 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="fp32 (default), fp16, int8, int4",
     )
-    parser.add_argument("--target", nargs="+", choices=["cpu"], default=["cpu"], metavar="T", help="cpu (default)")
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        choices=get_args(Target),
+        default=["cpu"],
+        metavar="T",
+        help="cpu (default), cuda, tensorrt: each gets those of the precisions that it has; GPUs have fp32 and fp16",
+    )
     parser.add_argument(
         "--verify-with", type=Path, metavar="FILE", help='verify on this text too: lines of {"query", "pos", "neg"}'
     )
@@ -69,7 +77,20 @@ def run(arguments: argparse.Namespace) -> int:
     )
     artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
     print(describe(artifact))
+    if options.is_verified:
+        for notice in notices(artifact):
+            print(notice, file=sys.stderr)
     return 0
+
+
+def notices(artifact: Artifact) -> Iterator[str]:
+    """Say which variants could not be verified here, and where they can be."""
+    for variant in artifact.manifest.variants:
+        if variant.verification is None:
+            yield (
+                f"rankrt: {variant.name} is not verified: no CUDA device here; on a host that has one: rankrt build"
+                f" {artifact.folder} --target {variant.target}"
+            )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 ExportError (rankrt.errors)
 ├── CheckpointError     the checkpoint is damaged, incomplete, or no reranker that can be exported
+├── OptionsError        what is asked for does not exist
 ├── OutputError         the artifact cannot be written where it should go
 ├── TextError           a file of queries and passages cannot be read
 └── VerificationError   a variant differs from the PyTorch model by more than its limit
@@ -13,6 +14,10 @@ from rankrt.errors import ExportError
 
 class CheckpointError(ExportError):
     """The checkpoint is damaged, incomplete, or no reranker that can be exported."""
+
+
+class OptionsError(ExportError):
+    """What is asked for does not exist."""
 
 
 class OutputError(ExportError):

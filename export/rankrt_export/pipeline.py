@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +30,6 @@ from rankrt.artifact import (
     write_manifest,
 )
 from rankrt.atomic import new_folder
-from rankrt.reranker import Reranker
 from rankrt.sources import Hub
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.blueprint import Blueprint, Readout, Section
@@ -39,18 +38,18 @@ from rankrt_export.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.data import DataFiles
 from rankrt_export.errors import CheckpointError, DriftError, OutputError
 from rankrt_export.graph import Graph
+from rankrt_export.loading import can_run, load
 from rankrt_export.memory import available_bytes
-from rankrt_export.precision import PRECISIONS
-from rankrt_export.precision.int4 import Int4
-from rankrt_export.precision.int8 import Int8
 from rankrt_export.prompts import STYLES, Style, prompted_template, style_of
 from rankrt_export.pytorch_decoder import Asked
 from rankrt_export.readouts import readouts_of
+from rankrt_export.rows import RowMaker
 from rankrt_export.template import read_tokenizer, template_of, write_tokenizer
 from rankrt_export.texts import Texts, sample
 from rankrt_export.traced import DATA as TRACED_DATA
 from rankrt_export.traced import trace
-from rankrt_export.verify import Reference, decoder_reference, limits_for, reference, verify
+from rankrt_export.variants import asked_variants, precision_of
+from rankrt_export.verify import Reference, decoder_reference, example_pairs, limits_for, reference, verify
 from rankrt_export.weights import hashed_in_background
 
 TOKENIZER = "tokenizer.json"
@@ -58,11 +57,10 @@ TOKENIZER = "tokenizer.json"
 _SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26, "int4": 0.26}
 # As ONNX Runtime holds them: it widens fp16 when it loads.
 _IN_MEMORY: dict[Precision, float] = {**_SIZE_OF, "fp16": 1.0}
-_N_EXAMPLES = 3
+# An engine is checked by them where it is built.
+N_EXAMPLES = 24
 # What is foreseen of int8's drift is right to the first order only, so a second try aims lower than the limit.
 _AIM = 0.7
-# Rows are verified up to this length; the sample has one that is longer.
-VERIFIED_LENGTH = 1024
 
 # Opens a progress bar for a step: its title, its total and its unit; the bar is told what was done.
 Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -77,6 +75,7 @@ def no_bar(title: str, total: int, unit: str) -> AbstractContextManager[Callable
 class Options:
     """What to export, and how to check it.
 
+    precisions, targets  each target gets those of the precisions that it has
     texts         what to verify on besides the sample that comes with rankrt
     calibration   what int8 is calibrated on; by default the sample
     is_verified   False writes variants that only an explicit precision will load
@@ -100,10 +99,14 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     """Export a checkpoint, a folder or a hub id, into a folder that does not exist yet.
 
     The folder appears when everything in it is written and verified, or not at all. int8 that drifts too far is tried
-    again with more layers in fp32. Raises CheckpointError, OutputError or VerificationError.
+    again with more layers in fp32. A variant that this host cannot run is written without verification. Raises
+    CheckpointError, OptionsError, OutputError or VerificationError.
     """
     check_is_new(out)
+    # Refuses before anything is read what no target has.
+    asked_variants(options.targets, options.precisions)
     checkpoint = open_checkpoint(source, hub or Hub())
+    check_has_targets(checkpoint, options.targets)
     check_has_room(checkpoint, out, options.precisions)
     check_has_memory(checkpoint, options)
     calibration = _calibration(checkpoint, options, bar) if "int8" in options.precisions else None
@@ -197,23 +200,21 @@ def written(
 ) -> tuple[list[Variant], dict[str, File]]:
     """Write graphs node by node for each target and precision; weights are shared where their bytes are the same."""
     variants = []
-    precisions = {**PRECISIONS, "int4": Int4()} | ({} if recipe is None else {"int8": Int8(recipe)})
     n_bytes = _n_bytes(checkpoint, options.precisions)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
-        for target in options.targets:
-            for precision in options.precisions:
-                new_graph = partial(Graph, weights=checkpoint.weights, data=data, precision=precisions[precision])
-                blueprint = Blueprint(
-                    config=checkpoint.config,
-                    weights=checkpoint.weights,
-                    target=target,
-                    readouts=readouts,
-                    max_length=checkpoint.max_length,
-                    new_graph=new_graph,
-                )
-                sections = ARCHITECTURES[checkpoint.architecture](blueprint)
-                quantization = recipe.summary if recipe and precision == "int8" else None
-                variants.append(_saved(sections, folder, target, precision, quantization))
+        for target, name in asked_variants(options.targets, options.precisions):
+            precision = precision_of(target, name, recipe)
+            blueprint = Blueprint(
+                config=checkpoint.config,
+                weights=checkpoint.weights,
+                target=target,
+                readouts=readouts,
+                max_length=checkpoint.max_length,
+                new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=precision),
+            )
+            sections = ARCHITECTURES[checkpoint.architecture](blueprint)
+            quantization = recipe.summary if recipe and name == "int8" else None
+            variants.append(_saved(sections, folder, target, name, quantization))
     return variants, data.files
 
 
@@ -241,10 +242,10 @@ def _saved(
 
 def traced(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> tuple[list[Variant], dict[str, File]]:
     """Let torch trace the graph of a model that no architecture here describes; fp32 for the CPU only."""
-    if set(options.precisions) != {"fp32"} or set(options.targets) != {"cpu"}:
+    if set(options.precisions) != {"fp32"}:
         raise CheckpointError(
-            f"{checkpoint.architecture} is exported by tracing, for the CPU in fp32 only; other precisions and targets"
-            f" are for {', '.join(ARCHITECTURES)}"
+            f"{checkpoint.architecture} is exported by tracing, for the CPU in fp32 only; other precisions are for"
+            f" {', '.join(ARCHITECTURES)}"
         )
     name = "cpu-fp32.onnx"
     with bar("tracing", 1, "model") as progress:
@@ -254,36 +255,55 @@ def traced(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> 
 
 
 def verified(checkpoint: Checkpoint, folder: Path, manifest: Manifest, options: Options, bar: Bar) -> Manifest:
-    """Return the manifest with every variant's figures, and examples by which other hosts can check themselves."""
+    """Return the manifest with the figures of every variant that can be run here, and examples for other hosts."""
     write_manifest(manifest, folder)
-    texts = sample() + options.texts if options.texts else sample()
-    with _reranker(folder, manifest.variants[0]) as reranker, bar("PyTorch", len(texts.pairs), "pair") as progress:
-        against = _reference(checkpoint, reranker, texts, options, progress)
-    variants = []
-    for variant in manifest.variants:
-        limits = limits_for(
-            variant.precision, options.max_difference, options.min_tau, is_decoder=checkpoint.is_decoder
-        )
-        with _reranker(folder, variant) as reranker, bar(variant.name, len(texts.pairs), "pair") as progress:
-            variants.append(verify(reranker, against, limits, progress))
-    return msgspec.structs.replace(manifest, variants=tuple(variants), examples=against.examples(_N_EXAMPLES))
+    artifact = open_artifact(folder)
+    against = _reference(checkpoint, artifact, options, bar)
+    variants = [_verified(artifact, variant, checkpoint, against, options, bar) for variant in manifest.variants]
+    return msgspec.structs.replace(manifest, variants=tuple(variants), examples=against.examples)
 
 
-def _reference(
-    checkpoint: Checkpoint, reranker: Reranker, texts: Texts, options: Options, progress: Callable[[int], None]
-) -> Reference:
-    if not checkpoint.is_decoder:
-        return reference(checkpoint, reranker, texts, progress)
-    style = style_for(checkpoint, options)
-    tokenizer = Tokenizer.from_file(str(reranker.artifact.path(TOKENIZER)))
-    readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
-    return decoder_reference(checkpoint, reranker, style, readouts, texts, progress)
+def _verified(
+    artifact: Artifact, variant: Variant, checkpoint: Checkpoint, against: Reference, options: Options, bar: Bar
+) -> Variant:
+    """Return a variant with its figures, or as it is if this host cannot run it."""
+    if not can_run(variant):
+        return variant
+    limits = limits_for(variant.precision, options.max_difference, options.min_tau, is_decoder=checkpoint.is_decoder)
+    n_pairs = len(against.texts.pairs)
+    with closing(load(artifact, variant)) as scorer, bar(variant.name, n_pairs, "pair") as progress:
+        return verify(scorer, against, limits, progress)
+
+
+def _reference(checkpoint: Checkpoint, artifact: Artifact, options: Options, bar: Bar) -> Reference:
+    """Score the sample, the user's text and the examples with PyTorch."""
+    texts, rows = sample(), RowMaker.open(artifact)
+    examples = example_pairs(texts, rows, N_EXAMPLES)
+    texts = texts + options.texts if options.texts else texts
+    with bar("PyTorch", len(texts.pairs) + len(examples), "pair") as progress:
+        if not checkpoint.is_decoder:
+            return reference(checkpoint, rows, texts, examples, progress)
+        style = style_for(checkpoint, options)
+        tokenizer = Tokenizer.from_file(str(artifact.path(TOKENIZER)))
+        readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
+        return decoder_reference(checkpoint, rows, style, readouts, texts, examples, progress)
 
 
 def check_is_new(out: Path) -> None:
     """Raise OutputError if there is something of that name already."""
     if out.exists():
         raise OutputError(f"{out} exists; remove it or choose another folder: an artifact is never written over")
+
+
+def check_has_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None:
+    """Raise CheckpointError if the checkpoint cannot be written for one of the targets."""
+    others = [target for target in targets if target != "cpu"]
+    if others and (checkpoint.is_decoder or checkpoint.architecture not in ARCHITECTURES):
+        kind = "a decoder" if checkpoint.is_decoder else "exported by tracing"
+        raise CheckpointError(
+            f"{checkpoint.architecture} is {kind}: it is exported for the CPU only, not for {' and '.join(others)};"
+            " GPU targets are for the XLM-RoBERTa family"
+        )
 
 
 def check_has_room(checkpoint: Checkpoint, out: Path, precisions: Sequence[Precision]) -> None:
@@ -322,18 +342,6 @@ def _n_parameters(checkpoint: Checkpoint, *, without_tables: bool = False) -> in
 
 def _n_bytes(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> int:
     return int(4 * _n_parameters(checkpoint) * sum(_SIZE_OF[precision] for precision in precisions))
-
-
-def _reranker(folder: Path, variant: Variant) -> Reranker:
-    """Load a variant as any host would, but from the artifact itself, and with rows as its reference cuts them."""
-    manifest = open_artifact(folder).manifest
-    return Reranker.load(
-        folder,
-        precision=variant.precision,
-        max_length=min(VERIFIED_LENGTH, manifest.template.max_length_within(manifest.max_length)),
-        truncation="longest_first" if manifest.template.prompt is None else "only_passage",
-        prepare=False,
-    )
 
 
 def _calibration(checkpoint: Checkpoint, options: Options, bar: Bar) -> Calibration:

@@ -5,7 +5,8 @@ checkpoint's own tokenizer's, so a wrong template is found here as well as a wro
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -14,19 +15,23 @@ from rankrt.arrays import Float32Array
 from rankrt.artifact import PRECISIONS, Example, Margins, Precision, Variant, Verification
 from rankrt.errors import ScoreError
 from rankrt.progressive import overtaken_gaps
-from rankrt.reranker import Reranker
+from rankrt.tokenizer import Pair
 from rankrt_export.blueprint import Readout
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import DriftError, VerificationError
+from rankrt_export.loading import Scorer
 from rankrt_export.prompts import Style
 from rankrt_export.pytorch import Row, load_model, scores, tokenized
 from rankrt_export.pytorch_decoder import asked_rows, decoder_logits
 from rankrt_export.ranks import by_query, mean_overlap, taus
+from rankrt_export.rows import RowMaker
 from rankrt_export.texts import Question, Texts
 
 TOP_K = 3
 # Margins are kept for these shares of the pairs of passages; the last is the largest gap that was seen.
 MARGIN_SHARES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+# How long a row is by default, on any host.
+EXAMPLE_LENGTH = 512
 Progress = Callable[[int], None]
 
 
@@ -60,43 +65,68 @@ DECODER_FP32_LIMITS = Limits(max_difference=1e-3, min_tau=0.99)
 class Reference:
     """The PyTorch model's logits for all pairs of some texts, and what computed them.
 
-    logits  (n_pairs,) or, of a decoder, (n_exits, n_pairs)
+    logits    (n_pairs,) or, of a decoder, (n_exits, n_pairs)
+    examples  other pairs with their logits, of a decoder at the last exit
     """
 
     texts: Texts
     logits: Float32Array
     made_by: str
+    examples: tuple[Example, ...] = ()
+
+    @classmethod
+    def of(cls, texts: Texts, examples: Sequence[Pair], logits: Float32Array) -> Self:
+        """Divide logits, (..., n_pairs + n_examples), of the texts' pairs and of examples behind them."""
+        ours, theirs = np.split(logits, [len(texts.pairs)], axis=-1)
+        at_end = theirs if theirs.ndim == 1 else theirs[-1]
+        shown = tuple(
+            Example(query=query, passage=passage, logit=float(logit))
+            for (query, passage), logit in zip(examples, at_end, strict=True)
+        )
+        return cls(texts=texts, logits=ours, made_by=_versions(), examples=shown)
 
     def at(self, logits: Float32Array) -> "Reference":
         """Return the same for the logits of one exit."""
-        return Reference(texts=self.texts, logits=logits, made_by=self.made_by)
-
-    def examples(self, n: int) -> tuple[Example, ...]:
-        """Return the first n pairs with their logits, of a decoder at the last exit."""
-        last = self.logits if self.logits.ndim == 1 else self.logits[-1]
-        pairs = zip(self.texts.pairs[:n], last[:n], strict=True)
-        return tuple(Example(query=q, passage=p, logit=float(logit)) for (q, p), logit in pairs)
+        return replace(self, logits=logits)
 
 
-def reference(checkpoint: Checkpoint, reranker: Reranker, texts: Texts, progress: Progress) -> Reference:
-    """Score all pairs with the PyTorch model, cut by the reranker's rules; `progress` is told of each pair done."""
-    rows = reference_rows(checkpoint, reranker, texts)
-    return Reference(texts=texts, logits=scores(load_model(checkpoint), rows, progress), made_by=_versions())
+def example_pairs(texts: Texts, rows: RowMaker, n: int) -> list[Pair]:
+    """Return n pairs, or fewer if there are not as many, by which a host can check itself.
+
+    They are of all questions, hence languages, and of all lengths: 1 to 8 passages are joined to one, the first, which
+    answer, or the last, which do not. None is cut by the rules that a host has by default.
+    """
+    by_default = replace(rows.rules, max_length=min(EXAMPLE_LENGTH, rows.rules.max_length))
+    parts = [slice(n_joined) for n_joined in (1, 2, 4, 8)] + [slice(-n_joined, None) for n_joined in (1, 2, 4)]
+    candidates = [(q.query, " ".join(q.passages[part])) for part in parts for q in texts.questions]
+    encoded = rows.tokenizer.encode(candidates, by_default)
+    whole = [candidates[i] for i in np.flatnonzero(~(encoded.truncated | encoded.query_truncated))]
+    n = min(n, len(whole))
+    return [whole[i * len(whole) // n] for i in range(n)]
+
+
+def reference(
+    checkpoint: Checkpoint, rows: RowMaker, texts: Texts, examples: Sequence[Pair], progress: Progress
+) -> Reference:
+    """Score all pairs with the PyTorch model, cut by the rules of `rows`; `progress` is told of each pair done."""
+    theirs = reference_rows(checkpoint, rows, [*texts.pairs, *examples])
+    return Reference.of(texts, examples, scores(load_model(checkpoint), theirs, progress))
 
 
 def decoder_reference(
     checkpoint: Checkpoint,
-    reranker: Reranker,
+    rows: RowMaker,
     style: Style,
     readouts: Sequence[Readout],
     texts: Texts,
+    examples: Sequence[Pair],
     progress: Progress,
 ) -> Reference:
     """Score all pairs with the PyTorch model of a decoder, layer by layer; `progress` is told of each pair done."""
-    theirs = asked_rows(checkpoint, style, texts.pairs, reranker.rules.max_length)
-    _check_ids(theirs, reranker, texts)
-    logits = decoder_logits(checkpoint, readouts, theirs, progress)
-    return Reference(texts=texts, logits=logits, made_by=_versions())
+    pairs = [*texts.pairs, *examples]
+    theirs = asked_rows(checkpoint, style, pairs, rows.rules.max_length)
+    _check_ids(theirs, rows, pairs)
+    return Reference.of(texts, examples, decoder_logits(checkpoint, readouts, theirs, progress))
 
 
 def _versions() -> str:
@@ -106,19 +136,19 @@ def _versions() -> str:
     return f"torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def reference_rows(checkpoint: Checkpoint, reranker: Reranker, texts: Texts) -> list[Row]:
-    """Tokenize all pairs with the checkpoint's own tokenizer, which has to give the ids that the reranker gives.
+def reference_rows(checkpoint: Checkpoint, rows: RowMaker, pairs: Sequence[Pair]) -> list[Row]:
+    """Tokenize pairs with the checkpoint's own tokenizer, which has to give the ids that the artifact's gives.
 
     Raises VerificationError with the first pair for which it does not.
     """
-    theirs = tokenized(checkpoint, texts.pairs, reranker.rules.max_length)
-    _check_ids([row["input_ids"] for row in theirs], reranker, texts)
+    theirs = tokenized(checkpoint, pairs, rows.rules.max_length)
+    _check_ids([row["input_ids"] for row in theirs], rows, pairs)
     return theirs
 
 
-def _check_ids(theirs: Sequence[Sequence[int]], reranker: Reranker, texts: Texts) -> None:
-    ours = reranker.encode(texts.pairs)
-    for i, pair in enumerate(texts.pairs):
+def _check_ids(theirs: Sequence[Sequence[int]], rows: RowMaker, pairs: Sequence[Pair]) -> None:
+    ours = rows.encode(pairs)
+    for i, pair in enumerate(pairs):
         if (expected := list(theirs[i])) != (found := ours.row(i).tolist()):
             equal = [a == b for a, b in zip(expected, found, strict=False)]
             n = equal.index(False) if False in equal else len(equal)
@@ -129,14 +159,14 @@ def _check_ids(theirs: Sequence[Sequence[int]], reranker: Reranker, texts: Texts
             )
 
 
-def verify(reranker: Reranker, against: Reference, limits: Limits, progress: Progress) -> Variant:
+def verify(scorer: Scorer, against: Reference, limits: Limits, progress: Progress) -> Variant:
     """Compare a variant's logits with the reference's, question by question; return the variant with what was found.
 
     Raises VerificationError, with the figures, if the variant is outside its limits or answers what is no number.
     """
-    variant, blocks = reranker.variant, []
+    variant, blocks = scorer.variant, []
     for question in against.texts.questions:
-        blocks.append(_logits(reranker, question))
+        blocks.append(_logits(scorer, question))
         progress(len(question.passages))
     logits = np.concatenate(blocks, axis=-1)
     if not variant.exits:
@@ -176,11 +206,11 @@ def _checked(name: str, variant: Variant, logits: Float32Array, against: Referen
     return found
 
 
-def _logits(reranker: Reranker, question: Question) -> Float32Array:
+def _logits(scorer: Scorer, question: Question) -> Float32Array:
     try:
         pairs = [(question.query, passage) for passage in question.passages]
-        exits = [end.layer for end in reranker.variant.exits]
-        return reranker.score(pairs, cutoff_layers=exits) if exits else reranker.score(pairs)
+        exits = [end.layer for end in scorer.variant.exits]
+        return scorer.score(pairs, cutoff_layers=exits) if exits else scorer.score(pairs)
     except ScoreError as error:
         raise VerificationError(f"{error} ({question.query!r}); nothing was written") from error
 

@@ -18,7 +18,7 @@ from rankrt.cli import main
 from rankrt_export import pipeline
 from rankrt_export.errors import CheckpointError, OutputError, VerificationError
 from rankrt_export.graph import Graph
-from rankrt_export.pipeline import Options, export
+from rankrt_export.pipeline import N_EXAMPLES, Options, export
 from rankrt_export.template import template_of
 from rankrt_export.texts import Texts, parse, sample
 from tests.export.conftest import Make, change_config
@@ -35,7 +35,7 @@ def test_the_manifest_says_what_was_exported(make_checkpoint: Make, tmp_path: Pa
     assert (manifest.name, manifest.source.id, manifest.max_length) == ("bge", "bge", 512)
     assert manifest.template.prefix == (0,)
     assert manifest.template.separator == (2, 2)
-    assert len(manifest.examples) == 3
+    assert len(manifest.examples) == N_EXAMPLES
     assert set(manifest.files) == {path.name for path in (tmp_path / "artifact").iterdir()} - {"rankrt.json"}
 
 

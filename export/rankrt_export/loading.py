@@ -1,0 +1,54 @@
+"""How a variant that was just written is run here, to be compared with PyTorch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact import Artifact, Variant
+from rankrt.backends.ort import import_onnxruntime
+from rankrt.reranker import Reranker
+from rankrt.tokenizer import Pair
+from rankrt_export.proof import GraphOnCpu
+from rankrt_export.rows import RowMaker, verified_rules
+
+
+class Scorer(Protocol):
+    """A variant that scores pairs as the reference does."""
+
+    variant: Variant
+
+    def score(self, pairs: Iterable[Pair], *, cutoff_layers: Iterable[int] | None = None) -> Float32Array:
+        """Return a logit for each pair, (n_pairs,), or with exits (n_exits, n_pairs)."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
+        ...
+
+
+def can_run(variant: Variant) -> bool:
+    """Tell whether this host can run a variant: CUDA's attention has no kernel for a CPU."""
+    return variant.target != "cuda" or has_cuda()
+
+
+def load(artifact: Artifact, variant: Variant) -> Scorer:
+    """Load a variant as any host would, but from the artifact itself; of one for TensorRT the graph, on the CPU."""
+    if variant.target == "tensorrt":
+        return GraphOnCpu(artifact, variant, RowMaker.open(artifact))
+    rules = verified_rules(artifact)
+    device: Any = variant.target
+    return Reranker.load(
+        artifact.folder,
+        device=device,
+        precision=variant.precision,
+        max_length=rules.max_length,
+        truncation=rules.truncation,
+        prepare=False,
+    )
+
+
+def has_cuda(devices: Path = Path("/dev")) -> bool:
+    """Tell whether the engine that is installed can use CUDA, and an NVIDIA device is here."""
+    offers = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
+    return offers and any(devices.glob("nvidia[0-9]*"))

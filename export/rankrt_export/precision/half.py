@@ -1,0 +1,29 @@
+"""Half precision throughout, for GPUs: weights, products and states; the bytes of the weights are those of Float16.
+
+Tensor cores multiply half precision with sums in single. What is delicate is the engines' to keep in fp32: sums of
+squares in norms, and softmax. The head is fp32 as everywhere.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from rankrt_export.graph import HALF, Graph
+from rankrt_export.precision.float16 import EMBEDDINGS_DATA, LAYERS_DATA
+from rankrt_export.precision.float32 import Multiply, gemm, stored
+
+
+class Half:
+    """Half precision in storage and in computation."""
+
+    states = HALF
+
+    def __init__(self, multiply: Multiply = gemm) -> None:
+        self._multiply = multiply
+
+    def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
+        """Return x @ W.T + bias, all in half precision."""
+        return self._multiply(graph, x, stored(graph, weight, LAYERS_DATA, np.float16), bias)
+
+    def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
+        """Return rows of a table, as half precision."""
+        return graph.op("Gather", stored(graph, table, EMBEDDINGS_DATA, np.float16), ids)

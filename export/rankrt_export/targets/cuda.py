@@ -1,0 +1,72 @@
+"""The CUDA target: rows packed one behind the other, attention over all of them in one operator.
+
+PackedMultiHeadAttention takes flash attention for rows of any lengths where query, key and value come apart, in half
+precision and without a bias (onnxruntime's contrib_ops/cuda/bert/packed_multihead_attention.cc), so biases are added
+by the products before it. The biases of all other layers are added by the operator that follows the product: GELU, or
+sum and norm; alone each would read and write all states once more. The operators are written as they are to run, so
+nothing depends on what an optimizer finds. SkipLayerNormalization sums squares in fp32 in the wheels that rankrt takes
+(ONNX Runtime's pull request 28682). No operator computes a shape: ONNX Runtime puts such ones on the CPU, where none
+may be.
+
+The host computes the places, which it knows, so no operator removes padding or puts it back.
+"""
+
+import onnx_ir as ir
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact import Layout
+from rankrt_export.graph import MICROSOFT, Graph
+
+
+class CudaEngine:
+    """Inputs input_ids, positions (n_tokens,), row_offsets (n_rows + 1,), token_offset (n_rows, longest), all int32."""
+
+    layout: Layout = "varlen"
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        int32 = ir.DataType.INT32
+        self.ids = graph.input("input_ids", int32, ["n_tokens"])
+        self._positions = graph.input("positions", int32, ["n_tokens"])
+        self._row_offsets = graph.input("row_offsets", int32, ["n_offsets"])
+        self._token_offset = graph.input("token_offset", int32, ["n_rows", "longest"])
+        self._starts = graph.op("Slice", self._row_offsets, graph.ints(0), graph.ints(-1))
+
+    def positions(self, table: Float32Array, name: str) -> ir.Value:
+        """Return the table's row for each token's position, (n_tokens, n_features)."""
+        return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), self._positions)
+
+    def first_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's first token, (n_rows, n_features)."""
+        return self._graph.op("Gather", hidden, self._starts)
+
+    def attention(
+        self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
+    ) -> ir.Value:
+        """Attend from every token, as the operator wants as many queries as keys; only the first ones are returned."""
+        states = [self._graph.linear(hidden, layer) for layer in layers]
+        places = (self._token_offset, self._row_offsets)
+        attended = self._graph.op(
+            "PackedMultiHeadAttention", *states, None, *places, domain=MICROSOFT, num_heads=n_heads
+        )
+        return self.first_tokens(attended) if first_only else attended
+
+    def add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise x + y over the features."""
+        return self._add_norm(x, y, norm, epsilon)
+
+    def linear_add_norm(self, x: ir.Value, layer: str, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise the layer's output for x, plus y; the norm's operator adds the layer's bias."""
+        return self._add_norm(self._graph.product(x, layer), y, norm, epsilon, self._vector(f"{layer}.bias"))
+
+    def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
+        """Return the exact GELU of the layer's output for x, whose bias the GELU's operator adds."""
+        bias = self._vector(f"{layer}.bias")
+        return self._graph.op("BiasGelu", self._graph.product(x, layer), bias, domain=MICROSOFT)
+
+    def _add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float, *bias: ir.Value) -> ir.Value:
+        weights = (self._vector(f"{norm}.weight"), self._vector(f"{norm}.bias"))
+        return self._graph.op("SkipLayerNormalization", x, y, *weights, *bias, domain=MICROSOFT, epsilon=epsilon)
+
+    def _vector(self, name: str) -> ir.Value:
+        return self._graph.vector(name, self._graph.states)

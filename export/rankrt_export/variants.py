@@ -1,0 +1,58 @@
+"""The variants that can be written: which precisions each target has, and how they are computed there."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from rankrt.artifact import Precision as PrecisionName
+from rankrt.artifact import Target
+from rankrt_export.calibration import Recipe
+from rankrt_export.errors import OptionsError
+from rankrt_export.graph import Precision
+from rankrt_export.precision.float16 import Float16
+from rankrt_export.precision.float32 import Float32, matmul
+from rankrt_export.precision.half import Half
+from rankrt_export.precision.int4 import Int4
+from rankrt_export.precision.int8 import Int8
+
+# fp16 is half the download for a CPU, which computes in fp32; a GPU computes in it.
+_FIXED: Mapping[Target, Mapping[PrecisionName, Precision]] = {
+    "cpu": {"fp32": Float32(), "fp16": Float16(), "int4": Int4()},
+    "cuda": {"fp32": Float32(), "fp16": Half()},
+    "tensorrt": {"fp32": Float32(multiply=matmul), "fp16": Half(multiply=matmul)},
+}
+# Those that follow a recipe, which calibration finds.
+_BY_RECIPE: Mapping[Target, Mapping[PrecisionName, type[Int8]]] = {"cpu": {"int8": Int8}}
+
+Name: TypeAlias = tuple[Target, PrecisionName]
+
+
+def asked_variants(targets: Sequence[Target], precisions: Sequence[PrecisionName]) -> list[Name]:
+    """Return each target with those of the precisions that it has, in the order in which they are asked for.
+
+    Raises OptionsError if a target has none of them, or a precision is none of any target's.
+    """
+    found = [(target, precision) for target in targets for precision in precisions if precision in _names(target)]
+    for target in targets:
+        if not any(target == of for of, _ in found):
+            raise OptionsError(f"{target} has no {_either(precisions)}; it has {', '.join(_names(target))}")
+    for precision in precisions:
+        if not any(precision == name for _, name in found):
+            has = "; ".join(f"{target} has {', '.join(_names(target))}" for target in targets)
+            raise OptionsError(f"{precision} is for none of the targets asked for: {has}")
+    return found
+
+
+def precision_of(target: Target, name: PrecisionName, recipe: Recipe | None) -> Precision:
+    """Return how a variant is computed; `recipe` is for int8."""
+    if (kind := _BY_RECIPE.get(target, {}).get(name)) is not None:
+        assert recipe is not None, "int8 is written by a recipe"
+        return kind(recipe)
+    return _FIXED[target][name]
+
+
+def _names(target: Target) -> list[PrecisionName]:
+    return [*_FIXED[target], *_BY_RECIPE.get(target, {})]
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(names)

@@ -1,0 +1,86 @@
+"""The operators of ONNX Runtime that the CUDA graph uses, in numpy, after their schemas (bert_defs.cc)."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from scipy.special import erf
+
+Array = npt.NDArray[Any]
+
+
+class PackedMultiHeadAttention(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """Attention from rows one behind the other, unpacked by token_offset, hidden by the cumulative lengths."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        bias: Array | None,
+        token_offset: Array,
+        cumulative_lengths: Array,
+        attention_bias: Array | None = None,
+        num_heads: int = 0,
+        scale: float | None = None,
+        mask_filter_value: float | None = None,
+    ) -> tuple[Array]:
+        assert bias is None
+        assert attention_bias is None
+        assert query.shape == key.shape == value.shape
+        (n_rows, longest), (n_tokens, n_features) = token_offset.shape, query.shape
+        assert cumulative_lengths.shape == (n_rows + 1,)
+        assert sorted(token_offset.ravel().tolist()) == list(range(n_rows * longest))
+        places = token_offset.ravel()[:n_tokens]
+
+        def by_head(x: Array) -> Array:
+            matrix = np.full((n_rows * longest, n_features), np.nan, np.float32)  # what is filled up must not be seen
+            matrix[places] = x
+            return matrix.reshape(n_rows, longest, num_heads, -1).transpose(0, 2, 1, 3)
+
+        q, k, v = map(by_head, (query, key, value))
+        is_there = np.arange(longest) < np.diff(cumulative_lengths)[:, None]
+        scores = q @ k.swapaxes(2, 3) * (scale or (n_features // num_heads) ** -0.5)
+        scores = np.where(is_there[:, None, None], scores, -np.inf)
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        attended = np.where(is_there[:, None, None], shares, 0) @ np.where(is_there[:, None, :, None], v, 0)
+        packed = attended.transpose(0, 2, 1, 3).reshape(-1, n_features)[places]
+        return (packed.astype(query.dtype),)
+
+
+class SkipLayerNormalization(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """The sum of two states, and of a bias if there is one, normalised in fp32."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self, x: Array, skip: Array, gamma: Array, beta: Array, bias: Array | None = None, epsilon: float | None = None
+    ) -> tuple[Array]:
+        assert x.shape == skip.shape
+        assert len({array.dtype for array in (x, skip, gamma, beta)}) == 1
+        total = x.astype(np.float32) + skip.astype(np.float32)
+        total = total if bias is None else total + bias.astype(np.float32)
+        centred = total - total.mean(axis=-1, keepdims=True)
+        normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(epsilon or 0))
+        return ((normal * gamma + beta).astype(x.dtype),)
+
+
+class BiasGelu(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """The exact GELU of states and a bias, in fp32."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: Array, bias: Array) -> tuple[Array]:
+        assert x.dtype == bias.dtype
+        total = x.astype(np.float32) + bias.astype(np.float32)
+        return ((total * 0.5 * (1 + erf(total / np.float32(np.sqrt(2))))).astype(x.dtype),)
+
+
+def evaluator(path: str) -> ReferenceEvaluator:
+    """Return what computes a graph in numpy."""
+    return ReferenceEvaluator(path, new_ops=[PackedMultiHeadAttention, SkipLayerNormalization, BiasGelu])

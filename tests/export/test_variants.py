@@ -1,0 +1,78 @@
+"""Which targets and precisions go together, and what is said where they do not."""
+
+from pathlib import Path
+
+import pytest
+
+from rankrt.artifact import Precision, Target
+from rankrt.cli import main
+from rankrt_export import loading
+from rankrt_export.errors import CheckpointError, OptionsError
+from rankrt_export.loading import has_cuda
+from rankrt_export.pipeline import Options, export
+from rankrt_export.variants import asked_variants
+from tests.export.conftest import Make
+from tests.export.decoders import make_decoder
+
+pytestmark = pytest.mark.export
+
+
+def test_each_target_gets_those_of_the_precisions_that_it_has():
+    found = asked_variants(["cpu", "cuda", "tensorrt"], ["fp32", "int8", "fp16"])
+    names = [f"{target}-{precision}" for target, precision in found]
+    of_gpus = ["cuda-fp32", "cuda-fp16", "tensorrt-fp32", "tensorrt-fp16"]
+    assert names == ["cpu-fp32", "cpu-int8", "cpu-fp16", *of_gpus]
+
+
+REFUSED: dict[str, tuple[list[Target], list[Precision], str]] = {
+    "a precision that no target has": (
+        ["cuda"],
+        ["fp16", "int8"],
+        "int8 is for none of the targets asked for: cuda has",
+    ),
+    "a target that would get nothing": (
+        ["cpu", "cuda"],
+        ["int8", "int4"],
+        "cuda has no int8 or int4; it has fp32, fp16",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path, kind: str):
+    targets, precisions, message = REFUSED[kind]
+    with pytest.raises(OptionsError, match=message):
+        export("no/such-model", tmp_path / "artifact", Options(targets=targets, precisions=precisions))
+
+
+def test_models_without_a_written_encoder_are_for_the_cpu(make_checkpoint: Make, tmp_path: Path):
+    options = Options(targets=["cpu", "cuda"])
+    bert, decoder = make_checkpoint("BertConfig", name="bert"), make_decoder(tmp_path / "decoder", "Llama")
+    for folder, kind in ((bert, "exported by tracing"), (decoder, "a decoder")):
+        with pytest.raises(CheckpointError, match=f"is {kind}: it is exported for the CPU only, not for cuda"):
+            export(str(folder), tmp_path / "artifact", options)
+
+
+def test_a_variant_that_cannot_run_here_is_announced(
+    make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "has_cuda", lambda: False)
+    command = ["export", str(make_checkpoint()), str(tmp_path / "artifact"), "--target", "cuda", "tensorrt"]
+    assert main([*command, "--precision", "fp16", "--max-drift", "9", "--min-tau", "-1"]) == 0
+    output, errors = capsys.readouterr()
+    assert "cuda-fp16      0 MB  not verified" in output
+    assert f"cuda-fp16 is not verified: no CUDA device here; on a host that has one: rankrt build {tmp_path}" in errors
+    assert "tensorrt-fp16 is not verified" not in errors
+
+
+def test_cuda_takes_a_device_and_an_engine_that_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Engine:
+        def __init__(self, *providers: str) -> None:
+            self.get_available_providers = lambda: [*providers, "CPUExecutionProvider"]
+
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(loading, "import_onnxruntime", lambda: Engine("CUDAExecutionProvider"))
+    assert has_cuda(tmp_path)
+    assert not has_cuda(tmp_path / "nowhere")
+    monkeypatch.setattr(loading, "import_onnxruntime", lambda: Engine())
+    assert not has_cuda(tmp_path)
