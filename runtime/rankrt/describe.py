@@ -20,6 +20,7 @@ def describe(artifact: Artifact) -> str:
     if verified := [v.verification for v in manifest.variants if v.verification]:
         first = verified[0]
         lines += ["", f"verified on {first.n_pairs} pairs of {first.n_queries} queries against {first.reference}"]
+    lines += _on_gpus(artifact)
     return "\n".join(lines)
 
 
@@ -49,6 +50,12 @@ def _exits(variant: Variant) -> Iterable[str]:
     for end in variant.exits:
         found = end.verification
         yield f"  {end.layer:>3}  " + (f"max diff {found.max_difference:.1e}" if found else "not verified")
+
+
+def _on_gpus(artifact: Artifact) -> Iterable[str]:
+    """Say how variants for GPUs are checked on one: of TensorRT's the graph was verified, on a CPU, and no engine."""
+    for target in dict.fromkeys(variant.target for variant in artifact.manifest.variants if variant.target != "cpu"):
+        yield f"{target}: checked on the GPU itself by rankrt build {artifact.folder} --target {target}"
 
 
 def _kept(variant: Variant) -> Iterable[str]:

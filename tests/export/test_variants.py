@@ -76,3 +76,14 @@ def test_cuda_takes_a_device_and_an_engine_that_uses_it(tmp_path: Path, monkeypa
     assert not has_cuda(tmp_path / "nowhere")
     monkeypatch.setattr(loading, "import_onnxruntime", lambda: Engine())
     assert not has_cuda(tmp_path)
+
+
+def test_info_says_how_variants_for_gpus_are_checked(
+    make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = Options(targets=["cpu", "tensorrt"], is_verified=False)
+    export(str(make_checkpoint()), tmp_path / "artifact", options)
+    assert main(["info", str(tmp_path / "artifact")]) == 0
+    output = capsys.readouterr().out
+    assert f"tensorrt: checked on the GPU itself by rankrt build {tmp_path}" in output
+    assert "cpu: checked" not in output
