@@ -4,6 +4,7 @@ The reference runs each row alone and without padding, in fp32, through transfor
 checkpoint's own tokenizer's, so a wrong template is found here as well as a wrong graph.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -93,16 +94,17 @@ class Reference:
 def example_pairs(texts: Texts, rows: RowMaker, n: int) -> list[Pair]:
     """Return n pairs, or fewer if there are not as many, by which a host can check itself.
 
-    They are of all questions, hence languages, and of all lengths: 1 to 8 passages are joined to one, the first, which
-    answer, or the last, which do not. None is cut by the rules that a host has by default.
+    They go round the questions, hence languages, with 1 to 8 passages joined to one: the first, which answer, or the
+    last, which do not. None is cut by the rules that a host has by default.
     """
     by_default = replace(rows.rules, max_length=min(EXAMPLE_LENGTH, rows.rules.max_length))
-    parts = [slice(n_joined) for n_joined in (1, 2, 4, 8)] + [slice(-n_joined, None) for n_joined in (1, 2, 4)]
-    candidates = [(q.query, " ".join(q.passages[part])) for part in parts for q in texts.questions]
+    parts = [slice(1), slice(-2, None), slice(4), slice(-1, None), slice(8), slice(-4, None), slice(2)]
+    rounds = itertools.product(range(len(parts)), enumerate(texts.questions))
+    joined = ((q.query, " ".join(q.passages[parts[(i + turn) % len(parts)]])) for turn, (i, q) in rounds)
+    candidates = list(dict.fromkeys(joined))
     encoded = rows.tokenizer.encode(candidates, by_default)
-    whole = [candidates[i] for i in np.flatnonzero(~(encoded.truncated | encoded.query_truncated))]
-    n = min(n, len(whole))
-    return [whole[i * len(whole) // n] for i in range(n)]
+    whole = np.flatnonzero(~(encoded.truncated | encoded.query_truncated))
+    return [candidates[i] for i in whole[:n]]
 
 
 def reference(

@@ -1,15 +1,20 @@
 """The figures of a verification."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("scipy", reason="needs the export extra")
 
+from rankrt_export.pipeline import Options, export
 from rankrt_export.ranks import overlap, tau
-from rankrt_export.texts import parse
-from rankrt_export.verify import DEFAULT_LIMITS, Reference, compare, limits_for
+from rankrt_export.rows import RowMaker
+from rankrt_export.texts import parse, sample
+from rankrt_export.verify import DEFAULT_LIMITS, EXAMPLE_LENGTH, Reference, compare, example_pairs, limits_for
 
 pytestmark = pytest.mark.export
+CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,20 @@ def test_own_limits_replace_those_of_lossy_precisions_only():
     assert limits_for("fp32", 5.0, 0.1) == DEFAULT_LIMITS["fp32"]
     assert limits_for("fp16", 5.0, None).max_difference == 5.0
     assert limits_for("fp16", 5.0, None).min_tau == DEFAULT_LIMITS["fp16"].min_tau
+
+
+def test_examples_are_of_all_languages_and_lengths_and_none_is_cut(tmp_path: Path):
+    rows = RowMaker.open(export(str(CHECKPOINT), tmp_path / "artifact", Options(is_verified=False)))
+    pairs = example_pairs(sample(), rows, 24)
+    lengths = rows.encode(pairs).lengths
+    assert len(set(pairs)) == 24
+    assert len({query for query, _ in pairs}) == 13  # one language each
+    assert lengths.min() < 40
+    assert (lengths > EXAMPLE_LENGTH / 2).sum() >= 3
+    assert lengths.max() <= EXAMPLE_LENGTH
+
+
+def test_few_texts_give_as_many_examples_as_there_are(tmp_path: Path):
+    rows = RowMaker.open(export(str(CHECKPOINT), tmp_path / "artifact", Options(is_verified=False)))
+    texts = parse(b'{"query": "a", "pos": ["1", "2"]}', "x")
+    assert example_pairs(texts, rows, 24) == [("a", "1"), ("a", "1 2"), ("a", "2")]
