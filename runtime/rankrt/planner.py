@@ -2,13 +2,13 @@
 
 Two ways to use n cores. A *narrow* run has one thread, and n of them run side by side: no barriers, so nothing is lost
 between the threads of a matrix product. A *wide* run has all n threads: the only way to use them for the last few rows.
-No plan pads a row.
+A GPU has narrow runs only, large ones, of which one computes while the next is prepared. No plan pads a row, but for
+engines that know no other way (the layout "padded"); what they fill up is bounded.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
-from itertools import groupby
 
 import numpy as np
 
@@ -28,18 +28,63 @@ _WIDE_EFFICIENCY = 0.95
 LONGEST_NARROW_ROW = 2048
 
 
+# A run on a GPU has so many tokens at most. Chosen, not measured: no GPU has run this yet. By their shapes,
+# XLM-R-large's activations take about 30 KB a token in fp16, so two runs in flight take 1 GB.
+GPU_RUN_TOKENS = 16_384
+# A flat run's rows are also described as a matrix (n_rows, longest) of 4-byte places, most of them empty when one row
+# is long and the others are short. It has no more than so many places for each token of the budget: 256 KB.
+_PLACES_PER_TOKEN = 4
+# What a padded run may fill up: an eighth of itself, or as much as a run of its own would cost (a few milliseconds).
+_PADDING_SHARE = 8
+_PADDING_TOKENS = 512
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """What a backend offers the planner.
 
-    layout     packed and causal runs take rows of any lengths, stacked ones rows of one length
-    n_threads  the threads of a wide run
-    n_narrow   how many narrow runs may go side by side; 0 where there are only wide ones
+    layout       which rows a run takes: of any lengths, of one length if stacked, of like lengths if padded
+    n_threads    the threads of a wide run; 1 on a GPU, which has none
+    n_narrow     how many narrow runs may go side by side, on a GPU be in flight; 0 where there are only wide ones
+    longest_row  the most tokens that a row may have; None is whatever the model takes
     """
 
     layout: Layout
     n_threads: int
     n_narrow: int
+    longest_row: int | None = None
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether runs go to a GPU, one after the other, however many are in flight."""
+        return self.layout in ("varlen", "padded")
+
+    @property
+    def longest_narrow_row(self) -> int | None:
+        """The most tokens of a row that need not run wide; None where none does."""
+        return None if self.is_gpu else LONGEST_NARROW_ROW
+
+    @property
+    def run_tokens(self) -> int:
+        """The most tokens that pay in one run."""
+        if self.is_gpu:
+            return GPU_RUN_TOKENS
+        return RUN_TOKENS if self.n_narrow else RUN_TOKENS * self.n_threads
+
+    def budget(self, n_tokens: int, n_lanes: int | None = None) -> int:
+        """Return how many tokens a run should have when so many wait: no more than pays, and a run for every lane.
+
+        `n_lanes` are those of all workers. A GPU computes one run at a time, so nothing is divided for it.
+        """
+        if self.is_gpu:
+            return self.run_tokens
+        n_lanes = (n_lanes or self.n_narrow) if self.n_narrow else 1
+        return max(1, min(self.run_tokens, -(-n_tokens // n_lanes)))
+
+    def must_be_wide(self, length: int) -> bool:
+        """Tell whether a row of that length only runs on all threads."""
+        limit = self.longest_narrow_row
+        return self.n_narrow == 0 or (limit is not None and length > limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,42 +105,60 @@ def plan(lengths: Int64Array, capacity: Capacity, groups: Int64Array | None = No
 
     With `groups`, (n_rows,), rows of different groups are never in one run.
     """
-    n_lanes = capacity.n_narrow or 1
-    budget = run_budget(lengths, n_lanes, RUN_TOKENS if capacity.n_narrow else RUN_TOKENS * capacity.n_threads)
-    divide = stack if capacity.layout == "stacked" else pack
-    runs = [rows[run] for rows in by_group(groups, len(lengths)) for run in divide(lengths[rows], budget)]
+    budget = capacity.budget(int(lengths.sum()))
+    groups_of_rows = by_group(groups, len(lengths))
+    runs = [rows[run] for rows in groups_of_rows for run in divide(lengths[rows], budget, capacity.layout)]
     runs.sort(key=lambda run: -int(lengths[run[0]]))
     n_wide = n_wide_runs([int(lengths[run].sum()) for run in runs], capacity)
-    n_wide = max(n_wide, sum(bool(lengths[run[0]] > LONGEST_NARROW_ROW) for run in runs))
+    n_wide = max(n_wide, sum(capacity.must_be_wide(int(lengths[run[0]])) for run in runs))
     return Plan(wide=tuple(runs[:n_wide]), narrow=tuple(runs[n_wide:]))
 
 
-def run_budget(lengths: Int64Array, n_lanes: int, most: int) -> int:
-    """Return how many tokens a run should have: no more than pays, and no more than leaves a run for every lane."""
-    return max(1, min(most, -(-int(lengths.sum()) // n_lanes)))
+@dataclass(slots=True)
+class Filling:
+    """A run that is being filled: how many rows and tokens it has, and the length of its first and its longest row."""
+
+    n_rows: int = 0
+    n_tokens: int = 0
+    first: int = 0
+    longest: int = 0
+
+    def add(self, length: int) -> None:
+        """Count a row."""
+        self.first = self.first or length
+        self.n_rows, self.n_tokens = self.n_rows + 1, self.n_tokens + length
+        self.longest = max(self.longest, length)
+
+    def takes(self, length: int, budget: int, layout: Layout) -> bool:
+        """Tell whether a row of that length may join, so that the run stays within the budget.
+
+        The first row always may. Places are those of a matrix of the run's rows, filled up to the longest.
+        """
+        if not self.n_rows:
+            return True
+        n_tokens = self.n_tokens + length
+        n_places = (self.n_rows + 1) * max(self.longest, length)
+        if layout == "padded":
+            return n_places <= budget and n_places - n_tokens <= max(_PADDING_TOKENS, n_places // _PADDING_SHARE)
+        if layout == "varlen":
+            return n_tokens <= budget and n_places <= _PLACES_PER_TOKEN * budget
+        return n_tokens <= budget and (layout != "stacked" or length == self.first)
 
 
-def pack(lengths: Int64Array, budget: int) -> list[Int64Array]:
-    """Fill runs up to the budget with rows of descending length; a longer row has a run of its own."""
+def divide(lengths: Int64Array, budget: int, layout: Layout) -> list[Int64Array]:
+    """Fill runs with rows of descending length, each as far as the layout and the budget allow.
+
+    A row that is longer than the budget has a run of its own.
+    """
     runs: list[list[int]] = []
-    n_tokens = budget
-    for row in by_length(lengths):
-        if n_tokens + lengths[row] > budget:
+    filling = Filling()
+    for row in by_length(lengths).tolist():
+        if not runs or not filling.takes(int(lengths[row]), budget, layout):
             runs.append([])
-            n_tokens = 0
-        runs[-1].append(int(row))
-        n_tokens += int(lengths[row])
+            filling = Filling()
+        runs[-1].append(row)
+        filling.add(int(lengths[row]))
     return [np.array(run, np.int64) for run in runs]
-
-
-def stack(lengths: Int64Array, budget: int) -> list[Int64Array]:
-    """Fill runs up to the budget with rows of one length, descending; a longer row has a run of its own."""
-    runs: list[Int64Array] = []
-    for length, rows in groupby(by_length(lengths), key=lambda row: int(lengths[row])):
-        n_together = max(1, budget // length)
-        same = np.array(list(rows), np.int64)
-        runs += [same[start : start + n_together] for start in range(0, len(same), n_together)]
-    return runs
 
 
 def n_wide_runs(run_tokens: Sequence[int], capacity: Capacity) -> int:

@@ -1,4 +1,4 @@
-"""Plans: every row once, nothing padded, memory bounded, and no later than the simpler plans."""
+"""Plans: every row once, padding and memory bounded, and no later than the simpler plans."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankrt.arrays import Int64Array
-from rankrt.planner import LONGEST_NARROW_ROW, RUN_TOKENS, Capacity, makespan, n_wide_runs, pack, plan, stack
+from rankrt.artifact import Layout
+from rankrt.planner import (
+    GPU_RUN_TOKENS,
+    LONGEST_NARROW_ROW,
+    RUN_TOKENS,
+    Capacity,
+    divide,
+    makespan,
+    n_wide_runs,
+    plan,
+)
 
 lengths_of_rows = st.lists(st.integers(4, 8192), max_size=60).map(lambda lengths: np.array(lengths, np.int64))
 capacities = st.builds(
@@ -17,9 +27,14 @@ capacities = st.builds(
     st.integers(1, 64),
     st.booleans(),
 )
+gpus = st.builds(
+    lambda layout, n_in_flight: Capacity(layout=layout, n_threads=1, n_narrow=n_in_flight),
+    st.sampled_from(["varlen", "padded"]),
+    st.integers(1, 3),
+)
 
 
-@given(lengths=lengths_of_rows, capacity=capacities)
+@given(lengths=lengths_of_rows, capacity=capacities | gpus)
 def test_every_row_is_in_exactly_one_run(lengths: Int64Array, capacity: Capacity):
     rows = [int(row) for run in plan(lengths, capacity).runs for row in run]
     assert sorted(rows) == list(range(len(lengths)))
@@ -42,7 +57,7 @@ def test_the_longest_rows_run_alone_on_all_threads(lengths: Int64Array, capacity
     assert all(lengths[run].max() <= LONGEST_NARROW_ROW for run in plan(lengths, capacity).narrow)
 
 
-@given(lengths=lengths_of_rows, capacity=capacities)
+@given(lengths=lengths_of_rows, capacity=capacities | gpus)
 def test_runs_go_from_long_rows_to_short_ones(lengths: Int64Array, capacity: Capacity):
     first = [int(lengths[run[0]]) for run in plan(lengths, capacity).runs]
     assert first == sorted(first, reverse=True)
@@ -76,12 +91,12 @@ def test_short_rows_share_runs_but_every_lane_gets_one():
 
 
 def test_packing_fills_up_to_the_budget_and_gives_a_long_row_a_run_of_its_own():
-    runs = pack(np.array([10, 300, 20, 30]), budget=50)
+    runs = divide(np.array([10, 300, 20, 30]), 50, "packed")
     assert [run.tolist() for run in runs] == [[1], [3, 2], [0]]
 
 
 def test_stacking_keeps_lengths_apart():
-    runs = stack(np.array([10, 20, 10, 10, 300]), budget=20)
+    runs = divide(np.array([10, 20, 10, 10, 300]), 20, "stacked")
     assert [run.tolist() for run in runs] == [[4], [1], [0, 2], [3]]
 
 
@@ -100,3 +115,46 @@ def test_choosing_wide_runs_never_takes_longer_than_all_narrow(run_tokens: list[
 @pytest.mark.parametrize(("costs", "n_lanes", "expected"), [([], 2, 0), ([5, 4, 3], 2, 7), ([5, 4, 3, 3], 2, 8)])
 def test_makespan_by_hand(costs: list[float], n_lanes: int, expected: float):
     assert makespan(costs, n_lanes) == expected
+
+
+@given(lengths=lengths_of_rows, capacity=gpus)
+def test_a_gpu_has_no_wide_runs(lengths: Int64Array, capacity: Capacity):
+    assert plan(lengths, capacity).wide == ()
+
+
+@given(lengths=lengths_of_rows)
+def test_a_flat_run_is_bounded_in_tokens_and_in_the_places_of_its_rows(lengths: Int64Array):
+    for run in plan(lengths, Capacity(layout="varlen", n_threads=1, n_narrow=2)).runs:
+        assert len(run) == 1 or lengths[run].sum() <= GPU_RUN_TOKENS
+        assert len(run) == 1 or len(run) * lengths[run].max() <= 4 * GPU_RUN_TOKENS
+
+
+@given(lengths=lengths_of_rows)
+def test_a_padded_run_is_bounded_with_what_it_fills_up(lengths: Int64Array):
+    for run in plan(lengths, Capacity(layout="padded", n_threads=1, n_narrow=2)).runs:
+        n_places = len(run) * int(lengths[run].max())
+        assert len(run) == 1 or n_places <= GPU_RUN_TOKENS
+        assert n_places - lengths[run].sum() <= max(512, n_places // 8)
+
+
+def test_a_short_request_is_one_run_on_a_gpu_however_many_may_be_in_flight():
+    found = plan(np.array([100] * 32), Capacity(layout="varlen", n_threads=1, n_narrow=2))
+    assert [len(run) for run in found.narrow] == [32]
+
+
+def test_rows_of_like_lengths_share_a_padded_run_and_short_ones_get_their_own():
+    lengths = np.array([500, 490, 480] * 5 + [30] * 100)
+    first, second = plan(lengths, Capacity(layout="padded", n_threads=1, n_narrow=2)).runs
+    assert set(first.tolist()) >= set(range(15))
+    assert set(lengths[second].tolist()) == {30}
+
+
+@pytest.mark.parametrize("layout", ["varlen", "padded"])
+def test_a_few_rows_of_mixed_lengths_are_not_torn_apart(layout: Layout):
+    assert len(plan(np.array([100, 90, 80, 20]), Capacity(layout=layout, n_threads=1, n_narrow=2)).runs) == 1
+
+
+@pytest.mark.parametrize("layout", ["varlen", "padded"])
+def test_a_row_of_any_length_has_its_run_on_a_gpu(layout: Layout):
+    runs = plan(np.array([GPU_RUN_TOKENS + 1, 5]), Capacity(layout=layout, n_threads=1, n_narrow=2)).runs
+    assert [run.tolist() for run in runs] == [[0], [1]]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rankrt import ScoreError
-from rankrt.planner import LONGEST_NARROW_ROW, Capacity
+from rankrt.artifact import Layout
+from rankrt.planner import GPU_RUN_TOKENS, LONGEST_NARROW_ROW, Capacity
 from rankrt.server.cache import ENTRY_BYTES, ScoreCache
 from rankrt.server.scheduler import QueueFull, Scheduler, Stopping
 from rankrt.server.workers import Run, RunFailed, WorkerLost
@@ -268,3 +269,24 @@ def test_many_threads_may_submit_and_leave(scheduled):
         thread.join(timeout=30)
     wait_until(lambda: scheduler.queue.n_tokens == 0)
     assert scheduler.queue.n_rows == 0
+
+
+@pytest.mark.parametrize("layout", ["varlen", "padded"])
+def test_a_gpu_has_large_runs_and_two_in_flight_however_many_lanes_its_worker_has(scheduled, layout: Layout):
+    worker = FakeWorker(n_lanes=4, allowed=threading.Semaphore(0))
+    scheduler = scheduled(worker)
+    on_gpu = model("gpu", Capacity(layout=layout, n_threads=1, n_narrow=2))
+    request = submit(scheduler, rows_of(*[512] * 100), on_gpu)
+    wait_until(lambda: worker.n_running == 2)
+    worker.allowed.release(1000)
+    assert request.logits() == [512] * 100
+    assert worker.most_running == 2
+    assert sorted(len(run.rows) for run in worker.runs) == [4, *[GPU_RUN_TOKENS // 512] * 3]
+    assert not any(run.is_wide for run in worker.runs)
+
+
+def test_a_row_of_any_length_shares_the_gpu_with_others(scheduled):
+    worker = FakeWorker(n_lanes=2)
+    on_gpu = model("gpu", Capacity(layout="varlen", n_threads=1, n_narrow=2))
+    assert submit(scheduled(worker), rows_of(8192, 8000), on_gpu).logits() == [8192, 8000]
+    assert [len(run.rows) for run in worker.runs] == [2]

@@ -55,6 +55,7 @@ class _Loaded(msgspec.Struct, frozen=True, tag=True):
     layout: str
     n_threads: int
     n_narrow: int
+    longest_row: int | None = None
 
 
 class _Logits(msgspec.Struct, frozen=True, tag=True):

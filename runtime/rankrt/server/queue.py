@@ -17,6 +17,7 @@ import numpy as np
 from rankrt.arrays import Int32Array, Int64Array
 from rankrt.artifact import Layout
 from rankrt.errors import RankrtError
+from rankrt.planner import Filling
 from rankrt.server.workers import ServedModel
 
 # Every so many runs one goes to the request that came first: it never gets less than this share.
@@ -138,7 +139,7 @@ class FairQueue:
     def take(self, budget: int, layout: Layout) -> list[Row]:
         """Take the next rows of one model, at most `budget` tokens unless the first is longer; [] if there is none.
 
-        The job whose turn it is fills the run; what it leaves, the next ones may fill. Stacked runs have one length.
+        The job whose turn it is fills the run; what it leaves, the next ones may fill, as the layout allows.
         """
         first = self.head()
         if first is None:
@@ -146,16 +147,16 @@ class FairQueue:
         if self._retries:
             self._retries.popleft()
             return [self._taken(first)]
-        run: list[Row] = []
+        run, filling = list[Row](), Filling()
         job = self._next_job()
         self._n_taken += 1
         if self._n_taken % _PURGE_TURN == 0:
             self._purge()
         while job is not None and (row := job.next_row()) is not None:
-            if run and not _joins(row, first, budget, layout):
+            if run and not (_may_share(row, first) and filling.takes(len(row), budget, layout)):
                 break
             run.append(self._taken(row))
-            budget -= len(row)
+            filling.add(len(row))
             job.n_served += len(row)
             if job.next_row() is None:
                 job = self._least_served()
@@ -201,7 +202,6 @@ class FairQueue:
         self.n_rows += sign
 
 
-def _joins(row: Row, first: Row, n_left: int, layout: Layout) -> bool:
-    """Tell whether a row may run with the first one of a run that has room for so many tokens."""
-    fits = row.model is first.model and len(row) <= n_left and row.n_failures == first.n_failures == 0
-    return fits and (layout == "packed" or len(row) == len(first))
+def _may_share(row: Row, first: Row) -> bool:
+    """Tell whether two rows may be in one run, whatever their lengths."""
+    return row.model is first.model and row.n_failures == first.n_failures == 0

@@ -15,7 +15,7 @@ import numpy as np
 
 from rankrt.arrays import Float32Array, Int32Array
 from rankrt.errors import RankrtError, ScoreError
-from rankrt.planner import LONGEST_NARROW_ROW, RUN_TOKENS, Capacity, plan
+from rankrt.planner import RUN_TOKENS, Capacity, plan
 from rankrt.server.cache import ScoreCache, digest_of
 from rankrt.server.queue import FairQueue, Job, Row
 from rankrt.server.workers import Run, RunFailed, Worker, WorkerLost
@@ -214,26 +214,23 @@ class Scheduler:
         if head is None or lanes.is_exclusive or lanes.is_lost:
             return None
         capacity = head.model.capacity
-        must_be_wide = capacity.n_narrow == 0 or len(head) > LONGEST_NARROW_ROW
+        if lanes.n_running >= max(1, capacity.n_narrow):
+            return None  # a worker may have more lanes than this model has: a GPU's has two
+        must_be_wide = capacity.must_be_wide(len(head))
         # What failed before runs while nothing else does, so that nothing else can fail with it.
         must_be_alone = must_be_wide or head.n_failures > 0
         if must_be_alone and lanes.n_running:
             return None  # the lanes run dry, and the last one takes it
         is_wide = must_be_wide or (lanes.n_running == 0 and self._wide_is_faster(capacity))
         lanes.is_exclusive = must_be_alone or is_wide
-        return self.queue.take(self._budget(capacity), capacity.layout), is_wide
+        budget = capacity.budget(self.queue.n_tokens, len(self._threads))
+        return self.queue.take(min(budget, self._max_batch_tokens or budget), capacity.layout), is_wide
 
     def _wide_is_faster(self, capacity: Capacity) -> bool:
         """Tell whether what waits is so little that a run on all threads pays; asked of an idle worker."""
         if capacity.n_threads == 1 or self.queue.n_tokens > 2 * RUN_TOKENS * capacity.n_threads:
             return False
         return bool(plan(self.queue.lengths(), capacity).wide)
-
-    def _budget(self, capacity: Capacity) -> int:
-        """Return how many tokens a run should have: no more than pays, and no more than leaves a run for every lane."""
-        most = RUN_TOKENS if capacity.n_narrow else RUN_TOKENS * capacity.n_threads
-        n_lanes = len(self._threads) if capacity.n_narrow else 1
-        return max(1, min(most, self._max_batch_tokens or most, -(-self.queue.n_tokens // n_lanes)))
 
     def _note_start(self, rows: Sequence[Row]) -> None:
         now = time.monotonic()
