@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from rankrt.artifact import (
     Manifest,
     Precision,
     Source,
+    Target,
     Template,
     Variant,
     Verification,
@@ -31,6 +33,7 @@ from rankrt.tokenizer import Encoded
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "zero", "one", "two", "three", "four", "nan"]
 POINTS = np.array([0, 0, 0, 0, 0, 1, 2, 3, 4, np.nan], np.float32)
+LAYOUTS: dict[Target, Layout] = {"cpu": "packed", "cuda": "varlen", "tensorrt": "padded"}
 TEMPLATE = Template(prefix=(0,), separator=(2, 2), suffix=(2,))
 VERIFICATION = Verification(
     reference="by hand",
@@ -63,7 +66,9 @@ def tiny_artifact(
     *,
     layout: Layout = "packed",
     precisions: Iterable[Precision] = ("fp32",),
+    targets: Iterable[Target] = ("cpu",),
     verification: Verification | None = VERIFICATION,
+    gpu_verification: Verification | None = None,
     max_length: int = 64,
     points: Mapping[Precision, np.ndarray] | None = None,
     tokenizer: Tokenizer | None = None,
@@ -72,19 +77,20 @@ def tiny_artifact(
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or tiny_tokenizer()).save(str(folder / "tokenizer.json"))
     variants = []
-    for precision in precisions:
-        graph, data = f"cpu-{precision}.onnx", f"points.{precision}.data"
-        worth = (points or {}).get(precision, POINTS)
-        model = packed_graph(worth) if layout == "packed" else stacked_graph()
+    for target, precision in product(targets, precisions):
+        graph = f"{target}-{precision}.onnx"
+        data = f"points.{precision}.data" if target == "cpu" else f"points.{target}.{precision}.data"
+        worth, of_target = (points or {}).get(precision, POINTS), layout if target == "cpu" else LAYOUTS[target]
+        model = stacked_graph() if of_target == "stacked" else _GRAPHS[of_target](worth)
         onnx.save(model, folder / graph, save_as_external_data=True, location=data, size_threshold=64)
         variants.append(
             Variant(
-                target="cpu",
+                target=target,
                 precision=precision,
-                layout=layout,
+                layout=of_target,
                 graph=graph,
                 data=(data,),
-                verification=verification,
+                verification=verification if target == "cpu" else gpu_verification,
                 quantization=None,
             )
         )
@@ -144,6 +150,72 @@ def stacked_graph() -> onnx.ModelProto:
     shape = ["n_rows", "n_tokens"]
     inputs = [("input_ids", TensorProto.INT64, shape), ("token_type_ids", TensorProto.INT64, shape)]
     return _model(nodes, constants, inputs)
+
+
+def varlen_graph(points: np.ndarray = POINTS) -> onnx.ModelProto:
+    """The sum of points of each row, put where token_offset says; the one first position of each row is checked."""
+    nodes = [
+        helper.make_node("Gather", ["points", "input_ids"], ["token_points"]),
+        helper.make_node("Equal", ["positions", "position_0"], ["begins"]),
+        helper.make_node("Cast", ["begins"], ["beginnings"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["token_points", "beginnings"], ["worth"]),
+        helper.make_node("Reshape", ["token_offset", "flat"], ["places"]),
+        helper.make_node("Shape", ["input_ids"], ["n_tokens"]),
+        helper.make_node("Slice", ["places", "axis_0", "n_tokens"], ["token_places"]),
+        helper.make_node("Shape", ["places"], ["n_places"]),
+        helper.make_node("ConstantOfShape", ["n_places"], ["empty"]),
+        helper.make_node("ScatterElements", ["empty", "token_places", "worth"], ["filled"], axis=0),
+        helper.make_node("Shape", ["token_offset"], ["shape"]),
+        helper.make_node("Reshape", ["filled", "shape"], ["matrix"]),
+        helper.make_node("ReduceSum", ["matrix", "axis_1"], ["sums"], keepdims=0),
+        helper.make_node("Sub", ["sums", "one"], ["logits"]),
+    ]
+    constants = {
+        "points": points,
+        "position_0": np.array(0, np.int32),
+        "flat": np.array([-1]),
+        "axis_0": np.array([0]),
+        "axis_1": np.array([1]),
+        "one": np.ones(1, np.float32),
+    }
+    inputs = [
+        ("input_ids", TensorProto.INT32, ["n_tokens"]),
+        ("positions", TensorProto.INT32, ["n_tokens"]),
+        ("row_offsets", TensorProto.INT32, ["n_offsets"]),
+        ("token_offset", TensorProto.INT32, ["n_rows", "longest"]),
+    ]
+    return _model(nodes, constants, inputs)
+
+
+def padded_graph(points: np.ndarray = POINTS) -> onnx.ModelProto:
+    """The sum of points of each row up to its length."""
+    nodes = [
+        helper.make_node("Gather", ["points", "input_ids"], ["token_points"]),
+        helper.make_node("Shape", ["input_ids"], ["longest"], start=1),
+        helper.make_node("Squeeze", ["longest", "axis_0"], ["stop"]),
+        helper.make_node("Range", ["start", "stop", "step"], ["places"]),
+        helper.make_node("Cast", ["lengths"], ["lengths_64"], to=TensorProto.INT64),
+        helper.make_node("Unsqueeze", ["lengths_64", "axis_1"], ["ends"]),
+        helper.make_node("Less", ["places", "ends"], ["is_token"]),
+        helper.make_node("Where", ["is_token", "token_points", "nothing"], ["counted"]),
+        helper.make_node("ReduceSum", ["counted", "axis_1"], ["logits"], keepdims=0),
+    ]
+    constants = {
+        "points": points,
+        "axis_0": np.array([0]),
+        "axis_1": np.array([1]),
+        "start": np.array(0),
+        "step": np.array(1),
+        "nothing": np.array(0, np.float32),
+    }
+    inputs = [
+        ("input_ids", TensorProto.INT32, ["n_rows", "longest"]),
+        ("lengths", TensorProto.INT32, ["n_rows"]),
+    ]
+    return _model(nodes, constants, inputs)
+
+
+_GRAPHS = {"packed": packed_graph, "varlen": varlen_graph, "padded": padded_graph}
 
 
 class FakeBackend:

@@ -24,7 +24,36 @@ def stacked(encoded: Encoded, rows: Int64Array) -> dict[str, Int64Array]:
     return {"input_ids": ids, "token_type_ids": types.astype(np.int64)}
 
 
+def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
+    """Put rows one behind the other, with the position of each token, and its place in a matrix of the rows.
+
+    token_offset (n_rows, longest) holds the places of all tokens in such a matrix, filled up to the longest row, in
+    order, and behind them the places that are filled up.
+    """
+    lengths = encoded.lengths[rows]
+    is_token = np.arange(int(lengths.max())) < lengths[:, None]
+    places = np.concatenate([np.flatnonzero(is_token), np.flatnonzero(~is_token)])
+    return {
+        **packed(encoded, rows),
+        "positions": np.nonzero(is_token)[1].astype(np.int32),
+        "token_offset": places.astype(np.int32).reshape(is_token.shape),
+    }
+
+
+def padded(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
+    """Put rows on top of each other, filled up with zeros: input_ids (n_rows, longest), lengths (n_rows,)."""
+    lengths = encoded.lengths[rows]
+    is_token = np.arange(int(lengths.max())) < lengths[:, None]
+    ids = np.zeros(is_token.shape, np.int32)
+    ids[is_token] = np.concatenate([encoded.row(row) for row in rows])
+    return {"input_ids": ids, "lengths": lengths.astype(np.int32)}
+
+
 BATCHES: Mapping[Layout, Callable[[Encoded, Int64Array], Mapping[str, Int32Array | Int64Array]]] = {
     "packed": packed,
     "stacked": stacked,
+}
+GPU_BATCHES: Mapping[Layout, Callable[[Encoded, Int64Array], Mapping[str, Int32Array]]] = {
+    "varlen": varlen,
+    "padded": padded,
 }

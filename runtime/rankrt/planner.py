@@ -37,6 +37,8 @@ _PLACES_PER_TOKEN = 4
 # What a padded run may fill up: an eighth of itself, or as much as a run of its own would cost (a few milliseconds).
 _PADDING_SHARE = 8
 _PADDING_TOKENS = 512
+# Padded runs go to one of a few engines, by their longest row: each holds all weights, and is tuned for its length.
+PADDED_LENGTHS = (128, 512, 2048, 8192)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +141,19 @@ class Filling:
         n_tokens = self.n_tokens + length
         n_places = (self.n_rows + 1) * max(self.longest, length)
         if layout == "padded":
-            return n_places <= budget and n_places - n_tokens <= max(_PADDING_TOKENS, n_places // _PADDING_SHARE)
+            # The engine for rows of up to 128 tokens takes as many rows as 128 go into the budget, however short.
+            longest = padded_length(max(self.longest, length))
+            if (self.n_rows + 1) * longest > budget:
+                return False
+            return n_places - n_tokens <= max(_PADDING_TOKENS, n_places // _PADDING_SHARE)
         if layout == "varlen":
             return n_tokens <= budget and n_places <= _PLACES_PER_TOKEN * budget
         return n_tokens <= budget and (layout != "stacked" or length == self.first)
+
+
+def padded_length(longest: int) -> int:
+    """Return the length that the engine for a run with such a longest row is made for."""
+    return next((length for length in PADDED_LENGTHS if longest <= length), longest)
 
 
 def divide(lengths: Int64Array, budget: int, layout: Layout) -> list[Int64Array]:

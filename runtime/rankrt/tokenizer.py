@@ -49,6 +49,20 @@ class Encoded:
     truncated: BoolArray
     query_truncated: BoolArray
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[Int32Array], passage_starts: Sequence[int] | None = None) -> "Encoded":
+        """Return rows of which only the ids are known: each is a pair of its own, and nothing was cut."""
+        n_rows = len(rows)
+        return cls(
+            ids=np.concatenate(rows),
+            offsets=np.cumsum([0, *map(len, rows)]),
+            passage_starts=np.zeros(n_rows, np.int64) if passage_starts is None else np.array(passage_starts, np.int64),
+            pair_of_row=np.arange(n_rows),
+            spans=np.zeros((n_rows, 2), np.int64),
+            truncated=np.zeros(n_rows, bool),
+            query_truncated=np.zeros(n_rows, bool),
+        )
+
     @property
     def n_rows(self) -> int:
         """The number of rows."""

@@ -1,5 +1,6 @@
 """What all ONNX Runtime backends share: finding the engine, and the options of a session."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ def import_onnxruntime() -> Any:
         raise DeviceError(
             "onnxruntime and onnxruntime-gpu are both installed; they write the same files, so it is chance which one"
             " runs. Remove both and install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'rankrt[cpu]'"
+            " (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
         )
     try:
         return import_module("onnxruntime")
@@ -64,10 +66,36 @@ def run_options(n_tokens: int) -> Any:
     return options
 
 
-def open_session(graph: Path, options: Any, provider: str = "CPUExecutionProvider") -> Any:
-    """Load a graph. Raises ArtifactError, with the engine's words, if it cannot be loaded."""
+def gpu_session_options(level: str, *, is_strict: bool = True) -> Any:
+    """Return options for a session on a GPU, where, if it is strict, a node that cannot be there is an error.
+
+    `level` names ONNX Runtime's optimisations: "ORT_ENABLE_BASIC", before nodes are placed, or more.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(is_strict)))
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def open_session(
+    graph: Path, options: Any, provider: str = "CPUExecutionProvider", settings: Mapping[str, str] | None = None
+) -> Any:
+    """Load a graph on one provider and no other.
+
+    Raises ArtifactError, with the engine's words, if it cannot be loaded, and DeviceError if it would run elsewhere.
+    """
     ort = import_onnxruntime()
     try:
-        return ort.InferenceSession(str(graph), options, providers=[provider])
+        # Without the last argument a provider that fails is replaced by the CPU, with a line on standard output.
+        providers = [(provider, dict(settings or {}))]
+        session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
     except Exception as error:  # the engine's exceptions share no base of their own
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}") from error
+    if (used := session.get_providers()[0]) != provider:
+        raise DeviceError(f"ONNX Runtime {ort.__version__} took {used} instead of {provider} for {graph}")
+    return session
