@@ -72,6 +72,7 @@ def tiny_artifact(
     max_length: int = 64,
     points: Mapping[Precision, np.ndarray] | None = None,
     tokenizer: Tokenizer | None = None,
+    examples: tuple[Example, ...] = (Example(query="one", passage="two three", logit=6.0),),
 ) -> Artifact:
     """Write an artifact in which a score is the sum of the points of the row's words, which a precision may change."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def tiny_artifact(
         tokenizer="tokenizer.json",
         template=TEMPLATE,
         max_length=max_length,
-        examples=(Example(query="one", passage="two three", logit=6.0),),
+        examples=examples,
         variants=tuple(variants),
         files={
             path.name: File(n_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(folder.iterdir())

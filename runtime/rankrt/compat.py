@@ -78,6 +78,7 @@ class FlagReranker(_Scorer):
         self.batch_size = batch_size
         reranker = Reranker.load(
             model_name_or_path,
+            device="cpu",
             precision="fp32",
             cache_dir=cache_dir,
             max_length=max_length,
@@ -148,6 +149,7 @@ class FlagLLMReranker(_Scorer):
         self.prompt = prompt
         reranker = Reranker.load(
             model_name_or_path,
+            device="cpu",
             precision="fp32",
             cache_dir=cache_dir,
             max_length=max_length,

@@ -1,10 +1,11 @@
 """The reranker: encode, plan, run, score, and back into the caller's order."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -13,21 +14,24 @@ from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.backends import Backend
 from rankrt.backends.ort_causal import OrtCausal, progressively
+from rankrt.builds import build_command
 from rankrt.depth import Depth, checked_exits
-from rankrt.errors import InputError, ScoreError
+from rankrt.devices import Device
+from rankrt.errors import DeviceError, InputError, ScoreError
 from rankrt.machine import this_machine
+from rankrt.placement import device_of, place
 from rankrt.planner import plan
 from rankrt.progressive import Policy, Progressive
 from rankrt.ranking import Hit, Ranking, Stages
 from rankrt.rules import Rules
 from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import Encoded, Pair, PairTokenizer
-from rankrt.variants import Variants, choose, open_cpu, open_tokenizer
-
-Device: TypeAlias = Literal["auto", "cpu"]
+from rankrt.variants import Variants, open_tokenizer, open_variant
 
 # Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
 _BLOCK_PAIRS = 4096
+# For a GPU the next block is encoded while this one is scored: a few runs, so that the first does not wait for long.
+_GPU_BLOCK_PAIRS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,8 @@ class Scored:
 class Reranker:
     """A loaded model that scores how well passages answer a query. Threads may share one.
 
-    A score depends on its pair only: it is the same to the last bit alone, in a batch, in any order, from any thread.
+    A score depends on its pair only: on a CPU it is the same to the last bit alone, in a batch, in any order, from any
+    thread. A GPU's kernels are chosen by the shape of a run, so there it is the same within rounding.
     """
 
     def __init__(
@@ -79,13 +84,14 @@ class Reranker:
         self._tokenizer = tokenizer
         self._variants = variants
         self._backend = variants.backend(variant)
+        self._check_engines(rules)
 
     @classmethod
     def load(
         cls,
         source: str | Path,
         *,
-        device: Device = "auto",
+        device: str = "auto",
         precision: Precision | Literal["auto"] = "auto",
         n_threads: int | None = None,
         max_length: int | None = None,
@@ -94,14 +100,17 @@ class Reranker:
         prepare: bool = True,
         cutoff_layer: int | None = None,
         share_prefix: bool = True,
+        gpu_memory_gb: float | None = None,
         **rules: Any,
     ) -> Self:
         """Load an artifact and make it ready to score.
 
         source      a folder with an artifact, a hub id whose repository holds one, or a checkpoint of either kind,
                     which is exported into the cache once (needs the export extra)
-        device      "auto" and "cpu" are the same while there is only one
-        precision   "auto" takes int8 if the artifact has verified it and this processor gains from it, else fp32
+        device      "cpu"; "cuda" or "tensorrt", with the number of the GPU as in "cuda:1"; "auto" takes a GPU if there
+                    is one that can be used and the artifact has a verified variant for it, else the CPU
+        precision   "auto" takes on a CPU int8 if the artifact has verified it and this processor gains from it, else
+                    fp32; on a GPU fp16
         n_threads   threads for the model; by default the physical cores that affinity and cgroup quota leave
         max_length  tokens of a row, special ones counted; by default 512 or the model's limit
         revision    branch, tag or commit of a hub repository
@@ -110,28 +119,46 @@ class Reranker:
                     loads in under a second and shares its memory with other processes
         cutoff_layer  of a layerwise model: read the score behind this layer and compute no further; by default the last
         share_prefix  of a causal model: compute what a query's rows begin with once; False for measurements
+        gpu_memory_gb  the most that CUDA may take of the GPU's memory, weights counted; by default what is needed
         rules       the other fields of `Rules`: query_max_length, truncation, long_documents, instructions, question
 
         Raises ArtifactError, DeviceError, InputError, or MissingExtra if no engine is installed.
         """
-        _check_options(device, n_threads)
+        asked = Device.parse(device)
+        _check_options(asked, n_threads, gpu_memory_gb)
         machine, hub = this_machine(), Hub(revision=revision, cache_dir=cache_dir)
 
-        def find(wanted: Precision | Literal["auto"]) -> tuple[Artifact, Variant]:
-            return find_artifact(source, lambda found: choose(found, wanted, machine), hub)
+        def find(wanted: Precision | Literal["auto"], on: Device | None) -> tuple[Artifact, Variant]:
+            return find_artifact(source, lambda found: place(found, on, wanted, machine), hub)
 
-        def open_variant(wanted: Variant) -> Backend | OrtCausal:
-            return open_cpu(artifact, wanted, machine, n_threads or machine.cores.n, prepare=prepare)
+        def opened(wanted: Variant) -> Backend | OrtCausal:
+            return open_variant(
+                artifact,
+                wanted,
+                where,
+                n_threads=n_threads or machine.cores.n,
+                prepare=prepare,
+                gpu_memory_bytes=None if gpu_memory_gb is None else int(gpu_memory_gb * 2**30),
+            )
 
-        artifact, variant = find(precision)
+        artifact, variant = find(precision, asked)
+        where = device_of(variant, asked)
         limit = artifact.manifest.max_length
         longest = artifact.manifest.template.max_length_within(limit)
         chosen = Rules(max_length=min(512, longest) if max_length is None else max_length, **rules)
         depth = Depth(cutoff_layer=cutoff_layer, share_prefix=share_prefix).checked(variant)
-        tokenizer = PairTokenizer(open_tokenizer(artifact, prepare=prepare), artifact.manifest.template)
+        n_cores = machine.cores.n if where.is_gpu else 1
+        tokenizer = PairTokenizer(
+            open_tokenizer(artifact, prepare=prepare, n_cores=n_cores), artifact.manifest.template
+        )
         chosen.check(tokenizer.template(chosen), limit)
-        variants = Variants(lambda wanted: find(wanted)[1], open_variant)
+        variants = Variants(lambda wanted: find(wanted, where)[1], opened, where)
         return cls(artifact, variant, tokenizer, variants, chosen, depth)
+
+    @property
+    def device(self) -> Device:
+        """Where the model runs."""
+        return self._variants.device
 
     @property
     def n_threads(self) -> int:
@@ -216,7 +243,7 @@ class Reranker:
 
     def evaluate(self, pairs: Sequence[Pair]) -> Scored:
         """Score pairs and report what it took. An empty query is scored like any other text."""
-        blocks = [self._evaluate_block(block) for block in _blocks(pairs)]
+        blocks = [self._score_block(encoded) for encoded in self._encoded_blocks(pairs)]
         return Scored(
             logits=np.concatenate([block.logits for block in blocks]),
             spans=np.concatenate([block.spans for block in blocks]),
@@ -248,13 +275,37 @@ class Reranker:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Reranker({self.artifact.manifest.name!r}, {self.variant.name}, max_length={self.rules.max_length})"
+        place = f" on {self.device}" if self.device.is_gpu else ""
+        name = f"{self.artifact.manifest.name!r}, {self.variant.name}{place}"
+        return f"Reranker({name}, max_length={self.rules.max_length})"
 
-    def _evaluate_block(self, pairs: Sequence[Pair]) -> Scored:
-        encoded = self.encode(pairs)
+    def _check_engines(self, rules: Rules) -> None:
+        """Raise DeviceError if the backend was built for shorter rows than the rules allow."""
+        longest = self._backend.capacity.longest_row
+        if longest is not None and rules.max_length > longest:
+            command = build_command(self.artifact.folder, self.device, rules.max_length)
+            raise DeviceError(
+                f"the engines of {self.variant.name} take rows of up to {longest} tokens, max_length is"
+                f" {rules.max_length}. Build longer ones: {command}"
+            )
+
+    def _encoded_blocks(self, pairs: Sequence[Pair]) -> Iterator[Encoded]:
+        """Encode pairs block by block; for a GPU the next block while this one is scored."""
+        if not self._backend.capacity.is_gpu:
+            yield from map(self.encode, _blocks(pairs))
+            return
+        first, *others = _blocks(pairs, _GPU_BLOCK_PAIRS)
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+            ahead = pool.submit(self.encode, first)
+            for block in others:
+                encoded, ahead = ahead.result(), pool.submit(self.encode, block)
+                yield encoded
+            yield ahead.result()
+
+    def _score_block(self, encoded: Encoded) -> Scored:
         logits, n_saved = self._run(encoded)
         _check_finite(logits, encoded, self.variant)
-        best = best_rows(logits, encoded.pair_of_row, len(pairs))
+        best = best_rows(logits, encoded.pair_of_row, len(encoded.truncated))
         return Scored(
             logits=logits[best],
             spans=encoded.spans[best],
@@ -359,8 +410,9 @@ class Reranker:
         )
 
 
-def _blocks(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
-    return [pairs[i : i + _BLOCK_PAIRS] for i in range(0, max(1, len(pairs)), _BLOCK_PAIRS)]
+def _blocks(pairs: Sequence[Pair], size: int | None = None) -> list[Sequence[Pair]]:
+    size = size or _BLOCK_PAIRS
+    return [pairs[i : i + size] for i in range(0, max(1, len(pairs)), size)]
 
 
 def sigmoid(logits: Float32Array) -> Float32Array:
@@ -374,9 +426,13 @@ def best_rows(logits: Float32Array, pair_of_row: Int64Array, n_pairs: int) -> In
     return order[np.searchsorted(pair_of_row[order], np.arange(n_pairs))]
 
 
-def _check_options(device: str, n_threads: int | None) -> None:
-    if device not in ("auto", "cpu"):
-        raise InputError(f"device={device!r}, expected 'auto' or 'cpu'")
+def _check_options(device: Device | None, n_threads: int | None, gpu_memory_gb: float | None) -> None:
+    if gpu_memory_gb is not None and gpu_memory_gb <= 0:
+        raise InputError(f"gpu_memory_gb={gpu_memory_gb}, expected more than 0 (or None for what is needed)")
+    if gpu_memory_gb is not None and device is not None and device.target != "cuda":
+        raise InputError(f"gpu_memory_gb bounds what CUDA takes, device={str(device)!r} does not heed it; drop it")
+    if n_threads is not None and device is not None and device.is_gpu:
+        raise InputError(f"n_threads is for the CPU, device={str(device)!r} does not heed it; drop it")
     if n_threads is not None and n_threads < 1:
         raise InputError(f"n_threads={n_threads}, expected at least 1 (or None for all usable cores)")
 

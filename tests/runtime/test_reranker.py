@@ -195,7 +195,11 @@ def test_the_best_row_of_each_pair_is_the_first_of_equals():
     ("options", "error", "message"),
     [
         ({"max_length": 65}, InputError, "this model takes at most 64 tokens"),
-        ({"device": "gpu"}, InputError, "device='gpu', expected 'auto' or 'cpu'"),
+        ({"device": "gpu"}, InputError, "device='gpu', expected 'auto', 'cpu', 'cuda', 'tensorrt', or one with"),
+        ({"device": "cpu:1"}, InputError, "device='cpu:1', expected"),
+        ({"device": "cpu", "gpu_memory_gb": 1}, InputError, "gpu_memory_gb bounds what CUDA takes, device='cpu'"),
+        ({"device": "cuda", "n_threads": 1}, InputError, "n_threads is for the CPU, device='cuda:0' does not heed it"),
+        ({"gpu_memory_gb": 0}, InputError, "gpu_memory_gb=0, expected more than 0"),
         ({"n_threads": 0}, InputError, "n_threads=0, expected at least 1"),
         ({"precision": "fp16"}, DeviceError, "has no fp16 for cpu; it has cpu-fp32"),
         ({"truncation": "none"}, InputError, "truncation='none', expected one of"),
