@@ -16,9 +16,15 @@ from tqdm import tqdm
 
 from rankrt import Hit, InputError, Ranking, RankrtError, Reranker, __version__
 from rankrt.artifact import PRECISIONS, open_artifact
+from rankrt.build import build as build_variant
+from rankrt.build import steps
+from rankrt.builds import Builds
 from rankrt.describe import describe
-from rankrt.doctor import Finding, examine
+from rankrt.devices import DEVICE_HELP, Device
+from rankrt.doctor import examine
 from rankrt.extras import EXTRAS, commands, load, missing
+from rankrt.finding import Finding
+from rankrt.placement import variants_for
 from rankrt.prepared import PreparedModels
 from rankrt.progressive import Progressive
 from rankrt.reranker import sigmoid
@@ -99,10 +105,30 @@ def info(options: argparse.Namespace) -> int:
     return 0
 
 
+def build(options: argparse.Namespace) -> int:
+    """Build and verify an artifact's variants for a GPU of this host."""
+    artifact, device = open_artifact(options.artifact), Device(options.target, options.device)
+    for variant in variants_for(artifact, device, options.precision):
+        n_steps = steps(artifact, device, options.max_length)
+        with tqdm(desc=variant.name, total=n_steps, disable=not sys.stderr.isatty()) as bar:
+
+            def show(done: str, bar: Any = bar) -> None:
+                bar.set_postfix_str(f"{done} is ready")
+                bar.update()
+
+            found = build_variant(artifact, variant, device, max_length=options.max_length, progress=show)
+        rows = "rows of any length" if found.max_length is None else f"rows of up to {found.max_length} tokens"
+        print(
+            f"{variant.name} is ready on {found.built_for.gpu} for {rows}: {found.n_examples} examples differ from"
+            f" PyTorch by up to {found.max_difference:.1e} (limit {found.limit:.1e})"
+        )
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     """Examine this host, and an artifact on it; the exit status is 1 if something is wrong."""
     findings: list[Finding] = []
-    for finding in examine(options.artifact):
+    for finding in examine(options.artifact, Device.parse(options.device)):
         findings.append(finding)
         if not options.json:
             print(f"{finding.verdict:>4}  {finding.name:<10} {finding.detail}", flush=True)
@@ -112,13 +138,16 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def cache(options: argparse.Namespace) -> int:
-    """List or clear the models that this host has prepared."""
-    models = PreparedModels()
+    """List or clear the models that this host has prepared, for its processor and for its GPUs."""
+    models, builds = PreparedModels(), Builds()
     if options.action == "clear":
-        print(f"freed {models.clear() / 1e6:,.0f} MB in {models.folder}")
+        print(f"freed {(models.clear() + builds.clear()) / 1e6:,.0f} MB in {models.folder} and {builds.folder}")
         return 0
     for entry, n_bytes in models.entries():
         print(f"{n_bytes / 1e6:>8,.0f} MB  {entry.name} {entry.variant}  {entry.engine}")
+    for build, n_bytes in builds.entries():
+        key = build.built_for
+        print(f"{n_bytes / 1e6:>8,.0f} MB  {key.name} {key.variant}  {key.gpu}, driver {key.driver}, {key.engine}")
     print(f"{models.folder}", file=sys.stderr)
     return 0
 
@@ -183,7 +212,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _load_options(parser: argparse.ArgumentParser) -> None:
     """Declare what `Reranker.load` takes besides the model."""
-    parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
+    parser.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument("--threads", type=int, dest="n_threads", metavar="N", help="default: the usable physical cores")
@@ -196,6 +225,9 @@ def _load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cutoff-layer", type=int, metavar="N", help="of a layerwise model: read scores behind this layer"
     )
+    parser.add_argument(
+        "--gpu-memory-gb", type=float, metavar="N", help="the most that CUDA may take; default: no limit"
+    )
     parser.add_argument("--normalize", action="store_true", help="sigmoid of the logits, in (0, 1)")
     parser.add_argument(
         "--no-prepare", action="store_false", dest="prepare", help="do not use the prepared-model cache"
@@ -207,8 +239,26 @@ def _artifact_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _build_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, help="an artifact's folder")
+    parser.add_argument(
+        "--target",
+        choices=["cuda", "tensorrt"],
+        required=True,
+        help="tensorrt: build its engines and verify them; cuda: only verify",
+    )
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU's number; default: 0")
+    parser.add_argument(
+        "--precision", choices=["auto", *PRECISIONS], default="auto", help="default: all that there are"
+    )
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens of a row; default: 512 or the model's limit"
+    )
+
+
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, nargs="?", help="an artifact's folder, to be checked to the byte")
+    parser.add_argument("--device", default="cpu", metavar="D", help="a GPU to examine as well: cuda, tensorrt:1, ...")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -220,13 +270,14 @@ _COMMANDS = {
     "rerank": _Command("order documents by how well they answer a query", _rerank_arguments, rerank),
     "score": _Command("score pairs, line by line", _score_arguments, score),
     "info": _Command("say what an artifact holds and how it was verified", _artifact_arguments, info),
+    "build": _Command("build and verify an artifact's variants for a GPU of this host", _build_arguments, build),
     "doctor": _Command("examine this host, and an artifact on it", _doctor_arguments, doctor),
     "cache": _Command("list or clear the models that this host has prepared", _cache_arguments, cache),
 }
 
 
 def _load(options: argparse.Namespace) -> Reranker:
-    names = ("device", "precision", "revision", "n_threads", "max_length", "prepare", "cutoff_layer")
+    names = ("device", "precision", "revision", "n_threads", "max_length", "prepare", "cutoff_layer", "gpu_memory_gb")
     rules = ("query_max_length", "truncation", "long_documents")
     return Reranker.load(options.model, **{name: getattr(options, name) for name in names + rules})
 

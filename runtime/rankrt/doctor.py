@@ -5,48 +5,41 @@ Every finding is a name, a verdict and a sentence; nothing is repaired.
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from rankrt.artifact import Artifact, Variant, open_artifact
 from rankrt.atomic import cache_folder
 from rankrt.backends.ort import import_onnxruntime, installed_engines
+from rankrt.builds import drift_limit
+from rankrt.devices import Device
 from rankrt.errors import RankrtError
+from rankrt.finding import Finding, checked
+from rankrt.gpu_doctor import examine_gpu, examine_variant
+from rankrt.gpus import has_driver
 from rankrt.machine import this_machine
+from rankrt.placement import place
 from rankrt.prepared import PreparedModels
 from rankrt.reranker import Reranker
-from rankrt.variants import choose
-
-Verdict: TypeAlias = Literal["ok", "note", "fail"]
-
-# Logits of this host against PyTorch's, which other kernels sum in another order; a wrong kernel is off by far more.
-_SLACK = 1e-3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at."""
+def examine(folder: Path | None, device: Device | None = None) -> Iterator[Finding]:
+    """Look at the host, and at the artifact in a folder if one is given; findings come as they are made.
 
-    name: str
-    verdict: Verdict
-    detail: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the finding as a JSON object."""
-        return asdict(self)
-
-
-def examine(folder: Path | None) -> Iterator[Finding]:
-    """Look at the host, and at the artifact in a folder if one is given; findings come as they are made."""
+    With a GPU's device that GPU is looked at as well, and the artifact's variants for it instead of those for the CPU.
+    """
+    on = device or Device("cpu")
     yield from _host()
-    yield _checked("engine", _engine)
+    yield checked("engine", _engine)
     yield _cache()
+    if on.is_gpu:
+        yield from examine_gpu(on)
+    elif has_driver():
+        yield Finding(name="gpu", verdict="note", detail="an NVIDIA driver is here; examine it with --device cuda")
     if folder is not None:
-        yield from _artifact(folder)
+        yield from _artifact(folder, on)
 
 
 def _host() -> Iterator[Finding]:
@@ -75,25 +68,35 @@ def _cache() -> Finding:
     )
 
 
-def _artifact(folder: Path) -> Iterator[Finding]:
+def _artifact(folder: Path, device: Device) -> Iterator[Finding]:
     try:
         artifact = open_artifact(folder)
     except RankrtError as error:
         yield Finding(name="artifact", verdict="fail", detail=str(error))
         return
     yield Finding(name="artifact", verdict="ok", detail=f"{artifact.manifest.name}, identity {artifact.identity[:16]}")
-    hashes = _checked("files", lambda: _hashes(artifact))
+    hashes = checked("files", lambda: _hashes(artifact))
     yield hashes
-    if hashes.verdict == "ok":
-        yield _checked("choice", lambda: _choice(artifact))
-        for variant in artifact.manifest.variants:
-            yield _examples(artifact, variant)
+    if hashes.verdict != "ok":
+        return
+    yield checked("choice", lambda: _choice(artifact, device))
+    for variant in artifact.manifest.variants:
+        if variant.target != device.target:
+            detail = f"runs on another device; examine it with --device {variant.target}"
+            yield Finding(name=variant.name, verdict="note", detail=detail)
+            continue
+        if device.is_gpu:
+            yield from examine_variant(artifact, variant, device)
+        yield _examples(artifact, variant, device)
 
 
-def _choice(artifact: Artifact) -> str:
+def _choice(artifact: Artifact, device: Device) -> str:
     machine = this_machine()
+    chosen = place(artifact, device, "auto", machine).name
+    if device.is_gpu:
+        return f"precision='auto' takes {chosen} on {device}"
     speed = "multiplies bytes faster than floats" if machine.multiplies_bytes else "gains nothing from int8"
-    return f"precision='auto' takes {choose(artifact, 'auto', machine).name} here: the processor {speed}"
+    return f"precision='auto' takes {chosen} here: the processor {speed}"
 
 
 def _hashes(artifact: Artifact) -> str:
@@ -101,26 +104,23 @@ def _hashes(artifact: Artifact) -> str:
     return f"{len(artifact.manifest.files)} files have the SHA-256 they were exported with"
 
 
-def _examples(artifact: Artifact, variant: Variant) -> Finding:
+def _examples(artifact: Artifact, variant: Variant, device: Device) -> Finding:
     """Score the manifest's examples here and compare with what PyTorch answered where it was exported."""
     name, examples = variant.name, artifact.manifest.examples
-    if not examples or variant.verification is None:
+    if not examples or (variant.verification is None and not device.is_gpu):
         return Finding(name=name, verdict="note", detail="was exported without verification: nothing to compare with")
     try:
         with Reranker.load(
-            artifact.folder, precision=variant.precision, truncation="longest_first", prepare=False
+            artifact.folder,
+            device=str(device),
+            precision=variant.precision,
+            truncation="longest_first",
+            prepare=False,
         ) as reranker:
             logits = reranker.score([(example.query, example.passage) for example in examples])
     except RankrtError as error:
         return Finding(name=name, verdict="fail", detail=str(error))
     difference = float(np.abs(logits - np.array([example.logit for example in examples])).max())
-    limit = max(_SLACK, 2 * variant.verification.max_difference)
+    limit = drift_limit(variant)
     detail = f"{len(examples)} examples scored here differ from PyTorch by up to {difference:.1e} (limit {limit:.1e})"
     return Finding(name=name, verdict="ok" if difference <= limit else "fail", detail=detail)
-
-
-def _checked(name: str, look: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name=name, verdict="ok", detail=look())
-    except RankrtError as error:
-        return Finding(name=name, verdict="fail", detail=str(error))
