@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 
 from rankrt import ArtifactError
 from rankrt.artifact import open_artifact
+from rankrt.devices import Device
 from rankrt.server.process import ProcessWorker
 from rankrt.server.workers import LocalWorker, ModelFiles, Run, RunFailed, WorkerLost
 
 
 def files_of(folder: Path, key: str = "0") -> ModelFiles:
     artifact = open_artifact(folder)
-    return ModelFiles(key=key, folder=artifact.folder, variant=artifact.manifest.variants[0], prepare=True)
+    variant = artifact.manifest.variants[0]
+    return ModelFiles(key=key, folder=artifact.folder, variant=variant, device=Device("cpu"), prepare=True)
 
 
 def run_of(*rows: list[int], key: str = "0", is_wide: bool = False) -> Run:
@@ -34,7 +37,7 @@ def test_a_process_loads_runs_unloads_and_comes_back_after_it_was_killed(tiny_fo
         with pytest.raises(RunFailed, match="the engine failed on 1 rows"):
             worker.run(0, run_of([5], key="unknown"))
         with pytest.raises(ArtifactError, match="is no rankrt artifact"):
-            worker.load(ModelFiles(key="1", folder=tmp_path, variant=files_of(tiny_folder).variant, prepare=True))
+            worker.load(replace(files_of(tiny_folder, key="1"), folder=tmp_path))
 
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(WorkerLost) as lost:

@@ -3,23 +3,24 @@
 import argparse
 import logging
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
 
 from rankrt.artifact import PRECISIONS
+from rankrt.backends.in_flight import N_IN_FLIGHT
+from rankrt.devices import DEVICE_HELP, Device
 from rankrt.errors import InputError
-from rankrt.machine import this_machine
+from rankrt.machine import usable_cores
 from rankrt.server.app import App
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
 from rankrt.server.logs import log_to_stderr
-from rankrt.server.models import LoadOptions, Served, rules_for
+from rankrt.server.models import LoadOptions, Served, found_for, rules_for
 from rankrt.server.service import Service, Settings
 from rankrt.server.tracing import OtlpTracer
-from rankrt.sources import Hub, find_artifact
-from rankrt.variants import choose
 
 _logger = logging.getLogger("rankrt.server")
 
@@ -41,19 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cors-origin", action="append", default=[], metavar="O", help="let pages of this origin ask (* is all)"
     )
     model = parser.add_argument_group("model")
+    model.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
     model.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto")
     model.add_argument("--revision", help="branch, tag or commit of a hub repository")
     model.add_argument("--max-length", type=_positive, metavar="N", help="default: 512 or the model's limit")
     model.add_argument("--query-max-length", type=_positive, metavar="N", help="default: three quarters of that")
     model.add_argument("--truncation", choices=["only_passage", "longest_first"], default="only_passage")
     model.add_argument("--long-documents", choices=["truncate", "chunk"], default="truncate")
+    model.add_argument(
+        "--gpu-memory-gb", type=float, metavar="N", help="the most that CUDA may take; default: no limit"
+    )
     model.add_argument("--no-prepare", action="store_false", dest="prepare", help="do not use the prepared-model cache")
     work = parser.add_argument_group("work")
     work.add_argument(
         "--workers",
         type=_workers,
         metavar="N",
-        help="processes that score; 0: score in the server itself; auto (default): one for every 16 cores",
+        help="processes that score; 0: score in the server itself; auto (default): one for 16 cores, or for a GPU",
     )
     work.add_argument("--threads", type=_positive, metavar="N", help="of all workers; default: the usable cores")
     work.add_argument("--max-batch-tokens", type=_positive, metavar="N", help="default: the planner's choice")
@@ -75,8 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status."""
     settings = settings_of(options)
-    for served in settings.models:
-        _check(served, settings.load)  # before anything is started, so that a wrong path is one sentence
+    # Before anything is started, so that a wrong path is one sentence.
+    devices = [_check(served, settings.load) for served in settings.models]
+    if any(device.is_gpu for device in devices):
+        settings = _for_gpu(settings)
     _check_address(options.host, options.port)
     log_to_stderr(options.log_format, options.log_level)
     tracer = OtlpTracer(options.otlp_endpoint) if options.otlp_endpoint else None
@@ -102,10 +109,12 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         models=[Served.parse(text) for text in options.models],
         load=LoadOptions(
+            device=options.device,
             precision=options.precision,
             max_length=options.max_length,
             revision=options.revision,
             prepare=options.prepare,
+            gpu_memory_bytes=None if options.gpu_memory_gb is None else int(options.gpu_memory_gb * 2**30),
             rules=rules,
         ),
         limits=Limits(
@@ -125,13 +134,18 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def _check(served: Served, load: LoadOptions) -> None:
-    machine = this_machine()
-    artifact, variant = find_artifact(
-        served.source, lambda found: choose(found, load.precision, machine), Hub(revision=load.revision)
-    )
+def _check(served: Served, load: LoadOptions) -> Device:
+    """Return where a model will run. Raises what its loading would raise, as far as that is quickly found."""
+    artifact, variant, device = found_for(served, load)
     artifact.check_sizes([artifact.manifest.tokenizer, *variant.files])
     rules_for(artifact, load)
+    return device
+
+
+def _for_gpu(settings: Settings) -> Settings:
+    """Have one worker, as each has the weights in the GPU's memory, and a lane for each run that may be in flight."""
+    n_threads = max(N_IN_FLIGHT, settings.n_threads or usable_cores().n)
+    return replace(settings, n_workers=1 if settings.n_workers is None else settings.n_workers, n_threads=n_threads)
 
 
 def _check_address(host: str, port: int) -> None:

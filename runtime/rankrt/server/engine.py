@@ -6,8 +6,9 @@ Knows no HTTP and no dialect.
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -103,6 +104,7 @@ class Engine:
         self.models = models
         self.scheduler = scheduler
         self.limits = limits
+        self._n_threads = n_tokenizer_threads
         self._pool = ThreadPoolExecutor(n_tokenizer_threads, thread_name_prefix="tokenizer")
 
     async def evaluate(self, ask: Ask) -> Answer:
@@ -148,21 +150,39 @@ class Engine:
             evaluation = _Evaluation(ask, model, self.limits.deadline_s(ask.timeout_ms))
             try:
                 async with evaluation.until_deadline():
-                    for start in range(0, len(ask.pairs), _BLOCK_PAIRS):
-                        await self._submit(evaluation, ask.pairs[start : start + _BLOCK_PAIRS], in_order=in_order)
+                    await self._submit(evaluation, in_order=in_order)
                 yield evaluation
             finally:
                 self.scheduler.cancel(evaluation.job)
 
-    async def _submit(self, evaluation: "_Evaluation", pairs: Sequence[Pair], *, in_order: bool) -> None:
-        def work() -> None:
-            started = time.monotonic()
-            encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules)
-            evaluation.add(encoded, time.monotonic() - started)
-            order = range(encoded.n_rows) if in_order else by_length(encoded.lengths).tolist()
-            self.scheduler.submit(evaluation.job, encoded, order)
+    async def _submit(self, evaluation: "_Evaluation", *, in_order: bool) -> None:
+        """Tokenize pairs block by block and queue their rows in that order; for a GPU in all threads at once.
 
-        await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        A processor has enough to do with one thread's rows; a GPU takes more than a thread can tokenize.
+        """
+        pairs, running = evaluation.ask.pairs, deque[Future[None]]()
+        n_at_once = self._n_threads if evaluation.model.served.capacity.is_gpu else 1
+        before: Future[None] | None = None
+        for start in range(0, len(pairs), _BLOCK_PAIRS):
+            if len(running) == n_at_once:
+                await asyncio.wrap_future(running.popleft())
+            block = pairs[start : start + _BLOCK_PAIRS]
+            before = self._pool.submit(self._submit_block, evaluation, block, before, in_order)
+            running.append(before)
+        for future in running:
+            await asyncio.wrap_future(future)
+
+    def _submit_block(
+        self, evaluation: "_Evaluation", pairs: Sequence[Pair], before: Future[None] | None, in_order: bool
+    ) -> None:
+        started = time.monotonic()
+        encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules)
+        seconds = time.monotonic() - started
+        if before is not None:
+            before.result()  # it began earlier, so it never waits for this one
+        evaluation.add(encoded, seconds)
+        order = range(encoded.n_rows) if in_order else by_length(encoded.lengths).tolist()
+        self.scheduler.submit(evaluation.job, encoded, order)
 
     def _check(self, ask: Ask) -> None:
         if len(ask.pairs) > self.limits.max_documents:

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rankrt.artifact import Artifact, Precision, Variant
+from rankrt.devices import Device
 from rankrt.errors import ArtifactError
 from rankrt.machine import this_machine
+from rankrt.placement import device_of, place
 from rankrt.rules import Rules
 from rankrt.server.failures import Failure
 from rankrt.server.workers import ModelFiles, ServedModel, Worker
 from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import PairTokenizer
-from rankrt.variants import choose, open_tokenizer
+from rankrt.variants import open_tokenizer
 
 _logger = logging.getLogger("rankrt.server")
 
@@ -40,10 +42,12 @@ class Served:
 class LoadOptions:
     """How models are loaded; see `Reranker.load`. `rules` are fields of `Rules`."""
 
+    device: str = "auto"
     precision: Precision | Literal["auto"] = "auto"
     max_length: int | None = None
     revision: str | None = None
     prepare: bool = True
+    gpu_memory_bytes: int | None = None
     rules: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -62,8 +66,10 @@ class Model:
 
     @property
     def limit(self) -> int:
-        """The most tokens of a row that the model can take."""
-        return self.artifact.manifest.max_length
+        """The most tokens of a row that the model can take, on the device where it is."""
+        return min(
+            self.artifact.manifest.max_length, self.served.capacity.longest_row or self.artifact.manifest.max_length
+        )
 
 
 class Models:
@@ -121,32 +127,40 @@ class Models:
 
     def _load(self, served: Served, warm_up: Callable[[Model], None]) -> Model:
         options, machine = self._options, this_machine()
-        artifact, variant = find_artifact(
-            served.source, lambda found: choose(found, options.precision, machine), Hub(revision=options.revision)
-        )
+        artifact, variant, device = found_for(served, options)
         check_servable(variant)
         name = served.name or artifact.manifest.name
         known = self._models.get(name)
         if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
             return known
         rules = rules_for(artifact, options)
-        tokenizer = PairTokenizer(open_tokenizer(artifact, prepare=options.prepare), artifact.manifest.template)
+        n_cores = machine.cores.n if device.is_gpu else 1
+        text_tokenizer = open_tokenizer(artifact, prepare=options.prepare, n_cores=n_cores)
+        tokenizer = PairTokenizer(text_tokenizer, artifact.manifest.template)
         model = Model(
             name=name,
             artifact=artifact,
             variant=variant,
             tokenizer=tokenizer,
             rules=rules,
-            served=self._load_in_workers(name, artifact, variant),
+            served=self._load_in_workers(name, artifact, variant, device),
         )
+        rules.check(artifact.manifest.template, model.limit)
         warm_up(model)
         _logger.info("%s is ready: %s", name, variant.name, extra={"model": name, "artifact": artifact.identity})
         return model
 
-    def _load_in_workers(self, name: str, artifact: Artifact, variant: Variant) -> ServedModel:
+    def _load_in_workers(self, name: str, artifact: Artifact, variant: Variant, device: Device) -> ServedModel:
         key = next(self._keys)
         folder = artifact.folder.resolve()
-        files = ModelFiles(key=key, folder=folder, variant=variant, prepare=self._options.prepare)
+        files = ModelFiles(
+            key=key,
+            folder=folder,
+            variant=variant,
+            device=device,
+            prepare=self._options.prepare,
+            gpu_memory_bytes=self._options.gpu_memory_bytes,
+        )
         capacities = [worker.load(files) for worker in self._workers]
         salt = hashlib.sha256(f"{key} {artifact.identity} {variant.name}".encode()).digest()
         return ServedModel(key=key, salt=salt, capacity=capacities[0])
@@ -158,6 +172,15 @@ class Models:
         for worker in self._workers:
             await asyncio.to_thread(worker.unload, model.served.key)
         _logger.info("%s of before was released", model.name)
+
+
+def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, Device]:
+    """Return what is served: the artifact, which of its variants, and where that runs. Raises what `place` raises."""
+    asked, machine = Device.parse(options.device), this_machine()
+    artifact, variant = find_artifact(
+        served.source, lambda found: place(found, asked, options.precision, machine), Hub(revision=options.revision)
+    )
+    return artifact, variant, device_of(variant, asked)
 
 
 def check_servable(variant: Variant) -> None:

@@ -21,7 +21,9 @@ import numpy as np
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact import Variant
+from rankrt.devices import Device
 from rankrt.errors import ArtifactError, RankrtError
+from rankrt.placement import device_of
 from rankrt.planner import Capacity
 from rankrt.server.workers import LocalWorker, ModelFiles, Run, RunFailed, WorkerLost
 
@@ -36,7 +38,9 @@ class _Load(msgspec.Struct, frozen=True, tag=True):
     key: str
     folder: str
     variant: Variant
+    device: str
     prepare: bool
+    gpu_memory_bytes: int | None
 
 
 class _Unload(msgspec.Struct, frozen=True, tag=True):
@@ -89,7 +93,14 @@ class ProcessWorker:
 
     def load(self, files: ModelFiles) -> Capacity:
         """Load a model."""
-        order = _Load(key=files.key, folder=str(files.folder), variant=files.variant, prepare=files.prepare)
+        order = _Load(
+            key=files.key,
+            folder=str(files.folder),
+            variant=files.variant,
+            device=str(files.device),
+            prepare=files.prepare,
+            gpu_memory_bytes=files.gpu_memory_bytes,
+        )
         with self._lock:
             answer = self._ask(self._control, order)
             if not isinstance(answer, _Loaded):
@@ -185,7 +196,14 @@ def _obey(worker: LocalWorker, order: _Load | _Unload) -> _Loaded | _Refused:
         if isinstance(order, _Unload):
             worker.unload(order.key)
             return _Loaded(layout="packed", n_threads=worker.n_lanes, n_narrow=worker.n_lanes)
-        files = ModelFiles(key=order.key, folder=Path(order.folder), variant=order.variant, prepare=order.prepare)
+        files = ModelFiles(
+            key=order.key,
+            folder=Path(order.folder),
+            variant=order.variant,
+            device=device_of(order.variant, Device.parse(order.device)),
+            prepare=order.prepare,
+            gpu_memory_bytes=order.gpu_memory_bytes,
+        )
         return msgspec.convert(worker.load(files), _Loaded, from_attributes=True)
     except RankrtError as error:
         return _Refused(message=str(error))

@@ -15,11 +15,11 @@ from rankrt.arrays import Float32Array, Int32Array
 from rankrt.artifact import Variant, open_artifact
 from rankrt.backends import Backend
 from rankrt.backends.ort_causal import OrtCausal
+from rankrt.devices import Device
 from rankrt.errors import RankrtError
-from rankrt.machine import this_machine
 from rankrt.planner import Capacity, Plan
 from rankrt.tokenizer import Encoded
-from rankrt.variants import open_cpu
+from rankrt.variants import open_variant
 
 
 class WorkerLost(RankrtError):
@@ -41,7 +41,9 @@ class ModelFiles:
     key: str
     folder: Path
     variant: Variant
+    device: Device
     prepare: bool
+    gpu_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -104,8 +106,14 @@ class LocalWorker:
 
     def load(self, files: ModelFiles) -> Capacity:
         """Load a model."""
-        machine, artifact = this_machine(), open_artifact(files.folder)
-        backend = open_cpu(artifact, files.variant, machine, self.n_lanes, prepare=files.prepare)
+        backend = open_variant(
+            open_artifact(files.folder),
+            files.variant,
+            files.device,
+            n_threads=self.n_lanes,
+            prepare=files.prepare,
+            gpu_memory_bytes=files.gpu_memory_bytes,
+        )
         assert not isinstance(backend, OrtCausal), "models.check_servable lets no decoder through"
         with self._lock:
             self._backends[files.key] = backend
@@ -119,7 +127,7 @@ class LocalWorker:
 
     def run(self, lane: int, run: Run) -> Float32Array:
         """Return a logit for each row."""
-        encoded, rows = _encoded(run), np.arange(len(run.rows))
+        encoded, rows = Encoded.of_rows(run.rows, run.passage_starts), np.arange(len(run.rows))
         plan = Plan(wide=(rows,)) if run.is_wide else Plan(narrow=(rows,))
         try:
             return self._backends[run.key].run(encoded, plan)
@@ -133,16 +141,3 @@ class LocalWorker:
         """Release all models."""
         for key in list(self._backends):
             self.unload(key)
-
-
-def _encoded(run: Run) -> Encoded:
-    n_rows = len(run.rows)
-    return Encoded(
-        ids=np.concatenate(run.rows),
-        offsets=np.cumsum([0, *map(len, run.rows)]),
-        passage_starts=np.array(run.passage_starts, np.int64),
-        pair_of_row=np.arange(n_rows),
-        spans=np.zeros((n_rows, 2), np.int64),
-        truncated=np.zeros(n_rows, bool),
-        query_truncated=np.zeros(n_rows, bool),
-    )
