@@ -5,13 +5,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs bench bench-full clean
+# onnxruntime and onnxruntime-gpu write the same files, so the GPU has an environment of its own. GPU_EXTRAS=gpu without
+# TensorRT, whose libraries are several GB.
+GPU_VENV := $(VENV)-gpu
+GPU_READY := $(GPU_VENV)/.ready
+GPU_EXTRAS ?= gpu,tensorrt
+
+.PHONY: demo test test-gpu check docs bench bench-full clean
 
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m benchmarks.demo
 
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest
+
+test-gpu: $(GPU_READY)  ## what needs an NVIDIA GPU: scores, kernels, engines; skipped with the reason where there is none
+	$(GPU_VENV)/bin/python -m rankrt.cli doctor --device cuda || true
+	$(GPU_VENV)/bin/python -m pytest -rs -m gpu tests/gpu
 
 check: $(READY)  ## what a change has to pass besides the tests
 	$(BIN)/ruff check .
@@ -42,10 +52,16 @@ bench-full: $(READY)  ## every system on a quiet machine, for a committed record
 	$(BIN)/python -m benchmarks.docs
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(GPU_VENV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,server,export]' --group dev
+	touch $@
+
+$(GPU_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(GPU_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(GPU_EXTRAS),export]' --group dev
 	touch $@

@@ -1,0 +1,186 @@
+"""What only a GPU can show: scores beside PyTorch's and the CPU's, flash attention, engines that are built once.
+
+`make test-gpu` runs it. Where no GPU can be used every test is skipped, with the reason that a user would be told.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rankrt import DeviceError, Reranker
+from rankrt.arrays import Float32Array
+from rankrt.artifact import Artifact, Precision, open_artifact
+from rankrt.backends.providers import gpu_for
+from rankrt.build import build
+from rankrt.builds import Builds, drift_limit
+from rankrt.cli import main
+from rankrt.devices import Device
+from rankrt.gpu_doctor import examine_gpu, examine_variant
+from rankrt.placement import variants_for
+from tests.support import in_threads
+
+pytestmark = [pytest.mark.gpu, pytest.mark.export]
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
+CUDA, TENSORRT = Device("cuda"), Device("tensorrt")
+# Kernels that add in another order: what fp32 is promised to keep on a GPU, with TF32 off.
+FP32_LIMIT = 1e-3
+WORDS = ["river", "bank", "Fluss", "montaña", "город", "水", "データ", "of", "the", "and", "12", "kernel"]
+
+
+def _needs(device: Device) -> None:
+    try:
+        gpu_for(device)
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _gpu() -> None:
+    _needs(CUDA)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    pytest.importorskip("rankrt_export.pipeline", reason="needs the export extra")
+    folder = tmp_path_factory.mktemp("gpu") / "tiny"
+    options = ["--target", "cpu", "cuda", "tensorrt", "--precision", "fp32", "fp16"]
+    assert main(["export", str(CHECKPOINT), str(folder), *options]) == 0
+    return open_artifact(folder)
+
+
+@pytest.fixture(scope="module")
+def _engines(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines for all variants, in a cache that the tests of this module share."""
+    _needs(TENSORRT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKRT_CACHE", str(tmp_path_factory.mktemp("engines")))
+        for variant in variants_for(artifact, TENSORRT, "auto"):
+            build(artifact, variant, TENSORRT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[str, str]]:
+    """Pairs of mixed lengths, from a few tokens to rows that are cut."""
+    generator = np.random.default_rng(0)
+
+    def text(n: int) -> str:
+        return " ".join(generator.choice(WORDS, n))
+
+    return [(text(int(n)), text(int(m))) for n, m in zip(generator.integers(1, 12, 300), _lengths(300), strict=True)]
+
+
+def _lengths(n: int) -> list[int]:
+    generator = np.random.default_rng(1)
+    return [*generator.integers(1, 60, n - 40).tolist(), *generator.integers(200, 600, 40).tolist()]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(artifact: Artifact, pairs: list[tuple[str, str]]) -> Float32Array:
+    with Reranker.load(artifact.folder, device="cpu", precision="fp32") as reranker:
+        return reranker.score(pairs)
+
+
+def scores(artifact: Artifact, device: Device, precision: Precision, pairs: list[tuple[str, str]]) -> Float32Array:
+    with Reranker.load(artifact.folder, device=str(device), precision=precision) as reranker:
+        return reranker.score(pairs)
+
+
+def test_fp32_on_cuda_equals_the_cpu(artifact: Artifact, pairs, on_cpu: Float32Array):
+    assert np.abs(scores(artifact, CUDA, "fp32", pairs) - on_cpu).max() < FP32_LIMIT
+
+
+def test_fp32_on_cuda_equals_pytorch_on_the_same_gpu(artifact: Artifact, pairs):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    transformers = pytest.importorskip("transformers")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(CHECKPOINT).cuda().eval()
+    short = [pair for pair in pairs if len(pair[1].split()) < 60]
+    with torch.no_grad():
+        # One row at a time, so that nothing is padded.
+        found = [model(**tokenizer(*pair, return_tensors="pt").to("cuda")).logits.item() for pair in short]
+    assert np.abs(scores(artifact, CUDA, "fp32", short) - np.array(found)).max() < FP32_LIMIT
+
+
+def test_fp16_on_cuda_drifts_no_further_than_it_may(artifact: Artifact, pairs, on_cpu: Float32Array):
+    (variant,) = variants_for(artifact, CUDA, "fp16")
+    assert np.abs(scores(artifact, CUDA, "fp16", pairs) - on_cpu).max() < drift_limit(variant)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_score_hardly_depends_on_its_batch(artifact: Artifact, pairs, precision: Precision):
+    """Kernels are chosen by the shape of a run, so a GPU does not promise the last bit."""
+    (variant,) = variants_for(artifact, CUDA, precision)
+    with Reranker.load(artifact.folder, device="cuda", precision=precision) as reranker:
+        together = reranker.score(pairs)
+        alone = np.concatenate([reranker.score([pair]) for pair in pairs])
+    assert np.abs(together - alone).max() < drift_limit(variant)
+
+
+def test_the_same_call_gives_the_same_bits(artifact: Artifact, pairs):
+    with Reranker.load(artifact.folder, device="cuda", precision="fp32") as reranker:
+        first = reranker.score(pairs)
+        assert all(reranker.score(pairs).tobytes() == first.tobytes() for _ in range(5))
+
+
+def test_threads_share_a_gpu(artifact: Artifact, pairs, on_cpu: Float32Array):
+    with Reranker.load(artifact.folder, device="cuda", precision="fp32") as reranker:
+        answers = in_threads(8, lambda i: [reranker.score(pairs) for _ in range(5)])
+    found = np.array(answers, np.float32).reshape(-1, len(pairs))
+    assert np.abs(found - on_cpu).max() < FP32_LIMIT
+
+
+def test_everything_that_is_needed_is_found(artifact: Artifact):
+    assert [finding for finding in examine_gpu(CUDA) if finding.verdict != "ok"] == []
+
+
+def test_fp16_runs_on_the_gpu_alone_and_attends_by_a_flash_kernel(artifact: Artifact):
+    (variant,) = variants_for(artifact, CUDA, "fp16")
+    build(artifact, variant, CUDA)
+    findings = {finding.name: finding for finding in examine_variant(artifact, variant, CUDA)}
+    assert (findings["nodes"].verdict, findings["attention"].verdict) == ("ok", "ok"), findings
+    assert "FLASH" in findings["attention"].detail
+
+
+def test_memory_that_is_not_enough_is_an_error(artifact: Artifact):
+    with pytest.raises(Exception, match=r"[Mm]emory|allocat"):
+        Reranker.load(artifact.folder, device="cuda", precision="fp32", gpu_memory_gb=0.001)
+
+
+@pytest.mark.usefixtures("_engines")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_drifts_no_further_than_it_may(artifact: Artifact, pairs, on_cpu: Float32Array, precision: Precision):
+    (variant,) = variants_for(artifact, TENSORRT, precision)
+    assert np.abs(scores(artifact, TENSORRT, precision, pairs) - on_cpu).max() < drift_limit(variant)
+
+
+@pytest.mark.usefixtures("_engines")
+def test_engines_that_were_built_are_loaded_and_not_built_again(artifact: Artifact, pairs):
+    def files() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in Builds().folder.rglob("*.engine")}
+
+    before = files()
+    assert len(before) >= 2
+    scores(artifact, TENSORRT, "fp16", pairs)
+    assert files() == before
+
+
+@pytest.mark.usefixtures("_engines")
+def test_tensorrt_runs_everything(artifact: Artifact):
+    (variant,) = variants_for(artifact, TENSORRT, "fp16")
+    verdicts = {finding.name: finding.verdict for finding in examine_variant(artifact, variant, TENSORRT)}
+    assert verdicts == {"build": "ok", "nodes": "ok", "memory": "ok"}
+
+
+def test_auto_takes_the_gpu(artifact: Artifact):
+    (variant,) = variants_for(artifact, CUDA, "fp16")
+    build(artifact, variant, CUDA)
+    with Reranker.load(artifact.folder) as reranker:
+        assert reranker.device == CUDA
+        assert reranker.variant.precision == "fp16"
