@@ -40,7 +40,7 @@ INT8 = {
     "onnxruntime-int8": "ONNX Runtime, `quantize_dynamic`",
     "torch-int8": "PyTorch, `quantize_dynamic`",
 }
-COMMANDS = ("", "export", "serve", "rerank", "score", "info", "doctor", "cache")
+COMMANDS = ("", "export", "serve", "rerank", "score", "info", "build", "doctor", "cache")
 
 
 def main() -> int:
