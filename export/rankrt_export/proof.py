@@ -18,7 +18,7 @@ from rankrt.artifact import Artifact, Variant
 from rankrt.backends.ort import import_onnxruntime, session_options
 from rankrt.errors import ScoreError
 from rankrt.machine import this_machine
-from rankrt.planner import pack
+from rankrt.planner import divide
 from rankrt.tokenizer import Encoded, Pair
 from rankrt_export.rows import RowMaker
 
@@ -41,7 +41,7 @@ class GraphOnCpu:
         assert cutoff_layers is None, "a graph for TensorRT has one exit"
         encoded = self._rows.encode(list(pairs))
         logits = np.empty(encoded.n_rows, np.float32)
-        for rows in pack(encoded.lengths, _RUN_TOKENS):
+        for rows in divide(encoded.lengths, _RUN_TOKENS, "padded"):
             logits[rows] = self.run(padded(encoded, rows))
         if not np.isfinite(logits).all():
             pair = int(np.flatnonzero(~np.isfinite(logits))[0])
