@@ -1,12 +1,13 @@
 """How a variant that was just written is run here, to be compared with PyTorch."""
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact import Artifact, Variant
-from rankrt.backends.ort import import_onnxruntime
+from rankrt.backends.providers import gpu_for
+from rankrt.devices import Device
+from rankrt.errors import DeviceError
 from rankrt.reranker import Reranker
 from rankrt.tokenizer import Pair
 from rankrt_export.proof import GraphOnCpu
@@ -29,7 +30,13 @@ class Scorer(Protocol):
 
 def can_run(variant: Variant) -> bool:
     """Tell whether this host can run a variant: CUDA's attention has no kernel for a CPU."""
-    return variant.target != "cuda" or has_cuda()
+    if variant.target != "cuda":
+        return True
+    try:
+        gpu_for(Device("cuda"))
+    except DeviceError:
+        return False
+    return True
 
 
 def load(artifact: Artifact, variant: Variant) -> Scorer:
@@ -37,18 +44,11 @@ def load(artifact: Artifact, variant: Variant) -> Scorer:
     if variant.target == "tensorrt":
         return GraphOnCpu(artifact, variant, RowMaker.open(artifact))
     rules = verified_rules(artifact)
-    device: Any = variant.target
     return Reranker.load(
         artifact.folder,
-        device=device,
+        device=variant.target,
         precision=variant.precision,
         max_length=rules.max_length,
         truncation=rules.truncation,
         prepare=False,
     )
-
-
-def has_cuda(devices: Path = Path("/dev")) -> bool:
-    """Tell whether the engine that is installed can use CUDA, and an NVIDIA device is here."""
-    offers = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
-    return offers and any(devices.glob("nvidia[0-9]*"))

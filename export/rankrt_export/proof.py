@@ -13,19 +13,18 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from rankrt.arrays import Float32Array, Int32Array, Int64Array
+from rankrt.arrays import Float32Array, Int32Array
 from rankrt.artifact import Artifact, Variant
 from rankrt.backends.ort import import_onnxruntime, session_options
+from rankrt.batch import padded
 from rankrt.errors import ScoreError
 from rankrt.machine import this_machine
 from rankrt.planner import divide
-from rankrt.tokenizer import Encoded, Pair
+from rankrt.tokenizer import Pair
 from rankrt_export.rows import RowMaker
 
-# Rows of a run have about so many tokens, those not counted that they are filled up with.
+# Rows of a run have so many tokens at most, those counted that they are filled up with.
 _RUN_TOKENS = 1024
-# What rows are filled up with: any token will do.
-_FILL = 0
 
 
 class GraphOnCpu:
@@ -41,7 +40,7 @@ class GraphOnCpu:
         assert cutoff_layers is None, "a graph for TensorRT has one exit"
         encoded = self._rows.encode(list(pairs))
         logits = np.empty(encoded.n_rows, np.float32)
-        for rows in divide(encoded.lengths, _RUN_TOKENS, "padded"):
+        for rows in divide(encoded.lengths, _RUN_TOKENS, self.variant.layout):
             logits[rows] = self.run(padded(encoded, rows))
         if not np.isfinite(logits).all():
             pair = int(np.flatnonzero(~np.isfinite(logits))[0])
@@ -58,15 +57,6 @@ class GraphOnCpu:
 
     def close(self) -> None:
         """Do nothing: the session goes with the last reference to it."""
-
-
-def padded(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
-    """Put rows on top of each other, filled up to the longest: input_ids (n_rows, longest), lengths (n_rows,)."""
-    lengths = encoded.lengths[rows].astype(np.int32)
-    ids = np.full((len(rows), lengths.max()), _FILL, np.int32)
-    for place, row in enumerate(rows):
-        ids[place, : lengths[place]] = encoded.row(row)
-    return {"input_ids": ids, "lengths": lengths}
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,13 +9,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rankrt import Reranker
-from rankrt.arrays import Float32Array, Int32Array
+from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.backends.ort import import_onnxruntime
+from rankrt.batch import padded, varlen
 from rankrt.tokenizer import Encoded
 from rankrt_export.errors import VerificationError
 from rankrt_export.pipeline import Options, export
-from rankrt_export.proof import GraphOnCpu, padded, rounded
+from rankrt_export.proof import GraphOnCpu, rounded
 from rankrt_export.rows import RowMaker
 from rankrt_export.texts import sample
 from tests.export.conftest import Make
@@ -94,17 +95,8 @@ def graph_of(artifact: Artifact, name: str) -> onnx.ModelProto:
     return onnx.load(artifact.path(variant_of(artifact, name).graph), load_external_data=False)
 
 
-def varlen(encoded: Encoded) -> dict[str, Int32Array]:
-    """All rows one behind the other, and where their tokens are in a matrix."""
-    lengths, longest = encoded.lengths, int(encoded.lengths.max())
-    tokens = [row * longest + place for row, n in enumerate(lengths) for place in range(n)]
-    filled = [row * longest + place for row, n in enumerate(lengths) for place in range(n, longest)]
-    return {
-        "input_ids": encoded.ids.astype(np.int32),
-        "positions": np.concatenate([np.arange(n) for n in lengths]).astype(np.int32),
-        "row_offsets": encoded.offsets.astype(np.int32),
-        "token_offset": np.array(tokens + filled, np.int32).reshape(len(lengths), longest),
-    }
+def every_row(encoded: Encoded) -> Int64Array:
+    return np.arange(encoded.n_rows)
 
 
 # Scores.
@@ -115,7 +107,7 @@ def test_the_graph_for_tensorrt_has_the_scores_of_the_cpu_s(
     artifact: Artifact, encoded: Encoded, expected: Float32Array, precision: Precision
 ):
     graph = GraphOnCpu(artifact, variant_of(artifact, f"tensorrt-{precision}"), RowMaker.open(artifact))
-    logits = graph.run(padded(encoded, np.arange(encoded.n_rows)))
+    logits = graph.run(padded(encoded, every_row(encoded)))
     np.testing.assert_allclose(logits, expected, atol=TOLERANCES[precision], rtol=0)
     assert np.ptp(expected) > 1
 
@@ -125,7 +117,7 @@ def test_the_cpu_provider_takes_the_file_as_it_is(
     artifact: Artifact, encoded: Encoded, expected: Float32Array, precision: Precision
 ):
     session = import_onnxruntime().InferenceSession(str(artifact.path(f"tensorrt-{precision}.onnx")), providers=CPU)
-    (logits,) = session.run(None, padded(encoded, np.arange(encoded.n_rows)))
+    (logits,) = session.run(None, padded(encoded, every_row(encoded)))
     np.testing.assert_allclose(logits, expected, atol=TOLERANCES[precision], rtol=0)
 
 
@@ -134,7 +126,7 @@ def test_the_packed_graph_has_the_scores_of_the_cpu_s(
     artifact: Artifact, encoded: Encoded, expected: Float32Array, precision: Precision
 ):
     graph = evaluator(str(artifact.path(f"cuda-{precision}.onnx")))
-    (logits,) = graph.run(None, varlen(encoded))
+    (logits,) = graph.run(None, varlen(encoded, every_row(encoded)))
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, atol=TOLERANCES[precision], rtol=0)
 
@@ -144,7 +136,7 @@ def test_a_score_does_not_depend_on_what_rows_are_filled_up_with(
     artifact: Artifact, encoded: Encoded, precision: Precision
 ):
     graph = GraphOnCpu(artifact, variant_of(artifact, f"tensorrt-{precision}"), RowMaker.open(artifact))
-    feed = padded(encoded, np.arange(encoded.n_rows))
+    feed = padded(encoded, every_row(encoded))
     is_filled_up = np.arange(feed["input_ids"].shape[1]) >= feed["lengths"][:, None]
     garbage = np.where(is_filled_up, np.random.RandomState(0).randint(0, 24000, is_filled_up.shape), feed["input_ids"])
     assert graph.run(feed | {"input_ids": garbage.astype(np.int32)}).tobytes() == graph.run(feed).tobytes()
@@ -152,7 +144,7 @@ def test_a_score_does_not_depend_on_what_rows_are_filled_up_with(
 
 def test_rows_of_one_length_score_as_they_do_among_longer_ones(artifact: Artifact, encoded: Encoded):
     graph = GraphOnCpu(artifact, variant_of(artifact, "tensorrt-fp32"), RowMaker.open(artifact))
-    together = graph.run(padded(encoded, np.arange(encoded.n_rows)))
+    together = graph.run(padded(encoded, every_row(encoded)))
     alone = [graph.run(padded(encoded, np.array([row])))[0] for row in range(encoded.n_rows)]
     np.testing.assert_allclose(alone, together, atol=TOLERANCES["fp32"], rtol=0)
 
@@ -266,7 +258,7 @@ def test_states_that_are_large_but_can_be_held_do_not_overflow_in_a_norm(make_ou
     artifact = export(str(make_outliers(bias=30000.0)), tmp_path / "artifact", options)
     assert variant_of(artifact, "tensorrt-fp16").verification is not None
     encoded = RowMaker.open(artifact).encode(sample().pairs[:2])
-    (logits,) = evaluator(str(artifact.path("cuda-fp16.onnx"))).run(None, varlen(encoded))
+    (logits,) = evaluator(str(artifact.path("cuda-fp16.onnx"))).run(None, varlen(encoded, every_row(encoded)))
     assert np.isfinite(logits).all()
 
 

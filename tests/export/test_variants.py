@@ -6,9 +6,10 @@ import pytest
 
 from rankrt.artifact import Precision, Target
 from rankrt.cli import main
+from rankrt.devices import Device
+from rankrt.errors import DeviceError
 from rankrt_export import loading
 from rankrt_export.errors import CheckpointError, OptionsError
-from rankrt_export.loading import has_cuda
 from rankrt_export.pipeline import Options, export
 from rankrt_export.variants import asked_variants
 from tests.export.conftest import Make
@@ -56,26 +57,16 @@ def test_models_without_a_written_encoder_are_for_the_cpu(make_checkpoint: Make,
 def test_a_variant_that_cannot_run_here_is_announced(
     make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loading, "has_cuda", lambda: False)
+    def no_gpu(device: Device) -> None:
+        raise DeviceError(f"{device} is not there")
+
+    monkeypatch.setattr(loading, "gpu_for", no_gpu)
     command = ["export", str(make_checkpoint()), str(tmp_path / "artifact"), "--target", "cuda", "tensorrt"]
     assert main([*command, "--precision", "fp16", "--max-drift", "9", "--min-tau", "-1"]) == 0
     output, errors = capsys.readouterr()
     assert "cuda-fp16      0 MB  not verified" in output
     assert f"cuda-fp16 is not verified: no CUDA device here; on a host that has one: rankrt build {tmp_path}" in errors
     assert "tensorrt-fp16 is not verified" not in errors
-
-
-def test_cuda_takes_a_device_and_an_engine_that_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Engine:
-        def __init__(self, *providers: str) -> None:
-            self.get_available_providers = lambda: [*providers, "CPUExecutionProvider"]
-
-    (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(loading, "import_onnxruntime", lambda: Engine("CUDAExecutionProvider"))
-    assert has_cuda(tmp_path)
-    assert not has_cuda(tmp_path / "nowhere")
-    monkeypatch.setattr(loading, "import_onnxruntime", lambda: Engine())
-    assert not has_cuda(tmp_path)
 
 
 def test_info_says_how_variants_for_gpus_are_checked(
