@@ -5,7 +5,7 @@ graph or a weight: an artifact is names, numbers and hashes.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -23,9 +23,14 @@ MANIFEST = "rankrt.json"
 Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
+# What a processor has to do with products of bytes for a graph to be exact: nothing, as their sums in pairs fit into 16
+# bits; or add four in 32 bits at once.
+InstructionSet: TypeAlias = Literal["avx2", "vnni"]
 
 # From the most to the least faithful.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+# From the best to the one that every processor has.
+INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
 # What "auto" takes, the first that the artifact has verified: whoever exported int8 within its limits wants its speed,
 # and fp16 on a CPU is fp32 with rounded weights. int4 is for hosts that cannot hold anything else.
 _PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "int4")
@@ -147,7 +152,8 @@ class Exit(_Record, frozen=True):
 class Variant(_Record, frozen=True):
     """The model for one target in one precision: one graph, or several in a row that each end in an exit.
 
-    `graph` is the first to run. `verification` is that of the last exit.
+    `graph` is the first to run. `verification` is that of the last exit. `instruction_set` is None where any processor
+    will do, and in int8 of format 2 and before, whose only graph is exact on all.
     """
 
     target: Target
@@ -158,11 +164,12 @@ class Variant(_Record, frozen=True):
     verification: Verification | None
     quantization: Quantization | None
     exits: tuple[Exit, ...] = ()
+    instruction_set: InstructionSet | None = None
 
     @property
     def name(self) -> str:
-        """The variant as people call it, such as cpu-fp32."""
-        return f"{self.target}-{self.precision}"
+        """The variant as people call it, such as cpu-fp32 or cpu-int8-vnni."""
+        return "-".join(filter(None, (self.target, self.precision, self.instruction_set)))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -234,18 +241,27 @@ class Artifact:
         return self.folder / name
 
     def choose(
-        self, target: Target, precision: Precision | Literal["auto"], without: Collection[Precision] = ()
+        self,
+        target: Target,
+        precision: Precision | Literal["auto"],
+        without: Collection[Precision] = (),
+        instruction_sets: Sequence[InstructionSet] = INSTRUCTION_SETS,
     ) -> Variant:
         """Return the variant for a target in that precision; for "auto" a verified one, int8 or the most faithful.
 
-        `without` are precisions that "auto" does not take. Raises DeviceError, naming what there is, if the artifact
-        has no such variant.
+        `without` are precisions that "auto" does not take; of variants that differ by it only, the one for the first of
+        `instruction_sets` is taken. Raises DeviceError, naming what there is, if the artifact has no such variant.
         """
-        here = [v for v in self.manifest.variants if v.target == target and v.precision not in without]
+        sets = (None, *instruction_sets)
+        here = [
+            v
+            for v in self.manifest.variants
+            if v.target == target and v.precision not in without and v.instruction_set in sets
+        ]
         wanted = [v for v in here if precision in (v.precision, "auto") and (v.verification or precision != "auto")]
         if not wanted:
             raise DeviceError(self._no_variant(target, precision))
-        return min(wanted, key=lambda variant: _PREFERRED.index(variant.precision))
+        return min(wanted, key=lambda v: (_PREFERRED.index(v.precision), sets.index(v.instruction_set)))
 
     def check_sizes(self, names: Iterable[str]) -> None:
         """Raise ArtifactError if one of these files is missing or has another size than the manifest says."""

@@ -15,7 +15,7 @@ import msgspec
 from tqdm import tqdm
 
 from rankrt import Hit, InputError, Ranking, RankrtError, Reranker, __version__
-from rankrt.artifact import PRECISIONS, open_artifact
+from rankrt.artifact import INSTRUCTION_SETS, PRECISIONS, open_artifact
 from rankrt.build import build as build_variant
 from rankrt.build import steps
 from rankrt.builds import Builds
@@ -214,6 +214,9 @@ def _load_options(parser: argparse.ArgumentParser) -> None:
     """Declare what `Reranker.load` takes besides the model."""
     parser.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto")
+    parser.add_argument(
+        "--instruction-set", choices=INSTRUCTION_SETS, help="of int8; default: what this processor is fastest with"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument("--threads", type=int, dest="n_threads", metavar="N", help="default: the usable physical cores")
     parser.add_argument(
@@ -277,7 +280,8 @@ _COMMANDS = {
 
 
 def _load(options: argparse.Namespace) -> Reranker:
-    names = ("device", "precision", "revision", "n_threads", "max_length", "prepare", "cutoff_layer", "gpu_memory_gb")
+    of_load = ("device", "precision", "instruction_set", "revision", "n_threads", "max_length", "prepare")
+    names = (*of_load, "cutoff_layer", "gpu_memory_gb")
     rules = ("query_max_length", "truncation", "long_documents")
     return Reranker.load(options.model, **{name: getattr(options, name) for name in names + rules})
 

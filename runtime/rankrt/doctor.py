@@ -19,7 +19,7 @@ from rankrt.errors import RankrtError
 from rankrt.finding import Finding, checked
 from rankrt.gpu_doctor import examine_gpu, examine_variant
 from rankrt.gpus import has_driver
-from rankrt.machine import this_machine
+from rankrt.machine import Machine, this_machine
 from rankrt.placement import place
 from rankrt.prepared import PreparedModels
 from rankrt.reranker import Reranker
@@ -95,8 +95,14 @@ def _choice(artifact: Artifact, device: Device) -> str:
     chosen = place(artifact, device, "auto", machine).name
     if device.is_gpu:
         return f"precision='auto' takes {chosen} on {device}"
-    speed = "multiplies bytes faster than floats" if machine.multiplies_bytes else "gains nothing from int8"
-    return f"precision='auto' takes {chosen} here: the processor {speed}"
+    return f"precision='auto' takes {chosen} here: the processor {_products_of_bytes(machine)}"
+
+
+def _products_of_bytes(machine: Machine) -> str:
+    if not machine.multiplies_bytes:
+        return "gains nothing from int8"
+    bits = 32 if machine.instruction_sets[0] == "vnni" else 16
+    return f"multiplies bytes faster than floats, and adds the products in {bits} bits"
 
 
 def _hashes(artifact: Artifact) -> str:
@@ -114,6 +120,7 @@ def _examples(artifact: Artifact, variant: Variant, device: Device) -> Finding:
             artifact.folder,
             device=str(device),
             precision=variant.precision,
+            instruction_set=variant.instruction_set,
             truncation="longest_first",
             prepare=False,
         ) as reranker:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankrt.artifact import INSTRUCTION_SETS, InstructionSet
+
 # The flags by which ONNX Runtime's matrix kernels choose their code (mlas/lib/platform.cpp).
 _KERNEL_FLAGS = (
     "avx2",
@@ -27,6 +29,8 @@ _KERNEL_FLAGS = (
     "sve",
     "bf16",
 )
+# Each adds four products of bytes in 32 bits at once; the last is Arm's.
+_VNNI_FLAGS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,11 @@ class Machine:
     def multiplies_bytes(self) -> bool:
         """Whether products of 8-bit integers are faster than those of floats: with AVX2 or Arm's dot products."""
         return not {"avx2", "asimddp"}.isdisjoint(self.instructions)
+
+    @property
+    def instruction_sets(self) -> tuple[InstructionSet, ...]:
+        """The instruction sets whose graphs run at their full speed here, the best first."""
+        return ("avx2",) if _VNNI_FLAGS.isdisjoint(self.instructions) else INSTRUCTION_SETS
 
 
 def this_machine(root: Path = Path("/")) -> Machine:

@@ -7,7 +7,7 @@ import logging
 from typing import Literal, TypeAlias
 
 from rankrt import gpus
-from rankrt.artifact import Artifact, Precision, Target, Variant
+from rankrt.artifact import Artifact, InstructionSet, Precision, Target, Variant
 from rankrt.backends.providers import gpu_for
 from rankrt.batch import GPU_BATCHES
 from rankrt.builds import Builds, build_command, built_for, find_build
@@ -26,14 +26,24 @@ _TARGETS: tuple[Target, ...] = ("cuda", "tensorrt")
 _logger = logging.getLogger("rankrt")
 
 
-def place(artifact: Artifact, device: Device | None, precision: Wanted, machine: Machine) -> Variant:
+def place(
+    artifact: Artifact,
+    device: Device | None,
+    precision: Wanted,
+    machine: Machine,
+    instruction_set: InstructionSet | None = None,
+) -> Variant:
     """Return the variant for a device; for None ("auto") that of a GPU if one is usable, else the CPU's.
+
+    With an instruction set it is the CPU's.
 
     Raises DeviceError if what is asked for cannot be had here. A GPU that is there and not used is announced.
     """
-    if device is None:
-        return _on_gpu_if_possible(artifact, precision) or choose(artifact, precision, machine)
-    return choose_on_gpu(artifact, device, precision) if device.is_gpu else choose(artifact, precision, machine)
+    if device is not None and device.is_gpu:
+        return choose_on_gpu(artifact, device, precision)
+    if device is None and instruction_set is None and (found := _on_gpu_if_possible(artifact, precision)):
+        return found
+    return choose(artifact, precision, machine, instruction_set)
 
 
 def choose_on_gpu(artifact: Artifact, device: Device, precision: Wanted, *, is_verified: bool = False) -> Variant:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import tokenizers
 
-from rankrt.artifact import Artifact, Precision, Variant
+from rankrt.artifact import Artifact, InstructionSet, Precision, Variant
 from rankrt.atomic import cache_folder, made_once, size_of
 from rankrt.backends.ort import import_onnxruntime, open_session, session_options
 from rankrt.errors import ArtifactError
@@ -75,7 +75,7 @@ class PreparedModels:
             artifact.check_hashes(variant.files)
             _check_space(unfinished, artifact, variant)
             for number, name in enumerate(variant.graphs):
-                _pack(artifact.path(name), unfinished, number)
+                _pack(artifact.path(name), unfinished, number, variant.instruction_set)
             (unfinished / _ENTRY).write_bytes(msgspec.json.encode(entry))
 
         folder = made_once(self.folder / entry.folder_name, make)
@@ -137,8 +137,8 @@ def _numbered(name: str, number: int) -> str:
     return name.format(number or "")
 
 
-def _pack(graph: Path, folder: Path, number: int) -> None:
-    options = session_options(1)
+def _pack(graph: Path, folder: Path, number: int, instruction_set: InstructionSet | None) -> None:
+    options = session_options(1, instruction_set=instruction_set)
     options.optimized_model_filepath = str(folder / _numbered(_GRAPH, number))
     settings = {
         "session.save_external_prepacked_constant_initializers": "1",

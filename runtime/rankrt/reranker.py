@@ -11,7 +11,7 @@ import numpy as np
 
 from rankrt import cascade
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
-from rankrt.artifact import Artifact, Precision, Variant
+from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, Precision, Variant
 from rankrt.backends import Backend
 from rankrt.backends.ort_causal import OrtCausal, progressively
 from rankrt.builds import build_command
@@ -93,6 +93,7 @@ class Reranker:
         *,
         device: str = "auto",
         precision: Precision | Literal["auto"] = "auto",
+        instruction_set: InstructionSet | None = None,
         n_threads: int | None = None,
         max_length: int | None = None,
         revision: str | None = None,
@@ -111,6 +112,7 @@ class Reranker:
                     is one that can be used and the artifact has a verified variant for it, else the CPU
         precision   "auto" takes on a CPU int8 if the artifact has verified it and this processor gains from it, else
                     fp32; on a GPU fp16
+        instruction_set  of int8 on a CPU: take the graph for "vnni" or "avx2"; by default the one for this processor
         n_threads   threads for the model; by default the physical cores that affinity and cgroup quota leave
         max_length  tokens of a row, special ones counted; by default 512 or the model's limit
         revision    branch, tag or commit of a hub repository
@@ -125,11 +127,11 @@ class Reranker:
         Raises ArtifactError, DeviceError, InputError, or MissingExtra if no engine is installed.
         """
         asked = Device.parse(device)
-        _check_options(asked, n_threads, gpu_memory_gb)
+        _check_options(asked, n_threads, instruction_set, gpu_memory_gb)
         machine, hub = this_machine(), Hub(revision=revision, cache_dir=cache_dir)
 
         def find(wanted: Precision | Literal["auto"], on: Device | None) -> tuple[Artifact, Variant]:
-            return find_artifact(source, lambda found: place(found, on, wanted, machine), hub)
+            return find_artifact(source, lambda found: place(found, on, wanted, machine, instruction_set), hub)
 
         def opened(wanted: Variant) -> Backend | OrtCausal:
             return open_variant(
@@ -143,6 +145,8 @@ class Reranker:
 
         artifact, variant = find(precision, asked)
         where = device_of(variant, asked)
+        if instruction_set is not None and variant.instruction_set is None:
+            raise DeviceError(f"{variant.name} is for any processor; leave instruction_set={instruction_set!r} out")
         limit = artifact.manifest.max_length
         longest = artifact.manifest.template.max_length_within(limit)
         chosen = Rules(max_length=min(512, longest) if max_length is None else max_length, **rules)
@@ -426,15 +430,20 @@ def best_rows(logits: Float32Array, pair_of_row: Int64Array, n_pairs: int) -> In
     return order[np.searchsorted(pair_of_row[order], np.arange(n_pairs))]
 
 
-def _check_options(device: Device | None, n_threads: int | None, gpu_memory_gb: float | None) -> None:
+def _check_options(
+    device: Device | None, n_threads: int | None, instruction_set: str | None, gpu_memory_gb: float | None
+) -> None:
     if gpu_memory_gb is not None and gpu_memory_gb <= 0:
         raise InputError(f"gpu_memory_gb={gpu_memory_gb}, expected more than 0 (or None for what is needed)")
     if gpu_memory_gb is not None and device is not None and device.target != "cuda":
         raise InputError(f"gpu_memory_gb bounds what CUDA takes, device={str(device)!r} does not heed it; drop it")
-    if n_threads is not None and device is not None and device.is_gpu:
-        raise InputError(f"n_threads is for the CPU, device={str(device)!r} does not heed it; drop it")
+    for name, value in (("n_threads", n_threads), ("instruction_set", instruction_set)):
+        if value is not None and device is not None and device.is_gpu:
+            raise InputError(f"{name} is for the CPU, device={str(device)!r} does not heed it; drop it")
     if n_threads is not None and n_threads < 1:
         raise InputError(f"n_threads={n_threads}, expected at least 1 (or None for all usable cores)")
+    if instruction_set not in (None, *INSTRUCTION_SETS):
+        raise InputError(f"instruction_set={instruction_set!r}, expected one of {', '.join(INSTRUCTION_SETS)}, or None")
 
 
 def _as_list(items: Iterable[Any], name: str) -> list[Any]:

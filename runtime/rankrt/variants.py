@@ -4,9 +4,9 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from rankrt.artifact import Artifact, Precision, Variant
+from rankrt.artifact import Artifact, InstructionSet, Precision, Variant
 from rankrt.backends import Backend
 from rankrt.backends.gpu import GpuBackend
 from rankrt.backends.ort_causal import OrtCausal
@@ -58,13 +58,21 @@ class Variants:
             backend.close()
 
 
-def choose(artifact: Artifact, precision: Precision | Literal["auto"], machine: Machine) -> Variant:
+def choose(
+    artifact: Artifact,
+    precision: Precision | Literal["auto"],
+    machine: Machine,
+    instruction_set: InstructionSet | None = None,
+) -> Variant:
     """Return the variant for this host's CPU: see `Artifact.choose`; int8 only where it is faster than fp32.
 
-    Raises DeviceError if there is none, or if int8 is asked for by name on a processor that gains nothing from it.
+    Of two int8 graphs it is the one for this processor, unless an instruction set is asked for. Raises DeviceError if
+    there is none, or if int8 is asked for by name on a processor that gains nothing from it.
     """
+    if instruction_set is not None:
+        return _asked_for(artifact, precision, machine, instruction_set)
     if machine.multiplies_bytes:
-        return artifact.choose("cpu", precision)
+        return artifact.choose("cpu", precision, instruction_sets=machine.instruction_sets)
     if precision in _NEED_BYTES:
         raise DeviceError(
             f"{machine.processor} has no fast products of bytes (AVX2, or asimddp on Arm): int8 would be slower than"
@@ -73,6 +81,23 @@ def choose(artifact: Artifact, precision: Precision | Literal["auto"], machine: 
     variant = artifact.choose("cpu", precision, without=_NEED_BYTES)
     if precision == "auto" and any(v.precision == "int8" and v.verification for v in artifact.manifest.variants):
         _logger.warning("%s has no fast products of bytes: using %s, not int8", machine.processor, variant.precision)
+    return variant
+
+
+def _asked_for(
+    artifact: Artifact, precision: Precision | Literal["auto"], machine: Machine, instruction_set: InstructionSet
+) -> Variant:
+    """Return the variant for an instruction set, and say so where another one would have been taken."""
+    variant = artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
+    if variant.instruction_set is not None and instruction_set != machine.instruction_sets[0]:
+        how = "more exact and slower than fp32" if instruction_set == "vnni" else "less exact"
+        _logger.warning(
+            "using %s as asked for: on %s it is %s than the graph for %s",
+            variant.name,
+            machine.processor,
+            how,
+            machine.instruction_sets[0],
+        )
     return variant
 
 
@@ -150,10 +175,10 @@ def open_tokenizer(artifact: Artifact, *, prepare: bool, n_cores: int = 1) -> Te
 
 
 def _opened(graphs: Sequence[Path], variant: Variant, n_threads: int, *, is_prepared: bool) -> Backend | OrtCausal:
+    how: Any = {"n_threads": n_threads, "is_prepared": is_prepared, "instruction_set": variant.instruction_set}
     if variant.exits:
-        exits = [end.layer for end in variant.exits]
-        return OrtCausal(graphs, exits, n_threads=n_threads, is_prepared=is_prepared)
-    return OrtCpu(graphs[0], variant.layout, n_threads=n_threads, is_prepared=is_prepared)
+        return OrtCausal(graphs, [end.layer for end in variant.exits], **how)
+    return OrtCpu(graphs[0], variant.layout, **how)
 
 
 def _prepared_graphs(artifact: Artifact, variant: Variant, machine: Machine) -> list[Path] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rankrt import DeviceError, InputError, Reranker
-from rankrt.artifact import Artifact
+from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, open_artifact, write_manifest
 from rankrt.machine import Cores, Machine
 from rankrt.variants import choose
 from tests.support import POINTS, VERIFICATION, tiny_artifact
@@ -45,6 +45,78 @@ def test_auto_takes_fp32_and_says_so_where_it_gains_nothing(both: Artifact, capl
 def test_int8_by_name_is_refused_on_such_a_processor(both: Artifact):
     with pytest.raises(DeviceError, match=r"A Processor has no fast products of bytes .* use precision='fp32'"):
         choose(both, "int8", machine())
+
+
+@pytest.fixture
+def for_each(tmp_path: Path) -> Artifact:
+    """An artifact with an int8 variant for each instruction set, over the same graph, and one in fp32."""
+    artifact = tiny_artifact(tmp_path / "for_each", precisions=("fp32", "int8"))
+    fp32, int8 = artifact.manifest.variants
+    variants = [msgspec.structs.replace(int8, instruction_set=name) for name in INSTRUCTION_SETS]
+    write_manifest(msgspec.structs.replace(artifact.manifest, variants=(fp32, *variants)), artifact.folder)
+    return open_artifact(artifact.folder)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "name"),
+    [
+        (("avx2", "fma"), "cpu-int8-avx2"),
+        (("avx2", "avx512f", "avx512bw"), "cpu-int8-avx2"),
+        (("avx2", "avx_vnni"), "cpu-int8-vnni"),
+        (("avx2", "avx512f", "avx512_vnni"), "cpu-int8-vnni"),
+        (("avx2", "avx512_vnni", "amx_int8"), "cpu-int8-vnni"),
+        (("asimd", "asimddp"), "cpu-int8-vnni"),
+        (("asimd",), "cpu-fp32"),
+        ((), "cpu-fp32"),
+    ],
+)
+def test_the_graph_is_the_one_for_the_processor(for_each: Artifact, instructions: tuple[str, ...], name: str):
+    assert choose(for_each, "auto", machine(*instructions)).name == name
+
+
+def test_an_artifact_of_an_older_format_has_one_graph_for_all(both: Artifact):
+    for instructions in (("avx2",), ("avx2", "avx512_vnni")):
+        assert choose(both, "int8", machine(*instructions)).name == "cpu-int8"
+    with pytest.raises(DeviceError, match=r"cpu-int8 is for any processor; leave instruction_set='vnni' out"):
+        Reranker.load(both.folder, precision="int8", instruction_set="vnni")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "asked", "notice"),
+    [
+        (("avx2",), "vnni", "using cpu-int8-vnni as asked for: on A Processor it is more exact and slower than fp32"),
+        (("avx2", "avx_vnni"), "avx2", "using cpu-int8-avx2 as asked for: on A Processor it is less exact"),
+    ],
+)
+def test_another_graph_is_taken_if_it_is_asked_for_and_that_is_said(
+    for_each: Artifact,
+    caplog: pytest.LogCaptureFixture,
+    instructions: tuple[str, ...],
+    asked: InstructionSet,
+    notice: str,
+):
+    with caplog.at_level(logging.WARNING):
+        assert choose(for_each, "int8", machine(*instructions), asked).instruction_set == asked
+    assert notice in caplog.text
+
+
+def test_a_graph_for_this_processor_is_taken_without_a_word(for_each: Artifact, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        choose(for_each, "int8", machine("avx2", "avx512_vnni"), "vnni")
+        choose(for_each, "int8", machine("avx2"))
+    assert not caplog.text
+
+
+def test_an_instruction_set_is_an_error_where_it_would_be_ignored(for_each: Artifact):
+    with pytest.raises(DeviceError, match=r"cpu-fp32 is for any processor; leave instruction_set='avx2' out"):
+        Reranker.load(for_each.folder, precision="fp32", instruction_set="avx2")
+    with pytest.raises(InputError, match=r"instruction_set='neon', expected one of vnni, avx2, or None"):
+        Reranker.load(for_each.folder, instruction_set="neon")  # type: ignore[arg-type]
+
+
+def test_an_int8_graph_that_was_asked_for_is_refined_in_fp32(for_each: Artifact):
+    with Reranker.load(for_each.folder, precision="int8", instruction_set="avx2") as reranker:
+        assert reranker.with_precision("fp32").variant.name == "cpu-fp32"
 
 
 def test_int8_that_was_not_verified_is_not_taken(tmp_path: Path):

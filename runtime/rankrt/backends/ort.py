@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rankrt.artifact import InstructionSet
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
 from rankrt.planner import LONGEST_NARROW_ROW
 
@@ -40,8 +41,11 @@ def installed_engines() -> dict[str, str]:
     return found
 
 
-def session_options(n_threads: int, *, is_prepared: bool = False) -> Any:
-    """Return options for one sequential run at a time on that many threads."""
+def session_options(n_threads: int, *, is_prepared: bool = False, instruction_set: InstructionSet | None = None) -> Any:
+    """Return options for one sequential run at a time on that many threads.
+
+    A graph for VNNI is exact on other processors too: weights are widened there, which costs all that int8 gains.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
@@ -54,6 +58,8 @@ def session_options(n_threads: int, *, is_prepared: bool = False) -> Any:
     else:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("optimization.disable_specified_optimizers", _DISABLED_FUSIONS)
+        if instruction_set == "vnni":
+            options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

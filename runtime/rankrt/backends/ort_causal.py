@@ -14,6 +14,7 @@ import numpy as np
 
 from rankrt import progressive
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
+from rankrt.artifact import InstructionSet
 from rankrt.backends.lanes import Lanes, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.ort import import_onnxruntime, open_session, run_options, session_options
 from rankrt.planner import Capacity, Plan, plan
@@ -81,14 +82,23 @@ class Piece:
 class OrtCausal:
     """A causal model on the CPU, cut behind the layers `exits`. Threads may share it."""
 
-    def __init__(self, graphs: Sequence[Path], exits: Sequence[int], *, n_threads: int, is_prepared: bool) -> None:
+    def __init__(
+        self,
+        graphs: Sequence[Path],
+        exits: Sequence[int],
+        *,
+        n_threads: int,
+        is_prepared: bool,
+        instruction_set: InstructionSet | None = None,
+    ) -> None:
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
         self.capacity = Capacity(layout="causal", n_threads=n_threads, n_narrow=n_narrow)
         self.exits = tuple(exits)
         self._ort = import_onnxruntime()
 
         def load(n: int) -> list[Any]:
-            return [open_session(graph, session_options(n, is_prepared=is_prepared)) for graph in graphs]
+            options = [session_options(n, is_prepared=is_prepared, instruction_set=instruction_set) for _ in graphs]
+            return [open_session(graph, of_graph) for graph, of_graph in zip(graphs, options, strict=True)]
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)
         self.no_prefix: tuple[OrtValue, ...] = tuple(self._ort_value(_empty_prefix(session)) for session in self._wide)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
-from rankrt.artifact import Layout
+from rankrt.artifact import InstructionSet, Layout
 from rankrt.backends.lanes import Lanes, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.ort import open_session, run_options, session_options
 from rankrt.batch import BATCHES
@@ -22,13 +22,22 @@ from rankrt.tokenizer import Encoded
 class OrtCpu:
     """A graph on the CPU."""
 
-    def __init__(self, graph: Path, layout: Layout, *, n_threads: int, is_prepared: bool) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        layout: Layout,
+        *,
+        n_threads: int,
+        is_prepared: bool,
+        instruction_set: InstructionSet | None = None,
+    ) -> None:
         """Load a graph as the artifact has it, or as the prepared cache has it, which is faster and shares memory."""
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
         self.capacity = Capacity(layout=layout, n_threads=n_threads, n_narrow=n_narrow)
         self._batch = BATCHES[layout]
         self._wide, self._narrow = wide_and_narrow(
-            lambda n: open_session(graph, session_options(n, is_prepared=is_prepared)), self.capacity
+            lambda n: open_session(graph, session_options(n, is_prepared=is_prepared, instruction_set=instruction_set)),
+            self.capacity,
         )
         self._lanes = Lanes(n_narrow)
         self._inputs = {node.name for node in self._wide.get_inputs()}
