@@ -112,17 +112,24 @@ def compare_methods(checkpoint: Path, text: Text) -> Iterator[Row]:
 def _rankrt(
     checkpoint: Path, folder: Path, method: str, options: Options, reference: Float32Array, text: Text
 ) -> Iterator[Row]:
-    """Yield the row of our int8, or nothing, with the reason on the terminal, if the limits cannot be met."""
+    """Yield a row for each graph of our int8, or nothing, with the reason on the terminal, if it is refused."""
     try:
         artifact = export(str(checkpoint), folder, options)
     except VerificationError as error:
         tqdm.write(f"{checkpoint.name}, {method}: {error}")
         return
-    (variant,) = artifact.manifest.variants
-    assert variant.quantization is not None
-    with Reranker.load(folder, precision="int8", truncation="longest_first", prepare=False) as reranker:
-        scores = reranker.score(text.pairs)
-    yield _compared(checkpoint.name, method, variant.quantization.int8_share, scores, reference, text)
+    for variant in artifact.manifest.variants:
+        assert variant.quantization is not None
+        with Reranker.load(
+            folder,
+            precision="int8",
+            instruction_set=variant.instruction_set,
+            truncation="longest_first",
+            prepare=False,
+        ) as reranker:
+            scores = reranker.score(text.pairs)
+        share = variant.quantization.int8_share
+        yield _compared(checkpoint.name, f"{method}, {variant.instruction_set}", share, scores, reference, text)
 
 
 def _quantize_dynamic(

@@ -5,6 +5,7 @@ outlier channels from the activations into the weights; each layer's cost is mea
 rounding causes; and the costliest layers stay in fp32 until the whole is within its limits.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rankrt.arrays import Float32Array
-from rankrt.artifact import KeptLayer, Quantization
+from rankrt.arrays import BoolArray, Float32Array
+from rankrt.artifact import INSTRUCTION_SETS, InstructionSet, KeptLayer, Quantization
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
@@ -28,6 +29,8 @@ from rankrt_export.quantization import (
     Grid,
     Int8Array,
     divisors,
+    halved,
+    halved_up,
     one_sided,
     quantized,
     quantized_rows,
@@ -55,6 +58,8 @@ _TABLES_SHARE_OF_LIMIT = 0.25
 # Below this share a variant is hardly faster than fp32 and only less exact.
 LEAST_INT8_SHARE = 0.25
 
+_logger = logging.getLogger("rankrt")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecipe:
@@ -71,11 +76,24 @@ class LayerRecipe:
 
     def integers(self, weight: Float32Array) -> Int8Array:
         """Return the layer's weights, (n_out, n_in), as they are stored."""
-        return quantized(weight if self.divisors is None else weight * self.divisors, self.scales)
+        return quantized(self._multiplied(weight), self.scales)
+
+    def halved_up(self, weight: Float32Array) -> BoolArray:
+        """Return of which weights the half that the graph for AVX2 takes is the upper one."""
+        return halved_up(self._multiplied(weight), self.scales)
+
+    def weights(self, weight: Float32Array, instruction_set: InstructionSet) -> Float32Array:
+        """Return the layer's weights as they come back from what an instruction set multiplies."""
+        if instruction_set == "vnni":
+            return np.asarray(self.integers(weight) * self.scales[:, None], np.float32)
+        return np.asarray(halved(self._multiplied(weight), self.scales) * (2 * self.scales[:, None]), np.float32)
 
     def rounded(self, x: Float32Array) -> Float32Array:
         """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
         return rounded_activations(x if self.divisors is None else x / self.divisors, self.grid)
+
+    def _multiplied(self, weight: Float32Array) -> Float32Array:
+        return weight if self.divisors is None else weight * self.divisors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +123,13 @@ class TableRecipe:
 class Recipe:
     """Which layers are computed in int8, and how; which stay in fp32, and what they would have cost.
 
+    instruction_set  what the graph is for
     tables       those stored in int8; the others are stored in half precision
     share        of the multiply-adds of all these layers that are int8
     text_sha256  the text it was calibrated on
     """
 
+    instruction_set: InstructionSet
     layers: Mapping[str, LayerRecipe]
     tables: Mapping[str, TableRecipe]
     kept: tuple[KeptLayer, ...]
@@ -124,7 +144,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What calibrating found, from which recipes with more or fewer layers in int8 are made.
+    """What calibrating for an instruction set found, from which recipes with more or less in int8 are made.
 
     recipes      of all linear layers, the costliest first: by the variance of the drift for a multiply-add
     drifts       (n_layers, n_pairs) what each layer's rounding adds to each pair's logit, to the first order
@@ -132,6 +152,7 @@ class Calibration:
     n_kept       how many of the first stay in fp32 for the calibration text to be within the limits
     """
 
+    instruction_set: InstructionSet
     recipes: Mapping[str, LayerRecipe]
     tables: Mapping[str, TableRecipe]
     drifts: Float64Array
@@ -145,6 +166,7 @@ class Calibration:
         costs = np.sqrt((self.drifts**2).mean(axis=1))
         kept = zip(names[:n_kept], costs[:n_kept].tolist(), strict=True)
         return Recipe(
+            instruction_set=self.instruction_set,
             layers={name: self.recipes[name] for name in names[n_kept:]},
             tables=self.tables,
             kept=tuple(KeptLayer(name=name, drift=cost) for name, cost in kept),
@@ -176,16 +198,33 @@ def calibrate(
     limits: Limits,
     progress: Progress = lambda n_done: None,
     asked: Asked | None = None,
-) -> Calibration:
+) -> dict[InstructionSet, Calibration]:
     """Find scales, costs, and the most int8 that is within the limits on the text; `progress` is told of pairs done.
 
-    `asked` says how a decoder is asked. Raises CheckpointError for an architecture that is traced, VerificationError if
-    the limits cannot be met.
+    `asked` says how a decoder is asked. An instruction set for which the limits cannot be met is left out, with a
+    notice. Raises CheckpointError for an architecture that is traced, VerificationError if no instruction set is left.
     """
     if checkpoint.architecture not in ARCHITECTURES:
         raise CheckpointError(f"{checkpoint.architecture} is traced; int8 is for {', '.join(ARCHITECTURES)}")
     trial = _Trial(checkpoint, texts, limits, progress, asked)
+    found, failures = {}, []
+    for instruction_set in INSTRUCTION_SETS:
+        if instruction_set != trial.instruction_set:
+            trial.round_for(instruction_set)
+        try:
+            found[instruction_set] = _calibration(trial, texts, limits)
+        except VerificationError as error:
+            failures.append(error)
+    if not found:
+        raise failures[0]
+    for failure in failures:
+        _logger.warning("%s", failure)
+    return found
+
+
+def _calibration(trial: "_Trial", texts: Texts, limits: Limits) -> Calibration:
     return Calibration(
+        instruction_set=trial.instruction_set,
         recipes={name: trial.recipes[name] for name in trial.costliest},
         tables=trial.tables,
         drifts=np.array([trial.drifts[name] for name in trial.costliest]),
@@ -201,10 +240,10 @@ def fewest_kept(trial: "_Trial", limits: Limits) -> int:
     if not trial.meets(enough, limits):
         drift, tau = trial.drift_and_tau(enough)
         raise VerificationError(
-            f"int8 cannot be within {limits.max_difference:.2g} of PyTorch on the calibration text: with {enough} of"
-            f" {len(trial.costliest)} layers left in fp32 it still differs by {drift:.2g}, with a mean Kendall's tau of"
-            f" {tau:.3f} (at least {limits.min_tau:g} asked for); nothing was written. Allow more with --max-drift and"
-            " --min-tau, or leave int8 out"
+            f"int8 for {trial.instruction_set} is not written: it cannot be within {limits.max_difference:.2g} of"
+            f" PyTorch on the calibration text. With {enough} of {len(trial.costliest)} layers in fp32 it still differs"
+            f" by {drift:.2g}, with a mean Kendall's tau of {tau:.3f} (at least {limits.min_tau:g} asked for). Allow"
+            " more with --max-drift and --min-tau, or leave int8 out"
         )
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -240,8 +279,14 @@ class _Trial:
         self._logits = self._scores()
         self.tables = self._make_tables(checkpoint, layers.tables, limits.max_difference * _TABLES_SHARE_OF_LIMIT)
         self.recipes = self._make_recipes()
+        self.round_for(INSTRUCTION_SETS[0])
+
+    def round_for(self, instruction_set: InstructionSet) -> None:
+        """Round the weights as an instruction set has them, and measure each layer's cost."""
+        self.instruction_set = instruction_set
         self._layers = {
-            name: _Int8Layer(self._model.get_submodule(name), recipe) for name, recipe in self.recipes.items()
+            name: _Int8Layer(self._model.get_submodule(name), recipe, instruction_set)
+            for name, recipe in self.recipes.items()
         }
         self.drifts = self._first_order_drifts()
         self.costliest = sorted(self.recipes, key=self._price, reverse=True)
@@ -395,7 +440,7 @@ def _error(
     rounded = recipes[0].rounded(sampled)
     errors = 0.0
     for recipe, weight, output in zip(recipes, weights, exact, strict=True):
-        found = rounded @ (recipe.integers(weight) * recipe.scales[:, None]).T
+        found = rounded @ recipe.weights(weight, "vnni").T
         errors += float(((found - output) ** 2).sum() / (output**2).sum())
     return errors
 
@@ -422,12 +467,12 @@ class _Seen:
 class _Int8Layer:
     """A linear layer of the PyTorch model, and what int8 would make of it."""
 
-    def __init__(self, module: Any, recipe: LayerRecipe) -> None:
+    def __init__(self, module: Any, recipe: LayerRecipe, instruction_set: InstructionSet) -> None:
         import torch
 
         self.module = module
         self._recipe = recipe
-        self._weight = torch.from_numpy(recipe.integers(module.weight.numpy()) * recipe.scales[:, None])
+        self._weight = torch.from_numpy(recipe.weights(module.weight.numpy(), instruction_set))
         self._input: Any = None
         self._output: Any = None
 

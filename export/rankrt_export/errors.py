@@ -9,6 +9,7 @@ ExportError (rankrt.errors)
     └── DriftError      by how much, which int8 answers with more layers in fp32
 """
 
+from rankrt.artifact import InstructionSet
 from rankrt.errors import ExportError
 
 
@@ -33,9 +34,12 @@ class VerificationError(ExportError):
 
 
 class DriftError(VerificationError):
-    """As far as it was measured: `excess` is how many times the drift that is allowed there was, at least 1."""
+    """As far as it was measured: `excess` is how many times the drift that is allowed there was, at least 1.
 
-    def __init__(self, message: str, *, precision: str, excess: float) -> None:
+    `instruction_set` is that of the variant, which only int8 has.
+    """
+
+    def __init__(self, message: str, *, instruction_set: InstructionSet | None, excess: float) -> None:
         super().__init__(message)
-        self.precision = precision
+        self.instruction_set = instruction_set
         self.excess = excess

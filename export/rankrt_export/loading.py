@@ -48,6 +48,7 @@ def load(artifact: Artifact, variant: Variant) -> Scorer:
         artifact.folder,
         device=variant.target,
         precision=variant.precision,
+        instruction_set=variant.instruction_set,
         max_length=rules.max_length,
         truncation=rules.truncation,
         prepare=False,

@@ -1,12 +1,14 @@
 """From a checkpoint to an artifact: open, write, verify, and only then give it its name."""
 
+import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -17,10 +19,10 @@ from rankrt.artifact import (
     Artifact,
     Exit,
     File,
+    InstructionSet,
     Layout,
     Manifest,
     Precision,
-    Quantization,
     Source,
     Target,
     Template,
@@ -61,6 +63,8 @@ _IN_MEMORY: dict[Precision, float] = {**_SIZE_OF, "fp16": 1.0}
 N_EXAMPLES = 24
 # What is foreseen of int8's drift is right to the first order only, so a second try aims lower than the limit.
 _AIM = 0.7
+
+_logger = logging.getLogger("rankrt")
 
 # Opens a progress bar for a step: its title, its total and its unit; the bar is told what was done.
 Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -109,23 +113,40 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     check_has_targets(checkpoint, options.targets)
     check_has_room(checkpoint, out, options.precisions)
     check_has_memory(checkpoint, options)
-    calibration = _calibration(checkpoint, options, bar) if "int8" in options.precisions else None
-    recipe = calibration.recipe(calibration.n_kept) if calibration else None
+    calibrations = _calibrations(checkpoint, options, bar) if "int8" in options.precisions else {}
+    recipes = {found.instruction_set: found.recipe(found.n_kept) for found in calibrations.values()}
     while True:
         try:
-            return _export_once(checkpoint, out, options, recipe, bar)
+            return _export_once(checkpoint, out, options, recipes, bar)
         except DriftError as error:
-            if calibration is None or recipe is None or error.precision != "int8":
-                raise
-            recipe = calibration.tighter(recipe, _AIM / error.excess)
-            if recipe is None:
-                raise
+            recipes = _tighter(calibrations, recipes, error)
 
 
-def _export_once(checkpoint: Checkpoint, out: Path, options: Options, recipe: Recipe | None, bar: Bar) -> Artifact:
+def _tighter(
+    calibrations: Mapping[InstructionSet, Calibration], recipes: Mapping[InstructionSet, Recipe], error: DriftError
+) -> dict[InstructionSet, Recipe]:
+    """Return recipes of which the one that drifted leaves more in fp32, or is left out where too little int8 is left.
+
+    Raises the error if there is no other recipe, or if it was not int8 that drifted.
+    """
+    if (drifted := error.instruction_set) is None:
+        raise error
+    others = {name: recipe for name, recipe in recipes.items() if name != drifted}
+    tighter = calibrations[drifted].tighter(recipes[drifted], _AIM / error.excess)
+    if tighter is not None:
+        return {name: tighter if name == drifted else recipes[name] for name in recipes}
+    if not others:
+        raise error
+    _logger.warning("left out int8 for %s: %s", drifted, error)
+    return others
+
+
+def _export_once(
+    checkpoint: Checkpoint, out: Path, options: Options, recipes: Mapping[InstructionSet, Recipe], bar: Bar
+) -> Artifact:
     try:
         with new_folder(out) as folder:
-            manifest = write(checkpoint, folder, options, bar, recipe)
+            manifest = write(checkpoint, folder, options, bar, recipes)
             if options.is_verified:
                 manifest = verified(checkpoint, folder, manifest, options, bar)
             write_manifest(manifest, folder)
@@ -143,16 +164,22 @@ def export_into(source: str, folder: Path, *, revision: str | None = None, cache
     write_manifest(verified(checkpoint, folder, manifest, Options(), no_bar), folder)
 
 
-def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, recipe: Recipe | None = None) -> Manifest:
+def write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Options,
+    bar: Bar,
+    recipes: Mapping[InstructionSet, Recipe] = MappingProxyType({}),
+) -> Manifest:
     """Write the files of all variants and return the manifest that describes them, nothing verified yet.
 
-    `recipe` says how int8 is computed, if that is one of the precisions.
+    `recipes` say how int8 is computed, if that is one of the precisions: a variant for each.
     """
     tokenizer = write_tokenizer(checkpoint, folder / TOKENIZER)
     template, readouts = asked(checkpoint, tokenizer, options)
     with hashed_in_background(checkpoint.weights) as weights_sha256:
         if checkpoint.architecture in ARCHITECTURES:
-            variants, data = written(checkpoint, folder, options, bar, recipe, readouts)
+            variants, data = written(checkpoint, folder, options, bar, recipes, readouts)
         else:
             variants, data = traced(checkpoint, folder, options, bar)
         source = Source(id=checkpoint.id, revision=checkpoint.revision, weights_sha256=weights_sha256.result())
@@ -195,7 +222,7 @@ def written(
     folder: Path,
     options: Options,
     bar: Bar,
-    recipe: Recipe | None,
+    recipes: Mapping[InstructionSet, Recipe],
     readouts: Sequence[Readout],
 ) -> tuple[list[Variant], dict[str, File]]:
     """Write graphs node by node for each target and precision; weights are shared where their bytes are the same."""
@@ -203,28 +230,29 @@ def written(
     n_bytes = _n_bytes(checkpoint, options.precisions)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
         for target, name in asked_variants(options.targets, options.precisions):
-            precision = precision_of(target, name, recipe)
-            blueprint = Blueprint(
-                config=checkpoint.config,
-                weights=checkpoint.weights,
-                target=target,
-                readouts=readouts,
-                max_length=checkpoint.max_length,
-                new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=precision),
-            )
-            sections = ARCHITECTURES[checkpoint.architecture](blueprint)
-            quantization = recipe.summary if recipe and name == "int8" else None
-            variants.append(_saved(sections, folder, target, name, quantization))
+            for recipe in recipes.values() if name == "int8" else [None]:
+                precision = precision_of(target, name, recipe)
+                blueprint = Blueprint(
+                    config=checkpoint.config,
+                    weights=checkpoint.weights,
+                    target=target,
+                    readouts=readouts,
+                    max_length=checkpoint.max_length,
+                    new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=precision),
+                )
+                sections = ARCHITECTURES[checkpoint.architecture](blueprint)
+                variants.append(_saved(sections, folder, target, name, recipe))
     return variants, data.files
 
 
 def _saved(
-    sections: Sequence[Section], folder: Path, target: Target, precision: Precision, quantization: Quantization | None
+    sections: Sequence[Section], folder: Path, target: Target, precision: Precision, recipe: Recipe | None
 ) -> Variant:
     """Save the graphs of a variant; those of one with exits are named after the layer where they end."""
     exits = []
     for section in sections:
-        name = f"{target}-{precision}.onnx" if section.layer is None else f"{target}-{precision}-{section.layer}.onnx"
+        parts = (target, precision, recipe.instruction_set if recipe else None, section.layer)
+        name = "-".join(str(part) for part in parts if part is not None) + ".onnx"
         section.graph.save(folder / name, **section.outputs)
         exits.append((section.layer, name))
     return _variant(
@@ -233,7 +261,7 @@ def _saved(
         exits[0][1],
         sections[0].layout,
         {file for section in sections for file in section.graph.data_files},
-        quantization,
+        recipe,
         tuple(
             Exit(layer=layer, graph=name, verification=None, margins=None) for layer, name in exits if layer is not None
         ),
@@ -344,7 +372,7 @@ def _n_bytes(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> int:
     return int(4 * _n_parameters(checkpoint) * sum(_SIZE_OF[precision] for precision in precisions))
 
 
-def _calibration(checkpoint: Checkpoint, options: Options, bar: Bar) -> Calibration:
+def _calibrations(checkpoint: Checkpoint, options: Options, bar: Bar) -> dict[InstructionSet, Calibration]:
     limits = limits_for("int8", options.max_difference, options.min_tau)
     with bar("calibrating", 0, "pair") as progress:
         return calibrate(checkpoint, options.calibration or sample(), limits, progress, _asked(checkpoint, options))
@@ -365,7 +393,7 @@ def _variant(
     graph: str,
     layout: Layout,
     data: Iterable[str],
-    quantization: Quantization | None,
+    recipe: Recipe | None,
     exits: tuple[Exit, ...] = (),
 ) -> Variant:
     return Variant(
@@ -375,8 +403,9 @@ def _variant(
         graph=graph,
         data=tuple(sorted(data)),
         verification=None,
-        quantization=quantization,
+        quantization=recipe.summary if recipe else None,
         exits=exits,
+        instruction_set=recipe.instruction_set if recipe else None,
     )
 
 

@@ -4,6 +4,10 @@ Stock operators only: `Abs -> ReduceMax` finds a token's scale, a blocked Quanti
 rounds it (the per-axis one is a serial loop in ONNX Runtime), MatMulIntegerToFloat multiplies and applies the weights'
 scales, and an ordinary Mul applies the token's. It may not be given the token's scale itself: it would add a bias
 before it multiplies. Layers that read the same activations share one rounding of them.
+
+The weights are stored once, in 8 bits. The graph for AVX2 derives its 7 bits from them by operators of constants, which
+ONNX Runtime folds when it loads the graph (of com.microsoft's, such as QLinearAdd, it folds none). Each of the seven
+keeps its bytes until all are folded: a peak of about 2 GB for a model of 568 M parameters, once if it is prepared.
 """
 
 from collections.abc import Iterator
@@ -20,6 +24,8 @@ from rankrt_export.quantization import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
 from rankrt_export.weights import read
 
 LAYERS_DATA, EMBEDDINGS_DATA = "layers.int8.data", "embeddings.int8.data"
+# A bit for each weight: which half the graph for AVX2 takes.
+HALVES_DATA = "halves.int8.data"
 # Layers that stay in fp32 have a file of their own, so that the int8 variant can be copied without the fp32 one.
 _KEPT = Float32(matrices="kept.fp32.data")
 _HALF = Float16()
@@ -49,7 +55,10 @@ class Int8:
             return _KEPT.linear(graph, x, weight, bias)
         if x not in self._rounded:
             self._rounded[x] = rounded(graph, x, recipe, name=weight)
-        product = multiplied(graph, self._rounded[x], weight, recipe)
+        stored, scales = integers(graph, weight, recipe)
+        if self._recipe.instruction_set == "avx2":
+            stored, scales = halves(graph, stored, scales, weight, recipe)
+        product = multiplied(graph, self._rounded[x], stored, scales, recipe.grid)
         return product if bias is None else graph.op("Add", product, bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
@@ -99,17 +108,44 @@ def token_scales(graph: Graph, x: ir.Value, grid: Grid) -> ir.Value:
     return graph.op("Max", steps, graph.scalar(floor))
 
 
-def multiplied(graph: Graph, x: _Rounded, weight: str, recipe: LayerRecipe) -> ir.Value:
-    """Return the product with a layer's weights, back in float32."""
+def integers(graph: Graph, weight: str, recipe: LayerRecipe) -> tuple[ir.Value, ir.Value]:
+    """Return a layer's weights in 8 bits, (n_in, n_out), and their scales, (n_out,)."""
     n_out, n_in = graph.weights.shape(weight)
 
-    def integers() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[np.ndarray]:
         yield recipe.integers(read(graph.weights, weight)).T
 
-    stored = graph.external(LAYERS_DATA, f"{weight}.int8", np.int8, (n_in, n_out), integers)
-    scales = graph.external(LAYERS_DATA, f"{weight}.int8.scales", np.float32, (n_out,), lambda: [recipe.scales])
-    one, zero_point = graph.scalar(np.float32(1)), _zero_point(graph, recipe.grid)
-    product = graph.op("MatMulIntegerToFloat", x.values, stored, one, scales, zero_point, domain=MICROSOFT)
+    stored = graph.external(LAYERS_DATA, f"{weight}.int8", np.int8, (n_in, n_out), blocks)
+    return stored, graph.external(LAYERS_DATA, f"{weight}.int8.scales", np.float32, (n_out,), lambda: [recipe.scales])
+
+
+def halves(
+    graph: Graph, stored: ir.Value, scales: ir.Value, weight: str, recipe: LayerRecipe
+) -> tuple[ir.Value, ir.Value]:
+    """Return a layer's weights in 7 bits, the lower half of each and its bit, and their scales."""
+    n_out, n_in = graph.weights.shape(weight)
+    n_bytes = -(-n_out // 8)
+
+    def blocks() -> Iterator[np.ndarray]:
+        up = recipe.halved_up(read(graph.weights, weight)).T
+        yield np.packbits(up, axis=1, bitorder="little")[..., None]
+
+    packed = graph.external(HALVES_DATA, f"{weight}.int8.halves", np.uint8, (n_in, n_bytes, 1), blocks)
+    bits = graph.op("BitShift", packed, graph.constant("uint8s(0-7)", np.arange(8, dtype=np.uint8)), direction="RIGHT")
+    bits = graph.op("BitwiseAnd", bits, graph.constant("uint8(1)", np.array(1, np.uint8)))
+    bits = graph.op("Reshape", graph.op("Cast", bits, to=ir.DataType.INT8), graph.ints(n_in, 8 * n_bytes))
+    if n_out % 8:
+        bits = graph.op("Slice", bits, graph.ints(0), graph.ints(n_out), graph.ints(1))
+    # Div cuts off towards zero; of an even number nothing is cut off.
+    two, all_but_lowest = (graph.constant(f"int8({value})", np.array(value, np.int8)) for value in (2, -2))
+    lower = graph.op("Div", graph.op("BitwiseAnd", stored, all_but_lowest), two)
+    return graph.op("Add", lower, bits), graph.op("Mul", scales, graph.scalar(np.float32(2)))
+
+
+def multiplied(graph: Graph, x: _Rounded, weights: ir.Value, scales: ir.Value, grid: Grid) -> ir.Value:
+    """Return the product with a layer's weights, (n_in, n_out), back in float32."""
+    one, zero_point = graph.scalar(np.float32(1)), _zero_point(graph, grid)
+    product = graph.op("MatMulIntegerToFloat", x.values, weights, one, scales, zero_point, domain=MICROSOFT)
     return graph.op("Mul", product, x.scales)
 
 
