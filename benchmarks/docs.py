@@ -37,8 +37,11 @@ SHOWN = {
 INT8 = {
     "rankrt-int8": "rankrt, int8",
     "rankrt-fp32": "rankrt, fp32",
+    "rankrt-int8-avx2": "rankrt, int8, the graph for AVX2",
     "onnxruntime-int8": "ONNX Runtime, `quantize_dynamic`",
     "torch-int8": "PyTorch, `quantize_dynamic`",
+    "openvino-int8": "OpenVINO, NNCF",
+    "sentence-transformers": "sentence-transformers, fp32",
 }
 COMMANDS = ("", "export", "serve", "rerank", "score", "info", "build", "doctor", "cache")
 

@@ -54,6 +54,9 @@ SYSTEMS: Mapping[str, Entry] = {
     "rankrt-int8": Entry(
         place="benchmarks.systems.rankrt:Int8", environment="rankrt", given="rankrt-int8", batch_sizes=()
     ),
+    "rankrt-int8-avx2": Entry(
+        place="benchmarks.systems.rankrt:Int8Avx2", environment="rankrt", given="rankrt-int8", batch_sizes=()
+    ),
     "rankrt-fp16": Entry(
         place="benchmarks.systems.rankrt:Float16", environment="rankrt", given="rankrt-fp16", batch_sizes=()
     ),

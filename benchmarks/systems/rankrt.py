@@ -5,16 +5,19 @@ from importlib.metadata import version
 from typing import ClassVar
 
 from rankrt import Reranker
-from rankrt.artifact import Precision
+from rankrt.artifact import InstructionSet, Precision
 
 
 class Float32:
     """The fp32 variant of an artifact. There is no batch size to choose: rows of all lengths share runs unpadded."""
 
     precision: ClassVar[Precision] = "fp32"
+    instruction_set: ClassVar[InstructionSet | None] = None
 
     def __init__(self, model: str, n_threads: int) -> None:
-        self._reranker = Reranker.load(model, precision=self.precision, n_threads=n_threads)
+        self._reranker = Reranker.load(
+            model, precision=self.precision, instruction_set=self.instruction_set, n_threads=n_threads
+        )
         self.versions = {name: version(name) for name in ("rankrt", "onnxruntime", "numpy", "tokenizers")}
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
@@ -30,6 +33,12 @@ class Float16(Float32):
 
 
 class Int8(Float32):
-    """Linear layers in int8, but for those that cost too much."""
+    """Linear layers in int8, but for those that cost too much, by the graph for this processor."""
 
     precision = "int8"
+
+
+class Int8Avx2(Int8):
+    """The graph for processors without VNNI."""
+
+    instruction_set = "avx2"

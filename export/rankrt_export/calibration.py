@@ -236,7 +236,9 @@ def _calibration(trial: "_Trial", texts: Texts, limits: Limits) -> Calibration:
 
 def fewest_kept(trial: "_Trial", limits: Limits) -> int:
     """Return how many of the costliest layers have to stay in fp32: found by bisection, as more never hurts much."""
-    too_few, enough = -1, sum(trial.share(n) >= LEAST_INT8_SHARE for n in range(1, len(trial.costliest) + 1))
+    if trial.meets(0, limits):
+        return 0
+    too_few, enough = 0, sum(trial.share(n) >= LEAST_INT8_SHARE for n in range(1, len(trial.costliest) + 1))
     if not trial.meets(enough, limits):
         drift, tau = trial.drift_and_tau(enough)
         raise VerificationError(
@@ -284,6 +286,7 @@ class _Trial:
     def round_for(self, instruction_set: InstructionSet) -> None:
         """Round the weights as an instruction set has them, and measure each layer's cost."""
         self.instruction_set = instruction_set
+        self._layers: dict[str, _Int8Layer] = {}  # those of another set make room first
         self._layers = {
             name: _Int8Layer(self._model.get_submodule(name), recipe, instruction_set)
             for name, recipe in self.recipes.items()
