@@ -88,7 +88,7 @@ def test_halving_costs_hardly_more_than_7_bits_at_once():
     weight = random_rows(64, 1024)
 
     def errors(scales: np.ndarray) -> np.ndarray:
-        return ((halved(weight, scales) * 2 * scales[:, None] - weight) ** 2).sum(axis=1)
+        return np.asarray(((halved(weight, scales) * 2 * scales[:, None] - weight) ** 2).sum(axis=1))
 
     largest = np.abs(weight).max(axis=1) / LARGEST_WEIGHT
     at_once = np.min([errors(largest * np.float32(clip)) for clip in np.linspace(0.7, 1, 31)], axis=0)

@@ -7,7 +7,8 @@ before it multiplies. Layers that read the same activations share one rounding o
 
 The weights are stored once, in 8 bits. The graph for AVX2 derives its 7 bits from them by operators of constants, which
 ONNX Runtime folds when it loads the graph (of com.microsoft's, such as QLinearAdd, it folds none). Each of the seven
-keeps its bytes until all are folded: a peak of about 2 GB for a model of 568 M parameters, once if it is prepared.
+keeps its bytes until all are folded: loading 568 M parameters peaks at 2.4 GB instead of 0.5 and takes 2.6 s of one
+core instead of 1.4; once, if the model is prepared, and then what is loaded is the same.
 """
 
 from collections.abc import Iterator
