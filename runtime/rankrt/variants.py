@@ -90,14 +90,8 @@ def _asked_for(
     """Return the variant for an instruction set, and say so where another one would have been taken."""
     variant = artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
     if variant.instruction_set is not None and instruction_set != machine.instruction_sets[0]:
-        how = "more exact and slower than fp32" if instruction_set == "vnni" else "less exact"
-        _logger.warning(
-            "using %s as asked for: on %s it is %s than the graph for %s",
-            variant.name,
-            machine.processor,
-            how,
-            machine.instruction_sets[0],
-        )
+        how = {"vnni": "more exact than that for avx2, slower than fp32", "avx2": "less exact than that for vnni"}
+        _logger.warning("using %s as asked for: on %s it is %s", variant.name, machine.processor, how[instruction_set])
     return variant
 
 
