@@ -2,8 +2,9 @@
 
 Knows no threads, no clock and no model: whoever uses it holds the lock. Three of four runs go to the request that was
 served the fewest tokens so far (least attained service), so that ten documents are not stuck behind a thousand; the
-fourth goes to the one that came first, so that a thousand documents are not stuck behind ten all the time. Rows that
-several requests wait for run once.
+fourth goes to the one that came first, so that a thousand documents are not stuck behind ten all the time. Tokens are
+counted in portions, and requests of one portion go in the order in which they came: small ones that come together are
+done one after the other, not all of them at the end. Rows that several requests wait for run once.
 """
 
 from collections import deque
@@ -22,6 +23,8 @@ from rankrt.server.workers import ServedModel
 
 # Every so many runs one goes to the request that came first: it never gets less than this share.
 _SENIOR_TURN = 4
+# Ten documents are 1,500 tokens or fewer; who was served so many is behind those who come.
+PORTION_TOKENS = 2048
 # And every so many, jobs are forgotten that ran out of rows below the top of the heap.
 _PURGE_TURN = 256
 
@@ -62,6 +65,7 @@ class Job:
     n_left     how many of them are not done
     n_cached   the tokens that were not computed for it: known before, or computed for another
     n_served   the tokens that it was served
+    arrival    its number among all jobs of the queue
     error      why it failed
     """
 
@@ -74,11 +78,17 @@ class Job:
     n_left: int = 0
     n_cached: int = 0
     n_served: int = 0
+    arrival: int = 0
     is_cancelled: bool = False
     error: RankrtError | None = None
     submitted_at: float | None = None
     first_run_at: float | None = None
     done_at: float | None = None
+
+    @property
+    def n_portions(self) -> int:
+        """The whole portions that it was served."""
+        return self.n_served // PORTION_TOKENS
 
     def next_row(self) -> Row | None:
         """Return the next row that still has to run, and forget those before it that need not."""
@@ -96,7 +106,7 @@ class FairQueue:
         self._heap: list[tuple[int, int, int, Job]] = []
         self._by_arrival: dict[int, Job] = {}
         self._retries: deque[Row] = deque()
-        self._n_pushed = 0
+        self._n_arrived = 0
         self._n_taken = 0
 
     def add(self, job: Job, rows: list[Row]) -> None:
@@ -107,6 +117,8 @@ class FairQueue:
                 row.state = "waiting"
                 self._count(row, +1)
         if id(job) not in self._by_arrival:
+            self._n_arrived += 1
+            job.arrival = job.arrival or self._n_arrived
             self._by_arrival[id(job)] = job
             self._push(job)
 
@@ -172,8 +184,8 @@ class FairQueue:
     def _least_served(self) -> Job | None:
         """Return the top of the heap; those that have no rows left, or were served since, lie deeper or not at all."""
         while self._heap:
-            _, n_served, _, job = self._heap[0]
-            if job.next_row() is not None and n_served == job.n_served:
+            _, n_portions, _, job = self._heap[0]
+            if job.next_row() is not None and n_portions == job.n_portions:
                 return job
             heappop(self._heap)
             if job.next_row() is not None:
@@ -189,8 +201,7 @@ class FairQueue:
             self._push(job)
 
     def _push(self, job: Job) -> None:
-        self._n_pushed += 1
-        heappush(self._heap, (job.priority, job.n_served, self._n_pushed, job))
+        heappush(self._heap, (job.priority, job.n_portions, job.arrival, job))
 
     def _taken(self, row: Row) -> Row:
         row.state = "running"
