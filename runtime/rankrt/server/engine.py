@@ -4,6 +4,7 @@ Knows no HTTP and no dialect.
 """
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import deque
@@ -105,7 +106,9 @@ class Engine:
         self.scheduler = scheduler
         self.limits = limits
         self._n_threads = n_tokenizer_threads
-        self._pool = ThreadPoolExecutor(n_tokenizer_threads, thread_name_prefix="tokenizer")
+        # What begins does not wait behind the rest of a request of 500 documents.
+        self._first_blocks = ThreadPoolExecutor(n_tokenizer_threads, thread_name_prefix="tokenizer")
+        self._later_blocks = ThreadPoolExecutor(max(1, n_tokenizer_threads // 2), thread_name_prefix="later tokenizer")
 
     async def evaluate(self, ask: Ask) -> Answer:
         """Score pairs. Raises a Failure, InputError, QueueFull or what the engine raises."""
@@ -139,7 +142,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._first_blocks.shutdown(cancel_futures=True)
+        self._later_blocks.shutdown(cancel_futures=True)
 
     @asynccontextmanager
     async def _begin(self, ask: Ask, *, in_order: bool) -> AsyncGenerator["_Evaluation"]:
@@ -161,13 +165,15 @@ class Engine:
         A processor has enough to do with one thread's rows; a GPU takes more than a thread can tokenize.
         """
         pairs, running = evaluation.ask.pairs, deque[Future[None]]()
-        n_at_once = self._n_threads if evaluation.model.served.capacity.is_gpu else 1
+        is_gpu = evaluation.model.served.capacity.is_gpu
+        n_at_once = self._n_threads if is_gpu else 1
         before: Future[None] | None = None
         for start in range(0, len(pairs), _BLOCK_PAIRS):
             if len(running) == n_at_once:
                 await asyncio.wrap_future(running.popleft())
             block = pairs[start : start + _BLOCK_PAIRS]
-            before = self._pool.submit(self._submit_block, evaluation, block, before, in_order)
+            pool = self._first_blocks if is_gpu or before is None else self._later_blocks
+            before = pool.submit(self._submit_block, evaluation, block, before, in_order)
             running.append(before)
         for future in running:
             await asyncio.wrap_future(future)
@@ -248,12 +254,15 @@ class _Evaluation:
     def answer(self) -> Answer:
         """Return what is known now."""
         n_pairs = len(self.ask.pairs)
+        # In this order: blocks may still be added, and none may have rows that are not counted.
+        logits = np.array(self.job.logits, np.float32)
+        lengths, pair_of_row = self._rows()
         return Answer(
             model=self.model,
-            logits=self._logits(n_pairs),
+            logits=self._of_pairs(logits, pair_of_row[: len(logits)]),
             truncated=_flags([block.truncated for block in self._blocks], n_pairs),
             query_truncated=_flags([block.query_truncated for block in self._blocks], n_pairs),
-            pair_tokens=self._pair_tokens(n_pairs),
+            pair_tokens=np.bincount(pair_of_row, lengths, n_pairs).astype(np.int64),
             n_cached=self.job.n_cached,
             timings=self._timings(),
         )
@@ -261,27 +270,24 @@ class _Evaluation:
     def _notify(self) -> None:
         self._loop.call_soon_threadsafe(self._changed.set)
 
-    def _logits(self, n_pairs: int) -> Float32Array:
+    def _rows(self) -> tuple[Int64Array, Int64Array]:
+        """Return the length of each row of all blocks, and its pair."""
+        firsts = itertools.accumulate((len(block.truncated) for block in self._blocks), initial=0)
+        pairs = [block.pair_of_row + first for block, first in zip(self._blocks, firsts, strict=False)]
+        lengths, none = [block.lengths for block in self._blocks], np.zeros(0, np.int64)
+        return np.concatenate([*lengths, none]), np.concatenate([*pairs, none])
+
+    def _of_pairs(self, logits: Float32Array, pair_of_row: Int64Array) -> Float32Array:
         """Return the best logit of each pair's rows; NaN for pairs that have a row which is not done, or none yet."""
-        logits, n_known = np.full(n_pairs, np.nan, np.float32), sum(len(block.truncated) for block in self._blocks)
-        if n_known:
-            rows = np.array(self.job.logits, np.float32)
-            pair_of_row = self._pair_of_row()[: len(rows)]
-            found = np.where(np.isnan(rows), -np.inf, rows)
-            n_submitted = int(pair_of_row[-1]) + 1 if len(rows) else 0
-            logits[:n_submitted] = found[best_rows(found, pair_of_row, n_submitted)]
-            logits[pair_of_row[np.isnan(rows)]] = np.nan
-        return logits
-
-    def _pair_tokens(self, n_pairs: int) -> Int64Array:
-        if not self._blocks:
-            return np.zeros(n_pairs, np.int64)
-        lengths = np.concatenate([block.lengths for block in self._blocks])
-        return np.bincount(self._pair_of_row(), lengths, n_pairs).astype(np.int64)
-
-    def _pair_of_row(self) -> Int64Array:
-        firsts = np.cumsum([0, *(len(block.truncated) for block in self._blocks)])
-        return np.concatenate([block.pair_of_row + n for block, n in zip(self._blocks, firsts[:-1], strict=True)])
+        of_pairs = np.full(len(self.ask.pairs), np.nan, np.float32)
+        if self.rules.long_documents != "chunk":
+            of_pairs[: len(logits)] = logits  # a row a pair
+        elif len(logits):
+            found = np.where(np.isnan(logits), -np.inf, logits)
+            n_submitted = int(pair_of_row[-1]) + 1
+            of_pairs[:n_submitted] = found[best_rows(found, pair_of_row, n_submitted)]
+            of_pairs[pair_of_row[np.isnan(logits)]] = np.nan
+        return of_pairs
 
     def _timings(self) -> Timings:
         job, now = self.job, time.monotonic()
