@@ -9,9 +9,10 @@ import pytest
 
 from rankrt import ScoreError
 from rankrt.artifact import Layout
-from rankrt.planner import GPU_RUN_TOKENS, LONGEST_NARROW_ROW, Capacity
+from rankrt.planner import GPU_RUN_TOKENS, LONGEST_NARROW_ROW, RUN_TOKENS, Capacity
 from rankrt.server.cache import ENTRY_BYTES, ScoreCache
-from rankrt.server.scheduler import QueueFull, Scheduler, Stopping
+from rankrt.server.queue import Job
+from rankrt.server.scheduler import MOST_RUN_TOKENS, QueueFull, Scheduler, Stopping
 from rankrt.server.workers import Run, RunFailed, WorkerLost
 from tests.server.support import FakeWorker, Waiting, model, rows_of
 
@@ -52,6 +53,37 @@ def wait_until(is_true) -> None:
 
 def test_logits_come_in_the_order_of_the_rows(scheduled):
     assert submit(scheduled(FakeWorker()), rows_of(7, 300, 20, 20)).logits() == [7, 300, 20, 20]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_request_is_told_when_all_is_done_and_a_stream_of_every_run(scheduled, is_streamed: bool):
+    worker, told = FakeWorker(), []
+    job = Job(model=MODEL, is_streamed=is_streamed, notify=lambda: told.append(job.n_left))
+    scheduled(worker).submit(job, rows_of(*[200] * 8), range(8))
+    wait_until(lambda: told and told[-1] == 0)
+    assert len(told) == (len(worker.runs) if is_streamed else 1)
+
+
+def test_a_quick_model_gets_longer_runs(scheduled):
+    worker = FakeWorker()
+    scheduler = scheduled(worker)
+    submit(scheduler, rows_of(*[100] * 50)).logits()
+    lengths = [sum(map(len, run.rows)) for run in worker.runs]
+    assert lengths[0] <= RUN_TOKENS
+    assert RUN_TOKENS < max(lengths) <= MOST_RUN_TOKENS
+
+
+def test_a_slow_model_gets_runs_of_what_the_planner_thinks_right(scheduled):
+    worker = FakeWorker()
+    plain = worker.answer
+
+    def slowly(run: Run) -> np.ndarray:
+        time.sleep(0.01)
+        return plain(run)
+
+    worker.answer = slowly
+    submit(scheduled(worker), rows_of(*[100] * 30)).logits()
+    assert max(sum(map(len, run.rows)) for run in worker.runs) <= RUN_TOKENS
 
 
 def test_a_request_without_rows_to_run_is_told_at_once(scheduled):

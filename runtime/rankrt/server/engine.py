@@ -112,14 +112,14 @@ class Engine:
 
     async def evaluate(self, ask: Ask) -> Answer:
         """Score pairs. Raises a Failure, InputError, QueueFull or what the engine raises."""
-        async with self._begin(ask, in_order=ask.is_partial) as evaluation:
+        async with self._begin(ask, in_order=ask.is_partial, is_streamed=False) as evaluation:
             while await evaluation.progress():
                 pass
             return evaluation.answer()
 
     async def stream(self, ask: Ask) -> AsyncGenerator[tuple[Int64Array, Answer]]:
         """Score pairs and yield the numbers of those that are done since the last time, with the answer so far."""
-        async with self._begin(ask, in_order=True) as evaluation:
+        async with self._begin(ask, in_order=True, is_streamed=True) as evaluation:
             known, goes_on = np.zeros(len(ask.pairs), bool), True
             while goes_on:
                 goes_on = await evaluation.progress()
@@ -146,12 +146,12 @@ class Engine:
         self._later_blocks.shutdown(cancel_futures=True)
 
     @asynccontextmanager
-    async def _begin(self, ask: Ask, *, in_order: bool) -> AsyncGenerator["_Evaluation"]:
+    async def _begin(self, ask: Ask, *, in_order: bool, is_streamed: bool) -> AsyncGenerator["_Evaluation"]:
         """Tokenize and queue what a request wants; stop working for it when the block is left."""
         self._check(ask)
         self.scheduler.check_room()
         with self.models.use(ask.model) as model:
-            evaluation = _Evaluation(ask, model, self.limits.deadline_s(ask.timeout_ms))
+            evaluation = _Evaluation(ask, model, self.limits.deadline_s(ask.timeout_ms), is_streamed=is_streamed)
             try:
                 async with evaluation.until_deadline():
                     await self._submit(evaluation, in_order=in_order)
@@ -200,7 +200,7 @@ class Engine:
 class _Evaluation:
     """One ask on its way."""
 
-    def __init__(self, ask: Ask, model: Model, seconds: float) -> None:
+    def __init__(self, ask: Ask, model: Model, seconds: float, *, is_streamed: bool) -> None:
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
         self.ask = ask
         self.model = model
@@ -209,6 +209,7 @@ class _Evaluation:
             model=model.served,
             priority=ask.priority,
             notify=self._notify,
+            is_streamed=is_streamed,
         )
         self._seconds = seconds
         self._deadline = self._loop.time() + seconds

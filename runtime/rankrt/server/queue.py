@@ -57,7 +57,8 @@ class Row:
 class Job:
     """The rows of one request, and what is known of them.
 
-    notify     called, from any thread, whenever rows are done or the job has failed
+    notify     called, from any thread, when all rows are done or the job has failed
+    is_streamed  whether it is called whenever some rows are done, too
     priority   lower goes first, whatever else waits
     rows       those that may still have to run, in that order
     wanted     all that it waits for or waited for
@@ -71,6 +72,7 @@ class Job:
 
     model: ServedModel
     notify: Callable[[], None] = lambda: None
+    is_streamed: bool = False
     priority: int = 0
     rows: deque[Row] = field(default_factory=deque)
     wanted: list[Row] = field(default_factory=list)
@@ -84,6 +86,11 @@ class Job:
     submitted_at: float | None = None
     first_run_at: float | None = None
     done_at: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.n_left == 0 or self.error is not None
 
     @property
     def n_portions(self) -> int:
