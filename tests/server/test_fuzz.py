@@ -3,9 +3,11 @@
 RANKRT_FUZZ_SECONDS lets each search go on for so long.
 """
 
+import copy
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 
-from rankrt import ArtifactError
+from rankrt import ArtifactError, RankrtError, Reranker
 from rankrt.artifact import parse_manifest
 
 SECONDS = float(os.environ.get("RANKRT_FUZZ_SECONDS", "0"))
@@ -117,6 +119,74 @@ def test_a_damaged_manifest_is_an_artifact_error(tiny_folder: Path):
         assert all("/" not in name and name not in ("", ".", "..") for name in manifest.files)
 
     search(holds)
+
+
+def test_a_manifest_with_other_values_is_an_artifact_error_or_one_that_holds(tiny_folder: Path):
+    whole = json.loads((tiny_folder / "rankrt.json").read_bytes())
+
+    @QUICK
+    @given(data=st.data())
+    def holds(data: Any) -> None:
+        changed = copy.deepcopy(whole)
+        for _ in range(data.draw(st.integers(1, 3))):
+            replace_somewhere(changed, data)
+        try:
+            manifest = parse_manifest(json.dumps(changed).encode(), Path("rankrt.json"))
+        except ArtifactError:
+            return
+        assert all("/" not in name and name not in ("", ".", "..") for name in manifest.files)
+        assert all(name in manifest.files for variant in manifest.variants for name in variant.files)
+
+    search(holds)
+
+
+def replace_somewhere(tree: Any, data: Any) -> None:
+    """Replace or remove one value of a tree of JSON."""
+    while True:
+        places = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+        place = data.draw(st.sampled_from(places))
+        if not isinstance(tree[place], dict | list) or not tree[place] or data.draw(st.booleans()):
+            break
+        tree = tree[place]
+    if data.draw(st.booleans()) and isinstance(tree, dict):
+        del tree[place]
+    else:
+        tree[place] = data.draw(values | st.sampled_from(["../x", "/etc/passwd", "a\x00b", 2**63, -1, 4, 1e400]))
+
+
+def test_an_artifact_with_damaged_files_is_refused_or_loads(tiny_folder: Path, tmp_path: Path):
+    """Whatever reads a file, in Python, Rust or C++, what comes of it is an error of ours or a reranker."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_folder, folder)
+    contents = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+
+    @QUICK
+    @given(path=st.sampled_from(list(contents)), is_listed=st.booleans(), data=st.data())
+    def holds(path: Path, is_listed: bool, data: Any) -> None:
+        damaged = damage(contents[path], data)
+        path.write_bytes(damaged)
+        if is_listed and path.name != "rankrt.json":  # as if somebody had made it so
+            manifest = json.loads(contents[folder / "rankrt.json"])
+            manifest["files"][path.name]["n_bytes"] = len(damaged)
+            (folder / "rankrt.json").write_text(json.dumps(manifest))
+        try:
+            with Reranker.load(folder, prepare=False) as reranker:
+                reranker.score([("one", "two three")])
+        except RankrtError:
+            pass
+        finally:
+            for damaged_path in (path, folder / "rankrt.json"):
+                damaged_path.write_bytes(contents[damaged_path])
+
+    search(holds)
+
+
+def damage(content: bytes, data: Any) -> bytes:
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, max(0, len(changed) - 1)))
+        changed[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    return bytes(changed[: data.draw(st.integers(0, len(changed)))] if data.draw(st.booleans()) else changed)
 
 
 # Whether these accept a request depends on what no schema can say: how many texts are on the other side, which fields a
