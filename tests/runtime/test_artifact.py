@@ -1,13 +1,15 @@
 """The manifest: what it says comes back, and what it may not say is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx
 import pytest
 
-from rankrt import ArtifactError, DeviceError
+from rankrt import ArtifactError, DeviceError, Reranker
 from rankrt.artifact import Artifact, open_artifact, write_manifest
 from tests.support import tiny_artifact
 
@@ -132,3 +134,26 @@ def test_a_manifest_is_immutable(artifact: Artifact):
     with pytest.raises(AttributeError):
         artifact.manifest.name = "other"  # type: ignore[misc]
     assert msgspec.structs.replace(artifact.manifest, name="other").name == "other"
+
+
+@pytest.mark.parametrize("location", ["../outside.data", "{folder}/outside.data"])
+def test_a_graph_cannot_read_data_outside_its_folder(artifact: Artifact, tmp_path: Path, location: str):
+    shutil.copy(artifact.path("points.fp32.data"), tmp_path / "outside.data")
+    graph = artifact.path("cpu-fp32.onnx")
+    model = onnx.load(graph, load_external_data=False)
+    for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data):
+        if entry.key == "location":
+            entry.value = location.format(folder=tmp_path)
+    onnx.save(model, graph)
+    rewrite(artifact, lambda m: m["files"]["cpu-fp32.onnx"].update(n_bytes=graph.stat().st_size))
+    with pytest.raises(ArtifactError, match="cannot load"):
+        Reranker.load(artifact.folder, prepare=False)
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_a_link_does_not_lead_a_graph_outside_its_folder(artifact: Artifact, tmp_path: Path, prepare: bool):
+    data = artifact.path("points.fp32.data")
+    data.rename(tmp_path / "outside.data")
+    data.symlink_to(tmp_path / "outside.data")
+    with pytest.raises(ArtifactError, match="cannot load"):
+        Reranker.load(artifact.folder, prepare=prepare)
