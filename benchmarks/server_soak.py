@@ -1,10 +1,10 @@
 """A server under twice the load it can take, beside clients that misbehave, while its workers are killed.
 
-    python -m benchmarks.server_soak --artifact ./artifact --seconds 1800
+    python -m benchmarks.server_soak --artifact ./artifact --seconds 1800 -o benchmarks/results/server_soak.json
 
 Every request has to get an answer or a clear refusal, every answer has to be right to the last bit, nothing may hang
-and memory has to stay flat. All of it is on loopback and bounded in count and time. The last line on standard output
-is the record as JSON; the exit status is 1 if something was not as it should be.
+and memory has to stay flat. All of it is on loopback and bounded in count and time. The record is printed, and written
+with -o; the exit status is 1 if something was not as it should be.
 """
 
 import argparse
@@ -35,6 +35,7 @@ _N_CLIENTS = 24
 _N_FAULTS = 4
 _KILL_EVERY_S = 20.0
 _MAX_BODY_MB = 1
+_N_MEMORY_POINTS = 30
 # What a well-formed request may be told under overload and while a worker is started again.
 _REFUSALS = {429, 503, 504}
 
@@ -77,9 +78,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("-o", "--output", type=Path, help="where the record goes")
     options = parser.parse_args()
     record = soak(options.artifact, options.seconds)
-    print(json.dumps(record))
+    text = json.dumps(record, indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(f"{text}\n")
     return int(bool(record["wrong"]))
 
 
@@ -260,9 +265,19 @@ def report(server: Server, found: Findings, seconds: float) -> dict[str, Any]:
         "server_mb_first_third": round(before, 1),
         "server_mb_last_third": round(after, 1),
         "server_mb_most": round(float(memory.max()), 1),
-        "worker_mb_last": round(found.resident[-1][2] / 1e6, 1),
+        "memory": _memory_over_time(found.resident),
         "wrong": found.wrong,
     }
+
+
+def _memory_over_time(resident: Sequence[tuple[float, int, int]]) -> list[dict[str, float]]:
+    """Return the medians of even parts of the time; of the worker too, which is 0 while it is started again."""
+    parts = np.array_split(np.array(resident, float), min(_N_MEMORY_POINTS, len(resident)))
+    names, units = ("seconds", "server_mb", "worker_mb"), (1, 1e6, 1e6)
+    return [
+        {name: round(float(x) / unit, 1) for name, unit, x in zip(names, units, np.median(part, axis=0), strict=True)}
+        for part in parts
+    ]
 
 
 def _repeat(work: Callable[[], None], until: float, found: Findings) -> None:
