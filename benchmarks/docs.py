@@ -185,6 +185,70 @@ def _drift(row: Mapping[str, Any]) -> list[str]:
     return [row["model"], row["method"], f"{row['int8_share']:.0%}", *drift, ndcg]
 
 
+def server_overhead() -> str:
+    """Return what the server costs over the library, a model a column."""
+    record = _result("server_overhead")
+    machine, models = record["machine"], record["models"]
+    heading = ["", *(f"{model['model']}, {model['variant'].partition('-')[2]}" for model in models)]
+    rows = [[what, *(of(model) for model in models)] for what, of in _OVERHEAD.items()]
+    table = Table(heading=heading, rows=rows).markdown()
+    return (
+        f"{table}\n{machine['n_threads']} cores of an {machine['processor']}, load {machine['load_before']:.1f} before;"
+        " the clients ran on the same cores. [The record](../benchmarks/results/server_overhead.json).\n"
+    )
+
+
+def _saturated(model: Mapping[str, Any]) -> str:
+    found = model["saturation"]
+    speeds = [f"{found[f'{side}_tokens_per_second']:,.0f}" for side in ("in_process", "server")]
+    spread = f"{found['ratio_min']:.2f} to {found['ratio_max']:.2f}"
+    return f"{speeds[0]} and {speeds[1]}: {found['ratio']:.0%} ({spread})"
+
+
+def _processor_time(model: Mapping[str, Any]) -> str:
+    found = model["saturation"]
+    here, server, workers, clients = (
+        figure(found[f"{side}_cpu_us_per_token"], 2) for side in ("in_process", "server", "workers", "clients")
+    )
+    return f"{here}; {server} + {workers}, clients {clients}"
+
+
+def _idle(model: Mapping[str, Any]) -> str:
+    found = model["idle"]
+    return (
+        f"{found['in_process_ms']:.1f} and {found['server_ms']:.1f}: {found['difference_ms']:.1f} more,"
+        f" {found['client_cpu_ms']:.1f} of it the client's"
+    )
+
+
+def _mixed(model: Mapping[str, Any]) -> str:
+    found = model["mixed"]
+    return f"{found['p50_ms']:.0f} and {found['p99_ms']:.0f}, of {found['n_small']}; alone {found['idle_ms']:.0f}"
+
+
+_OVERHEAD: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "tokens a second, library and server at saturation (of the rounds)": _saturated,
+    "processor time, us a token: library; server + workers": _processor_time,
+    "one request of 10 documents, ms, library and server": _idle,
+    "10 documents beside 500, at half the throughput: median and p99, ms": _mixed,
+}
+
+
+def server_soak() -> str:
+    """Return what the server went through, in a sentence or two."""
+    record = _result("server_soak")
+    answered, refused = (
+        sum(n for status, n in record["statuses"].items() if (status == "200") == is_good) for is_good in (True, False)
+    )
+    return (
+        f"{record['seconds'] / 60:.0f} minutes: {record['n_requests']:,} requests, {answered:,} answered to the last"
+        f" bit, {refused:,} refused (429, 503 or 504), {len(record['wrong'])} wrong or without an answer;"
+        f" {sum(record['faults'].values()):,} requests of misbehaving clients; {record['n_workers_killed']} workers"
+        f" killed. The server had {record['server_mb_first_third']:.0f} MB in the first third of the time and"
+        f" {record['server_mb_last_third']:.0f} MB in the last. [The record](../benchmarks/results/server_soak.json).\n"
+    )
+
+
 def quality() -> str:
     """Return how the tiny reranker ranks, as a table."""
     return table(json.loads((TINY / "evaluation.json").read_text())["quality"])
@@ -192,6 +256,7 @@ def quality() -> str:
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"speed": speed, "memory": memory, "int8 speed": int8_speed, "int8 drift": int8_drift},
+    ROOT / "docs" / "server.md": {"server overhead": server_overhead, "server soak": server_soak},
     TINY / "README.md": {"quality": quality},
 }
 
