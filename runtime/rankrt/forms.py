@@ -24,9 +24,13 @@ class Form:
 
     def inside(self, span: Span, text: str) -> Span:
         """Return the part of the text itself that a span of `around(text)` covers."""
-        before = self.around("\0").index("\0")
-        start, stop = (min(max(place - before, 0), len(text)) for place in span)
+        start, stop = (min(max(place - self.n_before, 0), len(text)) for place in span)
         return start, stop
+
+    @property
+    def n_before(self) -> int:
+        """How many characters stand before the text."""
+        return self.around("\0").index("\0")
 
 
 def query_form(rules: Rules, template: Template) -> Form:

@@ -21,11 +21,12 @@ class Rules:
         unless given), then the passage to what is left. "longest_first", the rule of transformers and
         sentence-transformers: the longer of the two loses tokens first.
     long_documents
-        "truncate" scores what fits; "chunk" scores overlapping windows of the passage, of which the best counts.
+        "truncate" scores what fits; "chunk" scores overlapping windows of the passage, each with the words that stand
+        around a passage; the best counts.
     passage_max_length
         The most tokens of a passage that are looked at, in all its windows together; None is as many as fit.
     truncation_side
-        Where a text loses tokens: "right", its end, or "left", its beginning.
+        Where a text loses tokens: "right", its end, or "left", its beginning, but no instruction before it.
     query_instruction, passage_instruction
         Put before the text by the format, as FlagEmbedding does: format.format(instruction, text). By default the ones
         that the model was trained with, if there are any.

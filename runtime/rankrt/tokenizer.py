@@ -4,7 +4,7 @@ Knows no model and no engine. A row is assembled from pieces that are tokenized 
 Hugging Face kind does with the two texts of a pair, so a query is tokenized once however many passages it meets.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
@@ -90,6 +90,41 @@ class _Row:
     span: Span = (0, 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Worded:
+    """The tokens of a text with the words around it.
+
+    spans     of each the characters that it stands for, where they are known
+    n_before  how many tokens are of the words before the text, where something is cut between these and the text
+    n_behind  how many are of the words behind it
+    """
+
+    ids: Int32Array
+    spans: Sequence[Span] = ()
+    n_before: int = 0
+    n_behind: int = 0
+
+    @classmethod
+    def of(cls, located: Located, form: Form, text: str) -> "_Worded":
+        """Tell the words around a text, which a window or a cut from the left keeps, from the text itself."""
+        start = form.n_before
+        stop = start + len(text)
+        n_words = len(form.around(text)) - stop
+        return cls(
+            ids=located.ids,
+            spans=located.spans,
+            n_before=sum(end <= start for _, end in located.spans) if start else 0,
+            n_behind=sum(begin >= stop for begin, _ in located.spans) if n_words else 0,
+        )
+
+    def kept(self, n_tokens: int, rules: Rules) -> Int32Array:
+        """Return what stays when so many tokens may; of the words before the text all that fit."""
+        if rules.truncation_side == "right":
+            return self.ids[:n_tokens]
+        n_before = min(self.n_before, n_tokens)
+        return np.concatenate([self.ids[:n_before], self.ids[len(self.ids) - (n_tokens - n_before) :]])
+
+
 class PairTokenizer:
     """Turns pairs into rows by a template. Threads may share one: nothing in it changes after construction."""
 
@@ -104,16 +139,16 @@ class PairTokenizer:
         """
         _check_texts(pairs)
         template = self.template(rules)
-        queries = self._encode_queries(dict.fromkeys(query for query, _ in pairs), query_form(rules, template))
+        asked = list(dict.fromkeys(query for query, _ in pairs))
+        queries = dict(zip(asked, self._words(asked, query_form(rules, template), rules), strict=True))
         form, room = passage_form(rules, template), template.room(rules.max_length)
-        passages = [form.around(passage) for _, passage in pairs]
         if rules.long_documents == "chunk":
-            located = _checked(self._text_tokenizer.located, passages)
+            located = self._located([passage for _, passage in pairs], form)
             chunks = (self._chunks(i, queries[q], located[i], room, rules) for i, (q, _) in enumerate(pairs))
             rows = [replace(row, span=form.inside(row.span, pairs[row.pair][1])) for found in chunks for row in found]
         else:
-            ids = self._encode_passages(passages, rules)
-            rows = [self._cut(i, queries[q], ids[i], room, rules) for i, (q, _) in enumerate(pairs)]
+            passages = self._words([passage for _, passage in pairs], form, rules, is_passage=True)
+            rows = [self._cut(i, queries[q], passages[i], room, rules) for i, (q, _) in enumerate(pairs)]
         return self._join(rows, len(pairs), template)
 
     def template(self, rules: Rules) -> Template:
@@ -125,9 +160,17 @@ class PairTokenizer:
         suffix = (*self._template.separator, *self._ids([rules.question])[0].tolist())
         return msgspec.structs.replace(self._template, suffix=suffix)
 
-    def _encode_queries(self, queries: Iterable[str], form: Form) -> dict[str, Int32Array]:
-        queries = list(queries)
-        return dict(zip(queries, self._ids([form.around(query) for query in queries]), strict=True))
+    def _words(self, texts: Sequence[str], form: Form, rules: Rules, *, is_passage: bool = False) -> list[_Worded]:
+        """Tokenize texts in their words; a cut from the left has to know which tokens are the words'."""
+        if rules.truncation_side == "left" and form.instruction is not None:
+            return self._located(texts, form)
+        worded = [form.around(text) for text in texts]
+        found = self._encode_passages(worded, rules) if is_passage else self._ids(worded)
+        return [_Worded(ids=ids) for ids in found]
+
+    def _located(self, texts: Sequence[str], form: Form) -> list[_Worded]:
+        found = _checked(self._text_tokenizer.located, [form.around(text) for text in texts])
+        return [_Worded.of(located, form, text) for located, text in zip(found, texts, strict=True)]
 
     def _encode_passages(self, texts: Sequence[str], rules: Rules) -> list[Int32Array]:
         """Tokenize passages; a long one only as far as a row can hold, and further so that a cut is noticed."""
@@ -141,24 +184,25 @@ class PairTokenizer:
             ids[i] = whole
         return ids
 
-    def _cut(self, pair: int, query: Int32Array, passage: Int32Array, room: int, rules: Rules) -> _Row:
-        n_wanted = len(passage) if rules.passage_max_length is None else min(len(passage), rules.passage_max_length)
+    def _cut(self, pair: int, query: _Worded, passage: _Worded, room: int, rules: Rules) -> _Row:
+        n_all = len(passage.ids)
+        n_wanted = n_all if rules.passage_max_length is None else min(n_all, rules.passage_max_length)
         if rules.truncation == "longest_first":
-            n_query, n_passage = longest_first(len(query), n_wanted, room)
+            n_query, n_passage = longest_first(len(query.ids), n_wanted, room)
         else:
             n_query = self._n_query(query, room, rules)
             # Around a question there may be more room than max_length, but never for the passage alone.
             n_passage = min(n_wanted, room - n_query, rules.max_length)
         return _Row(
             pair=pair,
-            query=_kept(query, n_query, rules),
-            passage=_kept(passage, n_passage, rules),
-            query_truncated=n_query < len(query),
-            truncated=n_passage < len(passage),
+            query=query.kept(n_query, rules),
+            passage=passage.kept(n_passage, rules),
+            query_truncated=n_query < len(query.ids),
+            truncated=n_passage < n_all,
         )
 
-    def _n_query(self, query: Int32Array, room: int, rules: Rules) -> int:
-        n_query = min(len(query), rules.n_query_tokens)
+    def _n_query(self, query: _Worded, room: int, rules: Rules) -> int:
+        n_query = min(len(query.ids), rules.n_query_tokens)
         if n_query >= room:
             # The reference truncates nothing here, and the row is longer than max_length.
             raise InputError(
@@ -167,19 +211,28 @@ class PairTokenizer:
             )
         return n_query
 
-    def _chunks(self, pair: int, query: Int32Array, passage: Located, room: int, rules: Rules) -> Iterator[_Row]:
-        kept, ids = _kept(query, self._n_query(query, room, rules), rules), passage.ids
-        size = min(room - len(kept), rules.max_length)
-        n_wanted = len(ids) if rules.passage_max_length is None else min(len(ids), rules.passage_max_length)
-        first = len(ids) - n_wanted if rules.truncation_side == "left" else 0
+    def _chunks(self, pair: int, query: _Worded, passage: _Worded, room: int, rules: Rules) -> Iterator[_Row]:
+        """Cut a passage into windows; each is a passage with the words around it."""
+        kept = query.kept(self._n_query(query, room, rules), rules)
+        n_words = passage.n_before + passage.n_behind
+        size, n_own = min(room - len(kept), rules.max_length) - n_words, len(passage.ids) - n_words
+        if size < 1:
+            raise InputError(
+                f"the query and the {n_words} tokens of words around a passage leave no room for a window of it in"
+                f" max_length={rules.max_length}; raise max_length or shorten the passage instruction"
+            )
+        most = n_own if rules.passage_max_length is None else max(0, rules.passage_max_length - n_words)
+        n_wanted = min(n_own, most)
+        first = passage.n_before + (n_own - n_wanted if rules.truncation_side == "left" else 0)
+        before, behind = passage.ids[: passage.n_before], passage.ids[passage.n_before + n_own :]
         for start, stop in windows(n_wanted, size, overlap=size // _CHUNK_OVERLAP):
             start, stop = first + start, first + stop
             yield _Row(
                 pair=pair,
                 query=kept,
-                passage=ids[start:stop],
-                query_truncated=len(kept) < len(query),
-                truncated=n_wanted < len(ids),
+                passage=np.concatenate([before, passage.ids[start:stop], behind]),
+                query_truncated=len(kept) < len(query.ids),
+                truncated=n_wanted < n_own,
                 span=(passage.spans[start][0], passage.spans[stop - 1][1]) if stop > start else (0, 0),
             )
 
@@ -203,11 +256,6 @@ class PairTokenizer:
 
     def _ids(self, texts: Sequence[str]) -> list[Int32Array]:
         return _checked(self._text_tokenizer.ids, texts)
-
-
-def _kept(ids: Int32Array, n_tokens: int, rules: Rules) -> Int32Array:
-    """Return what a text keeps when it is cut to so many tokens."""
-    return ids[len(ids) - n_tokens :] if rules.truncation_side == "left" else ids[:n_tokens]
 
 
 def _head(text: str, n_chars: int) -> str:

@@ -1,6 +1,7 @@
 """Decoders against transformers: every family, behind every exit, with the prefix shared or not."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -307,8 +308,19 @@ def test_nothing_to_score_is_no_scores(layerwise: Path):
 def test_windows_of_a_long_passage_say_where_they_are(layerwise: Path):
     passage = " ".join(f"word{i}" for i in range(200))
     with Reranker.load(layerwise, max_length=600, long_documents="chunk") as reranker:
-        spans = reranker.encode([("why?", passage)]).spans
-        assert (spans[0][0], spans[-1][1]) == (0, len(passage))
+        encoded = reranker.encode([("why?", passage)])
+        assert (encoded.spans[0][0], encoded.spans[-1][1]) == (0, len(passage))
+        tokenizer = Tokenizer.from_file(str(layerwise / "tokenizer.json"))
+        for row, (start, stop) in enumerate(encoded.spans):
+            text = tokenizer.decode(encoded.row(row).tolist())
+            assert f"A: why?\nB: {passage[start:stop]}\nGiven a query A" in text
+
+
+def test_a_cut_from_the_left_leaves_a_model_s_own_words(layerwise: Path):
+    with Reranker.load(layerwise, max_length=300, truncation_side="left") as reranker:
+        row = reranker.encode([("why? " * 100, "word " * 200 + "end")]).row(0).tolist()
+    text = Tokenizer.from_file(str(layerwise / "tokenizer.json")).decode(row)
+    assert re.search(r"A: [why? ]+\nB: [word ]+ end\nGiven a query A", text)
 
 
 def test_flagembedding_s_interfaces_take_their_own_options(layerwise: Path):

@@ -143,6 +143,40 @@ def test_windows_cover_everything_and_none_is_short(n_tokens: int, size: int, ov
     assert all(stop - start == min(size, n_tokens) for start, stop in found)
 
 
+def test_every_window_of_a_passage_has_the_words_around_it():
+    passage = " ".join(["one", "two"] * 20)
+    words = {"passage_instruction": "four", "passage_instruction_format": "{} {} three"}
+    encoded = encode([("one", passage)], max_length=15, long_documents="chunk", **words)
+    rows = [encoded.row(i).tolist()[4:-1] for i in range(encoded.n_rows)]
+    assert encoded.n_rows > 2
+    assert all((row[0], row[-1]) == (FOUR, THREE) and set(row[1:-1]) == {ONE, TWO} for row in rows)
+    assert (encoded.lengths == 15).all()
+    covered = {i for start, stop in encoded.spans for i in range(start, stop)}
+    assert covered >= {i for i, character in enumerate(passage) if character != " "}
+    assert encode([("one", "two")], long_documents="chunk", **words).row(0).tolist()[4:-1] == [FOUR, TWO, THREE]
+    assert encode([("one", "")], long_documents="chunk", **words).row(0).tolist()[4:-1] == [FOUR, THREE]
+
+
+def test_a_cut_from_the_left_leaves_the_words_before_a_text():
+    encoded = encode(
+        [("one two three", "one two one two three")],
+        max_length=11,
+        query_max_length=3,
+        truncation_side="left",
+        query_instruction="four",
+        query_instruction_format="{} {}",
+        passage_instruction="four four",
+        passage_instruction_format="{} {}",
+    )
+    assert encoded.row(0).tolist() == [S, FOUR, TWO, THREE, END, END, FOUR, FOUR, TWO, THREE, END]
+    assert (encoded.truncated.tolist(), encoded.query_truncated.tolist()) == ([True], [True])
+
+
+def test_a_window_has_to_hold_something_of_its_passage():
+    with pytest.raises(InputError, match="the 9 tokens of words around a passage leave no room for a window"):
+        encode([("one", "two " * 9)], max_length=14, long_documents="chunk", passage_instruction="four " * 9)
+
+
 def test_instructions_are_put_before_the_texts():
     plain = encode([("one two", "three two")])
     instructed = encode(
