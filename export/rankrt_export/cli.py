@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         default=["fp32"],
         metavar="P",
-        help="fp32 (default), fp16, int8, int4",
+        help="fp32 (default), fp16, w8 (8-bit weights only), int8, int4",
     )
     parser.add_argument(
         "--target",

@@ -56,7 +56,7 @@ from rankrt_export.weights import hashed_in_background
 
 TOKENIZER = "tokenizer.json"
 # A variant's bytes beside those of the weights as float32.
-_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26, "int4": 0.26}
+_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "w8": 0.29, "int8": 0.26, "int4": 0.26}
 # As ONNX Runtime holds them: it widens fp16 when it loads.
 _IN_MEMORY: dict[Precision, float] = {**_SIZE_OF, "fp16": 1.0}
 # An engine is checked by them where it is built.

@@ -11,12 +11,12 @@ from rankrt_export.graph import Precision
 from rankrt_export.precision.float16 import Float16
 from rankrt_export.precision.float32 import Float32, matmul
 from rankrt_export.precision.half import Half
-from rankrt_export.precision.int4 import Int4
 from rankrt_export.precision.int8 import Int8
+from rankrt_export.precision.weight_only import INT4, W8
 
 # fp16 is half the download for a CPU, which computes in fp32; a GPU computes in it.
 _FIXED: Mapping[Target, Mapping[PrecisionName, Precision]] = {
-    "cpu": {"fp32": Float32(), "fp16": Float16(), "int4": Int4()},
+    "cpu": {"fp32": Float32(), "fp16": Float16(), "w8": W8, "int4": INT4},
     "cuda": {"fp32": Float32(), "fp16": Half()},
     "tensorrt": {"fp32": Float32(multiply=matmul), "fp16": Half(multiply=matmul)},
 }

@@ -52,6 +52,7 @@ class Limits:
 DEFAULT_LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(max_difference=1e-4, min_tau=0.99),
     "fp16": Limits(max_difference=0.25, min_tau=0.97),
+    "w8": Limits(max_difference=0.25, min_tau=0.97),
     "int8": Limits(max_difference=0.25, min_tau=0.97),
     # For hosts where nothing else fits: 16 values for a weight cost what they cost, and the manifest says it.
     "int4": Limits(max_difference=2.0, min_tau=0.8),

@@ -156,7 +156,7 @@ def test_the_command_ranks_progressively(layerwise: Path, tmp_path: Path, capsys
     assert "scores can be read behind these layers" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["w8", "int8", "int4"])
 def test_integers_are_bitwise_the_same_in_every_company_too(tmp_path: Path, precision: Precision):
     options = Options(precisions=["fp32", precision], cutoff_layers=[3, 6], max_difference=9.0, min_tau=-1.0)
     artifact = export(str(make_layerwise(tmp_path / "checkpoint")), tmp_path / "artifact", options)
