@@ -1,6 +1,7 @@
 """Weights stored in half precision and computed in single: half the download, for hosts that compute in fp32.
 
 ONNX Runtime folds the casts of the matrices when it loads the graph; rows of a table are cast as they are looked up.
+Only weights have to fit into half precision, which is refused where they do not: activations may be of any size.
 """
 
 import numpy as np
