@@ -1,130 +1,227 @@
-"""The LLM rerankers beside FlagEmbedding's own classes, in turn, in one process, on mixed lengths.
+"""The LLM rerankers beside FlagEmbedding's own classes and in all precisions, in turn, on mixed lengths.
 
-    python -m benchmarks.llm_speed --kind gemma --checkpoint ./gemma-6 --artifact ./artifact --data ../shared/data
+    python -m benchmarks.llm_speed ./gemma-6 ./minicpm-12 --text ../shared/data -o benchmarks/results/llm_speed.json
 
-Needs FlagEmbedding 1.4 (and so transformers 4). Both have the same threads and the same text. FlagEmbedding runs the
-first batch of a call twice and throws the first away; that one is not counted. The last line on standard output is the
-record as JSON.
+A model is exported to CHECKPOINT.artifact if that is not there. Each system has a process and a pinned environment of
+its own and the same threads and text; the batch that FlagEmbedding computes twice is not counted. A round calls every
+system once, after a call that warms up, which also finds FlagEmbedding's better batch size. The record is written after
+every round, and a run that finds one of the same conditions goes on with it, so it may be stopped at any time.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
+from benchmarks.environments import cache_folder, python_of
+from benchmarks.lab import pinned_cpus, sha256_of_files
 from benchmarks.statistics import ratio
-from benchmarks.workloads import Source, read
-from rankrt import Reranker
+from benchmarks.systems import DECODERS, entry_of
+from benchmarks.tables import Table, figure
+from benchmarks.worker import Budget, Worker
+from benchmarks.workloads import Source, Workload, read
+from rankrt.artifact import Precision, open_artifact
 from rankrt.machine import this_machine
-from rankrt.tokenizer import Pair
+from rankrt.sources import Hub
+from rankrt_export.checkpoint import open_checkpoint
+from rankrt_export.pipeline import Options, export
+from rankrt_export.readouts import LAYERWISE
 
-_PAUSE_SECONDS = 0.3  # longer than any library's threads spin after a call
+BASELINE = "llm-rankrt"
+TITLES = {
+    "llm-rankrt": "rankrt",
+    "llm-rankrt-unshared": "rankrt, query not shared",
+    "llm-rankrt-w8": "rankrt, w8",
+    "llm-rankrt-int8": "rankrt, int8",
+    "llm-rankrt-int4": "rankrt, int4",
+    "llm-flagembedding": "FlagEmbedding {batch_size} at a time",
+}
+# The models whose shapes are cut in depth to fit a machine.
+_FULL = {"GemmaForCausalLM": ("v2-gemma", 18), "LayerWiseMiniCPMForCausalLM": ("v2-minicpm-layerwise", 40)}
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "w8", "int4")
+_PAUSE_S = 0.3  # longer than any library's threads spin after a call
+_CALL_LIMIT_S = 900.0
 
 
 def main() -> None:
     options = _options()
-    workload = Source(read(options.data)[1], options.artifact / "tokenizer.json").make("mixed", options.passages)
-    pairs = [(workload.query, passage) for passage in workload.passages]
-    n_threads = this_machine().cores.n
-    flag = FlagEmbedding(options.kind, str(options.checkpoint), n_threads, options.batch_size)
-    shared, unshared = (
-        Reranker.load(options.artifact, precision="fp32", n_threads=n_threads, share_prefix=is_shared)
-        for is_shared in (True, False)
-    )
-    systems: dict[str, Callable[[Sequence[Pair]], tuple[float, np.ndarray]]] = {
-        "rankrt": lambda pairs: timed(shared, pairs),
-        "rankrt, prefix not shared": lambda pairs: timed(unshared, pairs),
-        "FlagEmbedding": flag.score,
-    }
-    seconds, scores = in_turn(systems, pairs, options.rounds)
-    lengths = shared.encode(pairs).lengths
-    record = {
-        "benchmark": "llm_speed",
-        "model": options.checkpoint.name,
-        "machine": {"processor": this_machine().processor, "n_threads": n_threads},
-        "n_passages": len(pairs),
-        "mean_tokens": round(float(lengths.mean()), 1),
-        "max_tokens": int(lengths.max()),
-        "n_rounds": options.rounds,
-        "batch_size_of_flagembedding": options.batch_size,
-        "median_seconds": {name: round(median(found), 3) for name, found in seconds.items()},
-        "times_rankrt": {name: round(ratio(found, seconds["rankrt"]), 3) for name, found in seconds.items()},
-        "max_difference": float(np.abs(scores["rankrt"] - scores["FlagEmbedding"]).max()),
-    }
+    record = _read(options.output)
+    texts = read(options.text)[1]
+    for checkpoint in options.checkpoints:
+        artifact = _exported(checkpoint)
+        workload = Source(texts, checkpoint / "tokenizer.json").make("mixed", options.passages)
+        with ExitStack() as stack:
+            systems = _systems(options.systems, artifact)
+            conditions = _conditions(checkpoint, artifact, workload, systems)
+            entry = _entry(record, conditions)
+            if len(entry["seconds"].get(BASELINE, [])) >= options.rounds:
+                continue
+            workers = {name: _worker(name, checkpoint, artifact, stack) for name in systems}
+            batch_sizes = warm_up(workers, workload, entry)
+            while len(entry["seconds"][BASELINE]) < options.rounds:
+                one_round(workers, workload, batch_sizes, entry)
+                _write(record, options.output)
     print(json.dumps(record))
 
 
-class FlagEmbedding:
-    """FlagEmbedding's class, in fp32 on the CPU."""
-
-    def __init__(self, kind: str, checkpoint: str, n_threads: int, batch_size: int) -> None:
-        import torch
-        from FlagEmbedding import FlagLLMReranker, LayerWiseFlagLLMReranker
-
-        torch.set_num_threads(n_threads)
-        reranker = {"gemma": FlagLLMReranker, "minicpm": LayerWiseFlagLLMReranker}[kind]
-        last = {"minicpm": {"cutoff_layers": [_n_layers(checkpoint)]}}.get(kind, {})
-        self._reranker = reranker(checkpoint, devices="cpu", batch_size=batch_size, **last)
-        self._reranker.tokenizer.pad_token = self._reranker.tokenizer.pad_token or "</s>"
-        self._reranker.model.config.use_cache = False
-        self._forward = self._reranker.model.forward
-        self._calls: list[float] = []
-        self._reranker.model.forward = self._timed_forward
-
-    def score(self, pairs: Sequence[Pair]) -> tuple[float, np.ndarray]:
-        """Return the seconds of a call, without the batch whose result it throws away, and the scores."""
-        self._calls.clear()
-        started = time.perf_counter()
-        scores = self._reranker.compute_score([list(pair) for pair in pairs])
-        return time.perf_counter() - started - self._calls[0], np.array(scores)
-
-    def _timed_forward(self, *arguments: Any, **inputs: Any) -> Any:
-        started = time.perf_counter()
-        found = self._forward(*arguments, **inputs)
-        self._calls.append(time.perf_counter() - started)
-        return found
-
-
-def timed(reranker: Reranker, pairs: Sequence[Pair]) -> tuple[float, np.ndarray]:
-    started = time.perf_counter()
-    scores = reranker.score(pairs)
-    return time.perf_counter() - started, scores
-
-
-def in_turn(
-    systems: dict[str, Callable[[Sequence[Pair]], tuple[float, np.ndarray]]], pairs: Sequence[Pair], n_rounds: int
-) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
+def warm_up(workers: Mapping[str, Worker], workload: Workload, entry: dict[str, Any]) -> dict[str, int | None]:
+    """Call every system once in each of its batch sizes; return its fastest. Notes versions and differences."""
+    fastest: dict[str, int | None] = {}
     scores = {}
-    for i in range(n_rounds + 1):
-        for name, score in systems.items():
-            took, scores[name] = score(pairs)
-            print(f"{name:<28} {took:8.2f} s", file=sys.stderr)
-            if i:  # the first round warms up
-                seconds[name].append(took)
-            time.sleep(_PAUSE_SECONDS)
-    return seconds, scores
+    for name, worker in workers.items():
+        took = {}
+        for size in entry_of(name).batch_sizes or (None,):
+            answer = worker.call(workload.query, workload.passages, workload.max_length, size)
+            took[size], scores[name] = answer.seconds, np.array(answer.scores)
+            _say(f"{name}, batch size {size}: {answer.seconds:.2f} s, warming up")
+        fastest[name] = min(took, key=lambda size: took[size])
+        entry["seconds"].setdefault(name, [])
+        entry["versions"][name] = worker.versions
+        entry["differences"][name] = _difference(scores[name], scores[BASELINE])
+    entry["batch_sizes"] = {name: size for name, size in fastest.items() if size is not None}
+    return fastest
 
 
-def _n_layers(checkpoint: str) -> int:
-    return int(json.loads((Path(checkpoint) / "config.json").read_text())["num_hidden_layers"])
+def one_round(
+    workers: Mapping[str, Worker], workload: Workload, batch_sizes: Mapping[str, int | None], entry: dict[str, Any]
+) -> None:
+    """Call every system once, and note the seconds of all or, if one fails, of none."""
+    seconds = {}
+    for name, worker in workers.items():
+        answer = worker.call(workload.query, workload.passages, workload.max_length, batch_sizes[name])
+        seconds[name] = answer.seconds
+        _say(f"{name}: {answer.seconds:.2f} s")
+        time.sleep(_PAUSE_S)
+    for name, took in seconds.items():
+        entry["seconds"][name].append(round(took, 4))
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    differences = np.abs(ours - theirs)
+    return {"mean": round(float(differences.mean()), 6), "max": round(float(differences.max()), 6)}
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Return the times beside rankrt's, and what follows for the models' full depth, as Markdown."""
+    head = ["model", "system", "a call", "x", "full depth, derived", "largest difference"]
+    return Table(heading=head, rows=[row for entry in record["models"] for row in _rows(entry)]).markdown()
+
+
+def _rows(entry: Mapping[str, Any]) -> list[list[str]]:
+    conditions, rows = entry["conditions"], []
+    name, n_full = _FULL[conditions["architecture"]]
+    for system, seconds in entry["seconds"].items():
+        title = TITLES[system].format(batch_size=entry["batch_sizes"].get(system))
+        factor = deepened(conditions, n_full, has_vocabulary=system == "llm-flagembedding")
+        baseline = entry["seconds"][BASELINE]
+        derived = ratio(seconds, baseline) * factor / deepened(conditions, n_full, has_vocabulary=False)
+        rows.append(
+            [
+                f"{name}, {conditions['n_layers']} of {n_full} layers",
+                title,
+                f"{figure(float(np.median(seconds)))} s",
+                f"{ratio(seconds, baseline):.2f}",
+                f"{figure(float(np.median(seconds)) * factor)} s, {derived:.2f} x",
+                figure(entry["differences"][system]["max"], 2),
+            ]
+        )
+    return rows
+
+
+def deepened(conditions: Mapping[str, Any], n_full: int, *, has_vocabulary: bool) -> float:
+    """Return how many times as many weights a token meets in the whole model; a vocabulary's matrix is met once."""
+    vocabulary = conditions["n_weights_of_vocabulary"] if has_vocabulary else 0
+    layer = conditions["n_weights_of_layer"]
+    return float((vocabulary + n_full * layer) / (vocabulary + conditions["n_layers"] * layer))
+
+
+def _exported(checkpoint: Path) -> Path:
+    artifact = checkpoint.with_name(f"{checkpoint.name}.artifact")
+    if not artifact.exists():
+        _say(f"exporting {checkpoint.name}")
+        export(str(checkpoint), artifact, Options(precisions=_PRECISIONS, is_verified=False))
+    return artifact
+
+
+def _systems(wanted: Sequence[str], artifact: Path) -> list[str]:
+    """Return the systems in turn, the baseline first, without those whose variant the artifact has not."""
+    has = {variant.precision for variant in open_artifact(artifact).manifest.variants}
+    absent = {f"{BASELINE}-{precision}" for precision in ("w8", "int8", "int4") if precision not in has}
+    return [BASELINE, *(name for name in wanted if name != BASELINE and name not in absent)]
+
+
+def _worker(name: str, checkpoint: Path, artifact: Path, stack: ExitStack) -> Worker:
+    log = cache_folder() / "logs" / f"{name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    model, entry = artifact if name.startswith(BASELINE) else checkpoint, entry_of(name)
+    n_threads = this_machine().cores.n
+    budget = Budget(n_threads=n_threads, cpus=pinned_cpus(n_threads), load_s=_CALL_LIMIT_S, call_s=_CALL_LIMIT_S)
+    _say(f"loading {name}")
+    return stack.enter_context(Worker(name, str(model.absolute()), budget, log, str(python_of(entry.environment))))
+
+
+def _conditions(checkpoint: Path, artifact: Path, workload: Workload, systems: Sequence[str]) -> dict[str, Any]:
+    """Return what has to be the same for rounds to belong together."""
+    opened, machine = open_checkpoint(str(checkpoint), Hub()), this_machine()
+    weights, config = opened.weights, opened.config
+    layer = [name for name in weights.names if name.startswith("model.layers.0.")]
+    heads = 0 if opened.architecture == LAYERWISE else config["vocab_size"] * config["hidden_size"]
+    return {
+        "model": checkpoint.name,
+        "architecture": opened.architecture,
+        "n_layers": config["num_hidden_layers"],
+        "n_weights_of_layer": sum(int(np.prod(weights.shape(name))) for name in layer),
+        "n_weights_of_vocabulary": heads,
+        "weights": sha256_of_files(checkpoint),
+        "artifact": open_artifact(artifact).identity,
+        "machine": {"processor": machine.processor, "instructions": machine.instructions, "n_threads": machine.cores.n},
+        "workload": {**workload.size, "kind": workload.name},
+        "systems": list(systems),
+    }
+
+
+def _entry(record: dict[str, Any], conditions: dict[str, Any]) -> dict[str, Any]:
+    """Return the record's entry of these conditions; one of the same model under others is replaced."""
+    conditions = json.loads(json.dumps(conditions))
+    others = [entry for entry in record["models"] if entry["conditions"]["model"] != conditions["model"]]
+    same = [entry for entry in record["models"] if entry["conditions"] == conditions]
+    entry = same[0] if same else {"conditions": conditions, "versions": {}, "differences": {}}
+    entry = {"batch_sizes": {}, "seconds": {}, **entry}
+    record["models"] = [*others, entry]
+    return entry
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"benchmark": "llm_speed", "models": []}
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def _write(record: dict[str, Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=["gemma", "minicpm"], required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the folder above xquad/")
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="folders with checkpoints of LLM rerankers")
+    parser.add_argument("--text", type=Path, help="see `benchmarks.workloads.read`; the sample if it is not given")
+    parser.add_argument("--systems", nargs="+", choices=DECODERS, default=list(DECODERS))
     parser.add_argument("--passages", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=4, help="FlagEmbedding's; 256,000 logits a token need memory")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -11,7 +11,7 @@ The last line on standard output is the record as JSON.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tables import Table
 from rankrt import Reranker
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.progressive import Policy, Progressive, run
@@ -61,10 +62,20 @@ def main() -> None:
         rows = [_row(reranker, known, progressive) for progressive in _POLICIES]
         _check_one(reranker, known[0])
         layers = [end.layer for end in reranker.variant.exits]
-    full = float(np.mean([_ndcg(k.task, k.scores[-1]) for k in known]))
-    print(_table(rows, full))
-    record = {"benchmark": "progressive", "exits": layers, "n_queries": len(known), "top_n": TOP_N}
-    print(json.dumps({**record, "n_passages": len(known[0].lengths), "ndcg_full": round(full, 4), "policies": rows}))
+        n_measured = reranker.variant.verification.n_queries if reranker.variant.verification else 0
+    record = {
+        "benchmark": "progressive",
+        "exits": layers,
+        "n_queries": len(known),
+        "n_passages": len(known[0].lengths),
+        "top_n": TOP_N,
+        "n_queries_of_margins": n_measured,
+        "ndcg": [round(float(np.mean([_ndcg(k.task, k.scores[i]) for k in known])), 4) for i in range(len(layers))],
+        "overlap": [round(_mean_overlap(known, i), 4) for i in range(len(layers))],
+        "policies": rows,
+    }
+    print(table(record))
+    print(json.dumps(record))
 
 
 def tasks(folder: Path, part: Part, n_queries: int, n_others: int) -> Iterator[Task]:
@@ -125,14 +136,28 @@ def _ndcg(task: Task, scores: Float32Array) -> float:
     return ndcg([task.labels[i] for i in order])
 
 
-def _table(rows: list[dict[str, Any]], full: float) -> str:
-    head = f"| margins | overlap of the top {TOP_N} (least) | layers' work | checked | nDCG@10 (full {full:.3f}) |"
-    return "\n".join([head, "|---|---|---|---|---|", *map(_line, rows)])
+def _mean_overlap(known: list[Known], exit_: int) -> float:
+    """Return how much of the full ranking's first ten an exit alone would have."""
+    return float(np.mean([_overlap(k.scores[exit_], k.scores[-1]) for k in known]))
 
 
-def _line(row: dict[str, Any]) -> str:
-    overlap = f"{row['overlap']:.4f} ({row['least_overlap']:.1f})"
-    return f"| {row['progressive']} | {overlap} | {row['work']:.1%} | {row['checked']:g} | {row['ndcg']:.3f} |"
+def table(record: Mapping[str, Any]) -> str:
+    """Return what each policy costs and keeps, and what stopping everything at an exit would, as Markdown."""
+    head = ["margins", f"overlap of the top {record['top_n']}", "least", "layers' work", "nDCG@10"]
+    rows = [[_title(row), *_cells(row), f"{row['ndcg']:.3f}"] for row in record["policies"]]
+    last = record["exits"][-1]
+    for layer, overlap, ndcg_ in zip(record["exits"], record["overlap"], record["ndcg"], strict=True):
+        title = "none, all layers" if layer == last else f"none, all stop behind layer {layer}"
+        rows.append([title, f"{overlap:.4f}", "", f"{layer / last:.0%}", f"{ndcg_:.3f}"])
+    return Table(heading=head, rows=rows).markdown()
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return "exact" if row["progressive"] == "exact" else f"{row['progressive']:g}"
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['overlap']:.4f}", f"{row['least_overlap']:.1f}", f"{row['work']:.1%}"]
 
 
 def _as_texts(found: list[Task]) -> Texts:

@@ -111,6 +111,18 @@ CONVERSIONS: Mapping[str, Conversion] = {
     "gguf-q8": Conversion(place="benchmarks.systems.llama_cpp:to_q8", environment="llama.cpp"),
 }
 
+# The LLM rerankers' systems, by names of their own: an encoder's run would take "flagembedding" for all of them.
+DECODERS: Mapping[str, Entry] = {
+    "llm-rankrt": Entry(place="benchmarks.systems.decoders:Float32", environment="rankrt", batch_sizes=()),
+    "llm-rankrt-unshared": Entry(place="benchmarks.systems.decoders:Unshared", environment="rankrt", batch_sizes=()),
+    "llm-rankrt-w8": Entry(place="benchmarks.systems.decoders:Weights8", environment="rankrt", batch_sizes=()),
+    "llm-rankrt-int8": Entry(place="benchmarks.systems.decoders:Int8", environment="rankrt", batch_sizes=()),
+    "llm-rankrt-int4": Entry(place="benchmarks.systems.decoders:Int4", environment="rankrt", batch_sizes=()),
+    "llm-flagembedding": Entry(
+        place="benchmarks.systems.flagembedding_llm:WithoutProbe", environment="flagembedding", batch_sizes=(1, 4)
+    ),
+}
+
 # What answers the machine's own rates in place of scores.
 CEILINGS: Mapping[str, Entry] = {
     "sgemm": Entry(place="benchmarks.systems.ceilings:Sgemm", environment="rankrt-export", batch_sizes=()),
@@ -125,7 +137,7 @@ def entry_of(name: str) -> Entry:
     """Return a system's entry; `module:class` is a system of yours, in the harness's own environment."""
     if ":" in name:
         return Entry(place=name, environment="", batch_sizes=())
-    return SYSTEMS[name] if name in SYSTEMS else CEILINGS[name]
+    return {**SYSTEMS, **DECODERS, **CEILINGS}[name]
 
 
 def members(name: str) -> list[str]:

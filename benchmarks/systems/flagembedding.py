@@ -30,14 +30,14 @@ class WithoutProbe(AsShipped):
 
     def __init__(self, model: str, n_threads: int) -> None:
         super().__init__(model, n_threads)
-        self._reranker.model = _Model(self._reranker.model)
+        self._reranker.model = Unprobed(self._reranker.model)
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         self._reranker.model.is_probed = True
         return super().score(query, passages, max_length, batch_size)
 
 
-class _Model:
+class Unprobed:
     """A model that answers the first call of each request with nothing."""
 
     def __init__(self, model: Any) -> None:
