@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.llm_speed import table as llm_speed_table
+from benchmarks.progressive import table as progressive_table
 from benchmarks.record import Record, Row, read_record, schema
 from benchmarks.report import markdown
 from benchmarks.statistics import ratio
@@ -249,13 +251,45 @@ def server_soak() -> str:
     )
 
 
+def llm_speed() -> str:
+    """Return the LLM rerankers beside FlagEmbedding, as a table."""
+    if not (RESULTS / "llm_speed.json").exists():
+        return "No record is kept yet: `python -m benchmarks.llm_speed`.\n"
+    record = _result("llm_speed")
+    machines = {entry["conditions"]["machine"]["processor"] for entry in record["models"]}
+    sizes = {entry["conditions"]["workload"]["kind"] for entry in record["models"]}
+    return (
+        f"{llm_speed_table(record)}\nFull width, random weights, {' and '.join(sorted(sizes))} passages for one query,"
+        f" {' and '.join(sorted(machines))}; medians, in turn; without the batch that FlagEmbedding computes twice;"
+        " x: time relative to rankrt's; derived: by the weights that a token meets, FlagEmbedding's vocabulary among"
+        " them.\n"
+    )
+
+
+def progressive() -> str:
+    """Return what ranking that stops early saves and loses, as a table."""
+    record = _result("progressive")
+    return (
+        f"{progressive_table(record)}\nA trained layerwise model of 8 layers with exits behind"
+        f" {', '.join(map(str, record['exits']))}; {record['n_queries']} held-out questions in twelve languages, each"
+        f" with {record['n_passages']} passages; margins of {record['n_queries_of_margins']} other questions.\n"
+    )
+
+
 def quality() -> str:
     """Return how the tiny reranker ranks, as a table."""
     return table(json.loads((TINY / "evaluation.json").read_text())["quality"])
 
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"speed": speed, "memory": memory, "int8 speed": int8_speed, "int8 drift": int8_drift},
+    ROOT / "README.md": {
+        "speed": speed,
+        "memory": memory,
+        "int8 speed": int8_speed,
+        "int8 drift": int8_drift,
+        "llm speed": llm_speed,
+        "progressive": progressive,
+    },
     ROOT / "docs" / "server.md": {"server overhead": server_overhead, "server soak": server_soak},
     TINY / "README.md": {"quality": quality},
 }

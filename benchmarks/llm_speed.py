@@ -2,7 +2,8 @@
 
     python -m benchmarks.llm_speed ./gemma-6 ./minicpm-12 --text ../shared/data -o benchmarks/results/llm_speed.json
 
-A model is exported to CHECKPOINT.artifact if that is not there. Each system has a process and a pinned environment of
+A model is exported to CHECKPOINT.artifact, in `--precisions`, if that is not there; int8 takes minutes to calibrate.
+Each system has a process and a pinned environment of
 its own and the same threads and text; the batch that FlagEmbedding computes twice is not counted. A round calls every
 system once, after a call that warms up, which also finds FlagEmbedding's better batch size. The record is written after
 every round, and a run that finds one of the same conditions goes on with it, so it may be stopped at any time.
@@ -26,7 +27,7 @@ from benchmarks.systems import DECODERS, entry_of
 from benchmarks.tables import Table, figure
 from benchmarks.worker import Budget, Worker
 from benchmarks.workloads import Source, Workload, read
-from rankrt.artifact import Precision, open_artifact
+from rankrt.artifact import PRECISIONS, Precision, open_artifact
 from rankrt.machine import this_machine
 from rankrt.sources import Hub
 from rankrt_export.checkpoint import open_checkpoint
@@ -44,7 +45,6 @@ TITLES = {
 }
 # The models whose shapes are cut in depth to fit a machine.
 _FULL = {"GemmaForCausalLM": ("v2-gemma", 18), "LayerWiseMiniCPMForCausalLM": ("v2-minicpm-layerwise", 40)}
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "w8", "int4")
 _PAUSE_S = 0.3  # longer than any library's threads spin after a call
 _CALL_LIMIT_S = 900.0
 
@@ -54,7 +54,7 @@ def main() -> None:
     record = _read(options.output)
     texts = read(options.text)[1]
     for checkpoint in options.checkpoints:
-        artifact = _exported(checkpoint)
+        artifact = _exported(checkpoint, options.precisions)
         workload = Source(texts, checkpoint / "tokenizer.json").make("mixed", options.passages)
         with ExitStack() as stack:
             systems = _systems(options.systems, artifact)
@@ -84,6 +84,7 @@ def warm_up(workers: Mapping[str, Worker], workload: Workload, entry: dict[str, 
         entry["seconds"].setdefault(name, [])
         entry["versions"][name] = worker.versions
         entry["differences"][name] = _difference(scores[name], scores[BASELINE])
+        entry["memory_mb"][name] = round(resident_mb(worker.pid))
     entry["batch_sizes"] = {name: size for name, size in fastest.items() if size is not None}
     return fastest
 
@@ -102,6 +103,12 @@ def one_round(
         entry["seconds"][name].append(round(took, 4))
 
 
+def resident_mb(pid: int) -> float:
+    """Return what a process has in memory, its mapped weights among it, as if it were alone."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS:"))
+
+
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     differences = np.abs(ours - theirs)
     return {"mean": round(float(differences.mean()), 6), "max": round(float(differences.max()), 6)}
@@ -109,7 +116,7 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 def table(record: Mapping[str, Any]) -> str:
     """Return the times beside rankrt's, and what follows for the models' full depth, as Markdown."""
-    head = ["model", "system", "a call", "x", "full depth, derived", "largest difference"]
+    head = ["model", "system", "a call", "x", "full depth, derived", "memory", "largest difference"]
     return Table(heading=head, rows=[row for entry in record["models"] for row in _rows(entry)]).markdown()
 
 
@@ -128,6 +135,7 @@ def _rows(entry: Mapping[str, Any]) -> list[list[str]]:
                 f"{figure(float(np.median(seconds)))} s",
                 f"{ratio(seconds, baseline):.2f}",
                 f"{figure(float(np.median(seconds)) * factor)} s, {derived:.2f} x",
+                f"{entry['memory_mb'][system] / 1e3:.1f} GB",
                 figure(entry["differences"][system]["max"], 2),
             ]
         )
@@ -141,11 +149,13 @@ def deepened(conditions: Mapping[str, Any], n_full: int, *, has_vocabulary: bool
     return float((vocabulary + n_full * layer) / (vocabulary + conditions["n_layers"] * layer))
 
 
-def _exported(checkpoint: Path) -> Path:
+def _exported(checkpoint: Path, precisions: Sequence[Precision]) -> Path:
     artifact = checkpoint.with_name(f"{checkpoint.name}.artifact")
     if not artifact.exists():
         _say(f"exporting {checkpoint.name}")
-        export(str(checkpoint), artifact, Options(precisions=_PRECISIONS, is_verified=False))
+        # Random weights drift more than any limit allows, and how far is what is asked.
+        limits: dict[str, Any] = {"is_verified": False, "max_difference": np.inf, "min_tau": -1.0}
+        export(str(checkpoint), artifact, Options(precisions=precisions, **limits))
     return artifact
 
 
@@ -192,7 +202,7 @@ def _entry(record: dict[str, Any], conditions: dict[str, Any]) -> dict[str, Any]
     others = [entry for entry in record["models"] if entry["conditions"]["model"] != conditions["model"]]
     same = [entry for entry in record["models"] if entry["conditions"] == conditions]
     entry = same[0] if same else {"conditions": conditions, "versions": {}, "differences": {}}
-    entry = {"batch_sizes": {}, "seconds": {}, **entry}
+    entry = {"batch_sizes": {}, "memory_mb": {}, "seconds": {}, **entry}
     record["models"] = [*others, entry]
     return entry
 
@@ -219,6 +229,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("checkpoints", type=Path, nargs="+", help="folders with checkpoints of LLM rerankers")
     parser.add_argument("--text", type=Path, help="see `benchmarks.workloads.read`; the sample if it is not given")
     parser.add_argument("--systems", nargs="+", choices=DECODERS, default=list(DECODERS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "w8", "int4"], metavar="P")
     parser.add_argument("--passages", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, required=True)

@@ -32,7 +32,10 @@ class AdapterConfig:
     @classmethod
     def read(cls, folder: Path) -> "AdapterConfig":
         """Read the file. Raises CheckpointError for anything but a plain LoRA."""
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        try:
+            config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{folder / CONFIG} is not JSON: {error}") from error
         if (kind := config.get("peft_type")) != "LORA":
             raise CheckpointError(f"{folder / CONFIG} has peft_type = {kind!r}; only 'LORA' is implemented")
         for key in ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern"):
@@ -42,6 +45,8 @@ class AdapterConfig:
                 )
         if not (base := config.get("base_model_name_or_path")):
             raise CheckpointError(f"{folder / CONFIG} names no base_model_name_or_path")
+        if missing := [key for key in ("r", "lora_alpha") if not config.get(key)]:
+            raise CheckpointError(f"{folder / CONFIG} has no {missing[0]}, without which an adapter has no scale")
         rank = float(config["r"])
         return cls(
             base=str(base), scale=float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
@@ -54,6 +59,8 @@ class MergedWeights:
     def __init__(self, base: Weights, folder: Path, config: AdapterConfig) -> None:
         self._base = base
         self._scale = np.float32(config.scale)
+        if not (folder / WEIGHTS).exists():
+            raise CheckpointError(f"{folder} has no {WEIGHTS}: save the adapter again, with peft's save_pretrained")
         self._adapter = SafetensorsWeights([folder / WEIGHTS])
         self.files = (*base.files, *self._adapter.files)
         self.names = base.names
@@ -89,6 +96,8 @@ class MergedWeights:
         odd = sorted(name for name in self._adapter.names if not name.endswith((_A, _B)))
         if odd:
             raise CheckpointError(f"{folder / WEIGHTS} has {odd[0]}, which is no part of a LoRA")
+        if not self._adapted:
+            raise CheckpointError(f"{folder / WEIGHTS} has no tensors of a LoRA: it would change nothing")
         for name, key in self._adapted.items():
             n_out, n_in = self._adapter.shape(key + _B)[0], self._adapter.shape(key + _A)[1]
             found = self._base.shape(name) if name in self._base.names else None

@@ -1,5 +1,6 @@
 """The LLM rerankers' record: rounds of all systems or of none, gone on with, and what follows for the full depth."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class Calls:
 
     def __init__(self, seconds: dict[int | None, float], scores: list[float], *, fails: bool = False) -> None:
         self._seconds, self._scores, self._fails = seconds, scores, fails
-        self.versions = {"engine": "1"}
+        self.versions, self.pid = {"engine": "1"}, os.getpid()
         self.asked: list[int | None] = []
 
     def call(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> Answer:
@@ -57,6 +58,7 @@ def test_flagembedding_s_faster_batch_size_is_measured_and_named():
     assert entry["seconds"] == {"llm-rankrt": [2.0, 2.0], "llm-flagembedding": [4.0, 4.0]}
     assert entry["differences"]["llm-flagembedding"] == {"mean": 0.25, "max": 0.5}
     assert "| FlagEmbedding 4 at a time | 4.00 s | 2.00 |" in llm_speed.table(record)
+    assert entry["memory_mb"]["llm-rankrt"] > 10
 
 
 def test_the_full_depth_counts_the_vocabulary_once():

@@ -245,6 +245,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path: Path):
         ({"peft_type": "IA3"}, "has peft_type = 'IA3'; only 'LORA' is implemented"),
         ({"use_dora": True}, "has use_dora, which is not implemented: merge with peft"),
         ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
+        ({"r": None}, "has no r, without which an adapter has no scale"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any], message: str):
@@ -252,6 +253,21 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, change: dict[str,
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
+        export(str(adapter), tmp_path / "artifact", Options())
+
+
+def test_an_adapter_that_is_damaged_is_refused(tmp_path: Path):
+    from safetensors.torch import save_file
+
+    adapter = write_adapter(tmp_path / "adapter", make_decoder(tmp_path / "base", "Llama"))
+    save_file({}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="has no tensors of a LoRA: it would change nothing"):
+        export(str(adapter), tmp_path / "artifact", Options())
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors: save the adapter again"):
+        export(str(adapter), tmp_path / "artifact", Options())
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not JSON"):
         export(str(adapter), tmp_path / "artifact", Options())
 
 
