@@ -268,6 +268,8 @@ def llm_speed() -> str:
 
 def progressive() -> str:
     """Return what ranking that stops early saves and loses, as a table."""
+    if not (RESULTS / "progressive.json").exists():
+        return "No record is kept yet: `python -m benchmarks.progressive`.\n"
     record = _result("progressive")
     return (
         f"{progressive_table(record)}\nA trained layerwise model of 8 layers with exits behind"
