@@ -38,7 +38,7 @@ REPORT := benchmarks/results/report
 
 bench: $(READY)  ## the short suite on this machine, and its report; MODEL=./checkpoint for your own
 	$(BIN)/python -m benchmarks.run latency throughput quality startup --model $(MODEL) --name $(NAME) \
-	    --systems rankrt-fp32 rankrt-int8 torch-sdpa sentence-transformers \
+	    --systems rankrt-fp32 rankrt-int8 torch-sdpa sentence-transformers-torch \
 	    --passages 1 8 32 --kinds short mixed 512 --seconds 1 --questions 30 --processes 1 2 -o $(REPORT)/local.json
 	$(BIN)/python -m benchmarks.report $(REPORT)/local.json -o $(REPORT)
 	$(BIN)/python -m webbrowser -t file://$(CURDIR)/$(REPORT)/index.html

@@ -34,7 +34,7 @@ FULL, FULL_INT8 = "bge-reranker-v2-m3", "bge-reranker-v2-m3-int8"
 SHOWN = {
     "rankrt-fp32": "rankrt",
     "torch-sdpa": "PyTorch",
-    "sentence-transformers": "sentence-transformers",
+    "sentence-transformers-torch": "sentence-transformers",
 }
 INT8 = {
     "rankrt-int8": "rankrt, int8",

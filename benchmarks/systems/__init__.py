@@ -66,7 +66,7 @@ SYSTEMS: Mapping[str, Entry] = {
     "torch-bf16": Entry(place="benchmarks.systems.pytorch:Bfloat16", environment="torch"),
     "torch-int8": Entry(place="benchmarks.systems.pytorch:DynamicInt8", environment="torch"),
     "torch-cuda-fp16": Entry(place="benchmarks.systems.pytorch:CudaFloat16", environment="torch"),
-    "sentence-transformers": Entry(
+    "sentence-transformers-torch": Entry(
         place="benchmarks.systems.sentence_transformers:Torch", environment="sentence-transformers"
     ),
     "sentence-transformers-onnx": Entry(
@@ -79,17 +79,17 @@ SYSTEMS: Mapping[str, Entry] = {
         environment="sentence-transformers-openvino",
         given="sentence-transformers-openvino",
     ),
-    "flagembedding": Entry(place="benchmarks.systems.flagembedding:AsShipped", environment="flagembedding"),
+    "flagembedding-shipped": Entry(place="benchmarks.systems.flagembedding:AsShipped", environment="flagembedding"),
     "flagembedding-no-probe": Entry(place="benchmarks.systems.flagembedding:WithoutProbe", environment="flagembedding"),
-    "optimum": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx"),
+    "optimum-exported": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx"),
     "optimum-o3": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx-o3"),
     "onnxruntime-int8": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx-int8"),
-    "openvino": Entry(place="benchmarks.systems.openvino:OpenVino", environment="openvino", given="openvino"),
+    "openvino-fp32": Entry(place="benchmarks.systems.openvino:OpenVino", environment="openvino", given="openvino"),
     "openvino-int8": Entry(place="benchmarks.systems.openvino:OpenVino", environment="openvino", given="openvino-int8"),
     "fastembed": Entry(place="benchmarks.systems.fastembed:Fastembed", environment="fastembed", given="onnx"),
-    "llama.cpp": Entry(place="benchmarks.systems.llama_cpp:LlamaCpp", environment="llama.cpp", given="gguf"),
-    "infinity": Entry(place="", environment="infinity"),
+    "llama.cpp-f16": Entry(place="benchmarks.systems.llama_cpp:LlamaCpp", environment="llama.cpp", given="gguf"),
     "llama.cpp-q8": Entry(place="benchmarks.systems.llama_cpp:LlamaCpp", environment="llama.cpp", given="gguf-q8"),
+    "infinity": Entry(place="", environment="infinity"),
 }
 
 CONVERSIONS: Mapping[str, Conversion] = {
@@ -141,7 +141,10 @@ def entry_of(name: str) -> Entry:
 
 
 def members(name: str) -> list[str]:
-    """Return the systems that a name stands for: itself, or all whose names begin with it ("torch")."""
+    """Return the systems that a name stands for: itself, or a family, all whose names begin with it ("torch").
+
+    No system is named like a family, so each can be asked for alone.
+    """
     if ":" in name:
         return [name]
     found = [system for system in SYSTEMS if system == name or system.startswith(f"{name}-")]

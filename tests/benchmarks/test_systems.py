@@ -41,6 +41,10 @@ def test_a_name_stands_for_all_that_begin_with_it():
 def test_a_worker_answers_with_scores_and_the_seconds_of_the_call(tmp_path: Path):
     with worker("Steady", tmp_path) as steady:
         answer = steady.call("one", ["two", "three"], max_length=64)
+def test_every_system_can_be_asked_for_alone():
+    assert [members(system) for system in SYSTEMS] == [[system] for system in SYSTEMS]
+
+
         assert answer.scores == [3.0, 5.0]
         assert steady.versions == {"fake": "1"}
         assert steady.call("one", ["three", "two"], max_length=64, batch_size=1).scores == [5.0, 3.0]
