@@ -1,6 +1,8 @@
 """FlagEmbedding's FlagReranker: sorted by length, padded batches of 128, and the first batch computed twice.
 
 Before it scores, `compute_score` runs the first batch to find out whether it fits into memory, and discards the answer.
+It lets the tokenizer's class add the special tokens, and the class that a checkpoint of XLM-R's kind names if its text
+is cut otherwise, PreTrainedTokenizerFast, adds none: scores would be of rows without <s> and </s>.
 """
 
 from collections.abc import Sequence
@@ -10,12 +12,15 @@ from typing import Any
 
 import torch
 from FlagEmbedding import FlagReranker
+from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizerFast
 
 
 class AsShipped:
     def __init__(self, model: str, n_threads: int) -> None:
         torch.set_num_threads(n_threads)
         self._reranker = FlagReranker(model, use_fp16=False, devices="cpu")
+        if type(self._reranker.tokenizer) is PreTrainedTokenizerFast:
+            self._reranker.tokenizer = XLMRobertaTokenizerFast.from_pretrained(model)
         self.versions = {name: version(name) for name in ("FlagEmbedding", "torch", "transformers")}
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
