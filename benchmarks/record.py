@@ -18,6 +18,8 @@ _PACKAGES = ("runtime", "export")
 
 # How a system gets its text: in one call with its own defaults, or sorted by length in its fastest batch size.
 Given: TypeAlias = Literal["as shipped", "at its best"]
+# A row's suite, system, case and how text is given.
+Key: TypeAlias = tuple[str, str, str, Given]
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,13 +81,21 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """What makes it the same measurement in another run."""
         return self.suite, self.system, self.case, self.given
 
 
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """An earlier run whose rows a record has kept."""
+
+    made: str
+    options: dict[str, Any]
+    is_complete: bool
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run."""
+    """One run, or several of one thing on one machine, the earlier of which are its parts."""
 
     schema_version: Literal[1] = 1
     made: str
@@ -98,6 +108,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     systems: dict[str, System]
     rows: tuple[Row, ...]
     is_complete: bool
+    parts: tuple[Part, ...] = ()
 
     def of(self, suite: str) -> list[Row]:
         """Return a suite's rows."""
@@ -105,7 +116,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class RecordError(Exception):
-    """A file is no record of a run."""
+    """A file is no record of a run, or not of the run that it is wanted for."""
 
 
 def read_record(path: Path) -> Record:
@@ -127,6 +138,33 @@ def write_record(record: Record, path: Path) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(f'{text[:-2]},\n  "rows": [\n    {rows}\n  ]\n}}\n', encoding="utf-8")
     partial.replace(path)
+
+
+def continued(record: Record, earlier: Record) -> Record:
+    """Return a record with the rows of an earlier one, those that both have as they are now.
+
+    Raises RecordError if they are not of the same model, text, code, machine and yardsticks: a table would set side by
+    side what was not measured alike.
+    """
+    for name, before, after in zip(_YARDSTICKS, _yardsticks(earlier), _yardsticks(record), strict=True):
+        if before != after:
+            raise RecordError(f"the record to continue was made with another {name} ({before}, now {after})")
+    part = Part(made=earlier.made, options=earlier.options, is_complete=earlier.is_complete)
+    rows = {row.key: row for row in (*earlier.rows, *record.rows)}
+    return msgspec.structs.replace(
+        record,
+        systems=earlier.systems | record.systems,
+        rows=tuple(rows.values()),
+        parts=(*earlier.parts, part),
+    )
+
+
+_YARDSTICKS = ("model", "text", "commit", "machine", "baseline", "reference")
+
+
+def _yardsticks(record: Record) -> tuple[Any, ...]:
+    machine, reference = record.machine, record.options.get("reference")
+    return record.model.sha256, record.text.sha256, record.commit, machine, record.baseline, reference
 
 
 def schema() -> str:

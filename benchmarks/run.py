@@ -4,8 +4,9 @@
 
 A system's name stands for all that begin with it: `torch` is torch-eager, torch-sdpa, ... The baseline takes turns with
 every other system, call by call, so that a machine whose speed drifts drifts for both; a ratio is always within a run.
-What cannot be installed, loaded or run becomes a row with the reason. Ctrl-C keeps what was measured. The last line on
-standard output is the summary as JSON.
+What cannot be installed, loaded or run becomes a row with the reason. Ctrl-C keeps what was measured; with --resume, a
+record's values are kept and what it lacks is added, so that a long run can be made in pieces. The last line on standard
+output is the summary as JSON.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,19 @@ import msgspec
 
 from benchmarks.environments import cache_folder
 from benchmarks.lab import REFERENCE, Case, Lab, Settings, open_model, pinned_cpus
-from benchmarks.record import Record, Row, Text, commit, describe_machine, now, write_record
+from benchmarks.record import (
+    Key,
+    Record,
+    RecordError,
+    Row,
+    Text,
+    commit,
+    continued,
+    describe_machine,
+    now,
+    read_record,
+    write_record,
+)
 from benchmarks.suites import SUITES
 from benchmarks.systems import SYSTEMS, entry_of, members
 from benchmarks.worker import Budget, SystemFailed
@@ -45,7 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = Source(texts, checkpoint.folder / "tokenizer.json")
     path = options.output or RESULTS / f"{options.name or checkpoint.name}.json"
     with Lab(checkpoint, source, _settings(options), baseline, options.reference) as lab:
-        run = Run(lab, Text(name=text_name, sha256=texts.sha256), vars(options), path)
+        try:
+            earlier = read_record(path) if options.resume and path.exists() else None
+            run = Run(lab, Text(name=text_name, sha256=texts.sha256), vars(options), path, earlier)
+        except RecordError as error:
+            print(f"benchmarks.run: {error}", file=sys.stderr)
+            return 1
         is_complete = run.measure(options.suites, systems)
     print(json.dumps(run.summary()))
     return 0 if is_complete else 130
@@ -54,21 +72,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Run:
     """The rows measured so far, on disk after every system, so that nothing that was measured is lost."""
 
-    def __init__(self, lab: Lab, text: Text, options: dict[str, Any], path: Path) -> None:
+    def __init__(
+        self, lab: Lab, text: Text, options: dict[str, Any], path: Path, earlier: Record | None = None
+    ) -> None:
+        """Begin; an earlier record's rows are kept. Raises RecordError if it is not one of the same kind."""
         self._lab = lab
         self._text = text
         self._options = {name: _plain(value) for name, value in options.items()} | {"model": lab.checkpoint.name}
         self._path = path
+        self._earlier = earlier
         self._rows: list[Row] = []
         self._started = time.perf_counter()
+        self._record(is_complete=False)  # what cannot be continued is said before anything is measured
 
     def measure(self, suites: Sequence[str], systems: Sequence[str]) -> bool:
         """Measure system by system, the baseline first; return whether nothing interrupted it."""
         is_complete = False
+        kept = {row.key: row for row in self._earlier.rows if row.reason is None} if self._earlier else {}
         try:
             for system in sorted(systems, key=lambda system: system != self._lab.baseline):
                 for suite in suites:
-                    self._add(measured(suite, system, self._lab))
+                    self._add(measured(suite, system, self._lab, kept))
                 self._write(is_complete=False)
             is_complete = True
         except KeyboardInterrupt:
@@ -109,6 +133,9 @@ class Run:
             print(f"{time.perf_counter() - self._started:6.0f} s  {described(row)}", file=sys.stderr)
 
     def _write(self, *, is_complete: bool) -> None:
+        write_record(self._record(is_complete=is_complete), self._path)
+
+    def _record(self, *, is_complete: bool) -> Record:
         budget = self._lab.settings.budget
         record = Record(
             made=now(),
@@ -122,19 +149,19 @@ class Run:
             rows=tuple(self._rows),
             is_complete=is_complete,
         )
-        write_record(record, self._path)
+        return continued(record, self._earlier) if self._earlier else record
 
 
-def measured(suite: str, system: str, lab: Lab) -> Iterator[Row]:
-    """Yield a row for each of a suite's cases: what was measured, or the reason why not."""
+def measured(suite: str, system: str, lab: Lab, kept: Mapping[Key, Row] = {}) -> Iterator[Row]:
+    """Yield a row for each of a suite's cases: what is kept, what was measured, or the reason why not."""
     if not entry_of(system).place and suite != "load":
         return
     for case in SUITES[suite](lab, system):
-        yield _row(suite, system, case)
+        row = Row(suite=suite, system=system, case=case.name, given=case.given)
+        yield kept.get(row.key) or _filled(row, case)
 
 
-def _row(suite: str, system: str, case: Case) -> Row:
-    row = Row(suite=suite, system=system, case=case.name, given=case.given)
+def _filled(row: Row, case: Case) -> Row:
     try:
         found = case.measure()
     except (SystemFailed, ValueError) as failure:
@@ -196,6 +223,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", default=REFERENCE, metavar="NAME", help="what scores drift from (%(default)s)")
     parser.add_argument("--text", type=Path, help="lines of query, pos, neg; or a folder with xquad/ (the sample)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the record (benchmarks/results/MODEL.json)")
+    parser.add_argument("--resume", action="store_true", help="add what the record lacks, if there is one")
     parser.add_argument(
         "--artifact", type=Path, metavar="FOLDER", help="rankrt's artifact with all precisions, made before"
     )

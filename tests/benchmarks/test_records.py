@@ -17,13 +17,14 @@ from benchmarks.run import main
 from benchmarks.tables import Table, figure
 from tests.benchmarks.conftest import CHECKPOINT, ROOT, STEADY
 
+SLOWER, CRASHES = "tests.benchmarks.fakes:Slower", "tests.benchmarks.fakes:Crashes"
 SCHEMA = json.loads((ROOT / "benchmarks" / "record.schema.json").read_text())
 RECORDS = [path for path in (ROOT / "benchmarks" / "results").glob("*.json") if "schema_version" in path.read_text()]
 
 
 def run(path: Path, *arguments: str) -> int:
     """Measure with the fakes."""
-    given = ["--systems", STEADY, "tests.benchmarks.fakes:Slower", "tests.benchmarks.fakes:Crashes"]
+    given = ["--systems", STEADY, SLOWER, CRASHES]
     options = [
         "--reference",
         STEADY,
@@ -99,6 +100,36 @@ def test_an_interruption_keeps_what_was_measured(tmp_path: Path, monkeypatch: py
     assert [row.case for row in kept.rows] == ["1 short", "2 short", "1 mixed", "2 mixed"]
 
 
+def test_a_run_is_made_in_pieces_and_ends_as_one_record(tmp_path: Path):
+    whole, piece = ("--systems", STEADY, SLOWER, CRASHES), ("--systems", SLOWER, "--baseline", STEADY)
+    assert run(tmp_path / "record.json", *piece) == 0
+    first = read_record(tmp_path / "record.json")
+    assert run(tmp_path / "record.json", *whole, "--resume") == 0
+    both = read_record(tmp_path / "record.json")
+    assert [row for row in both.rows if row.system == SLOWER] == list(first.rows)  # nothing is measured again
+    assert {row.system for row in both.rows} == {STEADY, SLOWER, CRASHES}
+    assert len({row.key for row in both.rows}) == len(both.rows) == 15
+    assert [part.made for part in both.parts] == [first.made]
+    assert set(both.systems) >= {STEADY, SLOWER}
+
+
+def test_what_failed_is_tried_again_when_a_run_goes_on(record: Record, tmp_path: Path):
+    rows = tuple(msgspec.structs.replace(row, seconds=(), metrics={}, reason="no disk") for row in record.rows)
+    write_record(msgspec.structs.replace(record, rows=rows), tmp_path / "record.json")
+    assert run(tmp_path / "record.json", "--resume") == 0
+    resumed = read_record(tmp_path / "record.json")
+    assert [row.key for row in resumed.rows] == [row.key for row in record.rows]
+    assert {row.system for row in resumed.rows if row.reason} == {CRASHES}
+
+
+def test_a_record_of_something_else_is_not_continued(record: Record, tmp_path: Path, capsys: Any):
+    write_record(msgspec.structs.replace(record, commit="1234567"), tmp_path / "record.json")
+    assert run(tmp_path / "record.json", "--resume") == 1
+    assert "the record to continue was made with another commit (1234567, now" in capsys.readouterr().err
+    assert run(tmp_path / "record.json", "--resume", "--baseline", SLOWER) == 1
+    assert read_record(tmp_path / "record.json").commit == "1234567"  # it is left as it was
+
+
 def test_what_is_no_record_or_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "other.json").write_text('{"benchmark": "speed"}')
     assert report.main([str(tmp_path / "other.json")]) == 1
@@ -153,7 +184,7 @@ def test_a_machine_that_became_slower_is_no_regression_of_what_has_a_yardstick(
     record: Record, path: Path, tmp_path: Path
 ):
     slower = changed(record, 1.5, tmp_path / "all.json", baseline_factor=1.5)
-    assert compare.main([str(path), slower, "--systems", "tests.benchmarks.fakes:Slower"]) == 0
+    assert compare.main([str(path), slower, "--systems", SLOWER]) == 0
     assert compare.main([str(path), slower]) == 1
 
 
