@@ -1,6 +1,7 @@
-"""What systems are given instead of the checkpoint: converted once, in the system's environment, and cached.
+"""What is made once and cached: what systems are given instead of the checkpoint, and servers that are compiled.
 
-What it took is measured where it is done and kept beside the result, so that no run converts twice and every run knows.
+It is made in the system's environment. What that took is measured there and kept beside the result, so that no run
+converts twice and every run knows.
 """
 
 import hashlib
@@ -9,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from benchmarks.environments import cache_folder, folder_of, python_of
-from benchmarks.systems import CONVERSIONS
+from benchmarks.systems import CONVERSIONS, PROGRAMS, Conversion
 from benchmarks.worker import ROOT, Budget, SystemFailed, environment, last_words
 from rankrt.atomic import made_once, size_of
 
@@ -38,7 +39,16 @@ def converted(name: str, checkpoint: Path, sha256: str, budget: Budget) -> Path:
     source = converted(conversion.of, checkpoint, sha256, budget) if conversion.of else checkpoint
     python = python_of(conversion.environment)
     folder = _folder(name, sha256)
-    made_once(folder, lambda unfinished: _convert(name, source, unfinished, python, budget))
+    made_once(folder, lambda unfinished: _make(name, conversion, source, unfinished, python, budget))
+    return folder / _RESULT
+
+
+def compiled(name: str, budget: Budget) -> Path:
+    """Return the folder of a compiled program, made if there is none. Raises SystemFailed with the reason."""
+    program = PROGRAMS[name]
+    python = python_of(program.environment)
+    folder = cache_folder() / "programs" / f"{name}-{_hashed([*_sources_of(program)])}"
+    made_once(folder, lambda unfinished: _make(name, program, python, unfinished, python, budget))
     return folder / _RESULT
 
 
@@ -49,26 +59,27 @@ def cost_of(name: str, sha256: str) -> Cost:
 
 def _folder(name: str, sha256: str) -> Path:
     """Return where a result is kept: another checkpoint, environment or code of ours has it elsewhere."""
-    content = "".join(_parts(name, sha256))
-    return cache_folder() / "models" / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return cache_folder() / "models" / f"{name}-{_hashed([sha256, *_sources_of(CONVERSIONS[name])])}"
 
 
-def _parts(name: str, sha256: str) -> Iterator[str]:
-    conversion = CONVERSIONS[name]
+def _sources_of(conversion: Conversion) -> Iterator[str]:
     module = conversion.place.partition(":")[0].rpartition(".")[2]
-    yield sha256
     yield folder_of(conversion.environment).name
     yield (ROOT / "benchmarks" / "systems" / f"{module}.py").read_text()
     if module == "rankrt_export":
         yield from (path.read_text() for path in sorted((ROOT / "export").rglob("*.py")))
     if conversion.of:
-        yield from _parts(conversion.of, sha256)
+        yield from _sources_of(CONVERSIONS[conversion.of])
 
 
-def _convert(name: str, source: Path, folder: Path, python: Path, budget: Budget) -> None:
-    print(f"converting: {name}", file=sys.stderr)
+def _hashed(parts: Sequence[str]) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+
+def _make(name: str, made: Conversion, source: Path, folder: Path, python: Path, budget: Budget) -> None:
+    print(f"making {name}", file=sys.stderr)
     log = folder / "log.txt"
-    command = [str(python), "-m", "benchmarks.converter", CONVERSIONS[name].place, str(source), str(folder / _RESULT)]
+    command = [str(python), "-m", "benchmarks.converter", made.place, str(source), str(folder / _RESULT)]
     started = time.perf_counter()
     with log.open("wb") as words:
         process = subprocess.Popen(
@@ -80,10 +91,10 @@ def _convert(name: str, source: Path, folder: Path, python: Path, budget: Budget
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise SystemFailed(f"its conversion took longer than {_LIMIT_S} s") from None
+                raise SystemFailed(f"making {name} took longer than {_LIMIT_S} s") from None
             raise
     if status:
-        raise SystemFailed(f"its conversion failed: {last_words(log)}")
+        raise SystemFailed(f"making {name} failed: {last_words(log)}")
     peak_mb = float((folder / _RESULT / "peak_mb").read_text())
     (folder / _RESULT / "peak_mb").unlink()
     cost = Cost(seconds=time.perf_counter() - started, peak_mb=peak_mb, size_mb=size_of(folder / _RESULT) / 1e6)

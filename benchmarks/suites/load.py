@@ -23,10 +23,11 @@ import aiohttp
 import numpy as np
 
 from benchmarks.arrivals import Send, capacity_per_s, offer, poisson_arrivals
+from benchmarks.conversions import compiled
 from benchmarks.environments import cache_folder, python_of
 from benchmarks.lab import Case, Lab, Measured
 from benchmarks.statistics import percentiles_ms
-from benchmarks.worker import ROOT, SystemFailed, environment, last_words
+from benchmarks.worker import ROOT, Budget, SystemFailed, environment, last_words
 from benchmarks.workloads import Workload
 
 
@@ -34,14 +35,22 @@ from benchmarks.workloads import Workload
 class Server:
     """How a system is served over HTTP.
 
-    command      {python} of the environment, {model}, {port} and {threads} are filled in; an address runs already
+    command      {python} of the environment, {program}, {model}, {port} and {threads} are filled in; an address runs
+                 already
     environment  a file in locks/; "" is the harness's own
+    program      what is compiled for it, a name in PROGRAMS; "" for nothing
     field        what the request calls its passages: "texts" in TEI's dialect, "documents" in Jina's
     """
 
     command: str
     environment: str = ""
+    program: str = ""
     field: str = "texts"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is an address."""
+        return self.command.startswith(("http://", "https://"))
 
 
 _RANKRT = "{python} -m rankrt.cli serve {model} --port {port} --threads {threads} --precision "
@@ -54,8 +63,11 @@ SERVERS: Mapping[str, Server] = {
         environment="infinity",
         field="documents",
     ),
-    "llama.cpp": Server(
-        command="llama-server --reranking --model {model}/model-f16.gguf --port {port} --threads {threads}"
+    "llama.cpp-f16": Server(
+        command="{program} --reranking --model {model}/model-f16.gguf --port {port} --threads {threads}",
+        environment="llama.cpp",
+        program="llama-server",
+        field="documents",
     ),
 }
 _SHARES = (0.2, 0.4, 0.6, 0.8, 0.95, 1.1)
@@ -171,12 +183,12 @@ async def _first_answer(served: _Served, send: Send, limit_s: float) -> None:
 @contextmanager
 def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
     """Start a server and stop it afterwards. Raises SystemFailed if there is no such program."""
-    if server.command.startswith(("http://", "https://")):
+    if server.is_elsewhere:
         yield _Served(url=server.command.rstrip("/"))
         return
     port, threads = _free_port(), lab.settings.budget.n_threads
-    python = python_of(server.environment) if server.environment else sys.executable
-    command = shlex.split(server.command.format(python=python, model=lab.path_for(system), port=port, threads=threads))
+    tools = tools_of(server, lab.settings.budget)
+    command = shlex.split(server.command.format(**tools, model=lab.path_for(system), port=port, threads=threads))
     log = cache_folder() / "logs" / f"{system.replace(':', '.')}-server.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     process = _started(command, threads, log)
@@ -184,6 +196,12 @@ def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
         yield _Served(url=f"http://127.0.0.1:{port}", process=process, log=log)
     finally:
         _stop(process)
+
+
+def tools_of(server: Server, budget: Budget) -> dict[str, Path]:
+    """Return a server's interpreter and its program, built the first time. Raises SystemFailed if they cannot be."""
+    tools = {"python": python_of(server.environment) if server.environment else Path(sys.executable)}
+    return tools | ({"program": compiled(server.program, budget) / server.program} if server.program else {})
 
 
 def _started(command: Sequence[str], n_threads: int, log: Path) -> "subprocess.Popen[bytes]":

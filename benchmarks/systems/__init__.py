@@ -123,6 +123,11 @@ DECODERS: Mapping[str, Entry] = {
     ),
 }
 
+# Servers that are compiled, once, from sources that come with an environment.
+PROGRAMS: Mapping[str, Conversion] = {
+    "llama-server": Conversion(place="benchmarks.systems.llama_cpp:build_server", environment="llama.cpp"),
+}
+
 # What answers the machine's own rates in place of scores.
 CEILINGS: Mapping[str, Entry] = {
     "sgemm": Entry(place="benchmarks.systems.ceilings:Sgemm", environment="rankrt-export", batch_sizes=()),

@@ -3,6 +3,8 @@
 A row is built as llama-server builds it: bos, query, eos, sep, passage, eos.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -91,6 +93,19 @@ def _convert(checkpoint: Path, out: Path, kind: str) -> None:
         status = subprocess.run([sys.executable, str(script), *arguments]).returncode
     if status:
         sys.exit(status)  # without a word: the script's own last one is the reason
+
+
+def build_server(python: Path, out: Path) -> None:
+    """Compile llama-server of the same sources, for the processor at hand, as llama-cpp-python itself is compiled."""
+    out.mkdir()
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"]
+    with tempfile.TemporaryDirectory() as name:
+        root, build = _sources(Path(name)), Path(name) / "build"
+        subprocess.run(["cmake", "-S", str(root), "-B", str(build), *options, "-DLLAMA_OPENSSL=OFF"], check=True)
+        command = ["cmake", "--build", str(build), "--target", "llama-server", "--parallel", str(os.cpu_count())]
+        subprocess.run(command, check=True)
+        (program,) = build.rglob("bin/llama-server")
+        shutil.move(program, out / program.name)
 
 
 def _sources(folder: Path) -> Path:

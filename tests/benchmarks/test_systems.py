@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.environments import LOCKS, python_of
 from benchmarks.suites.load import SERVERS
-from benchmarks.systems import CEILINGS, CONVERSIONS, SYSTEMS, members
+from benchmarks.systems import CEILINGS, CONVERSIONS, PROGRAMS, SYSTEMS, members
 from benchmarks.worker import Budget, SystemFailed, Worker
 
 BUDGET = Budget(n_threads=1, cpus=(0,), load_s=30, call_s=0.5)
@@ -22,9 +22,12 @@ def worker(system: str, folder: Path, budget: Budget = BUDGET) -> Worker:
 
 def test_every_system_has_a_pinned_environment_and_what_it_is_given():
     environments = {entry.environment for entry in (*SYSTEMS.values(), *CEILINGS.values())}
-    environments |= {made.environment for made in CONVERSIONS.values()} | {s.environment for s in SERVERS.values()}
+    made = (*CONVERSIONS.values(), *PROGRAMS.values(), *SERVERS.values())
+    environments |= {each.environment for each in made}
     assert environments - {""} == {lock.stem for lock in LOCKS.glob("*.txt")}
     assert {entry.given for entry in SYSTEMS.values()} - {""} == set(CONVERSIONS)
+    assert {server.program for server in SERVERS.values()} - {""} == set(PROGRAMS)
+    assert set(SERVERS) <= set(SYSTEMS)
     for lock in LOCKS.glob("*.txt"):
         lines = [line for line in lock.read_text().splitlines() if not line.startswith(("#", "--editable .["))]
         assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == [], lock.name
@@ -38,13 +41,13 @@ def test_a_name_stands_for_all_that_begin_with_it():
         members("tensorflow")
 
 
-def test_a_worker_answers_with_scores_and_the_seconds_of_the_call(tmp_path: Path):
-    with worker("Steady", tmp_path) as steady:
-        answer = steady.call("one", ["two", "three"], max_length=64)
 def test_every_system_can_be_asked_for_alone():
     assert [members(system) for system in SYSTEMS] == [[system] for system in SYSTEMS]
 
 
+def test_a_worker_answers_with_scores_and_the_seconds_of_the_call(tmp_path: Path):
+    with worker("Steady", tmp_path) as steady:
+        answer = steady.call("one", ["two", "three"], max_length=64)
         assert answer.scores == [3.0, 5.0]
         assert steady.versions == {"fake": "1"}
         assert steady.call("one", ["three", "two"], max_length=64, batch_size=1).scores == [5.0, 3.0]

@@ -1,0 +1,85 @@
+"""Do beforehand what a run does once: build environments, compile servers, convert the checkpoint, load each system.
+
+    python -m benchmarks.prepare --systems rankrt torch --model ./checkpoint
+
+A quiet machine is worth too much to wait for a compiler on it; after this a run does nothing but measure. What cannot
+be had is said with the reason that the run's rows will show. Measures nothing that a record keeps.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.environments import python_of
+from benchmarks.lab import Lab, Settings, open_model, pinned_cpus
+from benchmarks.suites.load import SERVERS, tools_of
+from benchmarks.systems import CEILINGS, SYSTEMS, entry_of, members
+from benchmarks.worker import Budget, SystemFailed
+from benchmarks.workloads import Source, read
+from rankrt.errors import RankrtError
+from rankrt.machine import this_machine
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    try:
+        checkpoint = open_model(options.model)
+    except RankrtError as error:
+        print(f"benchmarks.prepare: {error}", file=sys.stderr)
+        return 1
+    n_threads = this_machine().cores.n
+    budget = Budget(n_threads=n_threads, cpus=pinned_cpus(n_threads), load_s=options.load_limit)
+    systems = list(dict.fromkeys(member for name in options.systems for member in members(name)))
+    source = Source(read(None)[1], checkpoint.folder / "tokenizer.json")
+    with Lab(checkpoint, source, Settings(budget=budget, artifact=options.artifact), systems[0]) as lab:
+        for line in prepared(lab, systems):
+            print(line, flush=True)
+    return 0
+
+
+def prepared(lab: Lab, systems: Sequence[str]) -> Iterator[str]:
+    """Prepare system by system; yield how long each takes to load, or the reason why it does not."""
+    for environment in dict.fromkeys(entry.environment for entry in CEILINGS.values()):
+        python_of(environment)
+    for system in systems:
+        try:
+            yield f"{system}: {_prepare(lab, system)}"
+        except SystemFailed as failure:
+            yield f"{system}: {failure}"
+
+
+def _prepare(lab: Lab, system: str) -> str:
+    if system in SERVERS:
+        tools_of(SERVERS[system], lab.settings.budget)
+    if not entry_of(system).place:
+        return "its server is there"
+    lab.path_for(system)
+    started = time.perf_counter()
+    with lab.start(system):
+        return f"loads in {time.perf_counter() - started:.1f} s"
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="systems: " + " ".join(SYSTEMS),
+    )
+    parser.add_argument("--systems", nargs="+", required=True, metavar="NAME", help="names, or beginnings of names")
+    parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="a folder, or a hub id")
+    parser.add_argument("--artifact", type=Path, metavar="FOLDER", help="rankrt's artifact, if it was made before")
+    parser.add_argument("--load-limit", type=float, default=300.0, metavar="S", help="for loading (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        for name in options.systems:
+            members(name)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
