@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.worker import ROOT, SystemFailed
@@ -47,6 +48,13 @@ def folder_of(name: str) -> Path:
         raise SystemFailed(f"there is no {lock.relative_to(ROOT)}; the environments are {', '.join(names())}")
     content = f"{lock.read_text()}{sys.version_info[:2]}{ROOT if '--editable' in lock.read_text() else ''}"
     return cache_folder() / "environments" / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def pinned(name: str, packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions that an environment's lock has of some packages."""
+    pairs = (line.split("==") for line in (LOCKS / f"{name}.txt").read_text().splitlines() if "==" in line)
+    versions = dict(pairs)
+    return {package: versions[package] for package in packages}
 
 
 def names() -> list[str]:

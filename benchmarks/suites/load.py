@@ -24,8 +24,9 @@ import numpy as np
 
 from benchmarks.arrivals import Send, capacity_per_s, offer, poisson_arrivals
 from benchmarks.conversions import compiled
-from benchmarks.environments import cache_folder, python_of
+from benchmarks.environments import cache_folder, pinned, python_of
 from benchmarks.lab import Case, Lab, Measured
+from benchmarks.record import System
 from benchmarks.statistics import percentiles_ms
 from benchmarks.worker import ROOT, Budget, SystemFailed, environment, last_words
 from benchmarks.workloads import Workload
@@ -39,12 +40,14 @@ class Server:
                  already
     environment  a file in locks/; "" is the harness's own
     program      what is compiled for it, a name in PROGRAMS; "" for nothing
+    parts        what the record names the versions of, as the environment's lock has them
     field        what the request calls its passages: "texts" in TEI's dialect, "documents" in Jina's
     """
 
     command: str
     environment: str = ""
     program: str = ""
+    parts: tuple[str, ...] = ()
     field: str = "texts"
 
     @property
@@ -54,19 +57,22 @@ class Server:
 
 
 _RANKRT = "{python} -m rankrt.cli serve {model} --port {port} --threads {threads} --precision "
+_RANKRT_PARTS = ("onnxruntime", "starlette", "uvicorn")
 SERVERS: Mapping[str, Server] = {
-    "rankrt-fp32": Server(command=f"{_RANKRT} fp32", environment="rankrt-server"),
-    "rankrt-int8": Server(command=f"{_RANKRT} int8", environment="rankrt-server"),
+    "rankrt-fp32": Server(command=f"{_RANKRT} fp32", environment="rankrt-server", parts=_RANKRT_PARTS),
+    "rankrt-int8": Server(command=f"{_RANKRT} int8", environment="rankrt-server", parts=_RANKRT_PARTS),
     "infinity": Server(
         command="{python} -c 'from infinity_emb.cli import cli; cli()' v2 --model-id {model} --port {port}"
         " --engine torch --device cpu --no-bettertransformer",
         environment="infinity",
+        parts=("infinity_emb", "torch", "transformers"),
         field="documents",
     ),
     "llama.cpp-f16": Server(
         command="{program} --reranking --model {model}/model-f16.gguf --port {port} --threads {threads}",
         environment="llama.cpp",
         program="llama-server",
+        parts=("llama_cpp_python",),
         field="documents",
     ),
 }
@@ -87,35 +93,38 @@ def cases(lab: Lab, system: str) -> list[Case]:
 
 
 class _Loaded:
-    """A server that is started for each case, and the capacity that is measured before the first."""
+    """A server that is started once, at the first case: its capacity is measured, then every share of it is offered."""
 
     def __init__(self, lab: Lab, system: str, server: Server) -> None:
         self._lab = lab
         self._system = system
         self._server = server
-        self._capacity: float | None = None
+        self._found: dict[float, Measured] = {}
         self._failure: str | None = None
 
     def measure(self, share: float) -> Measured:
-        """Offer a share of the capacity. Raises SystemFailed if the server does not start or answers nothing good."""
-        if self._failure is not None:  # what did not start once is not waited for again
-            raise SystemFailed(self._failure)
-        self._lab.close()
-        workload = self._lab.source.make("mixed", _N_PASSAGES)
-        try:
-            with serving(self._lab, self._system, self._server) as served:
-                return asyncio.run(self._offered(served, workload, share))
-        except SystemFailed as failure:
-            self._failure = str(failure)
-            raise
+        """Return what came of a share. Raises SystemFailed if the server does not start or answers nothing good."""
+        if not self._found and self._failure is None:
+            self._lab.close()
+            try:
+                with serving(self._lab, self._system, self._server) as served:
+                    asyncio.run(self._offer(served, self._lab.source.make("mixed", _N_PASSAGES)))
+            except SystemFailed as failure:
+                self._failure = str(failure)
+        if share not in self._found:
+            raise SystemFailed(self._failure or "it was not offered")
+        return self._found[share]
 
-    async def _offered(self, served: "_Served", workload: Workload, share: float) -> Measured:
+    async def _offer(self, served: "_Served", workload: Workload) -> None:
+        """Offer the shares from the lowest on; what came of them stays if a later one fails."""
+        settings = self._lab.settings
         async with requests(served.url, self._server.field, workload) as send:
-            await _first_answer(served, send, self._lab.settings.budget.load_s)
-            duration_s = self._lab.settings.load_seconds
-            if self._capacity is None:
-                self._capacity = await capacity_per_s(send, duration_s, _N_CLIENTS)
-            return await measured(send, share * self._capacity, duration_s, self._capacity)
+            await _first_answer(served, send, settings.budget.load_s)
+            capacity = await capacity_per_s(send, settings.load_seconds, _N_CLIENTS)
+            if not capacity:
+                raise SystemFailed(f"none of its answers to {_N_CLIENTS} clients was good")
+            for share in _SHARES:
+                self._found[share] = await measured(send, share * capacity, settings.load_seconds, capacity)
 
 
 async def measured(send: Send, rate_per_s: float, duration_s: float, capacity: float) -> Measured:
@@ -188,10 +197,12 @@ def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
         return
     port, threads = _free_port(), lab.settings.budget.n_threads
     tools = tools_of(server, lab.settings.budget)
+    if server.parts:
+        lab.systems.setdefault(system, System(versions=pinned(server.environment, server.parts)))
     command = shlex.split(server.command.format(**tools, model=lab.path_for(system), port=port, threads=threads))
     log = cache_folder() / "logs" / f"{system.replace(':', '.')}-server.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = _started(command, threads, log)
+    process = _started(command, lab.settings.budget, log)
     try:
         yield _Served(url=f"http://127.0.0.1:{port}", process=process, log=log)
     finally:
@@ -204,14 +215,18 @@ def tools_of(server: Server, budget: Budget) -> dict[str, Path]:
     return tools | ({"program": compiled(server.program, budget) / server.program} if server.program else {})
 
 
-def _started(command: Sequence[str], n_threads: int, log: Path) -> "subprocess.Popen[bytes]":
+def _started(command: Sequence[str], budget: Budget, log: Path) -> "subprocess.Popen[bytes]":
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, budget.cpus)  # a process has its parent's CPUs
     with log.open("wb") as words:
         try:
             return subprocess.Popen(
-                command, cwd=ROOT, env=environment(n_threads), stdout=words, stderr=words, start_new_session=True
+                command, cwd=ROOT, env=environment(budget.n_threads), stdout=words, stderr=words, start_new_session=True
             )
         except OSError as error:
             raise SystemFailed(f"{command[0]}: {error.strerror}") from None
+        finally:
+            os.sched_setaffinity(0, allowed)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

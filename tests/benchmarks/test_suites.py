@@ -89,7 +89,8 @@ def test_scaling_has_three_axes(lab: Lab):
 def test_a_server_is_started_loaded_and_stopped(source: Source, settings: Settings):
     command = f"{sys.executable} -m tests.benchmarks.fakes {{port}}"
     with Lab(open_model(str(CHECKPOINT)), source, with_server(settings, STEADY, command), STEADY, STEADY) as lab:
-        low, *_, high = rows("load", STEADY, lab)
+        low, *between, high = rows("load", STEADY, lab)
+    assert {row.size["capacity_per_s"] for row in (low, *between, high)} == {low.size["capacity_per_s"]}
     assert low.reason is None
     assert low.size["capacity_per_s"] == pytest.approx(1 / CALL_S, rel=0.1)
     assert low.metrics["failed"] == 0

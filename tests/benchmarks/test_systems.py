@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.environments import LOCKS, python_of
+from benchmarks.environments import LOCKS, pinned, python_of
 from benchmarks.suites.load import SERVERS
 from benchmarks.systems import CEILINGS, CONVERSIONS, PROGRAMS, SYSTEMS, members
 from benchmarks.worker import Budget, SystemFailed, Worker
@@ -22,8 +22,8 @@ def worker(system: str, folder: Path, budget: Budget = BUDGET) -> Worker:
 
 def test_every_system_has_a_pinned_environment_and_what_it_is_given():
     environments = {entry.environment for entry in (*SYSTEMS.values(), *CEILINGS.values())}
-    made = (*CONVERSIONS.values(), *PROGRAMS.values(), *SERVERS.values())
-    environments |= {each.environment for each in made}
+    environments |= {made.environment for made in (*CONVERSIONS.values(), *PROGRAMS.values())}
+    environments |= {server.environment for server in SERVERS.values()}
     assert environments - {""} == {lock.stem for lock in LOCKS.glob("*.txt")}
     assert {entry.given for entry in SYSTEMS.values()} - {""} == set(CONVERSIONS)
     assert {server.program for server in SERVERS.values()} - {""} == set(PROGRAMS)
@@ -39,6 +39,12 @@ def test_a_name_stands_for_all_that_begin_with_it():
     assert members("my.module:System") == ["my.module:System"]
     with pytest.raises(ValueError, match="there is no system 'tensorflow'; there are rankrt-fp32"):
         members("tensorflow")
+
+
+def test_what_servers_are_made_of_is_in_their_locks():
+    for name, server in SERVERS.items():
+        assert server.parts, name
+        assert pinned(server.environment, server.parts).keys() == set(server.parts)
 
 
 def test_every_system_can_be_asked_for_alone():
