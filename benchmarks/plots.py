@@ -1,4 +1,7 @@
-"""The report's pictures, drawn by matplotlib as SVG that keeps its text as text and fits a phone's width."""
+"""The report's pictures, drawn by matplotlib as SVG that keeps its text as text and fits a phone's width.
+
+Colours are the page's: text and axes have that of its text, colour i is var(--ci), so that a dark page has its own.
+"""
 
 import io
 import re
@@ -15,7 +18,8 @@ from benchmarks.systems import SYSTEMS
 
 # Inches: at a phone's 360 CSS pixels a point of type is about a pixel.
 _WIDTH, _HEIGHT = 5.0, 3.9
-_COLORS = ("#0b6e4f", "#c1440e", "#2b59c3", "#8f2d91", "#b8860b", "#00838f", "#5d4037", "#d81b60", "#607d8b", "#7cb342")
+COLORS = ("#0b6e4f", "#c1440e", "#2b59c3", "#8f2d91", "#b8860b", "#00838f", "#5d4037", "#d81b60", "#607d8b", "#7cb342")
+_INK = "#1b1f23"
 _MARKERS = "os^Dv<>PX*"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -24,6 +28,10 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
@@ -96,7 +104,7 @@ def memory(record: Record) -> str | None:
                 [value or 0.0 for value in found.values()],
                 height=width * 0.9,
                 label=f"{n} process{'es' * (n > 1)}",
-                color=_COLORS[i],
+                color=COLORS[i],
             )
         axes.set_yticks(range(len(systems)), systems)
         axes.invert_yaxis()
@@ -115,7 +123,7 @@ def roofline(record: Record) -> str | None:
         bandwidth = max(row.metrics["bandwidth_gb_per_s"] or 0.0 for row in rows)
         intensities = [row.metrics["intensity"] or 0.0 for row in rows]
         x = [min(*intensities, peak / bandwidth) / 2, peak / bandwidth, max(*intensities, peak / bandwidth) * 2]
-        axes.plot(x, [min(peak, bandwidth * at) for at in x], c="#333333", lw=1.5)
+        axes.plot(x, [min(peak, bandwidth * at) for at in x], c=_INK, lw=1.5)
         axes.annotate(
             f"{peak:.0f} GFLOP/s, {bandwidth:.0f} GB/s", (x[1], peak), xytext=(4, 5), textcoords="offset points"
         )
@@ -157,12 +165,19 @@ def _drawn(draw: Callable[[Axes], None], height: float = _HEIGHT) -> str:
         figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
     svg = output.getvalue()
     # The page sets the width; the picture keeps its proportions.
-    return re.sub(
+    fitting = re.sub(
         r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|height="[^"]*" width="[^"]*"',
         r"\1",
         svg[svg.index("<svg") :],
         count=1,
     )
+    return _in_colours_of_the_page(fitting)
+
+
+def _in_colours_of_the_page(svg: str) -> str:
+    for i, colour in enumerate(COLORS):
+        svg = svg.replace(colour, f"var(--c{i})")
+    return svg.replace(_INK, "currentColor")
 
 
 def _labels(axes: Axes, x: str, y: str) -> None:
@@ -193,7 +208,7 @@ def _systems(rows: Sequence[Row]) -> list[tuple[dict[str, Any], tuple[str, list[
 def _marked(system: str) -> dict[str, Any]:
     """Return a system's colour and marker, the same in every picture."""
     i = list(SYSTEMS).index(system) if system in SYSTEMS else 0
-    return {"c": _COLORS[i % len(_COLORS)], "marker": _MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)]}
+    return {"c": COLORS[i % len(COLORS)], "marker": _MARKERS[(i + i // len(COLORS)) % len(_MARKERS)]}
 
 
 def _n_systems(rows: Sequence[Row]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from benchmarks.plots import PLOTS
+from benchmarks.plots import COLORS, PLOTS
 from benchmarks.record import Record, RecordError, Row, read_record
 from benchmarks.tables import Table, figure
 
@@ -114,6 +114,7 @@ def page(records: Sequence[Record]) -> str:
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE.read_text())
     return template.render(
         records=records,
+        colors=COLORS,
         conditions=conditions,
         tables=lambda record: {name: Markup(table.html()) for name, table in tables(record).items()},
         plots=lambda record: {name: Markup(svg) for name, draw in PLOTS.items() if (svg := draw(record))},

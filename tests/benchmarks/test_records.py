@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from benchmarks import compare, report
-from benchmarks.plots import pareto
+from benchmarks.plots import COLORS, pareto
 from benchmarks.record import Record, RecordError, read_record, write_record
 from benchmarks.run import main
 from benchmarks.tables import Table, figure
@@ -209,6 +209,8 @@ def test_the_report_is_one_page_that_needs_nothing_else(path: Path, tmp_path: Pa
     page = (tmp_path / "report" / "index.html").read_text()
     assert not re.search(r'(src|href)="(?!#)', page.replace("xlink:href", ""))
     assert "Speed against quality" in page
+    body = page.partition("</style>")[2]
+    assert not any(colour in body for colour in COLORS), "a dark page has other colours, pictures included"
     markdown = (tmp_path / "report" / "report.md").read_text()
     assert "## latency: 1 short" in markdown
     assert "MemoryError: no room for the scores" in markdown
