@@ -94,7 +94,7 @@ def _make(name: str, made: Conversion, source: Path, folder: Path, python: Path,
                 raise SystemFailed(f"making {name} took longer than {_LIMIT_S} s") from None
             raise
     if status:
-        raise SystemFailed(f"making {name} failed: {last_words(log)}")
+        raise SystemFailed(f"making {name} failed: {last_words(log)} (status {status})")
     peak_mb = float((folder / _RESULT / "peak_mb").read_text())
     (folder / _RESULT / "peak_mb").unlink()
     cost = Cost(seconds=time.perf_counter() - started, peak_mb=peak_mb, size_mb=size_of(folder / _RESULT) / 1e6)

@@ -133,7 +133,7 @@ class Worker:
 
 
 def last_words(log: Path) -> str:
-    """Return the last line that a process wrote, the one that says what went wrong."""
+    """Return the last line that a process wrote, which says what went wrong; the kernel kills without a word."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it ended without a word"
 
