@@ -11,7 +11,7 @@ GPU_VENV := $(VENV)-gpu
 GPU_READY := $(GPU_VENV)/.ready
 GPU_EXTRAS ?= gpu,tensorrt
 
-.PHONY: demo test test-gpu check docs bench bench-full clean
+.PHONY: demo test test-gpu check docs bench bench-prepare bench-full clean
 
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m benchmarks.demo
@@ -44,11 +44,14 @@ bench: $(READY)  ## the short suite on this machine, and its report; MODEL=./che
 	$(BIN)/python -m webbrowser -t file://$(CURDIR)/$(REPORT)/index.html
 
 SUITES ?= throughput roofline
+SYSTEMS := rankrt torch sentence-transformers flagembedding optimum onnxruntime openvino fastembed llama.cpp infinity
+
+bench-prepare: $(READY)  ## what bench-full would do once: environments, servers, conversions of MODEL
+	$(BIN)/python -m benchmarks.prepare --systems $(SYSTEMS) --model $(MODEL)
 
 bench-full: $(READY)  ## every system on a quiet machine, for a committed record; SUITES and ARGUMENTS say what else
 	$(BIN)/python -m benchmarks.run $(SUITES) --model $(MODEL) --name $(NAME) $(ARGUMENTS) \
-	    --systems rankrt torch sentence-transformers flagembedding optimum onnxruntime openvino fastembed llama.cpp \
-	    --passages 16 --kinds mixed --rounds 3 --seconds 0 -o $(RECORD)
+	    --systems $(SYSTEMS) --passages 16 --kinds mixed --rounds 3 --seconds 0 -o $(RECORD)
 	$(BIN)/python -m benchmarks.docs
 
 clean:
