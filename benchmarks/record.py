@@ -22,6 +22,16 @@ Given: TypeAlias = Literal["as shipped", "at its best"]
 Key: TypeAlias = tuple[str, str, str, Given]
 
 
+class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
+    """The GPU that systems computed on; gemm_tflops is its rate at large products in half precision, measured."""
+
+    device: str
+    name: str
+    driver: str
+    memory_gb: float
+    gemm_tflops: float | None
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """The host, and what of it the systems were given."""
 
@@ -35,6 +45,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     limited_by: str
     n_threads: int
     cpus: tuple[int, ...]
+    accelerator: Accelerator | None = None
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +212,22 @@ def describe_machine(n_threads: int | None = None, cpus: tuple[int, ...] = ()) -
         n_threads=n_threads or machine.cores.n,
         cpus=cpus,
     )
+
+
+def describe_accelerator(device: str, gemm_tflops: float | None) -> Accelerator:
+    """Return the GPU of a device such as "cuda:1", as its driver's nvidia-smi names it.
+
+    Raises RecordError if there is none: a record of a GPU says which.
+    """
+    index = device.partition(":")[2] or "0"
+    asked = ["nvidia-smi", "-i", index, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RecordError(f"--device {device}: nvidia-smi does not show that GPU ({error})") from error
+    name, driver, memory_mib = done.stdout.strip().split(", ")
+    memory_gb = round(float(memory_mib) * 2**20 / 1e9, 1)
+    return Accelerator(device=device, name=name, driver=driver, memory_gb=memory_gb, gemm_tflops=gemm_tflops)
 
 
 def memory_bytes(name: str) -> int:

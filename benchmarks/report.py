@@ -170,7 +170,9 @@ def _cases(rows: Sequence[Row]) -> str:
 def conditions(record: Record) -> str:
     """Return what it was measured on, in a sentence."""
     machine, model = record.machine, record.model
+    gpu = machine.accelerator
     parts = [
+        *([f"{gpu.device}: {gpu.name}, {gpu.memory_gb:.0f} GB, driver {gpu.driver}"] if gpu else []),
         f"{model.name}: {model.architecture}, {model.n_parameters / 1e6:.4g} M parameters",
         f"{machine.n_threads} threads on CPUs {', '.join(map(str, machine.cpus))} of an {machine.processor}"
         f" ({machine.instructions[-1]}), {machine.memory_gb:.0f} GB, {machine.system}, Python {machine.python}",

@@ -23,6 +23,7 @@ import msgspec
 from benchmarks.environments import cache_folder
 from benchmarks.lab import REFERENCE, Case, Lab, Settings, open_model, pinned_cpus
 from benchmarks.record import (
+    Accelerator,
     Key,
     Record,
     RecordError,
@@ -30,6 +31,7 @@ from benchmarks.record import (
     Text,
     commit,
     continued,
+    describe_accelerator,
     describe_machine,
     now,
     read_record,
@@ -83,6 +85,7 @@ class Run:
         self._earlier = earlier
         self._rows: list[Row] = []
         self._started = time.perf_counter()
+        self._accelerator = _accelerator(lab)
         self._record(is_complete=False)  # what cannot be continued is said before anything is measured
 
     def measure(self, suites: Sequence[str], systems: Sequence[str]) -> bool:
@@ -141,7 +144,9 @@ class Run:
             made=now(),
             commit=commit(),
             model=msgspec.structs.replace(self._lab.model, name=self._options["name"] or self._lab.model.name),
-            machine=describe_machine(budget.n_threads, budget.cpus),
+            machine=msgspec.structs.replace(
+                describe_machine(budget.n_threads, budget.cpus), accelerator=self._accelerator
+            ),
             text=self._text,
             baseline=self._lab.baseline,
             options=self._options,
@@ -183,13 +188,30 @@ def described(row: Row) -> str:
     return f"{head} {row.reason or '  '.join(values[:7])}"
 
 
+def _accelerator(lab: Lab) -> Accelerator | None:
+    """Return the GPU of the run with its rate, or None where it is the CPU. Raises RecordError if there is none."""
+    device = lab.settings.budget.device
+    if device == "cpu":
+        return None
+    found = describe_accelerator(device, None)
+    try:
+        return msgspec.structs.replace(found, gemm_tflops=lab.ceiling("gemm-fp16", 1))
+    except SystemFailed as failure:
+        print(f"its rate at matrix products was not measured: {failure}", file=sys.stderr)
+        return found
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     n_threads = options.threads or this_machine().cores.n
     return Settings(
         rounds=options.rounds,
         seconds=options.seconds,
         budget=Budget(
-            n_threads=n_threads, cpus=pinned_cpus(n_threads), load_s=options.load_limit, call_s=options.call_limit
+            n_threads=n_threads,
+            cpus=pinned_cpus(n_threads),
+            device=options.device,
+            load_s=options.load_limit,
+            call_s=options.call_limit,
         ),
         passages=tuple(options.passages),
         kinds=tuple(options.kinds),
@@ -235,6 +257,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="load: how a system is served, with {python} {model} {port} {threads}, or an address",
     )
     parser.add_argument("--threads", type=int, help="for every system (the usable physical cores)")
+    parser.add_argument(
+        "--device", default="cpu", help='where systems compute: "cpu", "cuda", "cuda:1", "tensorrt" (%(default)s)'
+    )
     parser.add_argument("--rounds", type=int, default=3, help="the fewest calls of a case (%(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="more calls follow for that long (%(default)s)")
     parser.add_argument(
@@ -278,6 +303,8 @@ def _check(options: argparse.Namespace) -> None:
     for name in filter(None, (options.baseline, options.reference)):
         if members(name) != [name]:
             raise ValueError(f"{name} stands for {', '.join(members(name))}: name one of them")
+    if options.device.partition(":")[0] not in ("cpu", "cuda", "tensorrt"):
+        raise ValueError(f"--device {options.device}: expected cpu, cuda, tensorrt, or one with a number, cuda:1")
     for kind in options.kinds:
         if kind not in KINDS and not kind.isdigit():
             raise ValueError(f"--kinds {kind}: expected {', '.join(KINDS)}, or a number of tokens")

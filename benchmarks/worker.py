@@ -1,6 +1,6 @@
 """A process with one system in it, spoken to in lines of JSON over a pipe, within limits of time.
 
-    python -m benchmarks.worker SYSTEM MODEL N_THREADS CPUS
+    python -m benchmarks.worker SYSTEM MODEL N_THREADS CPUS DEVICE
 
 A request is {"query", "passages", "max_length", "batch_size"}, an answer {"seconds", "scores"}; the first line out is
 {"versions"}. Only the call itself is timed. Imports nothing but the standard library, because it runs in every system's
@@ -36,10 +36,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a system may use: threads, the CPUs they are pinned to, and seconds for loading and for a call."""
+    """What a system may use: threads, the CPUs they are pinned to, a device, seconds for loading and for a call."""
 
     n_threads: int
     cpus: tuple[int, ...]
+    device: str = "cpu"
     load_s: float = 300.0
     call_s: float = 120.0
 
@@ -55,7 +56,8 @@ class Worker:
         self.system = system
         self.log = log
         self._budget = budget
-        command = [python, "-m", "benchmarks.worker", system, model, str(budget.n_threads), _listed(budget.cpus)]
+        what = [system, model, str(budget.n_threads), _listed(budget.cpus), budget.device]
+        command = [python, "-m", "benchmarks.worker", *what]
         started = time.perf_counter()
         with log.open("wb") as words:
             self._process = subprocess.Popen(
@@ -150,12 +152,12 @@ def _listed(cpus: Sequence[int]) -> str:
 
 
 def main() -> None:
-    name, model, n_threads, cpus = sys.argv[1:]
+    name, model, n_threads, cpus, device = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, cpus.split(",")))
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what libraries print is no answer
-        system = open_system(name, model, int(n_threads))
+        system = open_system(name, model, int(n_threads), device)
         print(json.dumps({"versions": system.versions}), file=answers, flush=True)
         for line in sys.stdin:
             request = json.loads(line)

@@ -10,7 +10,10 @@ from typing import Protocol
 
 
 class System(Protocol):
-    """An engine with a model loaded. Constructed with the model's folder and a thread budget."""
+    """An engine with a model loaded.
+
+    Constructed with the model's folder and a thread budget, and with the device where that is not "cpu".
+    """
 
     @property
     def versions(self) -> dict[str, str]:
@@ -30,12 +33,14 @@ class Entry:
     environment  a file in locks/; "" is the harness's own
     given        a name in CONVERSIONS, or "" for the checkpoint itself
     batch_sizes  what "at its best" may choose from; empty where there is nothing to choose
+    devices      where it can compute; empty where nobody knows, for a system of yours
     """
 
     place: str
     environment: str
     given: str = ""
     batch_sizes: tuple[int, ...] = (1, 4, 16)
+    devices: tuple[str, ...] = ("cpu",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +52,15 @@ class Conversion:
     of: str = ""
 
 
+_TORCH_DEVICES = ("cpu", "cuda")
+_RANKRT_DEVICES = ("cpu", "cuda", "tensorrt")
 SYSTEMS: Mapping[str, Entry] = {
     "rankrt-fp32": Entry(
-        place="benchmarks.systems.rankrt:Float32", environment="rankrt", given="rankrt", batch_sizes=()
+        place="benchmarks.systems.rankrt:Float32",
+        environment="rankrt",
+        given="rankrt",
+        batch_sizes=(),
+        devices=_RANKRT_DEVICES,
     ),
     "rankrt-int8": Entry(
         place="benchmarks.systems.rankrt:Int8", environment="rankrt", given="rankrt-int8", batch_sizes=()
@@ -58,14 +69,21 @@ SYSTEMS: Mapping[str, Entry] = {
         place="benchmarks.systems.rankrt:Int8Avx2", environment="rankrt", given="rankrt-int8", batch_sizes=()
     ),
     "rankrt-fp16": Entry(
-        place="benchmarks.systems.rankrt:Float16", environment="rankrt", given="rankrt-fp16", batch_sizes=()
+        place="benchmarks.systems.rankrt:Float16",
+        environment="rankrt",
+        given="rankrt-fp16",
+        batch_sizes=(),
+        devices=_RANKRT_DEVICES,
     ),
-    "torch-eager": Entry(place="benchmarks.systems.pytorch:Eager", environment="torch"),
-    "torch-sdpa": Entry(place="benchmarks.systems.pytorch:Sdpa", environment="torch"),
-    "torch-compile": Entry(place="benchmarks.systems.pytorch:Compiled", environment="torch"),
-    "torch-bf16": Entry(place="benchmarks.systems.pytorch:Bfloat16", environment="torch"),
+    "torch-eager": Entry(place="benchmarks.systems.pytorch:Eager", environment="torch", devices=_TORCH_DEVICES),
+    "torch-sdpa": Entry(place="benchmarks.systems.pytorch:Sdpa", environment="torch", devices=_TORCH_DEVICES),
+    "torch-compile": Entry(place="benchmarks.systems.pytorch:Compiled", environment="torch", devices=_TORCH_DEVICES),
+    "torch-bf16": Entry(place="benchmarks.systems.pytorch:Bfloat16", environment="torch", devices=_TORCH_DEVICES),
     "torch-int8": Entry(place="benchmarks.systems.pytorch:DynamicInt8", environment="torch"),
-    "torch-cuda-fp16": Entry(place="benchmarks.systems.pytorch:CudaFloat16", environment="torch"),
+    "torch-fp16": Entry(place="benchmarks.systems.pytorch:Float16", environment="torch", devices=("cuda",)),
+    "torch-compiled-fp16": Entry(
+        place="benchmarks.systems.pytorch:CompiledFloat16", environment="torch", devices=("cuda",)
+    ),
     "sentence-transformers-torch": Entry(
         place="benchmarks.systems.sentence_transformers:Torch", environment="sentence-transformers"
     ),
@@ -135,13 +153,14 @@ CEILINGS: Mapping[str, Entry] = {
         place="benchmarks.systems.ceilings:SgemmFromMemory", environment="rankrt-export", batch_sizes=()
     ),
     "bandwidth": Entry(place="benchmarks.systems.ceilings:Bandwidth", environment="rankrt-export", batch_sizes=()),
+    "gemm-fp16": Entry(place="benchmarks.systems.pytorch:Gemm", environment="torch", batch_sizes=(), devices=("cuda",)),
 }
 
 
 def entry_of(name: str) -> Entry:
     """Return a system's entry; `module:class` is a system of yours, in the harness's own environment."""
     if ":" in name:
-        return Entry(place=name, environment="", batch_sizes=())
+        return Entry(place=name, environment="", batch_sizes=(), devices=())
     return {**SYSTEMS, **DECODERS, **CEILINGS}[name]
 
 
@@ -158,10 +177,14 @@ def members(name: str) -> list[str]:
     return found
 
 
-def open_system(name: str, model: str, n_threads: int) -> System:
-    """Import and construct the system of that name."""
-    module, _, attribute = entry_of(name).place.partition(":")
-    system: System = getattr(import_module(module), attribute)(model, n_threads)
+def open_system(name: str, model: str, n_threads: int, device: str = "cpu") -> System:
+    """Import and construct the system of that name. Raises ValueError if it cannot compute on that device."""
+    entry = entry_of(name)
+    if entry.devices and device.partition(":")[0] not in entry.devices:
+        raise ValueError(f"it does not compute on {device}, only on {', '.join(entry.devices)}")
+    module, _, attribute = entry.place.partition(":")
+    options = {} if device == "cpu" else {"device": device}
+    system: System = getattr(import_module(module), attribute)(model, n_threads, **options)
     return system
 
 

@@ -1,5 +1,6 @@
 """PyTorch with transformers, as the model cards of rerankers show it: one batch, padded to its longest row."""
 
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -9,16 +10,19 @@ import transformers
 
 from benchmarks.systems import batches
 
+# 1.1 TFLOP a product: milliseconds on the fastest GPU, so that launching it is nothing.
+_GEMM_ROWS, _N_PRODUCTS = 8192, 5
+
 
 class Sdpa:
     """fp32 with scaled-dot-product attention, which is transformers' default."""
 
     attention: ClassVar[str] = "sdpa"
     dtype: ClassVar[Any] = torch.float32
-    device: ClassVar[str] = "cpu"
 
-    def __init__(self, model: str, n_threads: int) -> None:
+    def __init__(self, model: str, n_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(n_threads)
+        self.device = device
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
             model, dtype=self.dtype, attn_implementation=self.attention
@@ -76,13 +80,32 @@ class DynamicInt8(Sdpa):
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
-class CudaFloat16(Sdpa):
-    """Half precision on the first GPU; the answer waits for it."""
+class Float16(Sdpa):
+    """Weights and activations in half precision, for a GPU."""
 
     dtype = torch.float16
-    device = "cuda"
 
-    def __init__(self, model: str, n_threads: int) -> None:
-        if not torch.cuda.is_available():
-            raise RuntimeError("there is no CUDA device on this machine")
-        super().__init__(model, n_threads)
+
+class CompiledFloat16(Compiled):
+    """torch.compile in half precision, for a GPU."""
+
+    dtype = torch.float16
+
+
+class Gemm:
+    """Answers a GPU's TFLOP/s instead of scores: one product of large matrices in half precision, as it is repeated."""
+
+    def __init__(self, model: str, n_threads: int, device: str) -> None:
+        self._a, self._b = (torch.randn(_GEMM_ROWS, _GEMM_ROWS, device=device, dtype=torch.float16) for _ in range(2))
+        self.versions = {"torch": version("torch")}
+
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
+        return [2e-12 * _GEMM_ROWS**3 / min(self._seconds() for _ in range(10))]
+
+    def _seconds(self) -> float:
+        torch.cuda.synchronize(self._a.device)
+        started = time.perf_counter()
+        for _ in range(_N_PRODUCTS):
+            torch.matmul(self._a, self._b)
+        torch.cuda.synchronize(self._a.device)
+        return (time.perf_counter() - started) / _N_PRODUCTS

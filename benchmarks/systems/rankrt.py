@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rankrt import Reranker
 from rankrt.artifact import InstructionSet, Precision
@@ -14,9 +14,10 @@ class Float32:
     precision: ClassVar[Precision] = "fp32"
     instruction_set: ClassVar[InstructionSet | None] = None
 
-    def __init__(self, model: str, n_threads: int) -> None:
+    def __init__(self, model: str, n_threads: int, device: str = "cpu") -> None:
+        of_cpu: dict[str, Any] = {"n_threads": n_threads, "instruction_set": self.instruction_set}
         self._reranker = Reranker.load(
-            model, precision=self.precision, instruction_set=self.instruction_set, n_threads=n_threads
+            model, precision=self.precision, device=device, **(of_cpu if device == "cpu" else {})
         )
         self.versions = {name: version(name) for name in ("rankrt", "onnxruntime", "numpy", "tokenizers")}
 

@@ -58,6 +58,17 @@ class Cpus(Steady):
         return [float(len(os.sched_getaffinity(0))) for _ in passages]
 
 
+class OnDevice(Steady):
+    """Scores each passage with the number of its device."""
+
+    def __init__(self, model: str, n_threads: int, device: str = "cpu") -> None:
+        super().__init__(model, n_threads)
+        self._number = float(device.partition(":")[2] or -1)
+
+    def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
+        return [self._number] * len(passages)
+
+
 class _Handler(BaseHTTPRequestHandler):
     lock = threading.Lock()
     answered: ClassVar[set[str]] = set()

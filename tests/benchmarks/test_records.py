@@ -1,6 +1,7 @@
 """A run's record has the form it says, survives an interruption, and is compared and reported."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks import compare, report
 from benchmarks.plots import COLORS, pareto
-from benchmarks.record import Record, RecordError, read_record, write_record
+from benchmarks.record import Record, RecordError, describe_accelerator, read_record, write_record
 from benchmarks.run import main
 from benchmarks.tables import Table, figure
 from tests.benchmarks.conftest import CHECKPOINT, ROOT, STEADY
@@ -130,6 +131,17 @@ def test_a_record_of_something_else_is_not_continued(record: Record, tmp_path: P
     assert read_record(tmp_path / "record.json").commit == "1234567"  # it is left as it was
 
 
+def test_a_record_of_a_gpu_names_it_with_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\ntest "$2" = 1 && echo "NVIDIA H100 80GB HBM3, 580.65.06, 81559"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gpu = describe_accelerator("cuda:1", 700.0)
+    assert (gpu.device, gpu.name, gpu.driver, gpu.memory_gb) == ("cuda:1", "NVIDIA H100 80GB HBM3", "580.65.06", 85.5)
+    assert run(tmp_path / "record.json", "--device", "cuda:0") == 1
+    assert "--device cuda:0: nvidia-smi does not show that GPU" in capsys.readouterr().err
+
+
 def test_what_is_no_record_or_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "other.json").write_text('{"benchmark": "speed"}')
     assert report.main([str(tmp_path / "other.json")]) == 1
@@ -146,6 +158,7 @@ def test_what_is_no_record_or_no_model_is_said(tmp_path: Path, capsys: pytest.Ca
         (["--systems", "tensorflow"], "there is no system 'tensorflow'"),
         (["--systems", STEADY, "--baseline", "torch"], "torch stands for torch-eager, torch-sdpa"),
         (["--systems", STEADY, "--kinds", "long"], "--kinds long: expected short, mixed, paragraphs, or a number"),
+        (["--systems", STEADY, "--device", "tpu"], "--device tpu: expected cpu, cuda, tensorrt, or one with a number"),
         (["--systems", STEADY, "--server", "rankrt"], "--server rankrt: expected NAME=COMMAND"),
     ],
 )

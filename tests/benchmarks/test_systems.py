@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.environments import LOCKS, pinned, python_of
 from benchmarks.suites.load import SERVERS
-from benchmarks.systems import CEILINGS, CONVERSIONS, PROGRAMS, SYSTEMS, members
+from benchmarks.systems import CEILINGS, CONVERSIONS, PROGRAMS, SYSTEMS, members, open_system
 from benchmarks.worker import Budget, SystemFailed, Worker
 
 BUDGET = Budget(n_threads=1, cpus=(0,), load_s=30, call_s=0.5)
@@ -62,6 +62,19 @@ def test_a_worker_answers_with_scores_and_the_seconds_of_the_call(tmp_path: Path
 def test_a_worker_is_pinned_to_its_cpus(tmp_path: Path):
     with worker("Cpus", tmp_path) as pinned:
         assert pinned.call("one", ["two"], max_length=64).scores == [1.0]
+
+
+def test_a_device_reaches_the_system_and_the_cpu_is_no_option(tmp_path: Path):
+    for device, number in (("cpu", -1.0), ("cuda:1", 1.0)):
+        with worker("OnDevice", tmp_path, replace(BUDGET, device=device)) as placed:
+            assert placed.call("one", ["two"], max_length=64).scores == [number]
+
+
+def test_a_system_that_cannot_compute_on_a_device_says_so():
+    with pytest.raises(ValueError, match="it does not compute on cuda:1, only on cpu"):
+        open_system("openvino-fp32", "", 1, "cuda:1")
+    with pytest.raises(ValueError, match="it does not compute on cpu, only on cuda"):
+        open_system("torch-fp16", "", 1)
 
 
 def test_a_call_that_hangs_ends_at_its_limit_and_takes_its_process_with_it(tmp_path: Path):
