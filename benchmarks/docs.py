@@ -43,7 +43,7 @@ SHOWN = {
 INT8 = {
     "rankrt-int8": "rankrt, int8",
     "rankrt-fp32": "rankrt, fp32",
-    "rankrt-int8-avx2": "rankrt, int8, the graph for AVX2",
+    "rankrt-avx2-int8": "rankrt, int8, the graph for AVX2",
     "onnxruntime-int8": "ONNX Runtime, `quantize_dynamic`",
     "torch-int8": "PyTorch, `quantize_dynamic`",
     "openvino-int8": "OpenVINO, NNCF",

@@ -65,7 +65,7 @@ SYSTEMS: Mapping[str, Entry] = {
     "rankrt-int8": Entry(
         place="benchmarks.systems.rankrt:Int8", environment="rankrt", given="rankrt-int8", batch_sizes=()
     ),
-    "rankrt-int8-avx2": Entry(
+    "rankrt-avx2-int8": Entry(
         place="benchmarks.systems.rankrt:Int8Avx2", environment="rankrt", given="rankrt-int8", batch_sizes=()
     ),
     "rankrt-fp16": Entry(

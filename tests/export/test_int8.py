@@ -26,7 +26,7 @@ from rankrt_export.calibration import LayerRecipe, calibrate, few_pairs, group_r
 from rankrt_export.checkpoint import open_checkpoint
 from rankrt_export.data import DataFiles
 from rankrt_export.errors import CheckpointError, VerificationError
-from rankrt_export.graph import Graph
+from rankrt_export.graph import FLOAT, Graph
 from rankrt_export.layers import LayerGroup, layers_of
 from rankrt_export.pipeline import Options, export
 from rankrt_export.precision.float32 import Float32
@@ -186,7 +186,7 @@ def test_the_graph_for_avx2_derives_its_weights_from_the_8_bits(tmp_path: Path, 
     with DataFiles(tmp_path) as data:
         graph = Graph(weights=_OneWeight(weight), data=data, precision=Float32())  # type: ignore[arg-type]
         stored, scales = halves(graph, *integers(graph, "layer", recipe), "layer", recipe)
-        graph.save(tmp_path / "halves.onnx", stored=stored, scales=scales)
+        graph.save(tmp_path / "halves.onnx", stored=graph.op("Cast", stored, to=FLOAT), scales=scales)
     found, of_outputs = open_session(tmp_path / "halves.onnx", session_options(1)).run(None, {})
     assert np.array_equal(found.T, halved(weight, recipe.scales))
     assert np.array_equal(of_outputs, 2 * recipe.scales)

@@ -151,7 +151,10 @@ def test_a_graph_cannot_read_data_outside_its_folder(artifact: Artifact, tmp_pat
 
 
 @pytest.mark.parametrize("prepare", [False, True])
-def test_a_link_does_not_lead_a_graph_outside_its_folder(artifact: Artifact, tmp_path: Path, prepare: bool):
+def test_a_link_does_not_lead_a_graph_outside_its_folder(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: bool
+):
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))  # where the same artifact was not prepared before
     data = artifact.path("points.fp32.data")
     data.rename(tmp_path / "outside.data")
     data.symlink_to(tmp_path / "outside.data")
