@@ -1,8 +1,10 @@
 """Optimum's ONNX Runtime classes: the graph as exported, optimised (O3), or with ONNX Runtime's dynamic int8."""
 
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnxruntime
 import transformers
@@ -44,10 +46,12 @@ def export(checkpoint: Path, out: Path) -> None:
 
 
 def optimize(exported: Path, out: Path) -> None:
-    """Apply the fusions of level O3."""
-    ORTOptimizer.from_pretrained(str(exported)).optimize(
-        optimization_config=AutoOptimizationConfig.O3(), save_dir=str(out), file_suffix="O3"
-    )
+    """Apply the fusions of level O3, to a copy: Optimum removes the data files of the graph that it is given."""
+    with TemporaryDirectory(dir=out.parent) as folder:
+        copy = shutil.copytree(exported, Path(folder) / "exported")
+        ORTOptimizer.from_pretrained(str(copy)).optimize(
+            optimization_config=AutoOptimizationConfig.O3(), save_dir=str(out), file_suffix="O3"
+        )
 
 
 def quantize(exported: Path, out: Path) -> None:

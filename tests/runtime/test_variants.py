@@ -1,6 +1,7 @@
 """Which variant a host uses, and ranking with two of them."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 
 from rankrt import DeviceError, InputError, Reranker
 from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, open_artifact, write_manifest
+from rankrt.backends import ort
 from rankrt.machine import Cores, Machine
 from rankrt.variants import choose
 from tests.support import POINTS, VERIFICATION, tiny_artifact
@@ -183,3 +185,13 @@ def test_a_second_precision_is_loaded_once_and_shared(both: Artifact):
     with Reranker.load(both.folder, precision="int8") as reranker:
         first, second = (reranker.with_precision("fp32") for _ in range(2))
         assert first._backend is second._backend
+
+
+@pytest.mark.parametrize(("instructions", "is_widened"), [(("avx2",), True), (("avx2", "avx512_vnni"), False)])
+def test_a_graph_for_vnni_has_its_weights_widened_only_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, instructions: tuple[str, ...], is_widened: bool
+):
+    monkeypatch.setattr(ort, "this_machine", lambda: machine(*instructions))
+    options = ort.session_options(1, instruction_set="vnni")
+    with nullcontext() if is_widened else pytest.raises(RuntimeError, match="does not have"):
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
