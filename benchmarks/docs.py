@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = ROOT / "benchmarks" / "record.schema.json"
 TINY = ROOT / "tiny_reranker"
-FULL, FULL_INT8 = "bge-reranker-v2-m3", "bge-reranker-v2-m3-int8"
+FULL = "bge-reranker-v2-m3"
 SHOWN = {
     "rankrt-fp32": "rankrt",
     "torch-sdpa": "PyTorch",
@@ -121,10 +121,10 @@ def all_speeds() -> str:
 
 def int8_speed() -> str:
     """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
-    record = read_record(RESULTS / f"{FULL_INT8}.json")
+    record = read_record(RESULTS / f"{FULL}.json")
     return (
         f"{_throughput(record, INT8).markdown()}\n{_conditions(record)}. Random weights drift more than trained ones;"
-        f" all layers are in int8. [The record](benchmarks/results/{FULL_INT8}.md).\n"
+        f" all layers are in int8. [The record](benchmarks/results/{FULL}.md).\n"
     )
 
 
