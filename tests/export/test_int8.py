@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankrt import Reranker
-from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet
+from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, Variant
 from rankrt.backends.ort import open_session, session_options
 from rankrt.cli import main
 from rankrt.machine import this_machine
@@ -321,15 +321,24 @@ def test_the_costliest_layers_stay_in_fp32_until_the_limits_are_met(make_checkpo
 
 
 def test_what_drifts_too_far_on_other_text_is_tried_again_with_more_in_fp32(make_checkpoint: Make, tmp_path: Path):
-    # Calibrated on one pair, on which nothing drifts much.
+    # Calibrated on one pair, on which nothing drifts much. How much it drifts elsewhere depends on the random weights,
+    # which are not the same with every transformers.
     text = parse(b'{"query": "who?", "pos": ["me"]}', "text.jsonl")
-    options = Options(precisions=["fp32", "int8"], calibration=text, max_difference=0.15, min_tau=0.0)
-    artifact = export(str(make_checkpoint()), tmp_path / "artifact", options)
-    variant = artifact.choose("cpu", "int8")
-    assert variant.quantization is not None
-    assert variant.verification is not None
-    assert variant.quantization.kept
-    assert variant.verification.max_difference <= 0.15
+    checkpoint = str(make_checkpoint())
+
+    def exported(name: str, max_difference: float) -> Variant:
+        options = Options(precisions=["fp32", "int8"], calibration=text, max_difference=max_difference, min_tau=0.0)
+        return export(checkpoint, tmp_path / name, options).choose("cpu", "int8")
+
+    loose = exported("loose", 99.0)
+    assert loose.verification is not None
+    limit = 0.7 * loose.verification.max_difference
+    tight = exported("tight", limit)
+    assert loose.quantization is not None
+    assert tight.quantization is not None
+    assert tight.verification is not None
+    assert len(tight.quantization.kept) > len(loose.quantization.kept)
+    assert tight.verification.max_difference <= limit
 
 
 def test_the_estimated_cost_of_a_layer_is_what_rounding_it_alone_costs(make_checkpoint: Make):
