@@ -90,7 +90,7 @@ def _asked_for(
     """Return the variant for an instruction set, and say so where another one would have been taken."""
     variant = artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
     if variant.instruction_set is not None and instruction_set != machine.instruction_sets[0]:
-        how = {"vnni": "more exact than that for avx2, slower than fp32", "avx2": "less exact than that for vnni"}
+        how = {"vnni": "more exact than that for avx2, and slower", "avx2": "less exact than that for vnni"}
         _logger.warning("using %s as asked for: on %s it is %s", variant.name, machine.processor, how[instruction_set])
     return variant
 
