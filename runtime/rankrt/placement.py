@@ -19,7 +19,7 @@ from rankrt.variants import choose
 Wanted: TypeAlias = Precision | Literal["auto"]
 
 # What "auto" takes on a GPU, the first that is verified: fp16 is what its matrix units are made for.
-_PREFERRED: tuple[Precision, ...] = ("fp16", "fp32", "int8", "int4")
+_PREFERRED: tuple[Precision, ...] = ("fp16", "fp32", "int8", "w8", "int4")
 # Which way to a GPU "auto" tries first: flat rows without padding, then engines, which somebody has to have built.
 _TARGETS: tuple[Target, ...] = ("cuda", "tensorrt")
 
