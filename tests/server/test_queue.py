@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankrt.planner import RUN_TOKENS
 from rankrt.server.queue import PORTION_TOKENS, FairQueue, Job, Row
 from tests.server.support import model
 
@@ -65,6 +66,30 @@ def test_a_lower_priority_goes_first():
 def test_a_run_that_one_request_does_not_fill_is_filled_by_the_next():
     queue, _ = queued(rows(40), rows(40), rows(40))
     assert [len(run) for run in taken(queue, 100)] == [2, 1]
+
+
+def served_much() -> FairQueue:
+    """A queue with a request that was served a portion and goes on; the next turn is the least served one's."""
+    queue, (job,) = queued(rows(*[100] * 100))
+    for _ in range(4):
+        queue.take(1000, "packed")
+    assert job.n_portions == 1
+    return queue
+
+
+def test_a_request_that_was_served_much_adds_no_more_to_the_run_of_a_new_one_than_pays():
+    queue = served_much()
+    queue.add(Job(model=MODEL), rows(100))
+    assert len(queue.take(1000, "packed")) == RUN_TOKENS // 100
+    assert len(queue.take(1000, "packed")) == 10
+
+
+def test_what_waits_in_this_turn_is_counted_without_those_that_were_served_more():
+    queue = served_much()
+    assert queue.n_tokens_in_turn(500) == 500
+    queue.add(Job(model=MODEL), rows(70, 30))
+    assert queue.n_tokens_in_turn(500) == 100
+    assert FairQueue().n_tokens_in_turn(500) == 0
 
 
 def test_stacked_rows_of_a_run_have_one_length():

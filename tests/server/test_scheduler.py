@@ -239,6 +239,16 @@ def test_while_a_worker_is_started_again_its_other_lanes_try_nothing(scheduled):
     assert submit(scheduled(worker), rows_of(7, 8, 9)).logits() == [7, 8, 9]
 
 
+def test_a_lane_goes_on_after_an_error_that_nobody_expected(scheduled):
+    worker = FakeWorker()
+    scheduler, plain = scheduled(worker), worker.answer
+    worker.answer = lambda run: np.array(1 // 0)
+    with pytest.raises(RunFailed, match="ZeroDivisionError"):
+        submit(scheduler, rows_of(7)).logits()
+    worker.answer = plain
+    assert submit(scheduler, rows_of(8)).logits() == [8]
+
+
 def test_a_wide_run_has_the_worker_to_itself(scheduled):
     """Rows beyond the narrow limit run wide; the lanes run dry before and start after."""
     capacity = Capacity(layout="packed", n_threads=4, n_narrow=4)

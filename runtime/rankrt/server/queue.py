@@ -149,6 +149,19 @@ class FairQueue:
         job = self._next_job()
         return job.next_row() if job else None
 
+    def n_tokens_in_turn(self, enough: int) -> int:
+        """Count the tokens that wait in jobs which were served as little as the one that is next, up to `enough`."""
+        if (first := self._next_job()) is None:
+            return 0
+        n_tokens, turn = 0, (first.priority, first.n_portions)
+        for job in self._by_arrival.values():
+            if (job.priority, job.n_portions) == turn:
+                for row in job.rows:
+                    n_tokens += len(row) if row.state == "waiting" else 0
+                    if n_tokens >= enough:
+                        return enough
+        return n_tokens
+
     def lengths(self) -> Int64Array:
         """Return the lengths of all rows that wait, in no order."""
         jobs = self._by_arrival.values()
@@ -158,7 +171,8 @@ class FairQueue:
     def take(self, budget: int, layout: Layout) -> list[Row]:
         """Take the next rows of one model, at most `budget` tokens unless the first is longer; [] if there is none.
 
-        The job whose turn it is fills the run; what it leaves, the next ones may fill, as the layout allows.
+        The job whose turn it is fills the run; what it leaves, the next ones may fill, as the layout allows. One that
+        was served more fills it no further than pays: ten documents would wait for those of a thousand beside them.
         """
         first = self.head()
         if first is None:
@@ -168,11 +182,16 @@ class FairQueue:
             return [self._taken(first)]
         run, filling = list[Row](), Filling()
         job = self._next_job()
+        assert job is not None, "its row is the first"
+        host, n_portions = job, job.n_portions
         self._n_taken += 1
         if self._n_taken % _PURGE_TURN == 0:
             self._purge()
         while job is not None and (row := job.next_row()) is not None:
-            if run and not (_may_share(row, first) and filling.takes(len(row), budget, layout)):
+            limit = (
+                budget if job is host or job.n_portions <= n_portions else min(budget, first.model.capacity.run_tokens)
+            )
+            if run and not (_may_share(row, first) and filling.takes(len(row), limit, layout)):
                 break
             run.append(self._taken(row))
             filling.add(len(row))

@@ -194,10 +194,13 @@ class Scheduler:
             )
             try:
                 logits = worker.run(lane, run)
-            except (WorkerLost, RunFailed) as error:
+            except WorkerLost as error:
                 self._put_back(rows, error, lanes)
-                if isinstance(error, WorkerLost):
-                    self._revive(worker, error.life, lanes)
+                self._revive(worker, error.life, lanes)
+                continue
+            except Exception as error:  # noqa: BLE001  whatever it is, the lane has to go on
+                failure = error if isinstance(error, RunFailed) else RunFailed(f"{type(error).__name__}: {error}")
+                self._put_back(rows, failure, lanes)
                 continue
             seconds = time.monotonic() - started
             n_tokens = sum(map(len, rows))
@@ -244,8 +247,9 @@ class Scheduler:
         n_tokens, capacity = self.queue.n_tokens, model.capacity
         budget = capacity.budget(n_tokens, len(self._threads))
         if capacity.n_narrow and not capacity.is_gpu and (speed := self._lane_speeds.get(model.key)):
-            share = max(-(-n_tokens // len(self._threads)), int(speed * _LEAST_RUN_S))
-            budget = max(budget, min(MOST_RUN_TOKENS, int(speed * _RUN_S), share))
+            most = min(MOST_RUN_TOKENS, int(speed * _RUN_S))
+            share = -(-self.queue.n_tokens_in_turn(most * len(self._threads)) // len(self._threads))
+            budget = max(budget, min(most, max(share, int(speed * _LEAST_RUN_S))))
         return min(budget, self._max_batch_tokens or budget)
 
     def _note_start(self, rows: Sequence[Row]) -> None:
