@@ -24,8 +24,8 @@ from rankrt.server.service import Service, Settings
 from rankrt.server.tracing import OtlpTracer
 
 # A thread that tokenizes keeps the interpreter for so long before others get it, and a request asks for it about six
-# times on its way: with Python's own 5 ms that is 30.
-_SWITCH_INTERVAL_S = 0.001
+# times on its way, a run three times: with Python's own 5 ms a request waits for 30.
+_SWITCH_INTERVAL_S = 0.0002
 
 _logger = logging.getLogger("rankrt.server")
 
