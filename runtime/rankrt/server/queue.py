@@ -188,9 +188,8 @@ class FairQueue:
         if self._n_taken % _PURGE_TURN == 0:
             self._purge()
         while job is not None and (row := job.next_row()) is not None:
-            limit = (
-                budget if job is host or job.n_portions <= n_portions else min(budget, first.model.capacity.run_tokens)
-            )
+            is_served_more = job is not host and job.n_portions > n_portions
+            limit = min(budget, first.model.capacity.run_tokens) if is_served_more else budget
             if run and not (_may_share(row, first) and filling.takes(len(row), limit, layout)):
                 break
             run.append(self._taken(row))
