@@ -6,7 +6,7 @@ rounding causes; and the costliest layers stay in fp32 until the whole is within
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,31 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rankrt.arrays import BoolArray, Float32Array
-from rankrt.artifact import INSTRUCTION_SETS, InstructionSet, KeptLayer, Quantization
+from rankrt.arrays import Float32Array
+from rankrt.artifact import KeptLayer
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
-from rankrt_export.layers import LayerGroup, layers_of
+from rankrt_export.layers import layers_of
 from rankrt_export.pytorch import load_model, scores, tensors, tokenized
 from rankrt_export.pytorch_decoder import Asked
-from rankrt_export.quantization import (
-    GELU_MINIMUM,
-    SYMMETRIC,
-    TINIEST_SCALE,
-    Grid,
-    Int8Array,
-    divisors,
-    halved,
-    halved_up,
-    one_sided,
-    quantized,
-    quantized_rows,
-    rounded_activations,
-    row_scales,
-    weight_scales,
-)
+from rankrt_export.quantization import TINIEST_SCALE
 from rankrt_export.ranks import mean_tau
+from rankrt_export.recipes import KINDS_FOR_CPUS, Kind, LayerRecipe, Recipe, TableRecipe, recipes_of_group
 from rankrt_export.texts import Texts
 from rankrt_export.verify import Limits, Progress
 
@@ -49,8 +35,6 @@ N_PAIRS, N_TOKENS = 64, 160
 _N_PASSAGES_OF_QUESTION = 8
 # Rows of activations that are kept of each group to choose its divisors by.
 _N_SAMPLED_ROWS = 256
-# 0 is no divisors at all; SmoothQuant recommends 0.5, and 0.75 for models with strong outliers.
-_STRENGTHS = (0.0, 0.3, 0.5, 0.65, 0.8)
 # What the calibration text may use of the drift that other text is allowed.
 _SHARE_OF_LIMIT = 0.7
 # Half precision doubles a table's size and costs no time: it is worth it where 8 bits would use up the limit.
@@ -62,89 +46,8 @@ _logger = logging.getLogger("rankrt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRecipe:
-    """How one linear layer is computed in int8.
-
-    divisors  (n_in,) what the activations are divided by and the weights multiplied with; None for nothing
-    grid      the byte's values for the activations, as they are after the division
-    scales    (n_out,) of the weights
-    """
-
-    divisors: Float32Array | None
-    grid: Grid
-    scales: Float32Array
-
-    def integers(self, weight: Float32Array) -> Int8Array:
-        """Return the layer's weights, (n_out, n_in), as they are stored."""
-        return quantized(self._multiplied(weight), self.scales)
-
-    def halved_up(self, weight: Float32Array) -> BoolArray:
-        """Return of which weights the half that the graph for AVX2 takes is the upper one."""
-        return halved_up(self._multiplied(weight), self.scales)
-
-    def weights(self, weight: Float32Array, instruction_set: InstructionSet) -> Float32Array:
-        """Return the layer's weights as they come back from what an instruction set multiplies."""
-        if instruction_set == "vnni":
-            return np.asarray(self.integers(weight) * self.scales[:, None], np.float32)
-        return np.asarray(halved(self._multiplied(weight), self.scales) * (2 * self.scales[:, None]), np.float32)
-
-    def rounded(self, x: Float32Array) -> Float32Array:
-        """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
-        return rounded_activations(x if self.divisors is None else x / self.divisors, self.grid)
-
-    def _multiplied(self, weight: Float32Array) -> Float32Array:
-        return weight if self.divisors is None else weight * self.divisors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableRecipe:
-    """How a table of vectors is stored in int8: each row has a scale of its own.
-
-    factors  (n_features,) what each column is divided by before, so that no column makes all others coarse; or None
-    """
-
-    factors: Float32Array | None
-
-    def blocks(self, rows: Iterable[Float32Array]) -> Iterator[tuple[Int8Array, Float32Array]]:
-        """Yield the integers and the scales, (n, 1), of blocks of rows, (n, n_features)."""
-        for block in rows:
-            divided = block if self.factors is None else block / self.factors
-            scales = row_scales(divided)
-            yield quantized_rows(divided, scales), scales
-
-    def rounded(self, rows: Float32Array) -> Float32Array:
-        """Return rows as they come back from their bytes."""
-        ((integers, scales),) = self.blocks([rows])
-        found: Float32Array = integers * scales
-        return found if self.factors is None else found * self.factors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Which layers are computed in int8, and how; which stay in fp32, and what they would have cost.
-
-    instruction_set  what the graph is for
-    tables       those stored in int8; the others are stored in half precision
-    share        of the multiply-adds of all these layers that are int8
-    text_sha256  the text it was calibrated on
-    """
-
-    instruction_set: InstructionSet
-    layers: Mapping[str, LayerRecipe]
-    tables: Mapping[str, TableRecipe]
-    kept: tuple[KeptLayer, ...]
-    share: float
-    text_sha256: str
-
-    @property
-    def summary(self) -> Quantization:
-        """What the manifest says of it."""
-        return Quantization(int8_share=self.share, kept=self.kept, text_sha256=self.text_sha256)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What calibrating for an instruction set found, from which recipes with more or less in int8 are made.
+    """What calibrating for a kind of variant found, from which recipes with more or less in int8 are made.
 
     recipes      of all linear layers, the costliest first: by the variance of the drift for a multiply-add
     drifts       (n_layers, n_pairs) what each layer's rounding adds to each pair's logit, to the first order
@@ -152,7 +55,7 @@ class Calibration:
     n_kept       how many of the first stay in fp32 for the calibration text to be within the limits
     """
 
-    instruction_set: InstructionSet
+    kind: Kind
     recipes: Mapping[str, LayerRecipe]
     tables: Mapping[str, TableRecipe]
     drifts: Float64Array
@@ -166,7 +69,7 @@ class Calibration:
         costs = np.sqrt((self.drifts**2).mean(axis=1))
         kept = zip(names[:n_kept], costs[:n_kept].tolist(), strict=True)
         return Recipe(
-            instruction_set=self.instruction_set,
+            kind=self.kind,
             layers={name: self.recipes[name] for name in names[n_kept:]},
             tables=self.tables,
             kept=tuple(KeptLayer(name=name, drift=cost) for name, cost in kept),
@@ -196,23 +99,24 @@ def calibrate(
     checkpoint: Checkpoint,
     texts: Texts,
     limits: Limits,
+    kinds: Sequence[Kind] = KINDS_FOR_CPUS,
     progress: Progress = lambda n_done: None,
     asked: Asked | None = None,
-) -> dict[InstructionSet, Calibration]:
+) -> dict[Kind, Calibration]:
     """Find scales, costs, and the most int8 that is within the limits on the text; `progress` is told of pairs done.
 
-    `asked` says how a decoder is asked. An instruction set for which the limits cannot be met is left out, with a
-    notice. Raises CheckpointError for an architecture that is traced, VerificationError if no instruction set is left.
+    `asked` says how a decoder is asked. A kind for which the limits cannot be met is left out, with a notice. Raises
+    CheckpointError for an architecture that is traced, VerificationError if no kind is left.
     """
     if checkpoint.architecture not in ARCHITECTURES:
         raise CheckpointError(f"{checkpoint.architecture} is traced; int8 is for {', '.join(ARCHITECTURES)}")
-    trial = _Trial(checkpoint, texts, limits, progress, asked)
+    trial = _Trial(checkpoint, texts, limits, kinds, progress, asked)
     found, failures = {}, []
-    for instruction_set in INSTRUCTION_SETS:
-        if instruction_set != trial.instruction_set:
-            trial.round_for(instruction_set)
+    for kind in kinds:
+        if kind != trial.kind:
+            trial.round_for(kind)
         try:
-            found[instruction_set] = _calibration(trial, texts, limits)
+            found[kind] = _calibration(trial, texts, limits)
         except VerificationError as error:
             failures.append(error)
     if not found:
@@ -224,7 +128,7 @@ def calibrate(
 
 def _calibration(trial: "_Trial", texts: Texts, limits: Limits) -> Calibration:
     return Calibration(
-        instruction_set=trial.instruction_set,
+        kind=trial.kind,
         recipes={name: trial.recipes[name] for name in trial.costliest},
         tables=trial.tables,
         drifts=np.array([trial.drifts[name] for name in trial.costliest]),
@@ -242,7 +146,7 @@ def fewest_kept(trial: "_Trial", limits: Limits) -> int:
     if not trial.meets(enough, limits):
         drift, tau = trial.drift_and_tau(enough)
         raise VerificationError(
-            f"int8 for {trial.instruction_set} is not written: it cannot be within {limits.max_difference:.2g} of"
+            f"{trial.kind} is not written: it cannot be within {limits.max_difference:.2g} of"
             f" PyTorch on the calibration text. With {enough} of {len(trial.costliest)} layers in fp32 it still differs"
             f" by {drift:.2g}, with a mean Kendall's tau of {tau:.3f} (at least {limits.min_tau:g} asked for). Allow"
             " more with --max-drift and --min-tau, or leave int8 out"
@@ -265,7 +169,13 @@ class _Trial:
     """The PyTorch model with some of its linear layers replaced by what int8 would compute."""
 
     def __init__(
-        self, checkpoint: Checkpoint, texts: Texts, limits: Limits, progress: Progress, asked: Asked | None = None
+        self,
+        checkpoint: Checkpoint,
+        texts: Texts,
+        limits: Limits,
+        kinds: Sequence[Kind],
+        progress: Progress = lambda n_done: None,
+        asked: Asked | None = None,
     ) -> None:
         self._texts = few_pairs(texts)
         n_tokens = min(N_TOKENS, checkpoint.max_length)
@@ -280,16 +190,15 @@ class _Trial:
         self._groups = layers.groups
         self._logits = self._scores()
         self.tables = self._make_tables(checkpoint, layers.tables, limits.max_difference * _TABLES_SHARE_OF_LIMIT)
-        self.recipes = self._make_recipes()
-        self.round_for(INSTRUCTION_SETS[0])
+        self._recipes = self._make_recipes(kinds)
+        self.round_for(kinds[0])
 
-    def round_for(self, instruction_set: InstructionSet) -> None:
-        """Round the weights as an instruction set has them, and measure each layer's cost."""
-        self.instruction_set = instruction_set
-        self._layers: dict[str, _Int8Layer] = {}  # those of another set make room first
+    def round_for(self, kind: Kind) -> None:
+        """Round the weights as a kind of variant has them, and measure each layer's cost."""
+        self.kind, self.recipes = kind, self._recipes[kind]
+        self._layers: dict[str, _Int8Layer] = {}  # those of another kind make room first
         self._layers = {
-            name: _Int8Layer(self._model.get_submodule(name), recipe, instruction_set)
-            for name, recipe in self.recipes.items()
+            name: _Int8Layer(self._model.get_submodule(name), recipe) for name, recipe in self.recipes.items()
         }
         self.drifts = self._first_order_drifts()
         self.costliest = sorted(self.recipes, key=self._price, reverse=True)
@@ -342,12 +251,13 @@ class _Trial:
         """Variances add up, and so do multiply-adds: the variance that a layer's speed is paid with."""
         return self.cost(name) ** 2 / self.n_weights(name)
 
-    def _make_recipes(self) -> dict[str, LayerRecipe]:
+    def _make_recipes(self, kinds: Sequence[Kind]) -> dict[Kind, dict[str, LayerRecipe]]:
         inputs = self._inputs_of_groups()
-        recipes: dict[str, LayerRecipe] = {}
+        recipes: dict[Kind, dict[str, LayerRecipe]] = {kind: {} for kind in kinds}
         for group, (largest, sampled) in zip(self._groups, inputs, strict=True):
             weights = [self._model.get_submodule(name).weight.numpy() for name in group.layers]
-            recipes |= zip(group.layers, group_recipes(group, weights, largest, sampled), strict=True)
+            for kind, found in recipes_of_group(kinds, group, weights, largest, sampled).items():
+                recipes[kind] |= zip(group.layers, found, strict=True)
         return recipes
 
     def _inputs_of_groups(self) -> list[tuple[Float32Array, Float32Array]]:
@@ -410,44 +320,6 @@ class _Trial:
                 hook.remove()
 
 
-def group_recipes(
-    group: LayerGroup, weights: Sequence[Float32Array], largest: Float32Array, sampled: Float32Array
-) -> list[LayerRecipe]:
-    """Return the recipes of layers that read the same activations: the strength with the least error in their outputs.
-
-    weights (n_out, n_in) each; largest |activation| (n_in,) on the text; some rows of activations (n_rows, n_in)
-    """
-    exact = [sampled @ weight.T for weight in weights]
-    trials = [_recipes(group, weights, largest, strength) for strength in _STRENGTHS]
-    return min(trials, key=lambda recipes: _error(recipes, weights, sampled, exact))
-
-
-def _recipes(
-    group: LayerGroup, weights: Sequence[Float32Array], largest: Float32Array, strength: float
-) -> list[LayerRecipe]:
-    by = divisors(largest, np.abs(np.concatenate(weights)).max(axis=0), strength) if strength else None
-    grid = SYMMETRIC
-    if group.is_behind_gelu:
-        grid = one_sided(GELU_MINIMUM if by is None else GELU_MINIMUM / float(by.min()))
-    scales = [weight_scales(weight if by is None else weight * by) for weight in weights]
-    return [LayerRecipe(divisors=by, grid=grid, scales=of_layer) for of_layer in scales]
-
-
-def _error(
-    recipes: Sequence[LayerRecipe],
-    weights: Sequence[Float32Array],
-    sampled: Float32Array,
-    exact: Sequence[Float32Array],
-) -> float:
-    """Return the squared error of the outputs, each layer's relative to its own size."""
-    rounded = recipes[0].rounded(sampled)
-    errors = 0.0
-    for recipe, weight, output in zip(recipes, weights, exact, strict=True):
-        found = rounded @ recipe.weights(weight, "vnni").T
-        errors += float(((found - output) ** 2).sum() / (output**2).sum())
-    return errors
-
-
 class _Seen:
     """What passes a module's input: the largest absolute values, and the rows themselves."""
 
@@ -470,12 +342,12 @@ class _Seen:
 class _Int8Layer:
     """A linear layer of the PyTorch model, and what int8 would make of it."""
 
-    def __init__(self, module: Any, recipe: LayerRecipe, instruction_set: InstructionSet) -> None:
+    def __init__(self, module: Any, recipe: LayerRecipe) -> None:
         import torch
 
         self.module = module
         self._recipe = recipe
-        self._weight = torch.from_numpy(recipe.weights(module.weight.numpy(), instruction_set))
+        self._weight = torch.from_numpy(recipe.weights(module.weight.numpy()))
         self._input: Any = None
         self._output: Any = None
 

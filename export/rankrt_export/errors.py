@@ -9,7 +9,6 @@ ExportError (rankrt.errors)
     └── DriftError      by how much, which int8 answers with more layers in fp32
 """
 
-from rankrt.artifact import InstructionSet
 from rankrt.errors import ExportError
 
 
@@ -36,10 +35,10 @@ class VerificationError(ExportError):
 class DriftError(VerificationError):
     """As far as it was measured: `excess` is how many times the drift that is allowed there was, at least 1.
 
-    `instruction_set` is that of the variant, which only int8 has.
+    `variant` is the name of the variant that drifted.
     """
 
-    def __init__(self, message: str, *, instruction_set: InstructionSet | None, excess: float) -> None:
+    def __init__(self, message: str, *, variant: str, excess: float) -> None:
         super().__init__(message)
-        self.instruction_set = instruction_set
+        self.variant = variant
         self.excess = excess

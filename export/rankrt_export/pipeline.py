@@ -19,7 +19,6 @@ from rankrt.artifact import (
     Artifact,
     Exit,
     File,
-    InstructionSet,
     Layout,
     Manifest,
     Precision,
@@ -35,7 +34,7 @@ from rankrt.atomic import new_folder
 from rankrt.sources import Hub
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.blueprint import Blueprint, Readout, Section
-from rankrt_export.calibration import Calibration, Recipe, calibrate
+from rankrt_export.calibration import Calibration, calibrate
 from rankrt_export.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.data import DataFiles
 from rankrt_export.errors import CheckpointError, DriftError, OutputError
@@ -45,12 +44,13 @@ from rankrt_export.memory import available_bytes
 from rankrt_export.prompts import STYLES, Style, prompted_template, style_of
 from rankrt_export.pytorch_decoder import Asked
 from rankrt_export.readouts import readouts_of
+from rankrt_export.recipes import Kind, Recipe
 from rankrt_export.rows import RowMaker
 from rankrt_export.template import read_tokenizer, template_of, write_tokenizer
 from rankrt_export.texts import Texts, sample
 from rankrt_export.traced import DATA as TRACED_DATA
 from rankrt_export.traced import trace
-from rankrt_export.variants import asked_variants, precision_of
+from rankrt_export.variants import asked_variants, kinds_of, precision_of, recipes_of
 from rankrt_export.verify import Reference, decoder_reference, example_pairs, limits_for, reference, verify
 from rankrt_export.weights import hashed_in_background
 
@@ -114,7 +114,7 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     check_has_room(checkpoint, out, options.precisions)
     check_has_memory(checkpoint, options)
     calibrations = _calibrations(checkpoint, options, bar) if "int8" in options.precisions else {}
-    recipes = {found.instruction_set: found.recipe(found.n_kept) for found in calibrations.values()}
+    recipes = {kind: found.recipe(found.n_kept) for kind, found in calibrations.items()}
     while True:
         try:
             return _export_once(checkpoint, out, options, recipes, bar)
@@ -123,26 +123,26 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
 
 
 def _tighter(
-    calibrations: Mapping[InstructionSet, Calibration], recipes: Mapping[InstructionSet, Recipe], error: DriftError
-) -> dict[InstructionSet, Recipe]:
+    calibrations: Mapping[Kind, Calibration], recipes: Mapping[Kind, Recipe], error: DriftError
+) -> dict[Kind, Recipe]:
     """Return recipes of which the one that drifted leaves more in fp32, or is left out where too little int8 is left.
 
     Raises the error if there is no other recipe, or if it was not int8 that drifted.
     """
-    if (drifted := error.instruction_set) is None:
+    if (drifted := next((kind for kind in recipes if kind.name == error.variant), None)) is None:
         raise error
-    others = {name: recipe for name, recipe in recipes.items() if name != drifted}
+    others = {kind: recipe for kind, recipe in recipes.items() if kind != drifted}
     tighter = calibrations[drifted].tighter(recipes[drifted], _AIM / error.excess)
     if tighter is not None:
-        return {name: tighter if name == drifted else recipes[name] for name in recipes}
+        return {kind: tighter if kind == drifted else recipes[kind] for kind in recipes}
     if not others:
         raise error
-    _logger.warning("left out int8 for %s: %s", drifted, error)
+    _logger.warning("left out %s: %s", drifted, error)
     return others
 
 
 def _export_once(
-    checkpoint: Checkpoint, out: Path, options: Options, recipes: Mapping[InstructionSet, Recipe], bar: Bar
+    checkpoint: Checkpoint, out: Path, options: Options, recipes: Mapping[Kind, Recipe], bar: Bar
 ) -> Artifact:
     try:
         with new_folder(out) as folder:
@@ -169,7 +169,7 @@ def write(
     folder: Path,
     options: Options,
     bar: Bar,
-    recipes: Mapping[InstructionSet, Recipe] = MappingProxyType({}),
+    recipes: Mapping[Kind, Recipe] = MappingProxyType({}),
 ) -> Manifest:
     """Write the files of all variants and return the manifest that describes them, nothing verified yet.
 
@@ -222,7 +222,7 @@ def written(
     folder: Path,
     options: Options,
     bar: Bar,
-    recipes: Mapping[InstructionSet, Recipe],
+    recipes: Mapping[Kind, Recipe],
     readouts: Sequence[Readout],
 ) -> tuple[list[Variant], dict[str, File]]:
     """Write graphs node by node for each target and precision; weights are shared where their bytes are the same."""
@@ -230,7 +230,7 @@ def written(
     n_bytes = _n_bytes(checkpoint, options.precisions)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
         for target, name in asked_variants(options.targets, options.precisions):
-            for recipe in recipes.values() if name == "int8" else [None]:
+            for recipe in recipes_of(target, name, recipes):
                 precision = precision_of(target, name, recipe)
                 blueprint = Blueprint(
                     config=checkpoint.config,
@@ -251,7 +251,7 @@ def _saved(
     """Save the graphs of a variant; those of one with exits are named after the layer where they end."""
     exits = []
     for section in sections:
-        parts = (target, precision, recipe.instruction_set if recipe else None, section.layer)
+        parts = (target, precision, recipe.kind.instruction_set if recipe else None, section.layer)
         name = "-".join(str(part) for part in parts if part is not None) + ".onnx"
         section.graph.save(folder / name, **section.outputs)
         exits.append((section.layer, name))
@@ -372,10 +372,12 @@ def _n_bytes(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> int:
     return int(4 * _n_parameters(checkpoint) * sum(_SIZE_OF[precision] for precision in precisions))
 
 
-def _calibrations(checkpoint: Checkpoint, options: Options, bar: Bar) -> dict[InstructionSet, Calibration]:
+def _calibrations(checkpoint: Checkpoint, options: Options, bar: Bar) -> dict[Kind, Calibration]:
+    kinds = kinds_of(asked_variants(options.targets, options.precisions))
     limits = limits_for("int8", options.max_difference, options.min_tau)
     with bar("calibrating", 0, "pair") as progress:
-        return calibrate(checkpoint, options.calibration or sample(), limits, progress, _asked(checkpoint, options))
+        texts, asked_how = options.calibration or sample(), _asked(checkpoint, options)
+        return calibrate(checkpoint, texts, limits, kinds, progress, asked_how)
 
 
 def _asked(checkpoint: Checkpoint, options: Options) -> Asked | None:
@@ -405,7 +407,7 @@ def _variant(
         verification=None,
         quantization=recipe.summary if recipe else None,
         exits=exits,
-        instruction_set=recipe.instruction_set if recipe else None,
+        instruction_set=recipe.kind.instruction_set if recipe else None,
     )
 
 

@@ -1,11 +1,10 @@
 """The variants that can be written: which precisions each target has, and how they are computed there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from rankrt.artifact import Precision as PrecisionName
 from rankrt.artifact import Target
-from rankrt_export.calibration import Recipe
 from rankrt_export.errors import OptionsError
 from rankrt_export.graph import Precision
 from rankrt_export.precision.float16 import Float16
@@ -13,6 +12,7 @@ from rankrt_export.precision.float32 import Float32, matmul
 from rankrt_export.precision.half import Half
 from rankrt_export.precision.int8 import Int8
 from rankrt_export.precision.weight_only import INT4, W8
+from rankrt_export.recipes import KINDS_FOR_CPUS, Kind, Recipe
 
 # fp16 is half the download for a CPU, which computes in fp32; a GPU computes in it.
 _FIXED: Mapping[Target, Mapping[PrecisionName, Precision]] = {
@@ -48,6 +48,18 @@ def precision_of(target: Target, name: PrecisionName, recipe: Recipe | None) -> 
         assert recipe is not None, "int8 is written by a recipe"
         return kind(recipe)
     return _FIXED[target][name]
+
+
+def kinds_of(variants: Iterable[Name]) -> list[Kind]:
+    """Return the kinds of variants among these that are written by a recipe, each of which needs one."""
+    return [kind for kind in KINDS_FOR_CPUS if (kind.target, kind.precision) in variants]
+
+
+def recipes_of(target: Target, name: PrecisionName, recipes: Mapping[Kind, Recipe]) -> Sequence[Recipe | None]:
+    """Return the recipes for a target in a precision, a variant each; of those that need none it is None."""
+    if name not in _BY_RECIPE.get(target, {}):
+        return [None]
+    return [recipe for kind, recipe in recipes.items() if (kind.target, kind.precision) == (target, name)]
 
 
 def _names(target: Target) -> list[PrecisionName]:

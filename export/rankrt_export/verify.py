@@ -203,7 +203,7 @@ def _checked(name: str, variant: Variant, logits: Float32Array, against: Referen
             f"{name} differs from PyTorch by up to {found.max_difference:.2g} (limit {limits.max_difference:g}), with a"
             f" mean Kendall's tau of {found.mean_tau:.3f} (at least {limits.min_tau:g}); nothing was written. Leave"
             " this precision out, or allow more with --max-drift and --min-tau",
-            instruction_set=variant.instruction_set,
+            variant=variant.name,
             excess=max(1.0, found.max_difference / limits.max_difference),
         )
     return found

@@ -22,7 +22,7 @@ from rankrt.machine import this_machine
 from rankrt.prepared import PreparedModels
 from rankrt.sources import Hub
 from rankrt_export import calibration
-from rankrt_export.calibration import LayerRecipe, calibrate, few_pairs, group_recipes
+from rankrt_export.calibration import calibrate, few_pairs
 from rankrt_export.checkpoint import open_checkpoint
 from rankrt_export.data import DataFiles
 from rankrt_export.errors import CheckpointError, VerificationError
@@ -47,12 +47,14 @@ from rankrt_export.quantization import (
     token_scales,
     weight_scales,
 )
+from rankrt_export.recipes import KINDS_FOR_CPUS, TokenRecipe, group_recipes
 from rankrt_export.texts import parse, sample
 from rankrt_export.verify import Limits
 from tests.export.conftest import Make
 from tests.support import in_threads
 
 pytestmark = pytest.mark.export
+VNNI = KINDS_FOR_CPUS[0]
 NO_LIMITS = Options(precisions=["fp32", "int8"], max_difference=1e9, min_tau=-1.0, is_verified=False)
 
 
@@ -144,12 +146,12 @@ def test_outlier_channels_move_into_the_weights():
     x[:, [3, 70]] *= 40
     group = LayerGroup(layers=("layer",), is_behind_gelu=False)
     (recipe,) = group_recipes(group, [weight], np.abs(x).max(axis=0), x)
-    plain = LayerRecipe(divisors=None, grid=SYMMETRIC, scales=weight_scales(weight))
+    plain = TokenRecipe(divisors=None, grid=SYMMETRIC, scales=weight_scales(weight))
     assert recipe.divisors is not None
     assert _error(recipe, x, weight) < 0.5 * _error(plain, x, weight)
 
 
-def _error(recipe: LayerRecipe, x: np.ndarray, weight: np.ndarray) -> float:
+def _error(recipe: TokenRecipe, x: np.ndarray, weight: np.ndarray) -> float:
     found = recipe.rounded(x) @ (recipe.integers(weight) * recipe.scales[:, None]).T
     return float(((found - x @ weight.T) ** 2).mean())
 
@@ -182,7 +184,7 @@ class _OneWeight:
 @pytest.mark.parametrize("n_out", [16, 13])  # a row of bits ends with a byte, or within one
 def test_the_graph_for_avx2_derives_its_weights_from_the_8_bits(tmp_path: Path, n_out: int):
     weight = random_rows(n_out, 24)
-    recipe = LayerRecipe(divisors=None, grid=SYMMETRIC, scales=weight_scales(weight))
+    recipe = TokenRecipe(divisors=None, grid=SYMMETRIC, scales=weight_scales(weight))
     with DataFiles(tmp_path) as data:
         graph = Graph(weights=_OneWeight(weight), data=data, precision=Float32())  # type: ignore[arg-type]
         stored, scales = halves(graph, *integers(graph, "layer", recipe), "layer", recipe)
@@ -265,8 +267,8 @@ def test_the_graph_computes_what_the_calibration_simulated(
     folder = make_checkpoint()
     artifact = export(str(folder), tmp_path / "artifact", NO_LIMITS)
     checkpoint, limits = open_checkpoint(str(folder), Hub()), Limits(max_difference=1e9, min_tau=-1.0)
-    trial = calibration._Trial(checkpoint, sample(), limits, lambda n_done: None)
-    trial.round_for(instruction_set)
+    trial = calibration._Trial(checkpoint, sample(), limits, KINDS_FOR_CPUS)
+    trial.round_for(next(kind for kind in KINDS_FOR_CPUS if kind.instruction_set == instruction_set))
     with trial._in_int8(trial.costliest):
         simulated = trial._scores()
     with Reranker.load(
@@ -312,7 +314,7 @@ def test_the_int8_variant_needs_nothing_of_the_fp32_one(int8: Artifact, tmp_path
 def test_the_costliest_layers_stay_in_fp32_until_the_limits_are_met(make_checkpoint: Make):
     checkpoint = open_checkpoint(str(make_checkpoint()), Hub())
     found = [calibrate(checkpoint, sample(), Limits(max_difference=limit, min_tau=-1.0)) for limit in (1e9, 0.05)]
-    loose, tight = (result["vnni"].recipe(result["vnni"].n_kept) for result in found)
+    loose, tight = (result[VNNI].recipe(result[VNNI].n_kept) for result in found)
     assert not loose.kept
     assert loose.share == 1
     assert tight.kept
@@ -343,7 +345,7 @@ def test_what_drifts_too_far_on_other_text_is_tried_again_with_more_in_fp32(make
 
 def test_the_estimated_cost_of_a_layer_is_what_rounding_it_alone_costs(make_checkpoint: Make):
     checkpoint, limits = open_checkpoint(str(make_checkpoint()), Hub()), Limits(max_difference=1e9, min_tau=-1.0)
-    trial = calibration._Trial(checkpoint, sample(), limits, lambda n_done: None)
+    trial = calibration._Trial(checkpoint, sample(), limits, KINDS_FOR_CPUS)
     trial.tables = {}
     estimated, measured = [], []
     for name in trial.costliest:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.calibration import LayerRecipe, Recipe, TableRecipe
 from rankrt_export.graph import FLOAT, MICROSOFT, Graph
 from rankrt_export.precision.float16 import Float16
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.quantization import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
+from rankrt_export.recipes import Recipe, TableRecipe, TokenRecipe
 from rankrt_export.weights import read
 
 LAYERS_DATA, EMBEDDINGS_DATA = "layers.int8.data", "embeddings.int8.data"
@@ -57,7 +57,7 @@ class Int8:
         if x not in self._rounded:
             self._rounded[x] = rounded(graph, x, recipe, name=weight)
         stored, scales = integers(graph, weight, recipe)
-        if self._recipe.instruction_set == "avx2":
+        if self._recipe.kind.instruction_set == "avx2":
             stored, scales = halves(graph, stored, scales, weight, recipe)
         product = multiplied(graph, self._rounded[x], stored, scales, recipe.grid)
         return product if bias is None else graph.op("Add", product, bias)
@@ -89,7 +89,7 @@ def rounded_rows(graph: Graph, ids: ir.Value, table: str, recipe: TableRecipe) -
     return rows if recipe.factors is None else graph.op("Mul", rows, graph.array(f"{key}.factors", recipe.factors))
 
 
-def rounded(graph: Graph, x: ir.Value, recipe: LayerRecipe, *, name: str) -> _Rounded:
+def rounded(graph: Graph, x: ir.Value, recipe: TokenRecipe, *, name: str) -> _Rounded:
     """Round activations token by token; `name` is the first layer's that reads them."""
     if recipe.divisors is not None:
         x = graph.op("Mul", x, graph.array(f"{name}.int8.factors", np.float32(1) / recipe.divisors))
@@ -109,7 +109,7 @@ def token_scales(graph: Graph, x: ir.Value, grid: Grid) -> ir.Value:
     return graph.op("Max", steps, graph.scalar(floor))
 
 
-def integers(graph: Graph, weight: str, recipe: LayerRecipe) -> tuple[ir.Value, ir.Value]:
+def integers(graph: Graph, weight: str, recipe: TokenRecipe) -> tuple[ir.Value, ir.Value]:
     """Return a layer's weights in 8 bits, (n_in, n_out), and their scales, (n_out,)."""
     n_out, n_in = graph.weights.shape(weight)
 
@@ -121,7 +121,7 @@ def integers(graph: Graph, weight: str, recipe: LayerRecipe) -> tuple[ir.Value, 
 
 
 def halves(
-    graph: Graph, stored: ir.Value, scales: ir.Value, weight: str, recipe: LayerRecipe
+    graph: Graph, stored: ir.Value, scales: ir.Value, weight: str, recipe: TokenRecipe
 ) -> tuple[ir.Value, ir.Value]:
     """Return a layer's weights in 7 bits, the lower half of each and its bit, and their scales."""
     n_out, n_in = graph.weights.shape(weight)
