@@ -78,7 +78,7 @@ def run_options(n_tokens: int) -> Any:
 def gpu_session_options(level: str, *, is_strict: bool = True) -> Any:
     """Return options for a session on a GPU, where, if it is strict, a node that cannot be there is an error.
 
-    `level` names ONNX Runtime's optimisations: "ORT_ENABLE_BASIC", before nodes are placed, or more.
+    `level` names ONNX Runtime's optimisations: "ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", before nodes are placed, or more.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
