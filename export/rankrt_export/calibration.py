@@ -1,8 +1,8 @@
-"""What int8 needs to know of a model before it is written: scales, and which layers are too delicate for it.
+"""What 8 bits need to know of a model before it is written: scales, and which layers are too delicate for them.
 
 Runs the PyTorch model on text. Each group of linear layers that read the same activations gets divisors that move
 outlier channels from the activations into the weights; each layer's cost is measured as the drift of the logit that its
-rounding causes; and the costliest layers stay in fp32 until the whole is within its limits.
+rounding causes; and the costliest layers stay as they are, fp32 or on a GPU fp16, until the whole is within its limits.
 """
 
 import logging
@@ -15,16 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import KeptLayer
+from rankrt.artifact import KeptLayer, unquantized
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
-from rankrt_export.layers import layers_of
+from rankrt_export.fixed_scales import FORMATS, fixed_recipes
+from rankrt_export.layers import LayerGroup, layers_of
 from rankrt_export.pytorch import load_model, scores, tensors, tokenized
 from rankrt_export.pytorch_decoder import Asked
 from rankrt_export.quantization import TINIEST_SCALE
 from rankrt_export.ranks import mean_tau
-from rankrt_export.recipes import KINDS_FOR_CPUS, Kind, LayerRecipe, Recipe, TableRecipe, recipes_of_group
+from rankrt_export.recipes import KINDS_FOR_CPUS, Kind, LayerRecipe, Recipe, TableRecipe, group_recipes
 from rankrt_export.texts import Texts
 from rankrt_export.verify import Limits, Progress
 
@@ -145,11 +146,12 @@ def fewest_kept(trial: "_Trial", limits: Limits) -> int:
     too_few, enough = 0, sum(trial.share(n) >= LEAST_INT8_SHARE for n in range(1, len(trial.costliest) + 1))
     if not trial.meets(enough, limits):
         drift, tau = trial.drift_and_tau(enough)
+        kept = f"{enough} of {len(trial.costliest)} layers in {unquantized(trial.kind.target)}"
         raise VerificationError(
-            f"{trial.kind} is not written: it cannot be within {limits.max_difference:.2g} of"
-            f" PyTorch on the calibration text. With {enough} of {len(trial.costliest)} layers in fp32 it still differs"
-            f" by {drift:.2g}, with a mean Kendall's tau of {tau:.3f} (at least {limits.min_tau:g} asked for). Allow"
-            " more with --max-drift and --min-tau, or leave int8 out"
+            f"{trial.kind} is not written: it cannot be within {limits.max_difference:.2g} of PyTorch on the"
+            f" calibration text. With {kept} it still differs by {drift:.2g}, with a mean Kendall's tau of {tau:.3f}"
+            f" (at least {limits.min_tau:g} asked for). Allow more with --max-drift and --min-tau, or leave"
+            f" {trial.kind.precision} out"
         )
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -189,13 +191,16 @@ class _Trial:
         layers = layers_of(checkpoint)
         self._groups = layers.groups
         self._logits = self._scores()
-        self.tables = self._make_tables(checkpoint, layers.tables, limits.max_difference * _TABLES_SHARE_OF_LIMIT)
+        tables = layers.tables if any(kind.target == "cpu" for kind in kinds) else ()
+        self._tables = self._make_tables(checkpoint, tables, limits.max_difference * _TABLES_SHARE_OF_LIMIT)
         self._recipes = self._make_recipes(kinds)
         self.round_for(kinds[0])
 
     def round_for(self, kind: Kind) -> None:
         """Round the weights as a kind of variant has them, and measure each layer's cost."""
         self.kind, self.recipes = kind, self._recipes[kind]
+        # A GPU has the room for half precision, which costs nothing there.
+        self.tables = self._tables if kind.target == "cpu" else {}
         self._layers: dict[str, _Int8Layer] = {}  # those of another kind make room first
         self._layers = {
             name: _Int8Layer(self._model.get_submodule(name), recipe) for name, recipe in self.recipes.items()
@@ -256,7 +261,7 @@ class _Trial:
         recipes: dict[Kind, dict[str, LayerRecipe]] = {kind: {} for kind in kinds}
         for group, (largest, sampled) in zip(self._groups, inputs, strict=True):
             weights = [self._model.get_submodule(name).weight.numpy() for name in group.layers]
-            for kind, found in recipes_of_group(kinds, group, weights, largest, sampled).items():
+            for kind, found in _recipes_of_group(kinds, group, weights, largest, sampled).items():
                 recipes[kind] |= zip(group.layers, found, strict=True)
         return recipes
 
@@ -318,6 +323,25 @@ class _Trial:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _recipes_of_group(
+    kinds: Sequence[Kind],
+    group: LayerGroup,
+    weights: Sequence[Float32Array],
+    largest: Float32Array,
+    sampled: Float32Array,
+) -> dict[Kind, Sequence[LayerRecipe]]:
+    """Return the recipes of a group's layers for each kind; those for CPUs are one in two forms."""
+    of_cpus = [kind for kind in kinds if kind.target == "cpu"]
+    by_token = group_recipes(group, weights, largest, sampled) if of_cpus else []
+    found: dict[Kind, Sequence[LayerRecipe]] = {
+        kind: [replace(recipe, instruction_set=kind.instruction_set) for recipe in by_token] for kind in of_cpus
+    }
+    for kind in kinds:
+        if kind.target != "cpu":
+            found[kind] = fixed_recipes(FORMATS[kind.precision], weights, largest, sampled)
+    return found
 
 
 class _Seen:

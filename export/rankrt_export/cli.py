@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Target),
         default=["cpu"],
         metavar="T",
-        help="cpu (default), cuda, tensorrt: each gets those of the precisions that it has; GPUs have fp32 and fp16",
+        help="cpu (default), cuda, tensorrt: each gets those of the precisions that it has: GPUs fp32 and fp16,"
+        " TensorRT int8 too",
     )
     parser.add_argument(
         "--verify-with", type=Path, metavar="FILE", help='verify on this text too: lines of {"query", "pos", "neg"}'

@@ -73,7 +73,8 @@ class _Writer:
         return self._n_bytes
 
     def append(self, array: np.ndarray[Any, Any]) -> int:
-        self._write(array.data.cast("B") if array.size else b"")
+        # As bytes, for numpy shows nobody the numbers of 8-bit floats.
+        self._write(array.reshape(-1).view(np.uint8).data if array.size else b"")
         return array.nbytes
 
     @property

@@ -50,7 +50,7 @@ from rankrt_export.template import read_tokenizer, template_of, write_tokenizer
 from rankrt_export.texts import Texts, sample
 from rankrt_export.traced import DATA as TRACED_DATA
 from rankrt_export.traced import trace
-from rankrt_export.variants import asked_variants, kinds_of, precision_of, recipes_of
+from rankrt_export.variants import asked_variants, is_explicit, kinds_of, precision_of, recipes_of
 from rankrt_export.verify import Reference, decoder_reference, example_pairs, limits_for, reference, verify
 from rankrt_export.weights import hashed_in_background
 
@@ -59,6 +59,8 @@ TOKENIZER = "tokenizer.json"
 _SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "w8": 0.29, "int8": 0.26, "int4": 0.26}
 # As ONNX Runtime holds them: it widens fp16 when it loads.
 _IN_MEMORY: dict[Precision, float] = {**_SIZE_OF, "fp16": 1.0}
+# 8 bits for TensorRT share nothing with a CPU's, and have tables in fp16. To be verified all is widened to fp32.
+_EXPLICIT_SIZE, _EXPLICIT_IN_MEMORY = 0.5, 1.0
 # An engine is checked by them where it is built.
 N_EXAMPLES = 24
 # What is foreseen of int8's drift is right to the first order only, so a second try aims lower than the limit.
@@ -103,7 +105,7 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     """Export a checkpoint, a folder or a hub id, into a folder that does not exist yet.
 
     The folder appears when everything in it is written and verified, or not at all. int8 that drifts too far is tried
-    again with more layers in fp32. A variant that this host cannot run is written without verification. Raises
+    again with more layers kept as they are. A variant that this host cannot run is written without verification. Raises
     CheckpointError, OptionsError, OutputError or VerificationError.
     """
     check_is_new(out)
@@ -111,7 +113,7 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     asked_variants(options.targets, options.precisions)
     checkpoint = open_checkpoint(source, hub or Hub())
     check_has_targets(checkpoint, options.targets)
-    check_has_room(checkpoint, out, options.precisions)
+    check_has_room(checkpoint, out, options)
     check_has_memory(checkpoint, options)
     calibrations = _calibrations(checkpoint, options, bar) if "int8" in options.precisions else {}
     recipes = {kind: found.recipe(found.n_kept) for kind, found in calibrations.items()}
@@ -125,7 +127,7 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
 def _tighter(
     calibrations: Mapping[Kind, Calibration], recipes: Mapping[Kind, Recipe], error: DriftError
 ) -> dict[Kind, Recipe]:
-    """Return recipes of which the one that drifted leaves more in fp32, or is left out where too little int8 is left.
+    """Return recipes of which the one that drifted keeps more layers, or is left out where too little int8 is left.
 
     Raises the error if there is no other recipe, or if it was not int8 that drifted.
     """
@@ -158,7 +160,7 @@ def _export_once(
 def export_into(source: str, folder: Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> None:
     """Export a checkpoint in fp32, verified, into an empty folder: what the runtime calls for its cache."""
     checkpoint = open_checkpoint(source, Hub(revision=revision, cache_dir=cache_dir))
-    check_has_room(checkpoint, folder, Options().precisions)
+    check_has_room(checkpoint, folder, Options())
     check_has_memory(checkpoint, Options())
     manifest = write(checkpoint, folder, Options(), no_bar)
     write_manifest(verified(checkpoint, folder, manifest, Options(), no_bar), folder)
@@ -227,7 +229,7 @@ def written(
 ) -> tuple[list[Variant], dict[str, File]]:
     """Write graphs node by node for each target and precision; weights are shared where their bytes are the same."""
     variants = []
-    n_bytes = _n_bytes(checkpoint, options.precisions)
+    n_bytes = _n_bytes(checkpoint, options)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
         for target, name in asked_variants(options.targets, options.precisions):
             for recipe in recipes_of(target, name, recipes):
@@ -334,10 +336,10 @@ def check_has_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None
         )
 
 
-def check_has_room(checkpoint: Checkpoint, out: Path, precisions: Sequence[Precision]) -> None:
+def check_has_room(checkpoint: Checkpoint, out: Path, options: Options) -> None:
     """Raise OutputError, before anything is written, if the disk is too small."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())
-    needed, free = _n_bytes(checkpoint, precisions), shutil.disk_usage(parent).free
+    needed, free = _n_bytes(checkpoint, options), shutil.disk_usage(parent).free
     if free < needed:
         raise OutputError(f"{parent} has {free / 1e9:.1f} GB free, the artifact takes about {needed / 1e9:.1f} GB")
 
@@ -349,7 +351,8 @@ def check_has_memory(checkpoint: Checkpoint, options: Options) -> None:
     model of a decoder comes layer by layer, but whole for an encoder and to calibrate int8.
     """
     layers, all_ = _n_parameters(checkpoint, without_tables=True), _n_parameters(checkpoint)
-    packed = 4 * layers * max(_IN_MEMORY[precision] for precision in options.precisions)
+    variants = asked_variants(options.targets, options.precisions)
+    packed = 4 * layers * max(_EXPLICIT_IN_MEMORY if is_explicit(name) else _IN_MEMORY[name[1]] for name in variants)
     needed = {
         "verifying": (packed + (0 if checkpoint.is_decoder else 4 * all_)) * options.is_verified,
         "calibrating int8": 4 * all_ * ("int8" in options.precisions),
@@ -368,8 +371,11 @@ def _n_parameters(checkpoint: Checkpoint, *, without_tables: bool = False) -> in
     return sum(int(np.prod(checkpoint.weights.shape(name))) for name in names)
 
 
-def _n_bytes(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> int:
-    return int(4 * _n_parameters(checkpoint) * sum(_SIZE_OF[precision] for precision in precisions))
+def _n_bytes(checkpoint: Checkpoint, options: Options) -> int:
+    variants = asked_variants(options.targets, options.precisions)
+    shared = {precision for target, precision in variants if not is_explicit((target, precision))}
+    share = sum(_SIZE_OF[precision] for precision in shared) + _EXPLICIT_SIZE * sum(map(is_explicit, variants))
+    return int(4 * _n_parameters(checkpoint) * share)
 
 
 def _calibrations(checkpoint: Checkpoint, options: Options, bar: Bar) -> dict[Kind, Calibration]:

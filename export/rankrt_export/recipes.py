@@ -5,7 +5,7 @@ from the activations into the weights by the error in the layers' outputs, on ro
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,18 +147,6 @@ class Recipe:
     def summary(self) -> Quantization:
         """What the manifest says of it."""
         return Quantization(int8_share=self.share, kept=self.kept, text_sha256=self.text_sha256)
-
-
-def recipes_of_group(
-    kinds: Iterable[Kind],
-    group: LayerGroup,
-    weights: Sequence[Float32Array],
-    largest: Float32Array,
-    sampled: Float32Array,
-) -> dict[Kind, Sequence[LayerRecipe]]:
-    """Return the recipes of a group's layers for each kind; both graphs for CPUs share theirs. See `group_recipes`."""
-    by_token = group_recipes(group, weights, largest, sampled)
-    return {kind: [replace(recipe, instruction_set=kind.instruction_set) for recipe in by_token] for kind in kinds}
 
 
 def group_recipes(

@@ -1,12 +1,13 @@
 """The variants that can be written: which precisions each target has, and how they are computed there."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from rankrt.artifact import Precision as PrecisionName
 from rankrt.artifact import Target
 from rankrt_export.errors import OptionsError
 from rankrt_export.graph import Precision
+from rankrt_export.precision.explicit import Explicit
 from rankrt_export.precision.float16 import Float16
 from rankrt_export.precision.float32 import Float32, matmul
 from rankrt_export.precision.half import Half
@@ -21,7 +22,11 @@ _FIXED: Mapping[Target, Mapping[PrecisionName, Precision]] = {
     "tensorrt": {"fp32": Float32(multiply=matmul), "fp16": Half(multiply=matmul)},
 }
 # Those that follow a recipe, which calibration finds.
-_BY_RECIPE: Mapping[Target, Mapping[PrecisionName, type[Int8]]] = {"cpu": {"int8": Int8}}
+_BY_RECIPE: Mapping[Target, Mapping[PrecisionName, Callable[[Recipe], Precision]]] = {
+    "cpu": {"int8": Int8},
+    "tensorrt": {"int8": Explicit},
+}
+_KINDS = (*KINDS_FOR_CPUS, Kind(target="tensorrt", precision="int8"))
 
 Name: TypeAlias = tuple[Target, PrecisionName]
 
@@ -43,16 +48,22 @@ def asked_variants(targets: Sequence[Target], precisions: Sequence[PrecisionName
 
 
 def precision_of(target: Target, name: PrecisionName, recipe: Recipe | None) -> Precision:
-    """Return how a variant is computed; `recipe` is for int8."""
+    """Return how a variant is computed; `recipe` is for those that are written by one."""
     if (kind := _BY_RECIPE.get(target, {}).get(name)) is not None:
-        assert recipe is not None, "int8 is written by a recipe"
+        assert recipe is not None, f"{target}-{name} is written by a recipe"
         return kind(recipe)
     return _FIXED[target][name]
 
 
+def is_explicit(name: Name) -> bool:
+    """Tell whether a variant is in 8 bits by explicit quantization, with weights of its own."""
+    target, precision = name
+    return _BY_RECIPE.get(target, {}).get(precision) is Explicit
+
+
 def kinds_of(variants: Iterable[Name]) -> list[Kind]:
     """Return the kinds of variants among these that are written by a recipe, each of which needs one."""
-    return [kind for kind in KINDS_FOR_CPUS if (kind.target, kind.precision) in variants]
+    return [kind for kind in _KINDS if (kind.target, kind.precision) in variants]
 
 
 def recipes_of(target: Target, name: PrecisionName, recipes: Mapping[Kind, Recipe]) -> Sequence[Recipe | None]:

@@ -36,6 +36,11 @@ INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
 _PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "w8", "int4")
 
 
+def unquantized(target: Target) -> Precision:
+    """Return what the layers of a variant in int8 are in that are not."""
+    return "fp32" if target == "cpu" else "fp16"
+
+
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the manifest: immutable, every field by name, unknown fields refused."""
 
@@ -109,14 +114,14 @@ class Verification(_Record, frozen=True):
 
 
 class KeptLayer(_Record, frozen=True):
-    """A layer that int8 leaves in fp32, and the drift in logits, root mean square, that rounding it would have cost."""
+    """A layer that is not in 8 bits, and the drift in logits, root mean square, that rounding it would have cost."""
 
     name: str
     drift: float
 
 
 class Quantization(_Record, frozen=True):
-    """How much of a variant is int8: the share of multiply-adds, and the layers that are not."""
+    """How much of a variant is in 8 bits: the share of multiply-adds, and the layers that are not."""
 
     int8_share: float
     kept: tuple[KeptLayer, ...]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rankrt.artifact import Artifact, Variant
+from rankrt.artifact import Artifact, Variant, unquantized
 
 
 def describe(artifact: Artifact) -> str:
@@ -59,11 +59,12 @@ def _on_gpus(artifact: Artifact) -> Iterable[str]:
 
 
 def _kept(variant: Variant) -> Iterable[str]:
-    """Say how much of a variant is int8, and which layers are not."""
+    """Say how much of a variant is in 8 bits, and which layers are not."""
     if (found := variant.quantization) is None:
         return
     yield ""
-    yield f"{variant.name}: {found.int8_share:.0%} of the multiply-adds in int8, {len(found.kept)} layers left in fp32"
+    share, rest = f"{found.int8_share:.0%} of the multiply-adds in {variant.precision}", unquantized(variant.target)
+    yield f"{variant.name}: {share}, {len(found.kept)} layers left in {rest}"
     for layer in found.kept:
         yield f"  {layer.name:<50} would drift by {layer.drift:.1e} (root mean square)"
 

@@ -254,3 +254,22 @@ def test_what_a_build_belongs_to_is_all_of_it(unverified: Artifact):
     changed = [msgspec.structs.replace(key, **{name: "other"}) for name in key.__struct_fields__]
     assert len({other.folder_name for other in [key, *changed]}) == 1 + len(changed)
     assert all(Builds().find(other) is None for other in changed)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_int8_runs_on_tensorrt_where_it_is_named_and_auto_prefers_what_drifts_less(tmp_path: Path):
+    artifact = tiny_artifact(
+        tmp_path / "int8", targets=("tensorrt",), precisions=("int8", "fp16"), gpu_verification=VERIFICATION
+    )
+    build_all(artifact, Device("tensorrt"))
+    assert place(artifact, None, "auto", CPU).name == "tensorrt-fp16"
+    with Reranker.load(artifact.folder, device="tensorrt", precision="int8") as reranker:
+        assert reranker.variant.name == "tensorrt-int8"
+        assert reranker.score([("one", "two")]).tolist() == [3.0]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_auto_takes_int8_where_nothing_else_was_exported_for_the_gpu(tmp_path: Path):
+    artifact = tiny_artifact(tmp_path / "int8", targets=("tensorrt",), precisions=("int8",))
+    build_all(artifact, Device("tensorrt"))
+    assert place(artifact, Device("tensorrt"), "auto", CPU).name == "tensorrt-int8"

@@ -13,16 +13,17 @@ from rankrt_export.precision.float32 import Multiply, gemm, stored
 
 
 class Half:
-    """Half precision in storage and in computation."""
+    """Half precision in storage and in computation. `matrices` is the data file for the weights of linear layers."""
 
     states = HALF
 
-    def __init__(self, multiply: Multiply = gemm) -> None:
+    def __init__(self, matrices: str = LAYERS_DATA, multiply: Multiply = gemm) -> None:
+        self._matrices = matrices
         self._multiply = multiply
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias, all in half precision."""
-        return self._multiply(graph, x, stored(graph, weight, LAYERS_DATA, np.float16), bias)
+        return self._multiply(graph, x, stored(graph, weight, self._matrices, np.float16), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table, as half precision."""
