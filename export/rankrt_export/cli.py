@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         default=["fp32"],
         metavar="P",
-        help="fp32 (default), fp16, w8 (8-bit weights only), int8, int4",
+        help="fp32 (default), fp16, w8 (8-bit weights only), int8, fp8, int4",
     )
     parser.add_argument(
         "--target",
@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["cpu"],
         metavar="T",
         help="cpu (default), cuda, tensorrt: each gets those of the precisions that it has: GPUs fp32 and fp16,"
-        " TensorRT int8 too",
+        " TensorRT int8 and fp8 too",
     )
     parser.add_argument(
         "--verify-with", type=Path, metavar="FILE", help='verify on this text too: lines of {"query", "pos", "neg"}'
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="calibrate int8 on this text, in the same format"
+        "--calibration", type=Path, metavar="FILE", help="calibrate int8 and fp8 on this text, in the same format"
     )
     parser.add_argument(
         "--cutoff-layers",

@@ -48,7 +48,7 @@ class Format:
 INT8 = Format(dtype=np.dtype(np.int8), lowest=-128, highest=LARGEST_WEIGHT, is_integer=True)
 # E4M3 has a sign, 4 bits of exponent and 3 of mantissa, and no infinity.
 FP8 = Format(dtype=np.dtype(ml_dtypes.float8_e4m3fn), lowest=-448, highest=448, is_integer=False)
-FORMATS: Mapping[Precision, Format] = {"int8": INT8}
+FORMATS: Mapping[Precision, Format] = {"int8": INT8, "fp8": FP8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

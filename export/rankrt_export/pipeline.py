@@ -56,7 +56,7 @@ from rankrt_export.weights import hashed_in_background
 
 TOKENIZER = "tokenizer.json"
 # A variant's bytes beside those of the weights as float32.
-_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "w8": 0.29, "int8": 0.26, "int4": 0.26}
+_SIZE_OF: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.5, "w8": 0.29, "int8": 0.26, "fp8": 0.26, "int4": 0.26}
 # As ONNX Runtime holds them: it widens fp16 when it loads.
 _IN_MEMORY: dict[Precision, float] = {**_SIZE_OF, "fp16": 1.0}
 # 8 bits for TensorRT share nothing with a CPU's, and have tables in fp16. To be verified all is widened to fp32.
@@ -83,7 +83,7 @@ class Options:
 
     precisions, targets  each target gets those of the precisions that it has
     texts         what to verify on besides the sample that comes with rankrt
-    calibration   what int8 is calibrated on; by default the sample
+    calibration   what int8 and fp8 are calibrated on; by default the sample
     is_verified   False writes variants that only an explicit precision will load
     max_difference, min_tau   limits in place of the precisions' own; fp32's are fixed
     cutoff_layers  behind which layers a layerwise model's scores can be read; by default every fourth that has a head
@@ -115,7 +115,7 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     check_has_targets(checkpoint, options.targets)
     check_has_room(checkpoint, out, options)
     check_has_memory(checkpoint, options)
-    calibrations = _calibrations(checkpoint, options, bar) if "int8" in options.precisions else {}
+    calibrations = _calibrations(checkpoint, options, bar)
     recipes = {kind: found.recipe(found.n_kept) for kind, found in calibrations.items()}
     while True:
         try:
@@ -348,14 +348,14 @@ def check_has_memory(checkpoint: Checkpoint, options: Options) -> None:
     """Raise OutputError, before anything is written, if verifying or calibrating would not fit into memory.
 
     Writing takes a few hundred MB whatever the size. To verify, ONNX Runtime packs the layers of a variant; the PyTorch
-    model of a decoder comes layer by layer, but whole for an encoder and to calibrate int8.
+    model of a decoder comes layer by layer, but whole for an encoder and to calibrate.
     """
     layers, all_ = _n_parameters(checkpoint, without_tables=True), _n_parameters(checkpoint)
     variants = asked_variants(options.targets, options.precisions)
     packed = 4 * layers * max(_EXPLICIT_IN_MEMORY if is_explicit(name) else _IN_MEMORY[name[1]] for name in variants)
     needed = {
         "verifying": (packed + (0 if checkpoint.is_decoder else 4 * all_)) * options.is_verified,
-        "calibrating int8": 4 * all_ * ("int8" in options.precisions),
+        "calibrating": 4 * all_ * bool(kinds_of(variants)),
     }
     step = max(needed, key=lambda name: needed[name])
     if (available := available_bytes()) is not None and available < needed[step]:
@@ -380,7 +380,9 @@ def _n_bytes(checkpoint: Checkpoint, options: Options) -> int:
 
 def _calibrations(checkpoint: Checkpoint, options: Options, bar: Bar) -> dict[Kind, Calibration]:
     kinds = kinds_of(asked_variants(options.targets, options.precisions))
-    limits = limits_for("int8", options.max_difference, options.min_tau)
+    if not kinds:
+        return {}
+    limits = limits_for(kinds[0].precision, options.max_difference, options.min_tau)
     with bar("calibrating", 0, "pair") as progress:
         texts, asked_how = options.calibration or sample(), _asked(checkpoint, options)
         return calibrate(checkpoint, texts, limits, kinds, progress, asked_how)

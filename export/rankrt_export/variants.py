@@ -24,9 +24,10 @@ _FIXED: Mapping[Target, Mapping[PrecisionName, Precision]] = {
 # Those that follow a recipe, which calibration finds.
 _BY_RECIPE: Mapping[Target, Mapping[PrecisionName, Callable[[Recipe], Precision]]] = {
     "cpu": {"int8": Int8},
-    "tensorrt": {"int8": Explicit},
+    "tensorrt": {"int8": Explicit, "fp8": Explicit},
 }
-_KINDS = (*KINDS_FOR_CPUS, Kind(target="tensorrt", precision="int8"))
+_EXPLICIT: tuple[PrecisionName, ...] = ("int8", "fp8")
+_KINDS = (*KINDS_FOR_CPUS, *(Kind(target="tensorrt", precision=name) for name in _EXPLICIT))
 
 Name: TypeAlias = tuple[Target, PrecisionName]
 

@@ -54,6 +54,7 @@ DEFAULT_LIMITS: dict[Precision, Limits] = {
     "fp16": Limits(max_difference=0.25, min_tau=0.97),
     "w8": Limits(max_difference=0.25, min_tau=0.97),
     "int8": Limits(max_difference=0.25, min_tau=0.97),
+    "fp8": Limits(max_difference=0.25, min_tau=0.97),
     # For hosts where nothing else fits: 16 values for a weight cost what they cost, and the manifest says it.
     "int4": Limits(max_difference=2.0, min_tau=0.8),
 }

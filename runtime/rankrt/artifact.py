@@ -21,23 +21,23 @@ MANIFEST = "rankrt.json"
 # segments of layers that may begin behind a prefix which several rows share; flat, with the places that a GPU's
 # attention wants; or a matrix whose rows are filled up to the longest, with their lengths.
 Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
-Precision: TypeAlias = Literal["fp32", "fp16", "w8", "int8", "int4"]
+Precision: TypeAlias = Literal["fp32", "fp16", "w8", "int8", "fp8", "int4"]
 Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 # What a processor has to do with products of bytes for a graph to be exact: nothing, as their sums in pairs fit into 16
 # bits; or add four in 32 bits at once.
 InstructionSet: TypeAlias = Literal["avx2", "vnni"]
 
 # From the most to the least faithful.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "int8", "int4")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "int8", "fp8", "int4")
 # From the best to the one that every processor has.
 INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
 # What "auto" takes, the first that the artifact has verified: whoever exported int8 within its limits wants its speed,
 # and fp16 on a CPU is fp32 with rounded weights. w8 and int4 are for hosts that have not the memory.
-_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "w8", "int4")
+_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "w8", "int4", "fp8")
 
 
 def unquantized(target: Target) -> Precision:
-    """Return what the layers of a variant in int8 are in that are not."""
+    """Return what the layers of a variant in 8 bits are in that are not."""
     return "fp32" if target == "cpu" else "fp16"
 
 

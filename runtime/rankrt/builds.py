@@ -20,7 +20,14 @@ _RECORD, _UNFINISHED = "build.json", ".build.json"
 # Logits of this host against PyTorch's, which other kernels sum in another order; a wrong kernel is off by far more.
 SLACK = 1e-3
 # What a variant may drift that nobody could verify where it was exported: what the export allows by default.
-_UNVERIFIED_LIMITS: dict[Precision, float] = {"fp32": SLACK, "fp16": 0.25, "w8": 0.25, "int8": 0.25, "int4": 2.0}
+_UNVERIFIED_LIMITS: dict[Precision, float] = {
+    "fp32": SLACK,
+    "fp16": 0.25,
+    "w8": 0.25,
+    "int8": 0.25,
+    "fp8": 0.25,
+    "int4": 2.0,
+}
 
 
 class BuiltFor(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,11 @@ class Gpu:
     capability: str
     n_bytes: int
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The compute capability in numbers, to be compared."""
+        return tuple(map(int, self.capability.split(".")))
+
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.capability}, {self.n_bytes / 2**30:.0f} GiB)"
 

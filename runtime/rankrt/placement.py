@@ -21,7 +21,9 @@ Wanted: TypeAlias = Precision | Literal["auto"]
 # What "auto" takes on a GPU, the first that is verified: fp16 is what its matrix units are made for. int8 comes behind
 # both: it drifts more, and nobody has measured yet that it is faster. Others found XLM-R no faster than in fp16, as
 # TensorRT did not fuse attention beside 8 bits (Model Optimizer's issue 59). Whoever measured it names it.
-_PREFERRED: tuple[Precision, ...] = ("fp16", "fp32", "int8", "w8", "int4")
+_PREFERRED: tuple[Precision, ...] = ("fp16", "fp32", "int8", "fp8", "w8", "int4")
+# The compute capability from which on GPUs multiply 8-bit floats: Ada and Hopper.
+_FP8_SINCE = (8, 9)
 # Which way to a GPU "auto" tries first: flat rows without padding, then engines, which somebody has to have built.
 _TARGETS: tuple[Target, ...] = ("cuda", "tensorrt")
 
@@ -63,11 +65,26 @@ def choose_on_gpu(artifact: Artifact, device: Device, precision: Wanted, *, is_v
 
 
 def variants_for(artifact: Artifact, device: Device, precision: Wanted) -> list[Variant]:
-    """Return the variants for a GPU in that precision, or in all, best first. Raises DeviceError if there is none."""
+    """Return the variants for a GPU in that precision, or in all that it can compute in, best first.
+
+    Raises DeviceError if there is none. What it cannot compute in and was not named is announced.
+    """
     here = [v for v in artifact.manifest.variants if v.target == device.target and v.layout in GPU_BATCHES]
     if not (found := [variant for variant in here if precision in (variant.precision, "auto")]):
         raise DeviceError(_not_exported(artifact, device, precision))
-    return sorted(found, key=lambda variant: _PREFERRED.index(variant.precision))
+    return sorted(_computable(found, device), key=lambda variant: _PREFERRED.index(variant.precision))
+
+
+def _computable(variants: list[Variant], device: Device) -> list[Variant]:
+    """Return those of the variants whose numbers a GPU multiplies. Raises DeviceError if there are none."""
+    if all(variant.precision != "fp8" for variant in variants) or (gpu := gpu_for(device)).version >= _FP8_SINCE:
+        return variants
+    reason = f"needs a GPU of compute capability 8.9 or newer, {gpu.name} has {gpu.capability}"
+    left_out = next(variant for variant in variants if variant.precision == "fp8")
+    if not (others := [variant for variant in variants if variant.precision != "fp8"]):
+        raise DeviceError(f"{left_out.name} {reason}; use another precision")
+    _logger.warning("%s is left out: it %s", left_out.name, reason)
+    return others
 
 
 def device_of(variant: Variant, asked: Device | None) -> Device:

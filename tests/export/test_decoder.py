@@ -177,7 +177,7 @@ def test_integers_are_bitwise_the_same_in_every_company_too(tmp_path: Path, prec
     ("options", "message"),
     [
         (Options(), r"verifying checkpoint takes about .* GB of memory, and 0.0 GB are available: .*--no-verify"),
-        (Options(precisions=["int8"], is_verified=False), "calibrating int8 checkpoint takes about"),
+        (Options(precisions=["int8"], is_verified=False), "calibrating checkpoint takes about"),
     ],
 )
 def test_too_little_memory_is_said_before_anything_is_written(

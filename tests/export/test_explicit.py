@@ -21,7 +21,7 @@ from rankrt.devices import Device
 from rankrt.tokenizer import Encoded
 from rankrt_export.data import DataFiles
 from rankrt_export.errors import VerificationError
-from rankrt_export.fixed_scales import INT8, FixedRecipe, Format, fixed_recipes, half
+from rankrt_export.fixed_scales import FP8, INT8, FixedRecipe, Format, fixed_recipes, half
 from rankrt_export.graph import FLOAT, HALF, Graph
 from rankrt_export.pipeline import Options, export
 from rankrt_export.precision.explicit import Explicit
@@ -37,7 +37,7 @@ from tests.runtime.gpus import compute_on_the_cpu
 
 pytestmark = pytest.mark.export
 
-FORMATS = [INT8]
+FORMATS = [INT8, FP8]
 LAYERS_OF_A_BLOCK = 6
 N_LAYERS = 3
 
@@ -121,7 +121,7 @@ def test_a_layer_computes_what_its_recipe_says_to_the_last_bit(tmp_path: Path, f
     x, weight = outlying(24, 32), random_rows(16, 32, seed=1)
     factors = halves(1 / np.abs(x).max(axis=0)) if has_factors else None
     (found,) = fixed_recipes(format_, [weight], np.abs(x).max(axis=0) / 3, x)  # so that some are beyond the ends
-    recipe = replace(found, factors=factors, step=half(2 / 300) if has_factors else found.step)
+    recipe = replace(found, factors=factors, step=half(0.5 / format_.highest) if has_factors else found.step)
     model = layer_graph(tmp_path, weight, recipe)
     (of_x, of_weight) = (node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear")
     activations, weights = computed(model, {"x": x[None]}, [of_x, of_weight])
@@ -149,7 +149,7 @@ def computed(model: onnx.ModelProto, feed: dict[str, np.ndarray], names: list[st
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    options = Options(precisions=["fp32", "int8"], targets=["tensorrt"])
+    options = Options(precisions=["fp32", "int8", "fp8"], targets=["tensorrt"])
     return export(str(CHECKPOINT), tmp_path_factory.mktemp("explicit") / "artifact", options)
 
 
@@ -158,7 +158,7 @@ def encoded(artifact: Artifact) -> Encoded:
     return RowMaker.open(artifact).encode(sample().pairs[:12])
 
 
-NAMES = ["tensorrt-int8"]
+NAMES = ["tensorrt-int8", "tensorrt-fp8"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -187,7 +187,7 @@ def test_between_the_layers_all_is_half_precision_and_norms_and_softmax_are_sing
     of = {
         kind: {types[node.output[0]] for node in nodes if node.op_type == kind} for kind in {n.op_type for n in nodes}
     }
-    assert of["QuantizeLinear"] == {TensorProto.INT8}
+    assert of["QuantizeLinear"] == {TensorProto.INT8 if name.endswith("int8") else TensorProto.FLOAT8E4M3FN}
     assert of["DequantizeLinear"] == of["MatMul"] == of["Gelu"] == {TensorProto.FLOAT16}
     assert of["LayerNormalization"] == of["Softmax"] == of["Gemm"] == {TensorProto.FLOAT}
 

@@ -46,7 +46,7 @@ def _gpu() -> None:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     pytest.importorskip("rankrt_export.pipeline", reason="needs the export extra")
     folder = tmp_path_factory.mktemp("gpu") / "tiny"
-    options = ["--target", "cpu", "cuda", "tensorrt", "--precision", "fp32", "fp16"]
+    options = ["--target", "cpu", "cuda", "tensorrt", "--precision", "fp32", "fp16", "int8", "fp8"]
     assert main(["export", str(CHECKPOINT), str(folder), *options]) == 0
     return open_artifact(folder)
 
@@ -154,8 +154,10 @@ def test_memory_that_is_not_enough_is_an_error(artifact: Artifact):
 
 
 @pytest.mark.usefixtures("_engines")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp8"])
 def test_tensorrt_drifts_no_further_than_it_may(artifact: Artifact, pairs, on_cpu: Float32Array, precision: Precision):
+    if precision == "fp8" and gpu_for(TENSORRT).version < (8, 9):
+        pytest.skip("this GPU does not multiply 8-bit floats")
     (variant,) = variants_for(artifact, TENSORRT, precision)
     assert np.abs(scores(artifact, TENSORRT, precision, pairs) - on_cpu).max() < drift_limit(variant)
 

@@ -273,3 +273,22 @@ def test_auto_takes_int8_where_nothing_else_was_exported_for_the_gpu(tmp_path: P
     artifact = tiny_artifact(tmp_path / "int8", targets=("tensorrt",), precisions=("int8",))
     build_all(artifact, Device("tensorrt"))
     assert place(artifact, Device("tensorrt"), "auto", CPU).name == "tensorrt-int8"
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_fp8_is_for_gpus_that_multiply_it(tmp_path: Path, monkeypatch, caplog):
+    both, alone = (
+        tiny_artifact(tmp_path / "-".join(precisions), targets=("tensorrt",), precisions=precisions)
+        for precisions in (("fp16", "fp8"), ("fp8",))
+    )
+    assert [v.precision for v in variants_for(both, Device("tensorrt"), "auto")] == ["fp16", "fp8"]
+    older = gpus("NVIDIA A100")
+    show(monkeypatch, replace(older, found=tuple(replace(gpu, capability="8.0") for gpu in older.found)))
+    with caplog.at_level(logging.WARNING):
+        assert [v.precision for v in variants_for(both, Device("tensorrt"), "auto")] == ["fp16"]
+    assert "tensorrt-fp8 is left out: it needs a GPU of compute capability 8.9 or newer" in caplog.text
+    for artifact in (both, alone):
+        with pytest.raises(
+            DeviceError, match=r"tensorrt-fp8 needs a GPU of .* 8\.9 .*, NVIDIA A100 has 8\.0; use another"
+        ):
+            Reranker.load(artifact.folder, device="tensorrt", precision="fp8")
