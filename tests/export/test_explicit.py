@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from rankrt.artifact import Artifact
+from rankrt.artifact import Artifact, Variant
 from rankrt.backends.ort import gpu_session_options, import_onnxruntime
 from rankrt.backends.ort_tensorrt import open_tensorrt
 from rankrt.batch import padded
@@ -29,7 +29,7 @@ from rankrt_export.proof import GraphOnCpu, rounded
 from rankrt_export.quantization import weight_scales
 from rankrt_export.recipes import Kind, Recipe
 from rankrt_export.rows import RowMaker
-from rankrt_export.texts import sample
+from rankrt_export.texts import parse, sample
 from tests.export.conftest import Make
 from tests.export.test_gpu_graphs import CHECKPOINT, TENSORRT_OPERATORS, graph_of, inferred, variant_of
 from tests.export.test_int8 import _OneWeight, random_rows
@@ -274,6 +274,27 @@ def test_the_variant_needs_nothing_of_the_fp16_one_but_the_tables(artifact: Arti
         "kept.fp16.data",
         "layers.tensorrt-int8.data",
     }
+
+
+def test_what_drifts_too_far_on_other_text_is_tried_again_with_more_in_fp16(make_checkpoint: Make, tmp_path: Path):
+    text = parse(b'{"query": "who?", "pos": ["me"]}', "text.jsonl")  # on which nothing drifts much
+    checkpoint = str(make_checkpoint())
+
+    def exported(name: str, max_difference: float) -> Variant:
+        options = Options(
+            precisions=["int8"], targets=["tensorrt"], calibration=text, max_difference=max_difference, min_tau=-1.0
+        )
+        return variant_of(export(checkpoint, tmp_path / name, options), "tensorrt-int8")
+
+    loose = exported("loose", 99.0)
+    assert loose.verification is not None
+    limit = 0.7 * loose.verification.max_difference
+    tight = exported("tight", limit)
+    assert loose.quantization is not None
+    assert tight.quantization is not None
+    assert tight.verification is not None
+    assert len(tight.quantization.kept) > len(loose.quantization.kept)
+    assert tight.verification.max_difference <= limit
 
 
 # What is said.
