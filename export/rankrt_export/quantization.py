@@ -5,9 +5,13 @@ alone.
 
 Without VNNI the processor adds two products in 16 bits (onnxruntime's mlas/lib/platform.cpp chooses its kernels), and
 2 * 255 * 64 is just below 2**15: there weights have 7 bits, halves of the 8 that are stored. Half of an odd number lies
-between two; which of them is nearer to the weight is stored as a bit. Without it the error of the weights is 31 %
-larger than that of 7 bits at once, with it 1 %. The other way round, 7 bits for activations and 8 for weights, costs
-more accuracy: activations have outliers, weights have none.
+between two; which of them to take is stored as a bit. Without it the error of the weights is 31 % larger than that of
+7 bits at once, with it 1 %. The other way round, 7 bits for activations and 8 for weights, costs more accuracy:
+activations have outliers, weights have none.
+
+Weights are rounded one input after another, and what one's rounding does to the outputs is made up for by those that
+follow, as far as on text the inputs go together (GPTQ: Frantar et al., 2022, equations 2 and 3, here from the last
+input to the first, for which the Hessian need not be inverted). It costs nothing when the model runs.
 """
 
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rankrt.arrays import BoolArray, Float32Array
+from rankrt.arrays import BoolArray, Float32Array, Int64Array
 
 Int8Array = npt.NDArray[np.int8]
 LARGEST_WEIGHT, LARGEST_HALF = 127, 64
@@ -27,6 +31,12 @@ GELU_MINIMUM = -0.16998
 TINIEST_SCALE = np.float32(1e-12)
 # Clipping a column's largest weights makes all the others finer: the candidates, in shares of the largest.
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+# Added to the Hessian's diagonal, in shares of its mean, so that weights are not fitted to a text's noise. 0.01 to 0.1
+# make no difference beyond chance in a model's scores. v2-m3's widest layer (4,096 inputs, random weights, calibrated
+# on 3,249 tokens) was off by 0.0047 on these tokens and by 0.0051 on others, by 0.106 with each weight rounded alone.
+_DAMPING = 0.03
+# Inputs that are rounded one by one before their errors go on to all others in one product.
+_N_TOGETHER = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +93,64 @@ def weight_scales(weight: Float32Array) -> Float32Array:
 
 
 def quantized(weight: Float32Array, scales: Float32Array) -> Int8Array:
-    """Return weights, (n_out, n_in), as 8-bit integers in units of their output's scale."""
-    return _steps(weight / scales[:, None], LARGEST_WEIGHT)
+    """Return weights, (n_out, n_in), as 8-bit integers in units of their output's scale, each the nearest."""
+    return np.asarray(np.clip(np.rint(weight / scales[:, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT), np.int8)
 
 
-def halved(weight: Float32Array, scales: Float32Array) -> Int8Array:
-    """Return weights, (n_out, n_in), as 7-bit integers in units of twice their output's scale."""
-    return _steps(weight / (2 * scales[:, None]), LARGEST_HALF)
+def halves_of(integers: Int8Array, is_upper: BoolArray) -> Int8Array:
+    """Return the 7-bit weights that the graph for AVX2 derives: the lower half of each integer, or the one above it."""
+    return np.asarray((integers >> 1) + is_upper, np.int8)
 
 
-def halved_up(weight: Float32Array, scales: Float32Array) -> BoolArray:
-    """Return of which weights, (n_out, n_in), the 8-bit integer is odd and the upper half is the nearer one."""
-    return np.asarray(2 * halved(weight, scales).astype(np.int16) > quantized(weight, scales), np.bool_)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """How a layer's weights are rounded so that errors make up for one another.
 
+    order     (n_in,) of the inputs, the one that is rounded last first
+    carried   (n_in, n_in), of inputs in that order: by how much of the j-th's error the i-th's weight moves, i < j
+    """
 
-def _steps(weight: Float32Array, largest: int) -> Int8Array:
-    return np.asarray(np.clip(np.rint(weight), -largest, largest), np.int8)
+    order: Int64Array
+    carried: Float32Array
+
+    @classmethod
+    def by(cls, hessian: Float32Array) -> "Rounding":
+        """Return the rounding for inputs whose products with one another sum up to this, (n_in, n_in)."""
+        size = len(hessian)
+        # The largest first, while all others can still make up for them.
+        order = np.argsort(np.diag(hessian), kind="stable")
+        damped = hessian[np.ix_(order, order)].astype(np.float64)
+        damped[np.diag_indices(size)] += max(_DAMPING * float(np.trace(hessian)) / size, float(TINIEST_SCALE))
+        lower = np.linalg.cholesky(damped)
+        return cls(order=order, carried=np.ascontiguousarray((lower / np.diag(lower)).T, np.float32))
+
+    def integers(self, weight: Float32Array, scales: Float32Array) -> Int8Array:
+        """Return weights, (n_out, n_in), as 8-bit integers in units of their output's scale."""
+        lowest = np.full(weight.shape, -LARGEST_WEIGHT, np.int8)
+        return self._rounded(weight / scales[:, None], lowest, -lowest)
+
+    def is_upper(self, weight: Float32Array, scales: Float32Array, integers: Int8Array) -> BoolArray:
+        """Return of which integers the upper half is to be taken: one of two for each, and the errors go on as well."""
+        lower = integers >> 1
+        lowest, highest = np.maximum(lower, -LARGEST_HALF), np.minimum(lower + np.int8(1), LARGEST_HALF)
+        halves = self._rounded(weight / (2 * scales[:, None]), lowest, highest)
+        return np.asarray(halves > lower, np.bool_)
+
+    def _rounded(self, steps: Float32Array, lowest: Int8Array, highest: Int8Array) -> Int8Array:
+        """Return integers between two bounds, all (n_out, n_in)."""
+        exact = np.ascontiguousarray(steps.T[self.order])
+        low, high = lowest.T[self.order], highest.T[self.order]
+        found, errors = np.empty_like(low), np.zeros_like(exact)
+        for stop in range(len(exact), 0, -_N_TOGETHER):
+            start = max(0, stop - _N_TOGETHER)
+            wanted = exact[start:stop] + self.carried[start:stop, stop:] @ errors[stop:]
+            for i in range(stop - 1, start - 1, -1):
+                near = self.carried[i, i + 1 : stop] @ errors[i + 1 : stop]
+                found[i] = np.clip(np.rint(wanted[i - start] + near), low[i], high[i])
+                errors[i] = exact[i] - found[i]
+        integers: Int8Array = np.empty_like(found)
+        integers[self.order] = found
+        return integers.T
 
 
 def row_scales(rows: Float32Array) -> Float32Array:

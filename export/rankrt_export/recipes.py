@@ -1,7 +1,8 @@
 """How layers and tables are computed in 8 bits, and the variants that they are computed so for. Knows no model.
 
 Layers that read the same activations share one rounding of them. `group_recipes` chooses what moves outlier channels
-from the activations into the weights by the error in the layers' outputs, on rows of activations that it is given.
+from the activations into the weights by the error in the layers' outputs, on rows of activations that it is given, and
+rounds the weights for these rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +19,9 @@ from rankrt_export.quantization import (
     SYMMETRIC,
     Grid,
     Int8Array,
+    Rounding,
     divisors,
-    halved,
-    halved_up,
+    halves_of,
     one_sided,
     quantized,
     quantized_rows,
@@ -31,6 +32,8 @@ from rankrt_export.quantization import (
 
 # 0 is no divisors at all; SmoothQuant recommends 0.5, and 0.75 for models with strong outliers.
 STRENGTHS = (0.0, 0.3, 0.5, 0.65, 0.8)
+# Rows of activations by which the divisors of a group are chosen.
+_N_SAMPLED_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,40 +70,49 @@ class LayerRecipe(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRecipe:
-    """How one linear layer is computed in int8 on a CPU: each token's activations have a scale of their own.
+class Scaling:
+    """How the values of a linear layer are brought to the range of a byte: each token has a scale of its own.
 
     divisors  (n_in,) what the activations are divided by and the weights multiplied with; None for nothing
     grid      the byte's values for the activations, as they are after the division
     scales    (n_out,) of the weights
-    instruction_set  "avx2" has 7 bits for weights, all others 8
     """
 
     divisors: Float32Array | None
     grid: Grid
     scales: Float32Array
-    instruction_set: InstructionSet | None = None
 
-    def integers(self, weight: Float32Array) -> Int8Array:
-        """Return the layer's weights, (n_out, n_in), as they are stored."""
-        return quantized(self._multiplied(weight), self.scales)
-
-    def halved_up(self, weight: Float32Array) -> BoolArray:
-        """Return of which weights the half that the graph for AVX2 takes is the upper one."""
-        return halved_up(self._multiplied(weight), self.scales)
-
-    def weights(self, weight: Float32Array) -> Float32Array:
-        """Return the layer's weights as they come back from what the instruction set multiplies."""
-        if self.instruction_set == "avx2":
-            return np.asarray(halved(self._multiplied(weight), self.scales) * (2 * self.scales[:, None]), np.float32)
-        return np.asarray(self.integers(weight) * self.scales[:, None], np.float32)
+    def multiplied(self, weight: Float32Array) -> Float32Array:
+        """Return the layer's weights, (n_out, n_in), for divided activations."""
+        return weight if self.divisors is None else weight * self.divisors
 
     def rounded(self, x: Float32Array) -> Float32Array:
         """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
         return rounded_activations(x if self.divisors is None else x / self.divisors, self.grid)
 
-    def _multiplied(self, weight: Float32Array) -> Float32Array:
-        return weight if self.divisors is None else weight * self.divisors
+    def weights(self, weight: Float32Array) -> Float32Array:
+        """Return the layer's weights, (n_out, n_in), as they come back if each is rounded to the nearest."""
+        return np.asarray(quantized(self.multiplied(weight), self.scales) * self.scales[:, None], np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRecipe(Scaling):
+    """How one linear layer is computed in int8 on a CPU.
+
+    integers  (n_out, n_in) the weights, as they are stored
+    is_upper  (n_out, n_in) of which weights the half that the graph for AVX2 takes is the upper one
+    instruction_set  "avx2" has 7 bits for weights, all others 8
+    """
+
+    integers: Int8Array
+    is_upper: BoolArray
+    instruction_set: InstructionSet | None = None
+
+    def weights(self, weight: Float32Array) -> Float32Array:
+        """Return the layer's weights as they come back from what the instruction set multiplies; they are known."""
+        if self.instruction_set == "avx2":
+            return np.asarray(halves_of(self.integers, self.is_upper) * (2 * self.scales[:, None]), np.float32)
+        return np.asarray(self.integers * self.scales[:, None], np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,16 +161,56 @@ class Recipe:
         return Quantization(int8_share=self.share, kept=self.kept, text_sha256=self.text_sha256)
 
 
-def group_recipes(
-    group: LayerGroup, weights: Sequence[Float32Array], largest: Float32Array, sampled: Float32Array
-) -> list[TokenRecipe]:
-    """Return the recipes of layers that read the same activations: the strength with the least error in their outputs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a group of layers reads of the text.
 
-    weights (n_out, n_in) each; largest |activation| (n_in,) on the text; some rows of activations (n_rows, n_in)
+    rows    (n_tokens, n_in) of activations
+    shares  (n_tokens,) for each layer: how much a token counts, 1 in the mean
     """
-    exact = [sampled @ weight.T for weight in weights]
-    trials = [_recipes(group, weights, largest, strength) for strength in STRENGTHS]
-    return min(trials, key=lambda recipes: output_error(recipes, weights, sampled, exact))
+
+    rows: Float32Array
+    shares: Sequence[Float32Array]
+
+    @property
+    def largest(self) -> Float32Array:
+        """The largest |activation| of each input, (n_in,)."""
+        return np.asarray(np.abs(self.rows).max(axis=0), np.float32)
+
+    @property
+    def sampled(self) -> Float32Array:
+        """A few of the rows."""
+        return self.rows[:: max(1, len(self.rows) // _N_SAMPLED_ROWS)]
+
+
+def group_recipes(group: LayerGroup, weights: Sequence[Float32Array], seen: Seen) -> list[TokenRecipe]:
+    """Return the recipes of layers that read the same activations; weights are (n_out, n_in) each."""
+    scalings = group_scalings(group, weights, seen)
+    x = scalings[0].rounded(seen.rows)
+    return [
+        token_recipe(scaling, weight, Rounding.by(np.asarray((x * of_layer[:, None]).T @ x)))
+        for scaling, weight, of_layer in zip(scalings, weights, seen.shares, strict=True)
+    ]
+
+
+def token_recipe(scaling: Scaling, weight: Float32Array, rounding: Rounding) -> TokenRecipe:
+    """Return the recipe of one layer, its weights, (n_out, n_in), rounded."""
+    multiplied = scaling.multiplied(weight)
+    integers = rounding.integers(multiplied, scaling.scales)
+    return TokenRecipe(
+        divisors=scaling.divisors,
+        grid=scaling.grid,
+        scales=scaling.scales,
+        integers=integers,
+        is_upper=rounding.is_upper(multiplied, scaling.scales, integers),
+    )
+
+
+def group_scalings(group: LayerGroup, weights: Sequence[Float32Array], seen: Seen) -> list[Scaling]:
+    """Return the scalings of layers that read the same rows: the strength with the least error in their outputs."""
+    exact = [seen.sampled @ weight.T for weight in weights]
+    trials = [_scalings(group, weights, seen.largest, strength) for strength in STRENGTHS]
+    return min(trials, key=lambda scalings: output_error(scalings, weights, seen.sampled, exact))
 
 
 def output_error(
@@ -176,12 +228,12 @@ def output_error(
     return errors
 
 
-def _recipes(
+def _scalings(
     group: LayerGroup, weights: Sequence[Float32Array], largest: Float32Array, strength: float
-) -> list[TokenRecipe]:
+) -> list[Scaling]:
     by = divisors(largest, np.abs(np.concatenate(weights)).max(axis=0), strength) if strength else None
     grid = SYMMETRIC
     if group.is_behind_gelu:
         grid = one_sided(GELU_MINIMUM if by is None else GELU_MINIMUM / float(by.min()))
     scales = [weight_scales(weight if by is None else weight * by) for weight in weights]
-    return [TokenRecipe(divisors=by, grid=grid, scales=of_layer) for of_layer in scales]
+    return [Scaling(divisors=by, grid=grid, scales=of_layer) for of_layer in scales]

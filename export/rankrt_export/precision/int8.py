@@ -22,7 +22,6 @@ from rankrt_export.precision.float16 import Float16
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.quantization import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
 from rankrt_export.recipes import Recipe, TableRecipe, TokenRecipe
-from rankrt_export.weights import read
 
 LAYERS_DATA, EMBEDDINGS_DATA = "layers.int8.data", "embeddings.int8.data"
 # A bit for each weight: which half the graph for AVX2 takes.
@@ -114,7 +113,7 @@ def integers(graph: Graph, weight: str, recipe: TokenRecipe) -> tuple[ir.Value, 
     n_out, n_in = graph.weights.shape(weight)
 
     def blocks() -> Iterator[np.ndarray]:
-        yield recipe.integers(read(graph.weights, weight)).T
+        yield recipe.integers.T
 
     stored = graph.external(LAYERS_DATA, f"{weight}.int8", np.int8, (n_in, n_out), blocks)
     return stored, graph.external(LAYERS_DATA, f"{weight}.int8.scales", np.float32, (n_out,), lambda: [recipe.scales])
@@ -128,8 +127,7 @@ def halves(
     n_bytes = -(-n_out // 8)
 
     def blocks() -> Iterator[np.ndarray]:
-        up = recipe.halved_up(read(graph.weights, weight)).T
-        yield np.packbits(up, axis=1, bitorder="little")[..., None]
+        yield np.packbits(recipe.is_upper.T, axis=1, bitorder="little")[..., None]
 
     packed = graph.external(HALVES_DATA, f"{weight}.int8.halves", np.uint8, (n_in, n_bytes, 1), blocks)
     bits = graph.op("BitShift", packed, graph.constant("uint8s(0-7)", np.arange(8, dtype=np.uint8)), direction="RIGHT")
