@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.int8_drift import table as int8_drift_table
 from benchmarks.llm_speed import table as llm_speed_table
 from benchmarks.progressive import table as progressive_table
 from benchmarks.record import Record, Row, read_record, schema
@@ -192,16 +193,7 @@ def memory() -> str:
 def int8_drift() -> str:
     """Return what int8 costs in scores, as a table."""
     records = map(_result, ("int8_drift", "int8_drift_6x384", "int8_drift_outliers"))
-    return Table(
-        heading=["model", "int8 by", "of multiply-adds", "drift, mean", "largest", "tau", "nDCG@10 (fp32)"],
-        rows=[_drift(row) for record in records for row in record["rows"]],
-    ).markdown()
-
-
-def _drift(row: Mapping[str, Any]) -> list[str]:
-    ndcg = f"{row['ndcg']:.3f} ({row['ndcg_fp32']:.3f})" if row["ndcg_fp32"] > 0.5 else "untrained"
-    drift = [f"{row['mean_drift']:.3f}", f"{row['max_drift']:.2f}", f"{row['tau']:.3f}"]
-    return [row["model"], row["method"], f"{row['int8_share']:.0%}", *drift, ndcg]
+    return int8_drift_table(row for record in records for row in record["rows"]).markdown()
 
 
 def server_overhead() -> str:

@@ -1,17 +1,18 @@
 """What int8 costs in scores and rankings: rankrt beside ONNX Runtime's own dynamic quantization, on the same text.
 
-    python -m benchmarks.int8_drift --data ../shared/data --questions 20 CHECKPOINT [CHECKPOINT ...]
+    python -m benchmarks.int8_drift --data ../shared/data --questions 20 [NAME=]CHECKPOINT [[NAME=]CHECKPOINT ...]
 
 Questions that the models were not trained on, with BM25's candidates, in twelve languages. Everything is compared with
 fp32. `quantize_dynamic` gets the graph that torch.export makes, one row at a time, and of its settings those that drift
-least. The last line on standard output is the record as JSON.
+least. Prints one table, in which a model is called as its folder unless a name is given; the last line on standard
+output is the record as JSON.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from tqdm import tqdm
 
 from benchmarks.record import describe_machine
+from benchmarks.tables import Table
 from rankrt import Reranker
 from rankrt.arrays import Float32Array
 from rankrt.sources import Hub
@@ -73,9 +75,8 @@ class Text:
 def main() -> None:
     options = _options()
     text = read_text(options.data, options.questions)
-    rows = [row for checkpoint in options.checkpoints for row in compare_methods(checkpoint, text)]
-    for row in rows:
-        print(row)
+    rows = [row for name, checkpoint in options.checkpoints for row in compare_methods(name, checkpoint, text)]
+    print(table([asdict(row) for row in rows]).markdown())
     record = {
         "benchmark": "int8_drift",
         "n_pairs": len(text.pairs),
@@ -95,18 +96,19 @@ def read_text(folder: Path, n_questions: int) -> Text:
     return Text(questions=[question for _, question in chosen], pairs=pairs)
 
 
-def compare_methods(checkpoint: Path, text: Text) -> Iterator[Row]:
-    """Yield a row for each way to compute a checkpoint in int8."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+def compare_methods(model: str, checkpoint: Path, text: Text) -> Iterator[Row]:
+    """Yield a row for each way to compute a checkpoint in int8; `model` is its name in them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         export(str(checkpoint), folder / "fp32", Options(is_verified=False))
         with Reranker.load(folder / "fp32", precision="fp32", truncation="longest_first", prepare=False) as reranker:
             reference = reranker.score(text.pairs)
             encoded = reranker.encode(text.pairs)
         ids = [encoded.row(i)[None].astype(np.int64) for i in range(encoded.n_rows)]
         for i, (method, options) in enumerate(METHODS.items()):
-            yield from _rankrt(checkpoint, folder / f"int8-{i}", method, options, reference, text)
-        yield _quantize_dynamic(checkpoint, folder, ids, reference, text)
+            for row in _rankrt(checkpoint, folder / f"int8-{i}", method, options, reference, text):
+                yield replace(row, model=model)
+        yield replace(_quantize_dynamic(checkpoint, folder, ids, reference, text), model=model)
 
 
 def _rankrt(
@@ -171,9 +173,26 @@ def _mean_ndcg(text: Text, scores: Float32Array) -> float:
     return fmean(ndcg(labels_by_score(question, found.tolist())) for question, found in of_questions)
 
 
+def table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Return a record's rows as a table; no ranking is a gain or a loss to a model that was never trained."""
+    heading = ["model", "int8 by", "of multiply-adds", "drift, mean", "largest", "tau", "nDCG@10 (fp32)"]
+    return Table(heading=heading, rows=[_cells(row) for row in rows])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    ndcg = f"{row['ndcg']:.3f} ({row['ndcg_fp32']:.3f})" if row["ndcg_fp32"] > 0.5 else "untrained"
+    drift = [f"{row['mean_drift']:.3f}", f"{row['max_drift']:.2f}", f"{row['tau']:.3f}"]
+    return [row["model"], row["method"], f"{row['int8_share']:.0%}", *drift, ndcg]
+
+
+def _named(argument: str) -> tuple[str, Path]:
+    name, _, folder = argument.rpartition("=")
+    return name or Path(folder).name, Path(folder)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("checkpoints", type=_named, nargs="+", metavar="[NAME=]CHECKPOINT")
     parser.add_argument(
         "--data", type=Path, required=True, help="the folder that holds xquad/ (tiny_reranker/corpus.py)"
     )
