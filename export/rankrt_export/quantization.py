@@ -4,10 +4,10 @@ A token's activations have a scale of their own, so no other token makes them co
 alone.
 
 Without VNNI the processor adds two products in 16 bits (onnxruntime's mlas/lib/platform.cpp chooses its kernels), and
-2 * 255 * 64 is just below 2**15: there weights have 7 bits, halves of the 8 that are stored. Half of an odd number lies
-between two; which of them to take is stored as a bit. Without it the error of the weights is 31 % larger than that of
-7 bits at once, with it 1 %. The other way round, 7 bits for activations and 8 for weights, costs more accuracy:
-activations have outliers, weights have none.
+2 * 255 * 64 is just below 2**15: there weights have 7 bits, halves of the 8 that are stored, or the next ones above;
+which of the two is stored as a bit. Each rounded alone, the halves without it have an error that is 31 % larger than
+that of 7 bits at once, with the bit 1 %. The other way round, 7 bits for activations and 8 for weights, costs more
+accuracy: activations have outliers, weights have none.
 
 Weights are rounded one input after another, and what one's rounding does to the outputs is made up for by those that
 follow, as far as on text the inputs go together (GPTQ: Frantar et al., 2022, equations 2 and 3, here from the last
