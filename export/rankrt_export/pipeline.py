@@ -348,9 +348,9 @@ def check_has_memory(checkpoint: Checkpoint, options: Options) -> None:
     """Raise OutputError, before anything is written, if verifying or calibrating would not fit into memory.
 
     Writing takes a few hundred MB whatever the size. To verify, ONNX Runtime packs the layers of a variant; the PyTorch
-    model of a decoder comes layer by layer, but whole for an encoder and to calibrate, with each layer's rounded weights
-    beside it: as float32, and as they are stored for the two graphs. (And with what it reads of the text: 2 GB were
-    measured with 568 M parameters, which are not counted, as they depend on the text.)
+    model of a decoder comes layer by layer, but whole for an encoder and to calibrate, with each layer's weights
+    rounded beside it: as float32, and as they are stored for the two graphs. (And with what it reads of the text: 2 GB
+    with 568 M parameters, which are not counted, as they depend on the text.)
     """
     layers, all_ = _n_parameters(checkpoint, without_tables=True), _n_parameters(checkpoint)
     variants = asked_variants(options.targets, options.precisions)
