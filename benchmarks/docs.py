@@ -192,8 +192,7 @@ def memory() -> str:
 
 def int8_drift() -> str:
     """Return what int8 costs in scores, as a table."""
-    records = map(_result, ("int8_drift", "int8_drift_6x384", "int8_drift_outliers"))
-    return int8_drift_table(row for record in records for row in record["rows"]).markdown()
+    return int8_drift_table(_result("int8_drift")["rows"]).markdown()
 
 
 def server_overhead() -> str:
