@@ -208,9 +208,10 @@ def token_recipe(scaling: Scaling, weight: Float32Array, rounding: Rounding) -> 
 
 def group_scalings(group: LayerGroup, weights: Sequence[Float32Array], seen: Seen) -> list[Scaling]:
     """Return the scalings of layers that read the same rows: the strength with the least error in their outputs."""
-    exact = [seen.sampled @ weight.T for weight in weights]
-    trials = [_scalings(group, weights, seen.largest, strength) for strength in STRENGTHS]
-    return min(trials, key=lambda scalings: output_error(scalings, weights, seen.sampled, exact))
+    largest, sampled = seen.largest, seen.sampled
+    exact = [sampled @ weight.T for weight in weights]
+    trials = [_scalings(group, weights, largest, strength) for strength in STRENGTHS]
+    return min(trials, key=lambda scalings: output_error(scalings, weights, sampled, exact))
 
 
 def output_error(
