@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from rankrt.artifact import Variant
+
 torch = pytest.importorskip("torch", reason="needs the export extra")
 transformers = pytest.importorskip("transformers", reason="needs the export extra")
 
@@ -88,3 +90,16 @@ def change_config(folder: Path, **changes: Any) -> None:
     """Change entries of config.json."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_more_is_kept_for_less_drift(exported: Callable[[str, float], Variant]) -> None:
+    """Check that a limit below what was measured is kept, by leaving more layers as they are; exported(name, limit)."""
+    loose = exported("loose", 99.0)
+    assert loose.verification is not None
+    limit = 0.7 * loose.verification.max_difference
+    tight = exported("tight", limit)
+    assert loose.quantization is not None
+    assert tight.quantization is not None
+    assert tight.verification is not None
+    assert len(tight.quantization.kept) > len(loose.quantization.kept)
+    assert tight.verification.max_difference <= limit

@@ -30,7 +30,7 @@ from rankrt_export.quantization import weight_scales
 from rankrt_export.recipes import Kind, Recipe
 from rankrt_export.rows import RowMaker
 from rankrt_export.texts import parse, sample
-from tests.export.conftest import Make
+from tests.export.conftest import Make, assert_more_is_kept_for_less_drift
 from tests.export.test_gpu_graphs import CHECKPOINT, TENSORRT_OPERATORS, graph_of, inferred, variant_of
 from tests.export.test_int8 import _OneWeight, random_rows
 from tests.runtime.gpus import compute_on_the_cpu
@@ -286,15 +286,7 @@ def test_what_drifts_too_far_on_other_text_is_tried_again_with_more_in_fp16(make
         )
         return variant_of(export(checkpoint, tmp_path / name, options), "tensorrt-int8")
 
-    loose = exported("loose", 99.0)
-    assert loose.verification is not None
-    limit = 0.7 * loose.verification.max_difference
-    tight = exported("tight", limit)
-    assert loose.quantization is not None
-    assert tight.quantization is not None
-    assert tight.verification is not None
-    assert len(tight.quantization.kept) > len(loose.quantization.kept)
-    assert tight.verification.max_difference <= limit
+    assert_more_is_kept_for_less_drift(exported)
 
 
 # What is said.

@@ -59,7 +59,7 @@ from rankrt_export.recipes import (
 )
 from rankrt_export.texts import sample
 from rankrt_export.verify import Limits
-from tests.export.conftest import Make
+from tests.export.conftest import Make, assert_more_is_kept_for_less_drift
 from tests.support import in_threads
 
 pytestmark = pytest.mark.export
@@ -375,15 +375,7 @@ def test_what_drifts_too_far_on_other_text_is_tried_again_with_more_in_fp32(make
         options = Options(precisions=["fp32", "int8"], calibration=text, max_difference=max_difference, min_tau=0.0)
         return export(checkpoint, tmp_path / name, options).choose("cpu", "int8")
 
-    loose = exported("loose", 99.0)
-    assert loose.verification is not None
-    limit = 0.7 * loose.verification.max_difference
-    tight = exported("tight", limit)
-    assert loose.quantization is not None
-    assert tight.quantization is not None
-    assert tight.verification is not None
-    assert len(tight.quantization.kept) > len(loose.quantization.kept)
-    assert tight.verification.max_difference <= limit
+    assert_more_is_kept_for_less_drift(exported)
 
 
 def test_the_estimated_cost_of_a_layer_is_what_rounding_it_alone_costs(make_checkpoint: Make):
