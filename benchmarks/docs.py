@@ -22,6 +22,7 @@ from benchmarks.llm_speed import table as llm_speed_table
 from benchmarks.progressive import table as progressive_table
 from benchmarks.record import Record, Row, read_record, schema
 from benchmarks.report import markdown
+from benchmarks.resident import table as resident_table
 from benchmarks.statistics import ratio
 from benchmarks.tables import Table, figure
 from rankrt.cli import main as rankrt
@@ -190,6 +191,13 @@ def memory() -> str:
     return Table(heading=["bge-reranker-v2-m3's shape, fp32", ""], rows=rows).markdown()
 
 
+def resident() -> str:
+    """Return what a process with int8 holds, part by part, before and after real text."""
+    record = _result("resident")
+    what = f"bge-reranker-v2-m3's shape, {record['precision']}, {record['n_pairs']:,} pairs; the kernel's Pss."
+    return f"{resident_table(record['found']).markdown()}\n{what}\n"
+
+
 def int8_drift() -> str:
     """Return what int8 costs in scores, as a table."""
     return int8_drift_table(_result("int8_drift")["rows"]).markdown()
@@ -295,6 +303,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "speed": speed,
         "memory": memory,
+        "resident": resident,
         "int8 speed": int8_speed,
         "int8 drift": int8_drift,
         "llm speed": llm_speed,

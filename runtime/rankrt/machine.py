@@ -3,10 +3,8 @@
 Speaks with the operating system only; knows no model and no engine.
 """
 
-import ctypes
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +91,6 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the smallest CPU quota of this process's cgroup and its ancestors, in CPUs; None where there is none."""
     quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota_of(folder)) is not None]
     return min(quotas, default=None)
-
-
-def release_free_memory() -> None:
-    """Give pages that the C library keeps for later allocations back to the system, where it can (glibc)."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def _allowed_cpus() -> frozenset[int]:

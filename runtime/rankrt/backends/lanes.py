@@ -1,32 +1,10 @@
-"""The threads that runs go on, and what is loaded for them: wide ones one after the other, narrow ones side by side."""
+"""The threads that runs go on: wide ones one after the other, narrow ones side by side."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TypeVar
 
 from rankrt.arrays import Int64Array
-from rankrt.machine import release_free_memory
-from rankrt.planner import Capacity, Plan
-
-_Loaded = TypeVar("_Loaded")
-
-
-def n_narrow_lanes(n_threads: int, *, is_prepared: bool) -> int:
-    """Return how many narrow runs may go side by side: none where a second session would copy the weights."""
-    return n_threads if is_prepared or n_threads == 1 else 0
-
-
-def wide_and_narrow(load: Callable[[int], _Loaded], capacity: Capacity) -> tuple[_Loaded, _Loaded]:
-    """Call load(n_threads) for wide runs and load(1) for narrow ones; where one serves both, it is loaded once.
-
-    Both at once: each spends 0.3 to 0.7 s of one thread on the packed weights of a model of 568 M parameters.
-    """
-    counts = [capacity.n_threads, 1] if capacity.n_threads > 1 and capacity.n_narrow else [capacity.n_threads]
-    with ThreadPoolExecutor(len(counts)) as pool:
-        loaded = list(pool.map(load, counts))
-    # What loading needed for a while: 24 of 68 MB that two sessions of such a model leave.
-    release_free_memory()
-    return loaded[0], loaded[-1]
+from rankrt.planner import Plan
 
 
 class Lanes:

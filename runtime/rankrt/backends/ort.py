@@ -9,7 +9,6 @@ from typing import Any
 from rankrt.artifact import InstructionSet
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
 from rankrt.machine import this_machine
-from rankrt.planner import LONGEST_NARROW_ROW
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
 _DISABLED_FUSIONS = "SkipLayerNormFusion"
@@ -56,6 +55,7 @@ def session_options(n_threads: int, *, is_prepared: bool = False, instruction_se
     options.log_severity_level = 3
     # Patterns are kept per exact shape, and here hardly two runs have the same.
     options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False  # see resident.keep_freed_memory
     if is_prepared:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:
@@ -63,15 +63,6 @@ def session_options(n_threads: int, *, is_prepared: bool = False, instruction_se
         options.add_session_config_entry("optimization.disable_specified_optimizers", _DISABLED_FUSIONS)
         if instruction_set == "vnni" and "vnni" not in this_machine().instruction_sets:
             options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
-
-
-def run_options(n_tokens: int) -> Any:
-    """Give memory back after a run with a row so long that keeping its activations would be felt; None for others."""
-    if n_tokens <= LONGEST_NARROW_ROW:
-        return None
-    options = import_onnxruntime().RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 

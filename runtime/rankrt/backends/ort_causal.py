@@ -15,8 +15,8 @@ import numpy as np
 from rankrt import progressive
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
 from rankrt.artifact import InstructionSet
-from rankrt.backends.lanes import Lanes, n_narrow_lanes, wide_and_narrow
-from rankrt.backends.ort import import_onnxruntime, open_session, run_options, session_options
+from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.ort import import_onnxruntime, open_session, session_options
 from rankrt.planner import Capacity, Plan, plan
 from rankrt.prefixes import Prefixes
 from rankrt.progressive import Policy, Progress
@@ -102,7 +102,7 @@ class OrtCausal:
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)
         self.no_prefix: tuple[OrtValue, ...] = tuple(self._ort_value(_empty_prefix(session)) for session in self._wide)
-        self._lanes = Lanes(n_narrow)
+        self._lanes = CpuLanes(n_narrow, graphs[0].parent)
 
     def run(self, encoded: Encoded, prefixes: Prefixes, exits: Sequence[int]) -> Float32Array:
         """Return the logits at these exits, (n_exits, n_rows); no layer behind the deepest one is computed."""
@@ -152,7 +152,6 @@ class OrtCausal:
         In the last one only what the logits need is computed, unless its hidden states are kept.
         """
         logits, kept, states = {}, [], batch.states
-        options = run_options(int(batch.positions.max()) + 1)
         for segment in range(first, stop):
             goes_on = segment < stop - 1 or keep_hidden
             tokens, offsets = batch.all_tokens if goes_on else batch.last_tokens
@@ -167,9 +166,7 @@ class OrtCausal:
                 "last_layer_offsets": offsets,
                 "n_kept": np.array([n_kept], np.int64),
             }
-            found = self._outputs(
-                sessions[segment], feed, [name for name, is_wanted in wanted.items() if is_wanted], options
-            )
+            found = self._outputs(sessions[segment], feed, [name for name, is_wanted in wanted.items() if is_wanted])
             if "logits" in found:
                 logits[self.exits[segment]] = found["logits"].numpy()
             if "kept" in found:
@@ -196,11 +193,11 @@ class OrtCausal:
         """Release the threads; the sessions go with the last reference to them."""
         self._lanes.close()
 
-    def _outputs(self, session: Any, feed: dict[str, Any], names: list[str], options: Any) -> dict[str, OrtValue]:
+    def _outputs(self, session: Any, feed: dict[str, Any], names: list[str]) -> dict[str, OrtValue]:
         values = {name: self._ort_value(x) if isinstance(x, np.ndarray) else x for name, x in feed.items()}
         # Something has to be asked for, even where only a prefix is passed on.
         names = names or ["logits"]
-        return dict(zip(names, session.run_with_ort_values(names, values, options), strict=True))
+        return dict(zip(names, session.run_with_ort_values(names, values), strict=True))
 
     def _ort_value(self, array: Any) -> OrtValue:
         return self._ort.OrtValue.ortvalue_from_numpy(array)

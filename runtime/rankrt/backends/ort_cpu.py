@@ -12,8 +12,8 @@ import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact import InstructionSet, Layout
-from rankrt.backends.lanes import Lanes, n_narrow_lanes, wide_and_narrow
-from rankrt.backends.ort import open_session, run_options, session_options
+from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.ort import open_session, session_options
 from rankrt.batch import BATCHES
 from rankrt.planner import Capacity, Plan
 from rankrt.tokenizer import Encoded
@@ -39,7 +39,7 @@ class OrtCpu:
             lambda n: open_session(graph, session_options(n, is_prepared=is_prepared, instruction_set=instruction_set)),
             self.capacity,
         )
-        self._lanes = Lanes(n_narrow)
+        self._lanes = CpuLanes(n_narrow, graph.parent)
         self._inputs = {node.name for node in self._wide.get_inputs()}
 
     def run(self, encoded: Encoded, plan: Plan) -> Float32Array:
@@ -62,5 +62,5 @@ class OrtCpu:
     def _logits(self, session: Any, encoded: Encoded, rows: Int64Array) -> Float32Array:
         arrays = self._batch(encoded, rows)
         feed = {name: array for name, array in arrays.items() if name in self._inputs}
-        (logits,) = session.run(None, feed, run_options(int(encoded.lengths[rows[0]])))
+        (logits,) = session.run(None, feed)
         return np.asarray(logits, np.float32)

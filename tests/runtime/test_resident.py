@@ -1,0 +1,124 @@
+"""What a model keeps in memory between runs is given back, and scores do not change by it."""
+
+import mmap
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from rankrt import Reranker
+from rankrt.artifact import Artifact
+from rankrt.backends import cpu_lanes
+from rankrt.backends.idle import Idle
+from rankrt.prepared import PreparedModels
+from rankrt.resident import Mapping, mappings, unmap_largest
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells what is mapped in /proc")
+
+SMAPS = """\
+7f01e9600000-7f01e9602000 rw-p 00000000 fe:00 2146401                    /cache/a folder/weights.data
+Size:                  8 kB
+Pss:                   6 kB
+Anonymous:             4 kB
+THPeligible:           0
+VmFlags: rd wr mr mw me
+7f0225b00000-7f0225b01000 rw-p 00000000 00:00 0
+Pss:                   4 kB
+Anonymous:             4 kB
+7ffd00000000-7ffd00001000 rw-p 00000000 00:00 0                          [stack]
+"""
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """Map a file as ONNX Runtime maps weights: what is written stays in memory."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def resident_kb(folder: Path) -> int:
+    return sum(found.pss_kb for found in mappings() if found.file.startswith(f"{folder}/"))
+
+
+def test_what_is_mapped_is_read_from_the_kernels_account(tmp_path: Path):
+    (tmp_path / "smaps").write_text(SMAPS)
+    file, heap, stack = mappings(tmp_path / "smaps")
+    assert file == Mapping(0x7F01E9600000, 8192, "/cache/a folder/weights.data", 6, 4)
+    assert (heap.file, heap.anonymous_kb) == ("", 4)
+    assert (stack.file, stack.pss_kb) == ("", 0)
+
+
+def test_a_kernel_that_does_not_tell_is_no_error(tmp_path: Path):
+    assert mappings(tmp_path / "missing") == []
+
+
+@on_linux
+def test_the_largest_file_is_let_go_and_read_again(tmp_path: Path):
+    (tmp_path / "table").write_bytes(b"x" * (1 << 20))
+    (tmp_path / "matrix").write_bytes(b"y" * (1 << 16))
+    with mapped(tmp_path / "table") as table, mapped(tmp_path / "matrix") as matrix:
+        assert (len(set(table[:])), len(set(matrix[:]))) == (1, 1)
+        before = resident_kb(tmp_path)
+        unmap_largest(tmp_path)
+        assert before - resident_kb(tmp_path) == pytest.approx(1024, abs=1)
+        assert table[-1:] == b"x"
+
+
+@on_linux
+def test_what_was_written_into_a_mapping_is_kept(tmp_path: Path):
+    (tmp_path / "table").write_bytes(b"x" * (1 << 20))
+    with mapped(tmp_path / "table") as table:
+        table[0:1] = b"z"
+        unmap_largest(tmp_path)
+        assert table[0:1] == b"z"
+
+
+def test_a_model_that_is_idle_gives_memory_back_and_scores_as_before(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    released: SimpleQueue[Path] = SimpleQueue()
+
+    def release(folder: Path) -> None:
+        unmap_largest(folder)
+        released.put(folder)
+
+    monkeypatch.setattr(cpu_lanes, "_IDLE_S", 0.02)
+    monkeypatch.setattr(cpu_lanes, "unmap_largest", release)
+    pairs = [("one", "two three"), ("four", "")]
+    with Reranker.load(artifact.folder) as reranker:
+        assert reranker.score(pairs).tolist() == [6.0, 4.0]
+        assert released.get(timeout=5).parent == PreparedModels().folder
+        assert reranker.score(pairs).tolist() == [6.0, 4.0]
+
+
+def test_idle_calls_back_once_when_nothing_has_happened_for_a_while():
+    called = threading.Event()
+    times: list[float] = []
+
+    def call() -> None:
+        times.append(time.monotonic())
+        called.set()
+
+    idle = Idle(call, 0.05)
+    for _ in range(5):
+        idle.note()
+        last = time.monotonic()
+        time.sleep(0.02)
+    assert called.wait(5)
+    time.sleep(0.2)
+    assert len(times) == 1
+    assert times[0] - last >= 0.05
+    called.clear()
+    idle.note()
+    assert called.wait(5)
+
+
+def test_idle_that_was_closed_does_not_call_back():
+    times: list[int] = []
+    idle = Idle(lambda: times.append(1), 0.02)
+    idle.note()
+    idle.close()
+    time.sleep(0.1)
+    assert times == []
