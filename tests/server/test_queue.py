@@ -44,7 +44,7 @@ def test_ten_documents_are_not_stuck_behind_a_thousand():
         queue.take(100, "packed")
     queue.add(Job(model=MODEL), few)
     first = [row for run in taken(queue, 100)[:14] for row in run]
-    assert sum(row in few for row in first) == 10, "three of four runs are theirs"
+    assert sum(row in few for row in first) == 10, "nearly all runs are theirs"
 
 
 def test_a_thousand_documents_are_not_stuck_behind_ten_all_the_time():
@@ -54,7 +54,7 @@ def test_a_thousand_documents_are_not_stuck_behind_ten_all_the_time():
     for _ in range(100):
         queue.add(Job(model=MODEL), rows(*[100] * 4))
         n_of_many += sum(row in many for _ in range(4) for row in queue.take(100, "packed"))
-    assert n_of_many >= 99, "every fourth run is theirs"
+    assert n_of_many >= 24, "every sixteenth run is theirs"
 
 
 def test_a_lower_priority_goes_first():
@@ -147,7 +147,7 @@ def test_large_requests_of_one_size_are_served_alike(n_jobs: int, length: int, n
     if others:
         a_portion = PORTION_TOKENS + length
         assert max(others) - min(others) <= a_portion
-        assert first <= max(others) + a_portion + n_runs * length // 4, "who came first has every fourth run"
+        assert first <= max(others) + a_portion + n_runs * length // 16, "who came first has every sixteenth run"
 
 
 def test_small_requests_that_come_together_are_done_one_after_the_other():

@@ -24,7 +24,7 @@ from rankrt.tokenizer import Encoded
 # Handing a run over takes 0.3 ms of processor time at its two ends. A model that does more than RUN_TOKENS in this time
 # on one thread gets longer runs; nobody waits longer for a lane than that. What is left is not divided into runs that
 # are hardly longer than the handing over: 10 documents of the tiny model were in five or six.
-_RUN_S, _LEAST_RUN_S = 0.005, 0.002
+_RUN_S, _LEAST_RUN_S = 0.003, 0.002
 MOST_RUN_TOKENS = 1024
 
 # A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
