@@ -93,7 +93,7 @@ def private_mb() -> float:
     """Return the anonymous resident memory of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1e3
+            return int(line.split()[1]) * 1024 / 1e6
     raise OSError("/proc/self/status has no RssAnon")
 
 

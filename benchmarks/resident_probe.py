@@ -48,7 +48,7 @@ def by_part(found: Sequence[Mapping], prepared: Path) -> dict[str, float]:
     }
     total = sum(mapping.pss_kb for mapping in found)
     kilobytes["libraries"] = total - sum(kilobytes.values())
-    return {"resident": total / 1e3} | {part: kb / 1e3 for part, kb in kilobytes.items()}
+    return {part: kb * 1024 / 1e6 for part, kb in {"resident": total, **kilobytes}.items()}
 
 
 if __name__ == "__main__":
