@@ -6,7 +6,8 @@ computed, the engine's. Hidden states have their features last; the axes before 
 all rows where it does not say otherwise.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,32 +93,38 @@ class Engine(Protocol):
         ...
 
 
-class CausalRows(Protocol):
-    """How the rows of a run lie in the inputs of a segment of a causal model, for one target.
+class CausalEngine(Protocol):
+    """How a segment of a causal model is expressed for one target: the places of its rows, and the operators it has.
 
-    In a segment's last layer only some tokens go on from the attention: all of them if another segment follows.
+    In a segment's last layer only some tokens go on from the attention: all of them if another segment follows, else
+    those that the score is read from. Sums of layers are float32 whatever the type of states is; norms take float32.
+
+    n_axes  the axes before the features: 1 where all rows are one flat sequence, 2 where they are a matrix
     """
 
     layout: Layout
+    n_axes: int
     states: ir.Value
+
+    def asking(self, hidden: ir.Value) -> ir.Value:
+        """Return the states that the segment's last layer asks from: of the tokens that go on, at least."""
+        ...
 
     def going_on(self, x: ir.Value) -> ir.Value:
         """Return the states of the tokens that go on from the segment's last layer."""
         ...
 
-    def rotated(self, x: ir.Value, cosines: ir.Value, sines: ir.Value, *, n_heads: int, is_going_on: bool) -> ir.Value:
-        """Turn the features of each head, (n_tokens, n_heads * size), by the token's position (halves, not pairs).
+    def rotated(self, x: ir.Value, tables: "RotaryTables", *, n_heads: int, is_last: bool) -> ir.Value:
+        """Turn the features of each head, (..., n_heads * size), by the token's position (halves, not pairs).
 
-        `x` has the tokens that go on if `is_going_on`, else all of them.
+        `x` has the tokens that are asking if `is_last`, else all of them.
         """
         ...
 
-    def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_going_on: bool
-    ) -> ir.Value:
+    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
         """Attend to each token itself and all before it in its row and the row's prefix.
 
-        `query` has the tokens that go on if `is_going_on`, else all of them.
+        Returned are the tokens that go on if `is_last`, and asked is from those that are asking; else all of them.
         """
         ...
 
@@ -125,9 +132,29 @@ class CausalRows(Protocol):
         """Return the states of each row's last token, (n_rows, n_features), of those that go on."""
         ...
 
-    def kept(self) -> ir.Value:
-        """Return the keys and values of the first tokens, as many as the run is asked to keep, of all layers."""
+    def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
+        """Divide float32 by its root mean square over the last axis, times a scale of that name; return states."""
         ...
+
+    def silu(self, x: ir.Value) -> ir.Value:
+        """Return x * sigmoid(x)."""
+        ...
+
+    def outputs(self) -> Mapping[str, ir.Value]:
+        """Return what the segment hands to other runs, by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTables:
+    """The cosines and sines of each position's angles, (n_positions, head_size / 2)."""
+
+    cosines: Float32Array
+    sines: Float32Array
+
+    def stored(self, graph: "Graph", dtype: ir.DataType = FLOAT) -> tuple[ir.Value, ir.Value]:
+        """Return both as tensors of a graph."""
+        return graph.array("rope.cosines", self.cosines, dtype), graph.array("rope.sines", self.sines, dtype)
 
 
 class Graph:
@@ -162,10 +189,6 @@ class Graph:
         """Normalise the last axis, in float32."""
         scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
-
-    def rms_norm(self, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
-        """Divide by the root mean square over the last axis, and multiply by a scale, (n_features,)."""
-        return self.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=epsilon, stash_type=1)
 
     @property
     def states(self) -> ir.DataType:

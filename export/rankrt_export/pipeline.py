@@ -233,7 +233,7 @@ def written(
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
         for target, name in asked_variants(options.targets, options.precisions):
             for recipe in recipes_of(target, name, recipes):
-                precision = precision_of(target, name, recipe)
+                precision = precision_of(target, name, recipe, is_causal=checkpoint.is_decoder)
                 blueprint = Blueprint(
                     config=checkpoint.config,
                     weights=checkpoint.weights,
@@ -328,11 +328,10 @@ def check_is_new(out: Path) -> None:
 def check_has_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None:
     """Raise CheckpointError if the checkpoint cannot be written for one of the targets."""
     others = [target for target in targets if target != "cpu"]
-    if others and (checkpoint.is_decoder or checkpoint.architecture not in ARCHITECTURES):
-        kind = "a decoder" if checkpoint.is_decoder else "exported by tracing"
+    if others and checkpoint.architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{checkpoint.architecture} is {kind}: it is exported for the CPU only, not for {' and '.join(others)};"
-            " GPU targets are for the XLM-RoBERTa family"
+            f"{checkpoint.architecture} is exported by tracing, for the CPU only, not for {' and '.join(others)};"
+            f" GPU targets are for {', '.join(ARCHITECTURES)}"
         )
 
 

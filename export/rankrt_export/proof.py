@@ -39,8 +39,7 @@ class GraphOnCpu:
         self._session = _session(artifact.path(variant.graph))
 
     def score(self, pairs: Iterable[Pair], *, cutoff_layers: Iterable[int] | None = None) -> Float32Array:
-        """Return a logit for each pair, (n_pairs,). Raises ScoreError if one is no number."""
-        assert cutoff_layers is None, "a graph for TensorRT has one exit"
+        """Return a logit for each pair, (n_pairs,), or at its exit (1, n_pairs). Raises ScoreError for what is none."""
         encoded = self._rows.encode(list(pairs))
         logits = np.empty(encoded.n_rows, np.float32)
         for rows in divide(encoded.lengths, _RUN_TOKENS, self.variant.layout):
@@ -51,7 +50,7 @@ class GraphOnCpu:
                 f"{self.variant.name} answered {logits[pair]} for pair {pair}: numbers of this model are too large for"
                 " its precision; use another"
             )
-        return logits
+        return logits if cutoff_layers is None else logits[None]
 
     def run(self, feed: Mapping[str, Int32Array]) -> Float32Array:
         """Return a logit for each row of a run, (n_rows,), from the graph's inputs."""

@@ -9,7 +9,7 @@ from rankrt_export.errors import OptionsError
 from rankrt_export.graph import Precision
 from rankrt_export.precision.explicit import Explicit
 from rankrt_export.precision.float16 import Float16
-from rankrt_export.precision.float32 import Float32, matmul
+from rankrt_export.precision.float32 import Float32, fused_matmul, matmul
 from rankrt_export.precision.half import Half
 from rankrt_export.precision.int8 import Int8
 from rankrt_export.precision.weight_only import INT4, W8
@@ -20,6 +20,10 @@ _FIXED: Mapping[Target, Mapping[PrecisionName, Precision]] = {
     "cpu": {"fp32": Float32(), "fp16": Float16(), "w8": W8, "int4": INT4},
     "cuda": {"fp32": Float32(), "fp16": Half()},
     "tensorrt": {"fp32": Float32(multiply=matmul), "fp16": Half(multiply=matmul)},
+}
+# The states of a causal model are a matrix of rows there, which Gemm does not take.
+_CAUSAL: Mapping[Target, Mapping[PrecisionName, Precision]] = {
+    "cuda": {"fp32": Float32(multiply=fused_matmul), "fp16": Half(multiply=fused_matmul)},
 }
 # Those that follow a recipe, which calibration finds.
 _BY_RECIPE: Mapping[Target, Mapping[PrecisionName, Callable[[Recipe], Precision]]] = {
@@ -48,12 +52,13 @@ def asked_variants(targets: Sequence[Target], precisions: Sequence[PrecisionName
     return found
 
 
-def precision_of(target: Target, name: PrecisionName, recipe: Recipe | None) -> Precision:
+def precision_of(target: Target, name: PrecisionName, recipe: Recipe | None, *, is_causal: bool) -> Precision:
     """Return how a variant is computed; `recipe` is for those that are written by one."""
     if (kind := _BY_RECIPE.get(target, {}).get(name)) is not None:
         assert recipe is not None, f"{target}-{name} is written by a recipe"
         return kind(recipe)
-    return _FIXED[target][name]
+    fixed = _CAUSAL if is_causal and target in _CAUSAL else _FIXED
+    return fixed[target][name]
 
 
 def is_explicit(name: Name) -> bool:

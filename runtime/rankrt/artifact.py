@@ -5,7 +5,7 @@ graph or a weight: an artifact is names, numbers and hashes.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -39,6 +39,10 @@ _PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "w8", "int4", "fp8"
 def unquantized(target: Target) -> Precision:
     """Return what the layers of a variant in 8 bits are in that are not."""
     return "fp32" if target == "cpu" else "fp16"
+
+
+# How many exits a variant may have. On a GPU a decoder is one graph, which ends behind one.
+_N_EXITS: Mapping[Layout, Container[int]] = {"causal": range(1, 1 << 16), "padded": (0, 1)}
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,8 +233,11 @@ class Manifest(_Record, frozen=True):
             raise ValueError("`variants` is empty")
         for variant in self.variants:
             layers = [found.layer for found in variant.exits]
-            if (variant.layout == "causal") != bool(layers) or layers != sorted(set(layers)):
-                raise ValueError("`exits` of a causal variant are its exits in ascending order, of any other none")
+            if len(layers) not in _N_EXITS.get(variant.layout, (0,)) or layers != sorted(set(layers)):
+                raise ValueError(
+                    "`exits` of a causal variant are its exits in ascending order, of a padded one the last if it is a"
+                    " decoder's, of any other none"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,9 +47,10 @@ def checked_exits(layers: Iterable[int], variant: Variant) -> list[int]:
     if not asked:
         raise InputError("cutoff_layers is empty: there is no layer to read a score behind")
     if wrong := [layer for layer in asked if layer not in exits]:
+        on_gpu = "" if variant.target == "cpu" else ", the last of which is where its graph for a GPU ends"
         raise InputError(
-            f"cutoff layer {_listed(wrong)}: this artifact was exported with {_listed(exits)}; use one of these, or"
-            " export the model with --cutoff-layers"
+            f"cutoff layer {_listed(wrong)}: {variant.name} was exported with {_listed(exits)}; use one of these, or"
+            f" export the model with --cutoff-layers{on_gpu}"
         )
     return asked
 

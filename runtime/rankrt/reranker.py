@@ -330,10 +330,17 @@ class Reranker:
     def _logits_of_block(self, exits: Sequence[int], pairs: Sequence[Pair]) -> Float32Array:
         """Return the best logit of each pair at each of these exits, (n_exits, n_pairs)."""
         encoded = self.encode(pairs)
-        logits = self._causal.run(encoded, self.depth.prefixes(encoded), exits)
+        logits = self._at_exits(exits, encoded)
         for of_exit in logits:
             _check_finite(of_exit, encoded, self.variant)
         return np.stack([of_exit[best_rows(of_exit, encoded.pair_of_row, len(pairs))] for of_exit in logits])
+
+    def _at_exits(self, exits: Sequence[int], encoded: Encoded) -> Float32Array:
+        """Return the logits of rows at these exits, (n_exits, n_rows); on a GPU there is only one."""
+        if isinstance(self._backend, OrtCausal):
+            return self._backend.run(encoded, self.depth.prefixes(encoded), exits)
+        logits, _ = self._run(encoded)
+        return logits[None]
 
     @property
     def _causal(self) -> OrtCausal:

@@ -1,4 +1,4 @@
-"""The operators of ONNX Runtime that the CUDA graph uses, in numpy, after their schemas (bert_defs.cc)."""
+"""The operators of ONNX Runtime that graphs for CUDA use, in numpy, after their schemas (bert_defs.cc)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from scipy.special import erf
+from scipy.special import erf, expit
 
 Array = npt.NDArray[Any]
 
@@ -81,6 +81,89 @@ class BiasGelu(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
         return ((total * 0.5 * (1 + erf(total / np.float32(np.sqrt(2))))).astype(x.dtype),)
 
 
+class FusedMatMul(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """A product with a matrix as it lies, (n_out, n_in)."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: Array, weight: Array, transB: int = 0) -> tuple[Array]:
+        assert transB == 1
+        assert x.dtype == weight.dtype
+        return ((x.astype(np.float32) @ weight.T.astype(np.float32)).astype(x.dtype),)
+
+
+class MultiHeadAttention(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """Causal attention over a matrix of rows, with nothing hidden but what stands behind a token."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, query: Array, key: Array, value: Array, num_heads: int = 0, unidirectional: int = 0) -> tuple[Array]:
+        assert unidirectional == 1
+        assert query.shape == key.shape == value.shape
+        n_rows, longest, n_features = query.shape
+
+        def by_head(x: Array) -> Array:
+            return x.astype(np.float32).reshape(n_rows, longest, num_heads, -1).transpose(0, 2, 1, 3)
+
+        q, k, v = map(by_head, (query, key, value))
+        scores = q @ k.swapaxes(2, 3) * (n_features // num_heads) ** -0.5
+        scores = np.where(np.tri(longest, dtype=bool), scores, -np.inf)
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        return ((shares @ v).transpose(0, 2, 1, 3).reshape(query.shape).astype(query.dtype),)
+
+
+class RotaryEmbedding(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """The halves of each head turned by the angles of the token's place, counted from one position."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        x: Array,
+        position: Array,
+        cosines: Array,
+        sines: Array,
+        num_heads: int = 0,
+        interleaved: int | None = None,
+        rotary_embedding_dim: int | None = None,
+    ) -> tuple[Array]:
+        assert not interleaved
+        assert not rotary_embedding_dim
+        assert position.shape == (1,)
+        assert x.dtype == cosines.dtype == sines.dtype
+        n_rows, longest, _ = x.shape
+        places = slice(int(position[0]), int(position[0]) + longest)
+        first, second = np.split(x.astype(np.float32).reshape(n_rows, longest, num_heads, -1), 2, axis=-1)
+        cosine, sine = cosines[places, None].astype(np.float32), sines[places, None].astype(np.float32)
+        turned = np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+        return (turned.reshape(x.shape).astype(x.dtype),)
+
+
+class SimplifiedLayerNormalization(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """Float32 by its root mean square, in the type of the scale."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, scale: Array, axis: int = 0, epsilon: float = 0.0, stash_type: int = 0) -> tuple[Array]:
+        assert x.dtype == np.float32
+        assert axis == -1
+        normal = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + np.float32(epsilon))
+        return ((normal * scale).astype(scale.dtype),)
+
+
+class QuickGelu(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
+    """x * sigmoid(alpha * x), in fp32."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: Array, alpha: float = 0.0) -> tuple[Array]:
+        wide = x.astype(np.float32)
+        return ((wide * expit(np.float32(alpha) * wide)).astype(x.dtype),)
+
+
 def evaluator(path: str) -> ReferenceEvaluator:
     """Return what computes a graph in numpy."""
-    return ReferenceEvaluator(path, new_ops=[PackedMultiHeadAttention, SkipLayerNormalization, BiasGelu])
+    operators = [PackedMultiHeadAttention, SkipLayerNormalization, BiasGelu]
+    causal = [FusedMatMul, MultiHeadAttention, RotaryEmbedding, SimplifiedLayerNormalization, QuickGelu]
+    return ReferenceEvaluator(path, new_ops=operators + causal)

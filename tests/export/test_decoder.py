@@ -356,9 +356,9 @@ def test_flagembedding_s_interfaces_take_their_own_options(layerwise: Path):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda r: r.score(PAIRS, cutoff_layers=[2, 4]), "cutoff layer 4: this artifact was exported with 2, 3, 5, 6"),
+        (lambda r: r.score(PAIRS, cutoff_layers=[2, 4]), "cutoff layer 4: cpu-fp32 was exported with 2, 3, 5, 6"),
         (lambda r: r.score(PAIRS, cutoff_layers=[]), "cutoff_layers is empty"),
-        (lambda r: r.with_cutoff(40), "cutoff layer 40: this artifact was exported with"),
+        (lambda r: r.with_cutoff(40), "cutoff layer 40: cpu-fp32 was exported with"),
         (
             lambda r: r.with_rules(max_length=8192),
             "makes rows of .* tokens with the prompt, but this model takes at most",

@@ -180,6 +180,44 @@ def test_tensorrt_runs_everything(artifact: Artifact):
     assert verdicts == {"build": "ok", "nodes": "ok", "memory": "ok"}
 
 
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    make = pytest.importorskip("tests.export.decoders", reason="needs the export extra")
+    folder = tmp_path_factory.mktemp("decoder")
+    options = ["--target", "cpu", "cuda", "tensorrt", "--precision", "fp32", "fp16", "--min-tau", "-1"]
+    checkpoint = make.make_decoder(folder / "checkpoint", "Gemma", head_dim=64)
+    assert main(["export", str(checkpoint), str(folder / "artifact"), *options]) == 0
+    return open_artifact(folder / "artifact")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_decoder_on_cuda_drifts_no_further_than_it_may(decoder: Artifact, pairs, precision: Precision):
+    with Reranker.load(decoder.folder, device="cpu", precision="fp32", prepare=False) as reranker:
+        expected = reranker.score(pairs)
+    (variant,) = variants_for(decoder, CUDA, precision)
+    limit = FP32_LIMIT if precision == "fp32" else drift_limit(variant)
+    assert np.abs(scores(decoder, CUDA, precision, pairs) - expected).max() < limit
+
+
+def test_a_decoder_attends_by_a_flash_kernel(decoder: Artifact):
+    (variant,) = variants_for(decoder, CUDA, "fp16")
+    build(decoder, variant, CUDA)
+    findings = {finding.name: finding for finding in examine_variant(decoder, variant, CUDA)}
+    assert (findings["nodes"].verdict, findings["attention"].verdict) == ("ok", "ok"), findings
+
+
+def test_a_decoder_on_tensorrt_drifts_no_further_than_it_may(
+    decoder: Artifact, pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _needs(TENSORRT)
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path))
+    with Reranker.load(decoder.folder, device="cpu", precision="fp32", prepare=False) as reranker:
+        expected = reranker.score(pairs)
+    (variant,) = variants_for(decoder, TENSORRT, "fp16")
+    build(decoder, variant, TENSORRT)
+    assert np.abs(scores(decoder, TENSORRT, "fp16", pairs) - expected).max() < drift_limit(variant)
+
+
 def test_auto_takes_the_gpu(artifact: Artifact):
     (variant,) = variants_for(artifact, CUDA, "fp16")
     build(artifact, variant, CUDA)

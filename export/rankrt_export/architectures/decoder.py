@@ -3,7 +3,8 @@
 Pre-norm layers of grouped causal attention with rotary positions and a gated feed-forward, as in transformers' classes;
 what differs between the families is in `FAMILIES`. A score is read off a row's last token: the last layer of a run
 computes keys and values for all tokens and the rest for the last ones, and in place of a vocabulary matrix there is one
-vector. The layers are cut into sections behind those that a score can be read from.
+vector. For a CPU the layers are cut into sections behind those that a score can be read from; for a GPU they are one
+graph that ends behind the last of these.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +14,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rankrt.arrays import Float32Array
 from rankrt_export.blueprint import Blueprint, Readout, Section
 from rankrt_export.errors import CheckpointError
-from rankrt_export.graph import MICROSOFT, CausalRows, Graph
+from rankrt_export.graph import CausalEngine, Graph, RotaryTables
 from rankrt_export.targets import CAUSAL_TARGETS
-from rankrt_export.targets.cpu_causal import SegmentShape
+from rankrt_export.targets.segment import SegmentShape
 from rankrt_export.weights import read
 
 
@@ -99,9 +99,9 @@ class Config:
 
 
 def build(blueprint: Blueprint) -> Sequence[Section]:
-    """Return a section for each readout; outputs are `logits`, `kept` and, but for the last section, `hidden`."""
+    """Return a section for each readout, for a GPU for the last; outputs are `logits` and what sections hand on."""
     shape, start, sections = Config.read(blueprint.config), 0, []
-    for readout in blueprint.readouts:
+    for readout in blueprint.readouts if blueprint.target == "cpu" else blueprint.readouts[-1:]:
         sections.append(_section(blueprint, shape, range(start, readout.layer), readout))
         start = readout.layer
     return sections
@@ -116,64 +116,65 @@ def _section(blueprint: Blueprint, shape: Config, layers: range, readout: Readou
         n_kv_heads=shape.n_kv_heads,
         head_size=shape.head_size,
     )
-    rows = CAUSAL_TARGETS[blueprint.target](graph, segment)
-    model = _Decoder(graph, rows, shape, blueprint.max_length)
-    hidden = model.embeddings() if segment.is_first else rows.states
+    engine = CAUSAL_TARGETS[blueprint.target](graph, segment)
+    model = _Decoder(graph, engine, shape, blueprint.max_length)
+    hidden = model.embeddings() if segment.is_first else engine.states
     for layer in layers:
         hidden = model.layer(layer, hidden, is_last=layer == layers[-1])
-    outputs = {"logits": model.logits(hidden, readout), "kept": rows.kept()}
+    outputs = {"logits": model.logits(hidden, readout), **engine.outputs()}
     if readout is not blueprint.readouts[-1]:
         outputs["hidden"] = hidden
-    return Section(graph=graph, layout=rows.layout, outputs=outputs, layer=readout.layer)
+    return Section(graph=graph, layout=engine.layout, outputs=outputs, layer=readout.layer)
 
 
 class _Decoder:
     """The layers of a decoder, written into one graph."""
 
-    def __init__(self, graph: Graph, rows: CausalRows, shape: Config, max_length: int) -> None:
+    def __init__(self, graph: Graph, engine: CausalEngine, shape: Config, max_length: int) -> None:
         self._graph = graph
-        self._rows = rows
+        self._engine = engine
         self._shape = shape
-        cosines, sines = rotary_tables(max_length, shape.head_size, shape.rope_base)
-        self._tables = graph.array("rope.cosines", cosines), graph.array("rope.sines", sines)
+        self._tables = rotary_tables(max_length, shape.head_size, shape.rope_base)
 
     def embeddings(self) -> ir.Value:
         """Return the scaled vectors of the tokens."""
-        return self._scaled(
-            self._graph.embedding(self._rows.states, "model.embed_tokens.weight"), self._shape.embedding_scale
-        )
+        vectors = self._graph.embedding(self._engine.states, "model.embed_tokens.weight")
+        return self._scaled(self._graph.as_float32(vectors), self._shape.embedding_scale)
 
     def layer(self, layer: int, hidden: ir.Value, *, is_last: bool) -> ir.Value:
         """Return the states behind a layer, of the tokens that go on if it is the segment's last."""
         name = f"model.layers.{layer}"
         attended = self._attention(name, self._norm(hidden, f"{name}.input_layernorm"), is_last=is_last)
-        hidden = self._rows.going_on(hidden) if is_last else hidden
-        hidden = self._graph.op("Add", hidden, self._scaled(attended, self._shape.residual_scale))
+        hidden = self._added(self._engine.going_on(hidden) if is_last else hidden, attended)
         widened = self._feed_forward(f"{name}.mlp", self._norm(hidden, f"{name}.post_attention_layernorm"))
-        return self._graph.op("Add", hidden, self._scaled(widened, self._shape.residual_scale))
+        return self._added(hidden, widened)
 
     def logits(self, hidden: ir.Value, readout: Readout) -> ir.Value:
         """Return one logit for each row, (n_rows,)."""
-        last = self._norm(self._rows.last_tokens(hidden), "model.norm")
+        last = self._graph.as_float32(self._norm(self._engine.last_tokens(hidden), "model.norm"))
         vector = self._graph.array(f"readout.{readout.layer}", readout.vector.reshape(-1, 1))
         return self._graph.op("Squeeze", self._graph.op("MatMul", last, vector), self._graph.ints(1))
 
     def _attention(self, name: str, hidden: ir.Value, *, is_last: bool) -> ir.Value:
         shape, name = self._shape, f"{name}.self_attn"
-        asking = self._rows.going_on(hidden) if is_last else hidden
-        query = self._heads(asking, f"{name}.q", shape.n_heads, is_going_on=is_last)
-        key = self._heads(hidden, f"{name}.k", shape.n_kv_heads, is_going_on=False)
+        asking = self._engine.asking(hidden) if is_last else hidden
+        query = self._heads(asking, f"{name}.q", shape.n_heads, is_last=is_last)
+        key = self._heads(hidden, f"{name}.k", shape.n_kv_heads, is_last=False)
         value = self._linear(hidden, f"{name}.v_proj")
-        attended = self._rows.attention(query, key, value, n_heads=shape.n_heads, is_going_on=is_last)
+        attended = self._engine.attention(query, key, value, n_heads=shape.n_heads, is_last=is_last)
         return self._linear(attended, f"{name}.o_proj")
 
-    def _heads(self, hidden: ir.Value, name: str, n_heads: int, *, is_going_on: bool) -> ir.Value:
-        """Return queries or keys, turned by their positions, (n_tokens, n_heads * size)."""
+    def _heads(self, hidden: ir.Value, name: str, n_heads: int, *, is_last: bool) -> ir.Value:
+        """Return queries or keys, turned by their positions, (..., n_heads * size)."""
         x = self._linear(hidden, f"{name}_proj")
         if self._shape.family.has_head_norms:
-            by_head = self._graph.op("Reshape", x, self._graph.ints(0, n_heads, self._shape.head_size))
-            x = self._graph.op("Flatten", self._norm(by_head, f"{name}_norm"), axis=1)
-        return self._rows.rotated(x, *self._tables, n_heads=n_heads, is_going_on=is_going_on)
+            x = self._head_norm(x, f"{name}_norm", n_heads)
+        return self._engine.rotated(x, self._tables, n_heads=n_heads, is_last=is_last)
+
+    def _head_norm(self, x: ir.Value, name: str, n_heads: int) -> ir.Value:
+        graph, size, places = self._graph, self._shape.head_size, [0] * self._engine.n_axes
+        by_head = graph.op("Reshape", graph.as_float32(x), graph.ints(*places, n_heads, size))
+        return graph.op("Reshape", self._norm(by_head, name), graph.ints(*places, n_heads * size))
 
     def _feed_forward(self, name: str, hidden: ir.Value) -> ir.Value:
         gate, up = (self._linear(hidden, f"{name}.{part}_proj") for part in ("gate", "up"))
@@ -182,7 +183,7 @@ class _Decoder:
     def _activated(self, gate: ir.Value) -> ir.Value:
         if self._shape.family is _GEMMA:
             return self._graph.op("Gelu", gate, approximate="tanh")
-        return self._graph.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x) in one pass
+        return self._engine.silu(gate)
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:
         """Multiply; Qwen 2 has biases before its attention, and others where config.json asks for them."""
@@ -190,23 +191,27 @@ class _Decoder:
         return self._graph.linear(x, name) if has_bias else self._graph.product(x, name)
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
-        return self._graph.rms_norm(x, self._norm_scale(f"{name}.weight"), self._shape.epsilon)
+        """Normalise float32, times the scale of that name; return states."""
+        name, shift = f"{name}.weight", self._shape.family.norm_shift
+        scale = read(self._graph.weights, name)
+        if shift:
+            name, scale = f"{name}+{shift}", scale + np.float32(shift)
+        return self._engine.rms_norm(x, name, scale, self._shape.epsilon)
 
-    def _norm_scale(self, name: str) -> ir.Value:
-        if not (shift := self._shape.family.norm_shift):
-            return self._graph.vector(name)
-        return self._graph.array(f"{name}+{shift}", read(self._graph.weights, name) + np.float32(shift))
+    def _added(self, hidden: ir.Value, x: ir.Value) -> ir.Value:
+        """Return the sum of the layers so far and what comes to it, scaled, in float32."""
+        return self._graph.op("Add", hidden, self._scaled(self._graph.as_float32(x), self._shape.residual_scale))
 
     def _scaled(self, x: ir.Value, scale: float) -> ir.Value:
         return x if scale == 1.0 else self._graph.op("Mul", x, self._graph.scalar(np.float32(scale)))
 
 
-def rotary_tables(n_positions: int, head_size: int, base: float) -> tuple[Float32Array, Float32Array]:
-    """Return the cosines and the sines of all positions, (n_positions, head_size / 2); angles in float32, as torch."""
+def rotary_tables(n_positions: int, head_size: int, base: float) -> RotaryTables:
+    """Return the tables of all positions; angles in float32, as torch."""
     exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
     frequencies = np.float32(1) / np.power(np.float32(base), exponents)
     angles = np.arange(n_positions, dtype=np.float32)[:, None] * frequencies
-    return np.cos(angles), np.sin(angles)
+    return RotaryTables(np.cos(angles), np.sin(angles))
 
 
 def _check(config: Mapping[str, Any], family: Family) -> None:

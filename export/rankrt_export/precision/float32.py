@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt_export.errors import CheckpointError
-from rankrt_export.graph import FLOAT, Graph
+from rankrt_export.graph import FLOAT, MICROSOFT, Graph
 
 # Returns x @ W.T + bias, if there is one, for W as it is stored, (n_out, n_in).
 Multiply: TypeAlias = Callable[[Graph, ir.Value, ir.Value, ir.Value | None], ir.Value]
@@ -21,6 +21,12 @@ def gemm(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> 
 def matmul(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
     """Multiply states of any shape, which Gemm does not take. Engines transpose the weight when they load the graph."""
     product = graph.op("MatMul", x, graph.op("Transpose", weight, perm=[1, 0]))
+    return product if bias is None else graph.op("Add", product, bias)
+
+
+def fused_matmul(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """Multiply states of any shape by a weight as it lies, in ONNX Runtime's own operator."""
+    product = graph.op("FusedMatMul", x, weight, domain=MICROSOFT, transB=1)
     return product if bias is None else graph.op("Add", product, bias)
 
 

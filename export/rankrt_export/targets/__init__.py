@@ -3,15 +3,22 @@
 from collections.abc import Callable, Mapping
 
 from rankrt.artifact import Target
-from rankrt_export.graph import CausalRows, Engine, Graph
+from rankrt_export.graph import CausalEngine, Engine, Graph
 from rankrt_export.targets.cpu import CpuEngine
-from rankrt_export.targets.cpu_causal import CausalPackedRows, SegmentShape
+from rankrt_export.targets.cpu_causal import CausalCpuEngine
 from rankrt_export.targets.cuda import CudaEngine
+from rankrt_export.targets.cuda_causal import CausalCudaEngine
+from rankrt_export.targets.segment import SegmentShape
 from rankrt_export.targets.tensorrt import TensorRtEngine
+from rankrt_export.targets.tensorrt_causal import CausalTensorRtEngine
 
 TARGETS: Mapping[Target, Callable[[Graph], Engine]] = {
     "cpu": CpuEngine,
     "cuda": CudaEngine,
     "tensorrt": TensorRtEngine,
 }
-CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalRows]] = {"cpu": CausalPackedRows}
+CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
+    "cpu": CausalCpuEngine,
+    "cuda": CausalCudaEngine,
+    "tensorrt": CausalTensorRtEngine,
+}

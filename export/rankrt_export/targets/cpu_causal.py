@@ -6,16 +6,17 @@ row's own as they are. So there is no padding, and a row's numbers are the same 
 runs, and whether its prefix was computed with it or before it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from rankrt.arrays import Float32Array
 from rankrt.artifact import Layout
-from rankrt_export.graph import MICROSOFT, Graph
+from rankrt_export.graph import MICROSOFT, Graph, RotaryTables
 from rankrt_export.targets.each_row import Row, each_row
+from rankrt_export.targets.segment import SegmentShape
 
 # GroupQueryAttention takes heads of a multiple of this size; others are filled up with zeros, which add nothing.
 _HEAD_STEP = 8
@@ -23,30 +24,16 @@ _HEAD_STEP = 8
 Op: TypeAlias = Callable[..., ir.Value]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentShape:
-    """A segment of a causal model: whether ids come in or states, its layers, and its heads of keys and values."""
-
-    is_first: bool
-    n_layers: int
-    n_features: int
-    n_kv_heads: int
-    head_size: int
-
-    @property
-    def filled_size(self) -> int:
-        """The size of a head as attention takes it."""
-        return -(-self.head_size // _HEAD_STEP) * _HEAD_STEP
-
-
-class CausalPackedRows:
+class CausalCpuEngine:
     """Inputs as docs/artifact.md describes them for the layout "causal"."""
 
     layout: Layout = "causal"
+    n_axes = 1
 
     def __init__(self, graph: Graph, shape: SegmentShape) -> None:
         self._graph = graph
         self._shape = shape
+        self._filled_size = -(-shape.head_size // _HEAD_STEP) * _HEAD_STEP
         self.states = (
             graph.input("input_ids", ir.DataType.INT32, ["n_tokens"])
             if shape.is_first
@@ -55,7 +42,7 @@ class CausalPackedRows:
         offsets = graph.input("row_offsets", ir.DataType.INT32, ["n_offsets"])
         before = graph.input("tokens_before", ir.DataType.INT32, ["n_pieces", 2])
         positions = graph.input("positions", ir.DataType.INT64, ["n_tokens"])
-        prefix_shape: list[str | int] = [shape.n_layers, 2, shape.n_kv_heads, "n_prefix", shape.filled_size]
+        prefix_shape: list[str | int] = [shape.n_layers, 2, shape.n_kv_heads, "n_prefix", self._filled_size]
         self._prefix = graph.input("prefix", ir.DataType.FLOAT, prefix_shape)
         self._last_tokens = graph.input("last_layer_tokens", ir.DataType.INT64, ["n_last"])
         last_offsets = graph.input("last_layer_offsets", ir.DataType.INT32, ["n_offsets"])
@@ -68,35 +55,37 @@ class CausalPackedRows:
         self._positions, self._last_positions = positions, graph.op("Gather", positions, self._last_tokens)
         self._kept: list[ir.Value] = []
 
+    def asking(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of the tokens that go on."""
+        return self.going_on(hidden)
+
     def going_on(self, x: ir.Value) -> ir.Value:
         """Return the states of the tokens that go on from the segment's last layer."""
         return self._graph.op("Gather", x, self._last_tokens, axis=0)
 
-    def rotated(self, x: ir.Value, cosines: ir.Value, sines: ir.Value, *, n_heads: int, is_going_on: bool) -> ir.Value:
+    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
         """Turn the features of each head by the token's position; `x` has all tokens, or those that go on."""
         graph, one = self._graph, self._graph.ints(1)
-        positions = self._last_positions if is_going_on else self._positions
+        positions = self._last_positions if is_last else self._positions
         # Each token is a sequence of its own: a sequence may not be longer than the tables, but a run may.
         tokens = [graph.op("Unsqueeze", value, one) for value in (x, positions)]
-        turned = graph.op("RotaryEmbedding", *tokens, cosines, sines, domain=MICROSOFT, num_heads=n_heads)
+        turned = graph.op("RotaryEmbedding", *tokens, *tables.stored(graph), domain=MICROSOFT, num_heads=n_heads)
         return graph.op("Squeeze", turned, one)
 
-    def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_going_on: bool
-    ) -> ir.Value:
+    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
         """Attend from all tokens, or from those that go on, to what stands before them in row and prefix."""
         graph, zero = self._graph, self._graph.ints(0)
         query = self._filled(query, n_heads)
         key, value = (self._filled(x, self._shape.n_kv_heads) for x in (key, value))
         prefixes = self._prefixes()
         self._keep(key, value)
-        asking = self._last_offsets if is_going_on else self._offsets
+        asking = self._last_offsets if is_last else self._offsets
 
         def of_row(tape: Tape, row: Row) -> ir.Value:
             start, stop = (tape.op("Gather", [asking, index]) for index in (row.index, row.next_index))
             middle = tape.op("Sub", [row.stop, tape.op("Sub", [stop, start])])
             places_before = [[tape.op("Gather", [column, row.index]) for column in self._before]]
-            if is_going_on:
+            if is_last:
                 places_before.append([row.start, middle])
             before = [
                 self._behind(tape, prefix, [tape.op("Slice", [states, *place, zero]) for place in places_before])
@@ -126,9 +115,18 @@ class CausalPackedRows:
         stops = graph.op("Slice", self._last_offsets, graph.ints(1), graph.ints(2**62), graph.ints(0))
         return graph.op("Gather", hidden, graph.op("Sub", stops, graph.ints(1)), axis=0)
 
-    def kept(self) -> ir.Value:
+    def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
+        """Normalise in one operator."""
+        stored = self._graph.array(name, scale)
+        return self._graph.op("SimplifiedLayerNormalization", x, stored, axis=-1, epsilon=epsilon, stash_type=1)
+
+    def silu(self, x: ir.Value) -> ir.Value:
+        """Return x * sigmoid(x), in one pass."""
+        return self._graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+
+    def outputs(self) -> Mapping[str, ir.Value]:
         """Return the keys and values of the first tokens, (n_layers, 2, n_kv_heads, n_kept, head_size)."""
-        return self._graph.op("Concat", *self._kept, axis=0)
+        return {"kept": self._graph.op("Concat", *self._kept, axis=0)}
 
     def _prefixes(self) -> tuple[ir.Value, ir.Value]:
         """Return the prefix's keys and values for the layer whose turn it is, (1, n_kv_heads, n_prefix, head_size)."""
@@ -151,22 +149,22 @@ class CausalPackedRows:
 
     def _by_head(self, op: Op, x: ir.Value) -> ir.Value:
         """Return states, (n, n_kv_heads * head_size), as (n_kv_heads, n, head_size); n may be 0."""
-        shape = self._graph.ints(0, self._shape.n_kv_heads, self._shape.filled_size)
+        shape = self._graph.ints(0, self._shape.n_kv_heads, self._filled_size)
         return op("Transpose", op("Reshape", x, shape), perm=[1, 0, 2])
 
     def _filled(self, x: ir.Value, n_heads: int) -> ir.Value:
         """Return states, (n, n_heads * head_size), with heads of a size that attention takes."""
         graph, shape = self._graph, self._shape
-        if shape.filled_size == shape.head_size:
+        if self._filled_size == shape.head_size:
             return x
         by_head = graph.op("Reshape", x, graph.ints(0, n_heads, shape.head_size))
-        filled = graph.op("Pad", by_head, graph.ints(0, 0, 0, 0, 0, shape.filled_size - shape.head_size))
+        filled = graph.op("Pad", by_head, graph.ints(0, 0, 0, 0, 0, self._filled_size - shape.head_size))
         return graph.op("Flatten", filled, axis=1)
 
     def _unfilled(self, x: ir.Value, n_heads: int) -> ir.Value:
         graph, shape = self._graph, self._shape
-        if shape.filled_size == shape.head_size:
+        if self._filled_size == shape.head_size:
             return x
-        by_head = graph.op("Reshape", x, graph.ints(0, n_heads, shape.filled_size))
+        by_head = graph.op("Reshape", x, graph.ints(0, n_heads, self._filled_size))
         heads = graph.op("Slice", by_head, graph.ints(0), graph.ints(shape.head_size), graph.ints(2))
         return graph.op("Flatten", heads, axis=1)

@@ -1,0 +1,44 @@
+"""Attention over a matrix of rows in plain operators, in the shape that TensorRT recognises.
+
+That is a product, a softmax, a product, with the scale multiplied into the query before (its guide, "Fused Attention").
+The mask is added, and adds 0 where nothing is hidden; softmax is fp32 whatever the states are.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from rankrt_export.graph import FLOAT, HALF, Graph
+
+# What hides a place: exp() of it is 0, and no score that is added to it makes it infinite.
+_HIDDEN = np.float32(-1e30)
+_TYPE_OF = {FLOAT: np.float32, HALF: np.float16}
+
+
+def places(graph: Graph, ids: ir.Value) -> ir.Value:
+    """Return the places of a row, 0 to longest - 1, in int32; `ids` are (n_rows, longest)."""
+    zero, one = (graph.constant(f"int32({i})", np.array(i, np.int32)) for i in (0, 1))
+    longest = graph.op("Squeeze", graph.op("Shape", ids, start=1, end=2), graph.ints(0))
+    return graph.op("Range", zero, graph.op("Cast", longest, to=ir.DataType.INT32), one)
+
+
+def mask(graph: Graph, is_seen: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """Return what is added to scores, 0 where they are seen, with further axes of one place each."""
+    added = graph.op("Where", is_seen, graph.scalar(np.float32(0)), graph.scalar(_HIDDEN))
+    return graph.op("Unsqueeze", added, graph.ints(*axes))
+
+
+def attention(graph: Graph, query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value, size: int) -> ir.Value:
+    """Return what queries attend to, (n_rows, n_asking, n_heads * size), from states of as many heads."""
+    scale = graph.constant(f"{size}**-0.5", np.array(size**-0.5, _TYPE_OF[graph.states]))
+    asking = _by_head(graph, graph.op("Mul", query, scale), size, perm=[0, 2, 1, 3])
+    scores = graph.op("MatMul", asking, _by_head(graph, key, size, perm=[0, 2, 3, 1]))
+    shares = graph.op("Softmax", graph.op("Add", graph.as_float32(scores), mask), axis=-1)
+    attended = graph.op("MatMul", graph.as_states(shares), _by_head(graph, value, size, perm=[0, 2, 1, 3]))
+    return graph.op("Reshape", graph.op("Transpose", attended, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
+
+
+def _by_head(graph: Graph, x: ir.Value, size: int, *, perm: list[int]) -> ir.Value:
+    """Return states as (n_rows, n_tokens, n_heads, size), transposed."""
+    return graph.op("Transpose", graph.op("Reshape", x, graph.ints(0, 0, -1, size)), perm=perm)
