@@ -1,15 +1,15 @@
 """The environments that systems run in: one a lock file, built on demand, cached, each unable to break another.
 
     python -m benchmarks.environments NAME...          build them
-    python -m benchmarks.environments --lock NAME...   pin again what locks/NAME.in asks for
+    python -m benchmarks.environments --lock NAME...   pin again what locks/NAME.in asks for, without building it
 
 `locks/NAME.in` says what is wanted, `locks/NAME.txt` every version that came of it.
 """
 
 import argparse
 import hashlib
+import json
 import os
-import re
 import subprocess
 import sys
 import venv
@@ -85,18 +85,16 @@ def _pip(python: str, *arguments: str) -> str:
 
 
 def lock(name: str) -> None:
-    """Resolve an environment anew in a folder of its own and write down what came out."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = LOCKS / f"{name}.in"
-        _build(Path(folder) / "environment", wanted)
-        frozen = _pip(str(Path(folder) / "environment" / "bin" / "python"), "freeze", "--exclude-editable")
-    own = [line for line in wanted.read_text().splitlines() if line.startswith("--editable")]
+    """Resolve an environment anew, with nothing installed, and write down what came out."""
+    wanted = LOCKS / f"{name}.in"
+    resolve = ["install", *_QUIET, "--dry-run", "--ignore-installed", "--report", "-", "--requirement", str(wanted)]
+    found = json.loads(_pip(sys.executable, *resolve))["install"]
+    named = [part["metadata"] for part in found if "dir_info" not in part["download_info"]]
     # "+cpu" is a build that not every index has; the version decides.
-    pins = [re.sub(r"\+[\w.]+$", "", line) for line in frozen.splitlines()]
+    pins = {f"{part['name']}=={part['version'].partition('+')[0]}" for part in named}
+    own = [line for line in wanted.read_text().splitlines() if line.startswith("--editable")]
     head = f"# Made of {wanted.name}: python -m benchmarks.environments --lock {name}"
-    (LOCKS / f"{name}.txt").write_text("\n".join([head, *own, *pins]) + "\n")
+    (LOCKS / f"{name}.txt").write_text("\n".join([head, *own, *sorted(pins, key=str.lower)]) + "\n")
 
 
 def main() -> None:
@@ -105,10 +103,11 @@ def main() -> None:
     parser.add_argument("--lock", action="store_true", help="resolve again, and write locks/NAME.txt")
     options = parser.parse_args()
     for name in options.names or names():
-        if options.lock:
-            lock(name)
         try:
-            print(f"{name}: {python_of(name)}")
+            if options.lock:
+                lock(name)
+            else:
+                print(f"{name}: {python_of(name)}")
         except SystemFailed as failure:
             print(f"{name}: {failure}")
 

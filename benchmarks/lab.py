@@ -108,7 +108,8 @@ class Lab:
 
     def start(self, system: str, budget: Budget | None = None) -> Worker:
         """Load a system in a process of its own, which the caller closes. Raises SystemFailed with the reason."""
-        entry, budget = entry_of(system), budget or self.settings.budget
+        budget = budget or self.settings.budget
+        entry = entry_of(system, budget.device)
         python = python_of(entry.environment) if entry.environment else Path(sys.executable)
         log = cache_folder() / "logs" / f"{system.replace(':', '.')}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ class Lab:
 
     def path_for(self, system: str) -> Path:
         """Return what a system loads, converted the first time."""
-        given = entry_of(system).given
+        given = entry_of(system, self.settings.budget.device).given
         if self.settings.artifact and given.startswith("rankrt"):
             return self.settings.artifact
         if not given:

@@ -4,9 +4,9 @@ A system that is to be measured here is an entry in `SYSTEMS` and a class with t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class System(Protocol):
@@ -85,7 +85,9 @@ SYSTEMS: Mapping[str, Entry] = {
         place="benchmarks.systems.pytorch:CompiledFloat16", environment="torch", devices=("cuda",)
     ),
     "sentence-transformers-torch": Entry(
-        place="benchmarks.systems.sentence_transformers:Torch", environment="sentence-transformers"
+        place="benchmarks.systems.sentence_transformers:Torch",
+        environment="sentence-transformers",
+        devices=_TORCH_DEVICES,
     ),
     "sentence-transformers-onnx": Entry(
         place="benchmarks.systems.sentence_transformers:Onnx",
@@ -99,7 +101,9 @@ SYSTEMS: Mapping[str, Entry] = {
     ),
     "flagembedding-shipped": Entry(place="benchmarks.systems.flagembedding:AsShipped", environment="flagembedding"),
     "flagembedding-no-probe": Entry(place="benchmarks.systems.flagembedding:WithoutProbe", environment="flagembedding"),
-    "optimum-exported": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx"),
+    "optimum-exported": Entry(
+        place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx", devices=_TORCH_DEVICES
+    ),
     "optimum-o3": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx-o3"),
     "onnxruntime-int8": Entry(place="benchmarks.systems.optimum:Optimum", environment="optimum", given="onnx-int8"),
     "openvino-fp32": Entry(place="benchmarks.systems.openvino:OpenVino", environment="openvino", given="openvino"),
@@ -110,10 +114,21 @@ SYSTEMS: Mapping[str, Entry] = {
     "infinity": Entry(place="", environment="infinity"),
 }
 
+# What is another on a GPU: environments with ONNX Runtime's build for it, and an artifact with graphs for it. PyTorch's
+# wheels are for both.
+_ON_GPU: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("rankrt-fp32", "cuda"): {"environment": "rankrt-cuda", "given": "rankrt-gpu"},
+    ("rankrt-fp16", "cuda"): {"environment": "rankrt-cuda", "given": "rankrt-gpu"},
+    ("rankrt-fp32", "tensorrt"): {"environment": "rankrt-tensorrt", "given": "rankrt-gpu"},
+    ("rankrt-fp16", "tensorrt"): {"environment": "rankrt-tensorrt", "given": "rankrt-gpu"},
+    ("optimum-exported", "cuda"): {"environment": "optimum-cuda"},
+}
+
 CONVERSIONS: Mapping[str, Conversion] = {
     "rankrt": Conversion(place="benchmarks.systems.rankrt_export:fp32", environment="rankrt-export"),
     "rankrt-int8": Conversion(place="benchmarks.systems.rankrt_export:int8", environment="rankrt-export"),
     "rankrt-fp16": Conversion(place="benchmarks.systems.rankrt_export:fp16", environment="rankrt-export"),
+    "rankrt-gpu": Conversion(place="benchmarks.systems.rankrt_export:gpu", environment="rankrt-export"),
     "sentence-transformers-onnx": Conversion(
         place="benchmarks.systems.sentence_transformers:to_onnx", environment="sentence-transformers-onnx"
     ),
@@ -157,11 +172,18 @@ CEILINGS: Mapping[str, Entry] = {
 }
 
 
-def entry_of(name: str) -> Entry:
-    """Return a system's entry; `module:class` is a system of yours, in the harness's own environment."""
+def entry_of(name: str, device: str = "cpu") -> Entry:
+    """Return a system's entry on a device; `module:class` is a system of yours, in the harness's own environment."""
     if ":" in name:
         return Entry(place=name, environment="", batch_sizes=(), devices=())
-    return {**SYSTEMS, **DECODERS, **CEILINGS}[name]
+    found = {**SYSTEMS, **DECODERS, **CEILINGS}[name]
+    return replace(found, **_ON_GPU.get((name, device.partition(":")[0]), {}))
+
+
+def all_entries() -> list[Entry]:
+    """Return the entries of all systems on all devices."""
+    elsewhere = [entry_of(name, device) for name, device in _ON_GPU]
+    return [*SYSTEMS.values(), *DECODERS.values(), *CEILINGS.values(), *elsewhere]
 
 
 def members(name: str) -> list[str]:

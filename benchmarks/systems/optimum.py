@@ -21,15 +21,19 @@ _EXPORTED, _INT8 = "model.onnx", "model_quantized.onnx"
 class Optimum:
     """Padded to the longest row of a batch, as the model card shows it."""
 
-    def __init__(self, model: str, n_threads: int) -> None:
+    def __init__(self, model: str, n_threads: int, device: str = "cpu") -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         (graph,) = sorted(Path(model).glob("*.onnx"))
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        provider, of_provider = _provider(device)
         self._model = ORTModelForSequenceClassification.from_pretrained(
-            model, file_name=graph.name, provider="CPUExecutionProvider", session_options=options
+            model, file_name=graph.name, provider=provider, provider_options=of_provider, session_options=options
         )
-        self.versions = {name: version(name) for name in ("optimum-onnx", "onnxruntime", "transformers")}
+        if provider not in self._model.providers:
+            raise RuntimeError(f"ONNX Runtime did not load {provider}, and went on with {self._model.providers}")
+        engine = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
+        self.versions = {name: version(name) for name in ("optimum-onnx", engine, "transformers")}
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         logits: list[float] = []
@@ -38,6 +42,13 @@ class Optimum:
             rows = self._tokenizer(pairs, padding=True, truncation=True, max_length=max_length, return_tensors="np")
             logits += self._model(**rows).logits[:, 0].tolist()
         return logits
+
+
+def _provider(device: str) -> tuple[str, dict[str, int] | None]:
+    """Return a device's provider and its options."""
+    if device == "cpu":
+        return "CPUExecutionProvider", None
+    return "CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)}
 
 
 def export(checkpoint: Path, out: Path) -> None:

@@ -15,6 +15,11 @@ def fp16(checkpoint: Path, out: Path) -> None:
     _export(checkpoint, out, "fp16")
 
 
+def gpu(checkpoint: Path, out: Path) -> None:
+    """Write the graphs for GPUs; CUDA's are verified by `rankrt build` on one, or named by their precision."""
+    export(str(checkpoint), out, Options(precisions=["fp32", "fp16"], targets=["cuda", "tensorrt"]))
+
+
 def int8(checkpoint: Path, out: Path) -> None:
     """Export within the default limits; random weights cannot meet them, and are for speed: all layers then."""
     try:

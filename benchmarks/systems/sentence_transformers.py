@@ -15,9 +15,9 @@ class Torch:
     backend: ClassVar[str] = "torch"
     parts: ClassVar[tuple[str, ...]] = ("sentence-transformers", "torch", "transformers")
 
-    def __init__(self, model: str, n_threads: int) -> None:
+    def __init__(self, model: str, n_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(n_threads)
-        self._model = CrossEncoder(model, device="cpu", backend=self.backend, model_kwargs=self.options(n_threads))
+        self._model = CrossEncoder(model, device=device, backend=self.backend, model_kwargs=self.options(n_threads))
         self.versions = {name: version(name) for name in self.parts}
 
     def options(self, n_threads: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.environments import LOCKS, pinned, python_of
 from benchmarks.suites.load import SERVERS
-from benchmarks.systems import CEILINGS, CONVERSIONS, PROGRAMS, SYSTEMS, members, open_system
+from benchmarks.systems import CONVERSIONS, PROGRAMS, SYSTEMS, all_entries, entry_of, members, open_system
 from benchmarks.worker import Budget, SystemFailed, Worker
 
 BUDGET = Budget(n_threads=1, cpus=(0,), load_s=30, call_s=0.5)
@@ -21,16 +21,27 @@ def worker(system: str, folder: Path, budget: Budget = BUDGET) -> Worker:
 
 
 def test_every_system_has_a_pinned_environment_and_what_it_is_given():
-    environments = {entry.environment for entry in (*SYSTEMS.values(), *CEILINGS.values())}
+    environments = {entry.environment for entry in all_entries()}
     environments |= {made.environment for made in (*CONVERSIONS.values(), *PROGRAMS.values())}
     environments |= {server.environment for server in SERVERS.values()}
     assert environments - {""} == {lock.stem for lock in LOCKS.glob("*.txt")}
-    assert {entry.given for entry in SYSTEMS.values()} - {""} == set(CONVERSIONS)
+    assert {entry.given for entry in all_entries()} - {""} == set(CONVERSIONS)
     assert {server.program for server in SERVERS.values()} - {""} == set(PROGRAMS)
     assert set(SERVERS) <= set(SYSTEMS)
     for lock in LOCKS.glob("*.txt"):
         lines = [line for line in lock.read_text().splitlines() if not line.startswith(("#", "--editable .["))]
         assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == [], lock.name
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tensorrt"])
+def test_on_a_gpu_onnx_runtime_s_systems_have_its_build_for_one(device: str):
+    for name in ("rankrt-fp16", "optimum-exported"):
+        entry = entry_of(name, device)
+        if device.partition(":")[0] in entry.devices:
+            lock = (LOCKS / f"{entry.environment}.txt").read_text()
+            assert "onnxruntime-gpu==" in lock
+            assert "onnxruntime==" not in lock
+    assert entry_of("torch-sdpa", device) == entry_of("torch-sdpa")
 
 
 def test_a_name_stands_for_all_that_begin_with_it():

@@ -18,9 +18,9 @@ from rankrt_export import pipeline
 from rankrt_export.pipeline import Options, export
 from rankrt_export.proof import GraphOnCpu
 from rankrt_export.rows import RowMaker
-from rankrt_export.texts import Texts, parse
 from tests.export.contrib import evaluator
 from tests.export.decoders import make_decoder, make_layerwise
+from tests.export.test_decoder import few_texts
 from tests.export.test_gpu_graphs import CUDA_KERNELS, TENSORRT_OPERATORS, graph_of, inferred, variant_of
 from tests.export.test_overflow import change_weights
 from tests.runtime.gpus import compute_on_the_cpu
@@ -50,11 +50,6 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     **{family: partial(make_decoder, family=family) for family in ("Gemma", "Qwen2", "Qwen3")},
     "MiniCPM": make_layerwise,
 }
-
-
-def few_texts() -> Texts:
-    """A row is a byte a token here: the sample's long ones would take minutes."""
-    return parse(b'{"query": "why?", "pos": ["so", "so it is"], "neg": ["no", "maybe, who knows"]}', "few")
 
 
 @pytest.fixture(scope="module", params=MAKERS)
