@@ -4,40 +4,48 @@ A token sees only what stands before it, so none of a row's own ever sees what i
 hides that. Rows have no prefix in common here: keys and values that several rows read would have to be copied for each.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from rankrt.artifact import Layout
 from rankrt_export.graph import Graph
+from rankrt_export.targets.segment import SegmentShape
 
 
-@dataclass(frozen=True, slots=True)
-class PaddedRows:
-    """Inputs input_ids (n_rows, longest) and lengths (n_rows,), both int32, and the operators that read them."""
+class PaddedCausalEngine:
+    """Inputs input_ids (n_rows, longest) and lengths (n_rows,), both int32; the whole model is one segment."""
 
-    graph: Graph
-    ids: ir.Value
-    lengths: ir.Value
-    last: ir.Value
+    layout: Layout = "padded"
+    n_axes = 2
 
-    @classmethod
-    def inputs(cls, graph: Graph) -> "PaddedRows":
-        """Declare the inputs of a graph; `last`, (n_rows, 1), int64, is the place of each row's last token."""
-        ids = graph.input("input_ids", ir.DataType.INT32, ["n_rows", "longest"])
-        lengths = graph.input("lengths", ir.DataType.INT32, ["n_rows"])
-        places = graph.op("Unsqueeze", graph.op("Cast", lengths, to=ir.DataType.INT64), graph.ints(1))
-        return cls(graph, ids, lengths, graph.op("Sub", places, graph.ints(1)))
+    def __init__(self, graph: Graph, shape: SegmentShape) -> None:
+        self.graph = graph
+        self.shape = shape
+        self.states = graph.input("input_ids", ir.DataType.INT32, ["n_rows", "longest"])
+        self.lengths = graph.input("lengths", ir.DataType.INT32, ["n_rows"])
+        stops = graph.op("Unsqueeze", graph.op("Cast", self.lengths, to=ir.DataType.INT64), graph.ints(1))
+        # (n_rows, 1), the place of each row's last token
+        self.last = graph.op("Sub", stops, graph.ints(1))
 
-    def last_states(self, x: ir.Value) -> ir.Value:
-        """Return what stands at each row's last place, (n_rows, 1, n_features)."""
+    def going_on(self, x: ir.Value) -> ir.Value:
+        """Return the states of each row's last token, (n_rows, 1, n_features)."""
         found = self.graph.op("GatherND", x, self.last, batch_dims=1)
         return self.graph.op("Unsqueeze", found, self.graph.ints(1))
 
-    def repeated(self, x: ir.Value, n_kv_heads: int, n_heads: int, size: int) -> ir.Value:
+    def last_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's last token, (n_rows, n_features), which alone went on."""
+        return self.graph.op("Squeeze", hidden, self.graph.ints(1))
+
+    def outputs(self) -> Mapping[str, ir.Value]:
+        """Return nothing: no run hands anything to another."""
+        return {}
+
+    def for_each_head(self, x: ir.Value, n_heads: int) -> ir.Value:
         """Return keys or values, (n_rows, n, n_kv_heads * size), once for each head that asks them."""
+        graph, n_kv_heads, size = self.graph, self.shape.n_kv_heads, self.shape.head_size
         if n_kv_heads == n_heads:
             return x
-        graph = self.graph
         apart = graph.op("Reshape", x, graph.ints(0, 0, n_kv_heads, 1, size))
         each = graph.op("Tile", apart, graph.ints(1, 1, 1, n_heads // n_kv_heads, 1))
         return graph.op("Reshape", each, graph.ints(0, 0, n_heads * size))
