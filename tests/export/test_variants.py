@@ -13,7 +13,6 @@ from rankrt_export.errors import CheckpointError, OptionsError
 from rankrt_export.pipeline import Options, export
 from rankrt_export.variants import asked_variants
 from tests.export.conftest import Make
-from tests.export.decoders import make_decoder
 
 pytestmark = pytest.mark.export
 
@@ -46,12 +45,13 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Pat
         export("no/such-model", tmp_path / "artifact", Options(targets=targets, precisions=precisions))
 
 
-def test_models_without_a_written_encoder_are_for_the_cpu(make_checkpoint: Make, tmp_path: Path):
-    options = Options(targets=["cpu", "cuda"])
-    bert, decoder = make_checkpoint("BertConfig", name="bert"), make_decoder(tmp_path / "decoder", "Llama")
-    for folder, kind in ((bert, "exported by tracing"), (decoder, "a decoder")):
-        with pytest.raises(CheckpointError, match=f"is {kind}: it is exported for the CPU only, not for cuda"):
-            export(str(folder), tmp_path / "artifact", options)
+def test_models_that_are_traced_are_for_the_cpu(make_checkpoint: Make, tmp_path: Path):
+    bert, options = make_checkpoint("BertConfig", name="bert"), Options(targets=["cpu", "cuda"])
+    message = (
+        "BertForSequenceClassification is exported by tracing, for the CPU only, not for cuda; GPU targets are for"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        export(str(bert), tmp_path / "artifact", options)
 
 
 def test_a_variant_that_cannot_run_here_is_announced(
