@@ -13,6 +13,8 @@ from rankrt import InputError, Reranker
 from rankrt.arrays import Float32Array
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.batch import padded
+from rankrt.build import build
+from rankrt.devices import Device
 from rankrt.tokenizer import Encoded, Pair
 from rankrt_export import pipeline
 from rankrt_export.pipeline import Options, export
@@ -170,6 +172,15 @@ def test_a_reranker_on_a_gpu_gives_the_scores_and_the_order_of_one_on_a_cpu(
             reranker.with_cutoff(1)
         with pytest.raises(InputError, match="progressive needs a layerwise model with an exit before the last"):
             reranker.rank("who?", ["me", "you"], top_n=1, progressive=True)
+
+
+def test_a_build_compares_a_decoder_s_examples(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compute_on_the_cpu(monkeypatch, "A GPU")
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path))
+    variant = variant_of(artifact, "cuda-fp32")
+    built = build(artifact, variant, Device("cuda"))
+    assert built.n_examples == len(artifact.manifest.examples) > 0
+    assert built.max_difference < 1e-3
 
 
 def test_variants_for_gpus_share_the_weights_of_the_cpu_s(artifact: Artifact):
