@@ -61,9 +61,10 @@ _RANKRT_PARTS = ("onnxruntime", "starlette", "uvicorn")
 SERVERS: Mapping[str, Server] = {
     "rankrt-fp32": Server(command=f"{_RANKRT} fp32", environment="rankrt-server", parts=_RANKRT_PARTS),
     "rankrt-int8": Server(command=f"{_RANKRT} int8", environment="rankrt-server", parts=_RANKRT_PARTS),
+    # Its warm-up scores 32 long rows, which takes a large model longer than five minutes on two cores; ours follows.
     "infinity": Server(
         command="{python} -c 'from infinity_emb.cli import cli; cli()' v2 --model-id {model} --port {port}"
-        " --engine torch --device cpu --no-bettertransformer",
+        " --engine torch --device cpu --no-bettertransformer --no-model-warmup",
         environment="infinity",
         parts=("infinity_emb", "torch", "transformers"),
         field="documents",
