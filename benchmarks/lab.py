@@ -25,8 +25,9 @@ from rankrt_export.checkpoint import Checkpoint, open_checkpoint
 
 # The reference of every drift by default: fp32, each row alone, so that padding has no part in it.
 REFERENCE = "torch-sdpa"
-# Threads spin for a while after a call and would slow the next system down: for milliseconds after one of milliseconds.
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.3
+# Threads spin for a while after a call and would slow the next system down. ONNX Runtime's keep a core busy for 40 ms,
+# however short the call: with a pause of 20 ms a baseline of 20 ms took up to twice as long in the turns of its users.
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 0.3
 _MOST_ROUNDS = 200
 
 
