@@ -187,7 +187,7 @@ def check_servable(variant: Variant) -> None:
     """Raise ArtifactError for a model whose rows are not run one by one: a queue of rows would share no prefix."""
     if variant.layout == "causal":
         raise ArtifactError(
-            f"{variant.name} is a decoder, which the server does not run yet; use Reranker.load, rankrt rerank or score"
+            f"{variant.name} is a decoder, which is served on a GPU only; use Reranker.load, rankrt rerank or score"
         )
 
 
