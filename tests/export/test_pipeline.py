@@ -141,9 +141,11 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(make_checkpoint: Make, tmp_p
 
 def test_ctrl_c_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path):
     program = """
-        import sys, time
+        import signal, sys, time
         from rankrt_export import pipeline
         from rankrt.cli import main
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it
 
         def forever(*arguments):
             print("verifying", flush=True)
