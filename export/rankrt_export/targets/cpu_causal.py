@@ -15,6 +15,7 @@ from onnx_ir.tape import Tape
 from rankrt.arrays import Float32Array
 from rankrt.artifact import Layout
 from rankrt_export.graph import MICROSOFT, Graph, RotaryTables
+from rankrt_export.targets import fused
 from rankrt_export.targets.each_row import Row, each_row
 from rankrt_export.targets.segment import SegmentShape
 
@@ -117,12 +118,11 @@ class CausalCpuEngine:
 
     def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
         """Normalise in one operator."""
-        stored = self._graph.array(name, scale)
-        return self._graph.op("SimplifiedLayerNormalization", x, stored, axis=-1, epsilon=epsilon, stash_type=1)
+        return fused.rms_norm(self._graph, x, name, scale, epsilon)
 
     def silu(self, x: ir.Value) -> ir.Value:
         """Return x * sigmoid(x), in one pass."""
-        return self._graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+        return fused.silu(self._graph, x)
 
     def outputs(self) -> Mapping[str, ir.Value]:
         """Return the keys and values of the first tokens, (n_layers, 2, n_kv_heads, n_kept, head_size)."""

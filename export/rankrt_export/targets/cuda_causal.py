@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
 from rankrt_export.graph import MICROSOFT, RotaryTables
+from rankrt_export.targets import fused
 from rankrt_export.targets.padded_causal import PaddedCausalEngine
 
 
@@ -36,9 +37,8 @@ class CausalCudaEngine(PaddedCausalEngine):
 
     def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
         """Normalise in one operator, which takes float32 and gives the type of its scale."""
-        stored = self.graph.array(name, scale, self.graph.states)
-        return self.graph.op("SimplifiedLayerNormalization", x, stored, axis=-1, epsilon=epsilon, stash_type=1)
+        return fused.rms_norm(self.graph, x, name, scale, epsilon)
 
     def silu(self, x: ir.Value) -> ir.Value:
         """Return x * sigmoid(x), in one pass."""
-        return self.graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+        return fused.silu(self.graph, x)
