@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from scipy.special import erf, expit
+from scipy.special import erf, expit, softmax
 
 Array = npt.NDArray[Any]
 
@@ -46,8 +46,7 @@ class PackedMultiHeadAttention(OpRun):  # type: ignore[misc]  # onnx is untyped 
         is_there = np.arange(longest) < np.diff(cumulative_lengths)[:, None]
         scores = q @ k.swapaxes(2, 3) * (scale or (n_features // num_heads) ** -0.5)
         scores = np.where(is_there[:, None, None], scores, -np.inf)
-        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
+        shares = softmax(scores, axis=-1)
         attended = np.where(is_there[:, None, None], shares, 0) @ np.where(is_there[:, None, :, None], v, 0)
         packed = attended.transpose(0, 2, 1, 3).reshape(-1, n_features)[places]
         return (packed.astype(query.dtype),)
@@ -108,8 +107,7 @@ class MultiHeadAttention(OpRun):  # type: ignore[misc]  # onnx is untyped to myp
         q, k, v = map(by_head, (query, key, value))
         scores = q @ k.swapaxes(2, 3) * (n_features // num_heads) ** -0.5
         scores = np.where(np.tri(longest, dtype=bool), scores, -np.inf)
-        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
+        shares = softmax(scores, axis=-1)
         return ((shares @ v).transpose(0, 2, 1, 3).reshape(query.shape).astype(query.dtype),)
 
 

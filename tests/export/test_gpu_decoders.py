@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from rankrt import InputError, Reranker
-from rankrt.arrays import Float32Array
+from rankrt.arrays import Float32Array, Int32Array
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.batch import padded
 from rankrt.build import build
@@ -29,7 +29,6 @@ from tests.runtime.gpus import compute_on_the_cpu
 
 pytestmark = pytest.mark.export
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 PAIRS: list[Pair] = [
     *[("why does the tide rise?", f"{text} of the moon " * n) for n, text in enumerate(["", "pull", "light", "age"])],
     ("who?", "me"),
@@ -83,7 +82,7 @@ def on_tensorrt(artifact: Artifact, precision: Precision) -> GraphOnCpu:
     return GraphOnCpu(artifact, variant_of(artifact, f"tensorrt-{precision}"), RowMaker.open(artifact))
 
 
-def rows_of(encoded: Encoded) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int32]]]:
+def rows_of(encoded: Encoded) -> dict[str, Int32Array]:
     return padded(encoded, np.arange(encoded.n_rows))
 
 

@@ -24,7 +24,7 @@ from tests.support import in_threads
 pytestmark = [pytest.mark.gpu, pytest.mark.export]
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
-CUDA, TENSORRT = Device("cuda"), Device("tensorrt")
+CPU, CUDA, TENSORRT = Device("cpu"), Device("cuda"), Device("tensorrt")
 # Kernels that add in another order: what fp32 is promised to keep on a GPU, with TF32 off.
 FP32_LIMIT = 1e-3
 WORDS = ["river", "bank", "Fluss", "montaña", "город", "水", "データ", "of", "the", "and", "12", "kernel"]
@@ -192,8 +192,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_decoder_on_cuda_drifts_no_further_than_it_may(decoder: Artifact, pairs, precision: Precision):
-    with Reranker.load(decoder.folder, device="cpu", precision="fp32", prepare=False) as reranker:
-        expected = reranker.score(pairs)
+    expected = scores(decoder, CPU, "fp32", pairs)
     (variant,) = variants_for(decoder, CUDA, precision)
     limit = FP32_LIMIT if precision == "fp32" else drift_limit(variant)
     assert np.abs(scores(decoder, CUDA, precision, pairs) - expected).max() < limit
@@ -211,8 +210,7 @@ def test_a_decoder_on_tensorrt_drifts_no_further_than_it_may(
 ):
     _needs(TENSORRT)
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path))
-    with Reranker.load(decoder.folder, device="cpu", precision="fp32", prepare=False) as reranker:
-        expected = reranker.score(pairs)
+    expected = scores(decoder, CPU, "fp32", pairs)
     (variant,) = variants_for(decoder, TENSORRT, "fp16")
     build(decoder, variant, TENSORRT)
     assert np.abs(scores(decoder, TENSORRT, "fp16", pairs) - expected).max() < drift_limit(variant)
