@@ -34,13 +34,13 @@ SCHEMA = ROOT / "benchmarks" / "record.schema.json"
 TINY = ROOT / "tiny_reranker"
 FULL = "bge-reranker-v2-m3"
 SHOWN = {
-    "rankrt-fp32": "rankrt",
+    "rankrt-int8": "rankrt, int8",
+    "rankrt-fp32": "rankrt, fp32",
+    "openvino-fp32": "OpenVINO",
+    "optimum-exported": "Optimum (ONNX Runtime)",
     "torch-sdpa": "PyTorch",
     "sentence-transformers-torch": "sentence-transformers",
     "flagembedding-shipped": "FlagEmbedding",
-    "optimum-exported": "Optimum (ONNX Runtime)",
-    "openvino-fp32": "OpenVINO",
-    "llama.cpp-f16": "llama.cpp, f16",
 }
 INT8 = {
     "rankrt-int8": "rankrt, int8",
@@ -103,10 +103,10 @@ def cli() -> str:
 
 
 def speed() -> str:
-    """Return what goes through, beside PyTorch and sentence-transformers, as a table."""
+    """Return rankrt beside what people use, as a table."""
     record = read_record(RESULTS / f"{FULL}.json")
-    shown = f"{_throughput(record, SHOWN).markdown()}\n{_conditions(record)}. {_shares(record)}"
-    return f"{shown} [Everything measured](benchmarks/results/{FULL}.md), [how](docs/benchmarks.md).\n"
+    shown = f"{_throughput(record, SHOWN).markdown()}\n{_conditions(record)}"
+    return f"{shown} The processor decides how far PyTorch falls behind: [all systems, and how](docs/benchmarks.md).\n"
 
 
 def all_speeds() -> str:
@@ -117,7 +117,7 @@ def all_speeds() -> str:
         times = float("inf") if row.reason else row.metrics["times_baseline"] or float("inf")
         best[row.system] = min(times, best.get(row.system, float("inf")))
     named = {system: f"`{system}`" for system in sorted(best, key=best.__getitem__)}
-    shown = f"{_throughput(record, named).markdown()}\n{_conditions(record)}."
+    shown = f"{_throughput(record, named).markdown()}\n{_conditions(record)} {_shares(record)}"
     return f"{shown} [The record](../benchmarks/results/{FULL}.md).\n"
 
 
@@ -125,8 +125,8 @@ def int8_speed() -> str:
     """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
     record = read_record(RESULTS / f"{FULL}.json")
     return (
-        f"{_throughput(record, INT8).markdown()}\n{_conditions(record)}. Random weights drift more than trained ones;"
-        f" all layers are in int8. [The record](benchmarks/results/{FULL}.md).\n"
+        f"{_throughput(record, INT8).markdown()}\n{_conditions(record)} Random weights drift more than trained ones."
+        f" All layers are in int8 here. [The record](../benchmarks/results/{FULL}.md).\n"
     )
 
 
@@ -164,10 +164,10 @@ def _time(row: Row, ours: Row) -> str:
 def _conditions(record: Record) -> str:
     machine = record.machine
     return (
-        f"{record.model.name}'s shape ({record.model.n_parameters / 1e6:.0f} M parameters, random weights),"
-        f" {machine.n_threads} cores of an {machine.processor} ({machine.instructions[-1]}); medians, each system in"
-        f" turn with {record.baseline}, tokenization included; x: time relative to rankrt's in fp32; difference:"
-        " of logits, from PyTorch's in fp32"
+        f"{record.model.name}'s shape ({record.model.n_parameters / 1e6:.0f} M parameters, random weights) on"
+        f" {machine.n_threads} cores of an {machine.processor} ({machine.instructions[-1]}), tokenization included."
+        f" Medians; each system took turns with {record.baseline}. x is the time relative to rankrt's in fp32. The last"
+        " column is the largest difference of a logit from PyTorch's in fp32."
     )
 
 
@@ -179,9 +179,8 @@ def _shares(record: Record) -> str:
     )
     lengths = " and ".join(f"{row.size['n_tokens']:.0f}" for row in ours)
     return (
-        f"One row of {lengths} tokens reaches {shares} of the rate of a model's plain matrix products, the best of"
-        f" MLAS, MKL and OpenBLAS in the same run, and {alone} of what these reach on weights that never"
-        " leave the caches."
+        f"One row of {lengths} tokens reaches {shares} of the machine's rate at a model's matrix products: the best of"
+        f" MLAS, MKL and OpenBLAS in the same run. With weights that never leave the caches it is {alone}."
     )
 
 
@@ -276,9 +275,9 @@ def llm_speed() -> str:
     sizes = {entry["conditions"]["workload"]["kind"] for entry in record["models"]}
     return (
         f"{llm_speed_table(record)}\nFull width, random weights, {' and '.join(sorted(sizes))} passages for one query,"
-        f" {' and '.join(sorted(machines))}; medians, in turn; without the batch that FlagEmbedding computes twice;"
-        " x: time relative to rankrt's; derived: by the weights that a token meets, FlagEmbedding's vocabulary among"
-        " them.\n"
+        f" {' and '.join(sorted(machines))}. Medians, in turn, without the batch that FlagEmbedding computes twice."
+        " x is the time relative to rankrt's. Full depth is derived from the weights that a token meets; for"
+        " FlagEmbedding they include the vocabulary.\n"
     )
 
 
@@ -288,9 +287,10 @@ def progressive() -> str:
         return "No record is kept yet: `python -m benchmarks.progressive`.\n"
     record = _result("progressive")
     return (
-        f"{progressive_table(record)}\nA trained layerwise model of 8 layers with exits behind"
-        f" {', '.join(map(str, record['exits']))}; {record['n_queries']} held-out questions in twelve languages, each"
-        f" with {record['n_passages']} passages; margins of {record['n_queries_of_margins']} other questions.\n"
+        f"{progressive_table(record)}\nA trained layerwise model of 8 layers with exits after"
+        f" {', '.join(map(str, record['exits']))}. {record['n_queries']} held-out questions in twelve languages, each"
+        f" with {record['n_passages']} passages. The margins are those of {record['n_queries_of_margins']} other"
+        " questions.\n"
     )
 
 
@@ -300,16 +300,11 @@ def quality() -> str:
 
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {
-        "speed": speed,
-        "memory": memory,
-        "resident": resident,
-        "int8 speed": int8_speed,
-        "int8 drift": int8_drift,
-        "llm speed": llm_speed,
-        "progressive": progressive,
-    },
+    ROOT / "README.md": {"speed": speed},
     ROOT / "docs" / "benchmarks.md": {"all speeds": all_speeds},
+    ROOT / "docs" / "int8.md": {"int8 speed": int8_speed, "int8 drift": int8_drift},
+    ROOT / "docs" / "llm-rerankers.md": {"llm speed": llm_speed, "progressive": progressive},
+    ROOT / "docs" / "memory.md": {"memory": memory, "resident": resident},
     ROOT / "docs" / "server.md": {"server overhead": server_overhead, "server soak": server_soak},
     TINY / "README.md": {"quality": quality},
 }

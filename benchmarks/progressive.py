@@ -147,7 +147,7 @@ def table(record: Mapping[str, Any]) -> str:
     rows = [[_title(row), *_cells(row), f"{row['ndcg']:.3f}"] for row in record["policies"]]
     last = record["exits"][-1]
     for layer, overlap, ndcg_ in zip(record["exits"], record["overlap"], record["ndcg"], strict=True):
-        title = "none, all layers" if layer == last else f"none, all stop behind layer {layer}"
+        title = "none, all layers" if layer == last else f"none, all stop after layer {layer}"
         rows.append([title, f"{overlap:.4f}", "", f"{layer / last:.0%}", f"{ndcg_:.3f}"])
     return Table(heading=head, rows=rows).markdown()
 

@@ -10,6 +10,14 @@ from rankrt import Reranker
 from rankrt.artifact import Artifact
 
 ROOT = Path(__file__).resolve().parents[1]
+# Written in plain English, and checked for it; the other pages follow.
+PLAIN = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{name}.md" for name in ("usage", "int8", "llm-rerankers", "memory")),
+]
+IDIOMS = r"\b(behind|whoever|nobody|somebody|heeds?|anew|foreseen|at hand|(?<!there )is no|(?<!there )are no)\b"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tiny_reranker/*.md")])
 
 
@@ -31,9 +39,22 @@ def test_nothing_speaks_of_one_machine(document: Path):
     assert not re.search(r"/(home|root|work|tmp)/", text)
 
 
-def test_the_readme_s_first_lines_of_python_run(artifact: Artifact, capsys: pytest.CaptureFixture[str]):
-    (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert "Reranker.load" in code
+def test_the_readme_s_quick_start_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("torch", reason="exporting needs the export extra")
+    pipeline = pytest.importorskip("rankrt_export.pipeline")
+    pipeline.export(str(ROOT / "tiny_reranker" / "checkpoint"), tmp_path / "tiny", pipeline.Options())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code, printed) = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL).groups()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(code, {})
+    assert capsys.readouterr().out == printed
+
+
+def test_the_usage_page_s_python_runs(artifact: Artifact, capsys: pytest.CaptureFixture[str]):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "usage.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     names: dict[str, Any] = {"passages": ["one", "two three"]}
     exec(code.replace("./bge-m3", str(artifact.folder)), names)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "0"]
@@ -51,3 +72,22 @@ def test_the_reranker_s_documented_options_exist():
     assert Reranker.load.__doc__ is not None
     for option in ("device", "precision", "n_threads", "max_length", "revision", "cache_dir", "prepare"):
         assert option in Reranker.load.__doc__
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_words_are_plain_english(name: str):
+    """The mean of English documentation that reads well is 12 to 18 words a sentence."""
+    text = prose_of((ROOT / name).read_text(encoding="utf-8"))
+    sentences = [sentence.split() for sentence in re.split(r"(?<=[.!?])\s+|\n{2,}", text) if sentence.strip()]
+    assert sum(map(len, sentences)) / len(sentences) <= 16
+    assert max(map(len, sentences)) <= 40
+    if name != "CONTRIBUTING.md":  # which names them
+        assert re.findall(IDIOMS, text, re.IGNORECASE) == []
+
+
+def prose_of(markdown: str) -> str:
+    """Return the sentences of a page: no code, no tables, no generated parts, no headings, links as their words."""
+    for noise in (r"<!-- generated.*?<!-- end -->", r"```.*?```", r"^\|.*$", r"^#.*$"):
+        markdown = re.sub(noise, "\n", markdown, flags=re.DOTALL if "`" in noise or "<" in noise else re.MULTILINE)
+    markdown = re.sub(r"^[-*] ", "\n\n", markdown, flags=re.MULTILINE)
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", markdown).replace("**", "")
