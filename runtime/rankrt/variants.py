@@ -115,7 +115,8 @@ def open_gpu(artifact: Artifact, variant: Variant, device: Device, *, memory_byt
     artifact.check_sizes(variant.files)
     graph = artifact.path(variant.graph)
     if device.target == "cuda":
-        return open_cuda(graph, variant.layout, device, memory_bytes=memory_bytes)
+        n_weight_bytes = sum(artifact.manifest.files[name].n_bytes for name in variant.data)
+        return open_cuda(graph, variant.layout, device, n_weight_bytes=n_weight_bytes, memory_bytes=memory_bytes)
     builds, build = Builds(), find_build(artifact, variant, device)
     if build is None or build.max_length is None or not {*build.engines} <= {*builds.engine_names(build.built_for)}:
         command = build_command(artifact.folder, device)

@@ -200,13 +200,16 @@ def test_sixteen_threads_share_a_backend(cuda: GpuBackend):
     assert all(answer == [scores(cuda, batch)] * 10 for answer, batch in zip(answers, batches, strict=True))
 
 
-def test_cuda_is_told_to_be_exact_and_to_keep_no_more_memory_than_runs_need():
-    assert cuda_settings(Device("cuda", 1)) == {
-        "device_id": "1",
-        "arena_extend_strategy": "kSameAsRequested",
-        "use_tf32": "0",
-    }
+def test_cuda_is_told_to_be_exact_and_to_leave_cudnn_s_attention_alone():
+    assert cuda_settings(CUDA) == {"sdpa_kernel": "19", "use_tf32": "0"}
+    assert cuda_settings(Device("cuda", 1))["device_id"] == "1"
     assert cuda_settings(CUDA, 1 << 30)["gpu_mem_limit"] == str(1 << 30)
+
+
+def test_a_memory_limit_counts_the_weights(artifact: Artifact):
+    graph = artifact.path("cpu-fp32.onnx")
+    with pytest.raises(DeviceError, match=r"allows 1\.00 GiB, but the weights of cpu-fp32 take 2\.00 GiB"):
+        open_cuda(graph, "varlen", CUDA, n_weight_bytes=2 << 30, memory_bytes=1 << 30)
 
 
 def test_every_option_is_one_that_the_session_accepts(artifact: Artifact):
