@@ -260,6 +260,7 @@ def test_an_engine_is_told_its_shapes_its_caches_and_no_precision(tmp_path: Path
         Device("tensorrt", 1), Bucket(n_rows=32, longest=512), tmp_path / "engines", tmp_path / "timings"
     )
     assert settings == {
+        "trt_load_user_initializer": "0",
         "device_id": "1",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(tmp_path / "engines"),
@@ -270,6 +271,12 @@ def test_an_engine_is_told_its_shapes_its_caches_and_no_precision(tmp_path: Path
         "trt_profile_opt_shapes": "input_ids:32x512,lengths:32",
         "trt_profile_max_shapes": "input_ids:32x512,lengths:32",
     }
+
+
+def test_weights_beyond_a_protobuf_are_handed_over_apart(tmp_path: Path):
+    bucket = Bucket(n_rows=32, longest=512)
+    settings = tensorrt_settings(TENSORRT, bucket, tmp_path, tmp_path, n_weight_bytes=2_270_000_000)
+    assert settings["trt_load_user_initializer"] == "1"
 
 
 def test_a_run_goes_to_the_shortest_engine_that_takes_it(tensorrt: GpuBackend):
