@@ -11,7 +11,11 @@ GPU_VENV := $(VENV)-gpu
 GPU_READY := $(GPU_VENV)/.ready
 GPU_EXTRAS ?= gpu,tensorrt
 
-.PHONY: demo test test-gpu check docs bench bench-prepare bench-full clean
+# The wheel for GPUs without NVIDIA's libraries, which tests/gpu/fake_cuda stands in for; CUDA's headers to build it.
+FAKE_GPU_VENV := $(VENV)-fake-gpu
+FAKE_GPU_READY := $(FAKE_GPU_VENV)/.ready
+
+.PHONY: demo test test-gpu test-fake-gpu check docs bench bench-prepare bench-full clean
 
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m benchmarks.demo
@@ -22,6 +26,9 @@ test: $(READY)  ## the whole suite
 test-gpu: $(GPU_READY)  ## what needs an NVIDIA GPU: scores, kernels, engines; skipped with the reason where there is none
 	$(GPU_VENV)/bin/python -m rankrt.cli doctor --device cuda || true
 	$(GPU_VENV)/bin/python -m pytest -rs -m gpu tests/gpu
+
+test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
+	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -rs tests/gpu/test_fake_cuda.py
 
 check: $(READY)  ## what a change has to pass besides the tests
 	$(BIN)/ruff check .
@@ -55,7 +62,7 @@ bench-full: $(READY)  ## every system on a quiet machine, for a committed record
 	$(BIN)/python -m benchmarks.docs
 
 clean:
-	rm -rf $(VENV) $(GPU_VENV)
+	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -67,4 +74,12 @@ $(GPU_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(GPU_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(GPU_EXTRAS),export]' --group dev
+	touch $@
+
+$(FAKE_GPU_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FAKE_GPU_VENV)
+	$(FAKE_GPU_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(FAKE_GPU_VENV)/bin/python -m pip install --quiet --editable . onnxruntime-gpu==1.31.1
+	$(FAKE_GPU_VENV)/bin/python -m pip install --quiet --no-deps --target $(FAKE_GPU_VENV)/cuda \
+	    nvidia-cuda-runtime==13.* nvidia-cuda-crt==13.*
 	touch $@

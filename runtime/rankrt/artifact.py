@@ -275,6 +275,10 @@ class Artifact:
             raise DeviceError(self._no_variant(target, precision))
         return min(wanted, key=lambda v: (_PREFERRED.index(v.precision), sets.index(v.instruction_set)))
 
+    def n_weight_bytes(self, variant: Variant) -> int:
+        """Return the bytes of a variant's data files."""
+        return sum(self.manifest.files[name].n_bytes for name in variant.data)
+
     def check_sizes(self, names: Iterable[str]) -> None:
         """Raise ArtifactError if one of these files is missing or has another size than the manifest says."""
         for name in names:

@@ -121,6 +121,7 @@ def _opened(
         max_length=max_length,
         engines=builds.engines(key),
         timings=builds.timings,
+        n_weight_bytes=artifact.n_weight_bytes(variant),
         progress=lambda bucket: progress(bucket.name),
     )
 

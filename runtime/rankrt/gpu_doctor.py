@@ -175,6 +175,7 @@ def _attention(artifact: Artifact, variant: Variant, device: Device) -> Finding:
         return Finding(name="attention", verdict="fail", detail=process.stderr.strip())
     kernels = kernels_of(process.stdout)
     listed = ", ".join(f"{operator} by {kernel}" for operator, kernel in kernels)
-    is_flash = bool(kernels) and all("FLASH" in kernel for _, kernel in kernels)
+    # Not cuDNN's, which calls itself CUDNN_FLASH_ATTENTION.
+    is_flash = bool(kernels) and all(kernel == "FLASH_ATTENTION" for _, kernel in kernels)
     verdict: Verdict = "ok" if is_flash else "fail" if _has_flash(variant, gpu_for(device)) else "note"
     return Finding(name="attention", verdict=verdict, detail=listed or "ONNX Runtime named no attention kernel")

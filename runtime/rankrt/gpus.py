@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 # What CUDA's cuda.h calls the two attributes.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _NAME_BYTES, _VERSION_BYTES = 256, 80
+# Linux, containers without /proc of the driver (gVisor), and WSL2, whose GPUs are behind Windows' driver.
+_DRIVER_MARKS = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/dxg")
 
 # Opens a shared library by its name. Raises OSError.
 Open: TypeAlias = Callable[[str], Any]
@@ -53,11 +55,11 @@ class Gpus:
 
 
 def has_driver(root: Path = Path("/")) -> bool:
-    """Tell whether an NVIDIA driver is loaded, without asking it. `root` is where the host's /proc is mounted.
+    """Tell whether an NVIDIA driver is loaded, without asking it. `root` is the host's root folder.
 
-    Who asks it has CUDA initialised in the process, which then may not fork and use CUDA in the child.
+    Asking it would initialise CUDA in this process, which then may not fork and use CUDA in the child.
     """
-    return (root / "proc/driver/nvidia/version").exists()
+    return any((root / mark).exists() for mark in _DRIVER_MARKS)
 
 
 def used_bytes(index: int, open_library: Open = ctypes.CDLL) -> int | None:

@@ -114,8 +114,9 @@ def open_gpu(artifact: Artifact, variant: Variant, device: Device, *, memory_byt
     """Load a variant on a GPU; for TensorRT the engines that were built for it. Raises ArtifactError or DeviceError."""
     artifact.check_sizes(variant.files)
     graph = artifact.path(variant.graph)
+    n_weight_bytes = artifact.n_weight_bytes(variant)
     if device.target == "cuda":
-        return open_cuda(graph, variant.layout, device, memory_bytes=memory_bytes)
+        return open_cuda(graph, variant.layout, device, n_weight_bytes=n_weight_bytes, memory_bytes=memory_bytes)
     builds, build = Builds(), find_build(artifact, variant, device)
     if build is None or build.max_length is None or not {*build.engines} <= {*builds.engine_names(build.built_for)}:
         command = build_command(artifact.folder, device)
@@ -127,6 +128,7 @@ def open_gpu(artifact: Artifact, variant: Variant, device: Device, *, memory_byt
         max_length=build.max_length,
         engines=builds.engines(build.built_for),
         timings=builds.timings,
+        n_weight_bytes=n_weight_bytes,
     )
     if new := {*builds.engine_names(build.built_for)} - {*build.engines}:
         _logger.warning("ONNX Runtime built engines again instead of loading them: %s", ", ".join(sorted(new)))

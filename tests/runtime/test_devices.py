@@ -1,12 +1,14 @@
 """Devices: how they are written, which GPUs the driver shows, and every reason why one cannot be had."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rankrt import DeviceError, InputError
 from rankrt.backends import providers
+from rankrt.backends.ort_cuda import open_cuda
 from rankrt.backends.providers import gpu_for, tensorrt_libraries, tensorrt_library
 from rankrt.devices import Device
 from rankrt.gpus import find_gpus, has_driver, used_bytes
@@ -54,10 +56,11 @@ def test_the_driver_is_asked_for_its_gpus():
     assert str(found.found[0]) == "NVIDIA H100 (compute capability 9.0, 80 GiB)"
 
 
-def test_a_driver_is_noticed_without_being_asked(tmp_path: Path):
+@pytest.mark.parametrize("mark", ["proc/driver/nvidia/version", "dev/nvidiactl", "dev/dxg"], ids=["", "gVisor", "WSL2"])
+def test_a_driver_is_noticed_without_being_asked(tmp_path: Path, mark: str):
     assert not has_driver(tmp_path)
-    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
-    (tmp_path / "proc/driver/nvidia/version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module")
+    (tmp_path / mark).parent.mkdir(parents=True)
+    (tmp_path / mark).touch()
     assert has_driver(tmp_path)
 
 
@@ -122,6 +125,29 @@ def test_libraries_that_cannot_be_loaded_are_named_in_the_loader_s_words(monkeyp
     with pytest.raises(DeviceError, match=r"libraries are missing: libcublasLt.so.13: .*pip install 'rankrt\[gpu\]'"):
         gpu_for(Device("cuda"))
     assert capsys.readouterr().out == "", "what onnxruntime prints is for us"
+
+
+@pytest.mark.parametrize("capability", ["7.0", "10.0", "10.3", "12.1"])
+def test_a_gpu_without_kernels_in_the_wheel_is_refused(monkeypatch, capability: str):
+    found = gpus("NVIDIA B200")
+    install(monkeypatch, onnxruntime(CUDA))
+    show(monkeypatch, replace(found, found=(replace(found.found[0], capability=capability),)))
+    with pytest.raises(DeviceError, match=rf"B200 of compute capability {capability}; .* kernels for 7\.5, 8\.x"):
+        gpu_for(Device("cuda"))
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "12.0"])
+def test_a_gpu_with_kernels_in_the_wheel_is_taken(monkeypatch, capability: str):
+    found = gpus("A GPU")
+    install(monkeypatch, onnxruntime(CUDA))
+    show(monkeypatch, replace(found, found=(replace(found.found[0], capability=capability),)))
+    assert gpu_for(Device("cuda")).capability == capability
+
+
+def test_a_decoder_without_cudnn_is_refused_when_it_is_loaded(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(providers, "_cannot_load", lambda library: f"{library}: cannot open shared object file")
+    with pytest.raises(DeviceError, match=r"without cuDNN: libcudnn\.so\.9: .*pip install 'rankrt\[gpu\]'"):
+        open_cuda(tmp_path / "cuda-fp16.onnx", "padded", Device("cuda"))
 
 
 def test_the_libraries_of_tensorrt_are_those_that_the_provider_links(monkeypatch, tmp_path: Path):

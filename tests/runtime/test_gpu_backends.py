@@ -200,13 +200,16 @@ def test_sixteen_threads_share_a_backend(cuda: GpuBackend):
     assert all(answer == [scores(cuda, batch)] * 10 for answer, batch in zip(answers, batches, strict=True))
 
 
-def test_cuda_is_told_to_be_exact_and_to_keep_no_more_memory_than_runs_need():
-    assert cuda_settings(Device("cuda", 1)) == {
-        "device_id": "1",
-        "arena_extend_strategy": "kSameAsRequested",
-        "use_tf32": "0",
-    }
+def test_cuda_is_told_to_be_exact_and_to_leave_cudnn_s_attention_alone():
+    assert cuda_settings(CUDA) == {"sdpa_kernel": "19", "use_tf32": "0"}
+    assert cuda_settings(Device("cuda", 1))["device_id"] == "1"
     assert cuda_settings(CUDA, 1 << 30)["gpu_mem_limit"] == str(1 << 30)
+
+
+def test_a_memory_limit_counts_the_weights(artifact: Artifact):
+    graph = artifact.path("cpu-fp32.onnx")
+    with pytest.raises(DeviceError, match=r"allows 1\.00 GiB, but the weights of cpu-fp32 take 2\.00 GiB"):
+        open_cuda(graph, "varlen", CUDA, n_weight_bytes=2 << 30, memory_bytes=1 << 30)
 
 
 def test_every_option_is_one_that_the_session_accepts(artifact: Artifact):
@@ -257,6 +260,7 @@ def test_an_engine_is_told_its_shapes_its_caches_and_no_precision(tmp_path: Path
         Device("tensorrt", 1), Bucket(n_rows=32, longest=512), tmp_path / "engines", tmp_path / "timings"
     )
     assert settings == {
+        "trt_load_user_initializer": "0",
         "device_id": "1",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(tmp_path / "engines"),
@@ -267,6 +271,12 @@ def test_an_engine_is_told_its_shapes_its_caches_and_no_precision(tmp_path: Path
         "trt_profile_opt_shapes": "input_ids:32x512,lengths:32",
         "trt_profile_max_shapes": "input_ids:32x512,lengths:32",
     }
+
+
+def test_weights_beyond_a_protobuf_are_handed_over_apart(tmp_path: Path):
+    bucket = Bucket(n_rows=32, longest=512)
+    settings = tensorrt_settings(TENSORRT, bucket, tmp_path, tmp_path, n_weight_bytes=2_270_000_000)
+    assert settings["trt_load_user_initializer"] == "1"
 
 
 def test_a_run_goes_to_the_shortest_engine_that_takes_it(tensorrt: GpuBackend):

@@ -78,6 +78,7 @@ def test_the_kernels_of_attention_are_read_from_what_the_engine_prints():
     ("precision", "capability", "kernel", "verdict"),
     [
         ("fp16", "9.0", "FLASH_ATTENTION", "ok"),
+        ("fp16", "9.0", "CUDNN_FLASH_ATTENTION", "fail"),
         ("fp16", "8.6", "EFFICIENT_ATTENTION", "fail"),
         ("fp16", "7.5", "EFFICIENT_ATTENTION", "note"),
         ("fp32", "9.0", "EFFICIENT_ATTENTION", "note"),

@@ -1,12 +1,13 @@
-"""The CUDA target: rows packed one behind the other, attention over all of them in one operator.
+"""The CUDA target: rows concatenated, attention over all of them in one operator.
 
 PackedMultiHeadAttention takes flash attention for rows of any lengths where query, key and value come apart, in half
-precision and without a bias (onnxruntime's contrib_ops/cuda/bert/packed_multihead_attention.cc), so biases are added
-by the products before it. The biases of all other layers are added by the operator that follows the product: GELU, or
-sum and norm; alone each would read and write all states once more. The operators are written as they are to run, so
-nothing depends on what an optimizer finds. SkipLayerNormalization sums squares in fp32 in the wheels that rankrt takes
-(ONNX Runtime's pull request 28682). No operator computes a shape: ONNX Runtime puts such ones on the CPU, where none
-may be.
+precision and without a bias (onnxruntime's contrib_ops/cuda/bert/packed_multihead_attention.cc). A product that adds a
+bias costs two more passes over its output in ONNX Runtime 1.31: one writes the bias, one reads it back. So only the
+query's bias is added by its product. All others are added by the operator after the product: GELU, or sum and norm.
+
+The operators are written as they are to run, so nothing depends on an optimizer. SkipLayerNormalization sums squares in
+fp32 in the wheels that rankrt takes (ONNX Runtime's pull request 28682). No operator computes a shape: ONNX Runtime
+puts such ones on the CPU, where none may be.
 
 The host computes the places, which it knows, so no operator removes padding or puts it back.
 """
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from rankrt.arrays import Float32Array
 from rankrt.artifact import Layout
 from rankrt_export.graph import MICROSOFT, Graph
+from rankrt_export.weights import read
 
 
 class CudaEngine:
@@ -25,6 +27,8 @@ class CudaEngine:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+        # What came through an attention without its value's bias, and that bias's name.
+        self._without_bias: dict[ir.Value, str] = {}
         int32 = ir.DataType.INT32
         self.ids = graph.input("input_ids", int32, ["n_tokens"])
         self._positions = graph.input("positions", int32, ["n_tokens"])
@@ -43,13 +47,24 @@ class CudaEngine:
     def attention(
         self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
     ) -> ir.Value:
-        """Attend from every token, as the operator wants as many queries as keys; only the first ones are returned."""
-        states = [self._graph.linear(hidden, layer) for layer in layers]
+        """Attend from every token, as the operator wants as many queries as keys; only the first ones are returned.
+
+        A key's bias adds the same to all scores of a query, which softmax does not see. The shares of a query sum to 1,
+        so a value's bias passes through unchanged: the layer after the attention adds it.
+        """
+        query, key, value = layers
+        states = (
+            self._graph.linear(hidden, query),
+            self._graph.product(hidden, key),
+            self._graph.product(hidden, value),
+        )
         places = (self._token_offset, self._row_offsets)
         attended = self._graph.op(
             "PackedMultiHeadAttention", *states, None, *places, domain=MICROSOFT, num_heads=n_heads
         )
-        return self.first_tokens(attended) if first_only else attended
+        attended = self.first_tokens(attended) if first_only else attended
+        self._without_bias[attended] = f"{value}.bias"
+        return attended
 
     def add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
         """Normalise x + y over the features."""
@@ -57,7 +72,12 @@ class CudaEngine:
 
     def linear_add_norm(self, x: ir.Value, layer: str, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
         """Normalise the layer's output for x, plus y; the norm's operator adds the layer's bias."""
-        return self._add_norm(self._graph.product(x, layer), y, norm, epsilon, self._vector(f"{layer}.bias"))
+        bias = self._vector(f"{layer}.bias")
+        if (left_out := self._without_bias.get(x)) is not None:
+            weights = self._graph.weights
+            own, weight, other = (read(weights, name) for name in (f"{layer}.bias", f"{layer}.weight", left_out))
+            bias = self._graph.array(f"{layer}.bias+{left_out}", own + weight @ other, self._graph.states)
+        return self._add_norm(self._graph.product(x, layer), y, norm, epsilon, bias)
 
     def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
         """Return the exact GELU of the layer's output for x, whose bias the GELU's operator adds."""

@@ -13,6 +13,9 @@ from rankrt.backends.gpu import ForRows, GpuBackend, memory_of, open_on
 from rankrt.devices import Device
 from rankrt.planner import GPU_RUN_TOKENS, PADDED_LENGTHS
 
+# A protobuf holds less than 2 GiB; the graph itself takes the difference.
+_PROTOBUF_BYTES = 2**31 - 2**27
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
@@ -43,9 +46,14 @@ def buckets(max_length: int) -> tuple[Bucket, ...]:
     return tuple(Bucket(n_rows=max(1, GPU_RUN_TOKENS // length), longest=length) for length in lengths)
 
 
-def tensorrt_settings(device: Device, bucket: Bucket, engines: Path, timings: Path) -> dict[str, str]:
+def tensorrt_settings(
+    device: Device, bucket: Bucket, engines: Path, timings: Path, *, n_weight_bytes: int = 0
+) -> dict[str, str]:
     """Return the provider's options: engines are kept in one folder, the timings of kernels in another, for all."""
     return {
+        # The provider hands the graph to TensorRT as one protobuf, weights included, unless it is told to hand the
+        # weights over apart.
+        "trt_load_user_initializer": str(int(n_weight_bytes >= _PROTOBUF_BYTES)),
         "device_id": str(device.index),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(engines),
@@ -64,6 +72,7 @@ def open_tensorrt(
     max_length: int,
     engines: Path,
     timings: Path,
+    n_weight_bytes: int = 0,
     progress: Callable[[Bucket], None] = lambda bucket: None,
 ) -> GpuBackend:
     """Load a graph's engines for rows of up to max_length tokens from a folder; build those that are not there.
@@ -73,7 +82,7 @@ def open_tensorrt(
     """
     opened = []
     for bucket in buckets(max_length):
-        settings = tensorrt_settings(device, bucket, engines, timings)
+        settings = tensorrt_settings(device, bucket, engines, timings, n_weight_bytes=n_weight_bytes)
         # TensorRT gets the graph that was proved, and optimises it itself. ONNX Runtime's least would put more pairs of
         # rounding to 8 bits and back around the transposes of attention, and its best operators that TensorRT lacks.
         opened.append(ForRows(bucket.longest, open_on(device, graph, "ORT_DISABLE_ALL", settings)))

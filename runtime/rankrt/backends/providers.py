@@ -23,6 +23,8 @@ from rankrt.errors import DeviceError
 from rankrt.gpus import Gpu, Gpus
 
 _NO_LIBRARY = re.compile(r"Failed to load [^:]*: (.*)")
+# The images in onnxruntime-gpu 1.31.1 (cuobjdump): sm_75, 80, 86, 89, 90a, 120a. That of 8.0 runs on each 8.x.
+_MACHINE_CODE = ((7, 5), (9, 0), (12, 0))
 # What the TensorRT provider links that CUDA's does not; the numbers are read from the provider itself.
 _TENSORRT_LIBRARIES = re.compile(rb"lib(?:cudnn|nvinfer|nvonnxparser)\.so\.\d+")
 
@@ -54,16 +56,27 @@ def gpu_for(device: Device) -> Gpu:
     if device.index >= len(found.found):
         seen = ", ".join(f"{gpu.index}: {gpu.name}" for gpu in found.found)
         raise DeviceError(f"device '{device}' is not there; this process sees {seen} (CUDA_VISIBLE_DEVICES says which)")
+    gpu = found.found[device.index]
     if provider.memory == "cuda":
         _check_driver(device, found, cuda_version(ort))
+        _check_machine_code(device, gpu)
         _check_libraries(device)
-    return found.found[device.index]
+    return gpu
 
 
 def cuda_version(ort: Any) -> tuple[int, int] | None:
     """Return the (major, minor) of CUDA that an onnxruntime was built for; None for a build without CUDA."""
     match = re.match(r"(\d+)\.(\d+)", str(getattr(ort, "cuda_version", "") or ""))
     return (int(match[1]), int(match[2])) if match else None
+
+
+def check_cudnn(device: Device) -> None:
+    """Raise DeviceError if cuDNN, which only decoders need, cannot be loaded. Loading a model would not notice it."""
+    if PROVIDERS[device.target].memory == "cuda" and (said := _cannot_load("libcudnn.so.9")) is not None:
+        raise DeviceError(
+            f"device '{device}' cannot run a decoder without cuDNN: {said}."
+            f" It comes with: pip install '{_EXTRAS[device.target]}'"
+        )
 
 
 def missing_libraries(target: Target) -> tuple[str, ...]:
@@ -166,6 +179,15 @@ def _check_driver(device: Device, found: Gpus, built_for: tuple[int, int] | None
         f"device '{device}': this onnxruntime was built for CUDA {built_for[0]}, but the driver"
         f" {found.driver or 'here'} runs CUDA up to {found.cuda[0]}.{found.cuda[1]}: install a newer driver"
     )
+
+
+def _check_machine_code(device: Device, gpu: Gpu) -> None:
+    """Refuse a GPU for which the wheel has no kernels: it has no PTX, and each run would fail."""
+    if device.target == "cuda" and not (gpu.version in _MACHINE_CODE or gpu.version[0] == 8):
+        raise DeviceError(
+            f"device '{device}' is {gpu.name} of compute capability {gpu.capability}; onnxruntime-gpu has kernels for"
+            " 7.5, 8.x, 9.0 and 12.0 only. Use device='cpu', or a build of ONNX Runtime for this GPU"
+        )
 
 
 def _check_libraries(device: Device) -> None:
