@@ -141,6 +141,13 @@ def test_a_name_that_is_nearly_one_is_refused_with_it(client: Any, path: str, na
     assert f"there is no field `{name}` here; did you mean `{meant}`?" in refusal(client, path, body)
 
 
+def test_a_body_of_many_fields_takes_no_time_to_refuse(client: Any):
+    many = {f"field {i}": 1 for i in range(100_000)}
+    assert "too many fields: 100002 (limit 100)" in refusal(
+        client, "/v1/rerank", many | {"query": "a", "documents": []}
+    )
+
+
 def test_tei_s_clients_are_told_that_its_documents_are_texts(client: Any):
     assert "did you mean `texts`?" in refusal(client, "/tei/rerank", {"query": "one", "document": ["two"]})
     assert "TEI's requests have `texts`" in refusal(client, "/tei/rerank", {"query": "one", "documents": ["two"]})

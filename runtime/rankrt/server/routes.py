@@ -4,6 +4,7 @@ Below its own prefix (/tei, /cohere, ...) a dialect is what it is. Without one, 
 clients use it; where several share a path, the fields of the request say which it is.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -101,6 +102,7 @@ def advice_for(path: str) -> str:
     return f"there is nothing at this path: {said}" if said else "there is nothing at this path; see /docs"
 
 
+@functools.cache
 def _required(shape: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(shape) if field.required)
 

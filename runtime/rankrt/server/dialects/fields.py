@@ -141,12 +141,16 @@ _SYNONYMS = {
 }
 # "retrun_documents" is .94 like "return_documents" and "top_p" .8 like "top_n"; "query_id" is .77 like "query".
 _LIKENESS = 0.85
+# Comparing a name with those that are known takes 0.1 ms, in the server's loop.
+_MAX_FIELDS = 100
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read(body: bytes) -> Given:
     """Return the fields of a body that are not null, each with how its JSON begins; none if it is not an object."""
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields = _FIELDS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return {name: value for name, raw in fields.items() if (value := bytes(memoryview(raw)[:8])) != b"null"}
@@ -167,6 +171,8 @@ def check(
     given: Given, known: Collection[str], *, is_strict: bool, harmless: Collection[str], refused: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Return the fields that are passed over although they mean nothing here. Raises a Failure for one to refuse."""
+    if len(given) > _MAX_FIELDS:
+        raise Failure("invalid", f"too many fields: {len(given)} (limit {_MAX_FIELDS})")
     unknown = []
     for name, value in given.items():
         if name in known or name in harmless:
@@ -175,8 +181,9 @@ def check(
             raise Failure("invalid", f"`{name}` is not supported: {refused[name]}")
         if name in refused:
             continue
-        if is_strict or (meant := _meant(name, known)):
-            raise Failure("invalid", _unknown(name, _meant(name, known)))
+        meant = _meant(name, known)
+        if is_strict or meant:
+            raise Failure("invalid", _unknown(name, meant))
         unknown.append(name)
     return tuple(unknown)
 
