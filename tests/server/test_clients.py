@@ -101,6 +101,5 @@ def test_litellm(address: str, provider: str, path: str, monkeypatch: pytest.Mon
     found = litellm.rerank(
         model=f"{provider}/m", query="one", documents=DOCUMENTS, top_n=2, api_base=address + path, api_key="none"
     )
-    # TEI knows no top_n, and litellm passes all on that it answers.
-    assert [hit["index"] for hit in found.results] == (BEST_FIRST if provider == "huggingface" else BEST_FIRST[:2])
+    assert [hit["index"] for hit in found.results] == BEST_FIRST[:2]
     assert found.results[0]["relevance_score"] == pytest.approx(0.98201376)
