@@ -106,8 +106,11 @@ def _curl(method: str, path: str, openapi: Mapping[str, Any]) -> str:
     url = f"http://localhost:8080{path}"
     if method == "GET":
         return f"curl {url}{key}"
-    examples = operation["requestBody"]["content"]["application/json"]["examples"].values()
-    return "\n\n".join(f"curl {url} {_CONTENT_TYPE}{key} \\\n  -d '{json.dumps(e['value'])}'" for e in examples)
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+    commands = {n: f"curl {url} {_CONTENT_TYPE}{key} \\\n  -d '{json.dumps(e['value'])}'" for n, e in examples.items()}
+    if len(commands) == 1:
+        return next(iter(commands.values()))
+    return "\n\n".join(f"# {name}\n{command}" for name, command in commands.items())
 
 
 def _schemas(operation: Mapping[str, Any], openapi: Mapping[str, Any]) -> str:
