@@ -173,6 +173,13 @@ def test_top_k_is_another_name_for_top_n_and_0_is_all(client: Any, path: str):
     assert "top_n" in refusal(client, path, both | {"top_n": -1})
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/cohere/v1/rerank", "/cohere/v2/rerank"])
+def test_top_n_of_0_or_null_is_all_at_cohere_s_paths_too(client: Any, path: str):
+    for n in (0, None):
+        body = {"model": "m", "query": "one", "documents": DOCUMENTS, "top_n": n}
+        assert len(answered(client, path, body)["results"]) == 3
+
+
 def test_tei_obeys_top_n_that_litellm_sends(client: Any):
     assert len(answered(client, "/tei/rerank", {"query": "one", "texts": DOCUMENTS, "top_n": 2})) == 2
 

@@ -6,6 +6,7 @@ import msgspec
 
 from rankrt.server.dialects import (
     Card,
+    Count,
     Dialect,
     Endpoint,
     Flag,
@@ -33,7 +34,7 @@ class CohereRerankV2(Request, frozen=True, kw_only=True):
     model: str
     query: Query
     documents: Texts
-    top_n: Some | None = None
+    top_n: Count | None = None
     max_tokens_per_doc: Some | None = None
     priority: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
     return_documents: Flag = None
@@ -45,7 +46,7 @@ class CohereRerankV1(Request, frozen=True, kw_only=True):
     query: Query
     documents: Annotated[list[str | Fields], msgspec.Meta(extra_json_schema={"minItems": 1})]
     model: str | None = None
-    top_n: Some | None = None
+    top_n: Count | None = None
     rank_fields: list[str] | None = None
     return_documents: Flag = None
     priority: Priority | None = None
@@ -164,7 +165,7 @@ def _ranking(request: CohereRerankV1 | CohereRerankV2, answer: Answer, request_i
             relevance_score=float(scores[i]),
             document=_echo(request.documents[i]) if echo else None,
         )
-        for i in ranked(answer, request.top_n)
+        for i in ranked(answer, request.top_n or None)
     ]
     return CohereRanking(id=request_id, results=results, meta=_meta(answer, version))
 
