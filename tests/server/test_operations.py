@@ -19,6 +19,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt import ArtifactError, InputError  # noqa: E402
 from rankrt.artifact import open_artifact  # noqa: E402
+from rankrt.server.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
 from rankrt.server.logs import JsonLines  # noqa: E402
@@ -71,6 +72,8 @@ def test_a_path_that_is_not_there_answers_what_any_client_reads(client: Any):
         ("/v1/retrieval/nvidia/model/reranking", "POST /v1/ranking"),
         ("/api/v1/services/rerank/text-rerank/text-rerank", "POST /v1/rerank"),
         ("/decode", "/tokenize"),
+        ("/v1/rerank/rerank", "stands there twice"),
+        ("/v1/v1/rerank", "stands there twice"),
     ],
 )
 def test_a_path_of_another_interface_is_told_which_of_ours_to_use(client: Any, path: str, said: str):
@@ -320,8 +323,16 @@ def test_pages_load_nothing_from_elsewhere(client: Any, path: str):
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page.text)
 
 
-def test_the_interface_describes_every_path_that_takes_a_request(client: Any):
-    described = client.get("/openapi.json").json()["paths"]
-    for path in ("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/predict", "/v1/rerank/stream", "/info"):
-        assert path in described
-    assert "/v2/rerank" in client.get("/docs").text
+def test_the_interface_describes_every_path_and_every_error(tiny_folder: Path):
+    with serving_with_service(tiny_folder) as (address, service):
+        described = httpx.get(f"{address}/openapi.json").json()["paths"]
+        page = httpx.get(f"{address}/docs").text
+        routes: Any = App(service).starlette().routes
+    pages = {("/", "GET"), ("/docs", "GET"), ("/openapi.json", "GET")}
+    answered = {(route.path, method) for route in routes for method in route.methods if method != "HEAD"} - pages
+    assert answered == {(path, method.upper()) for path, methods in described.items() for method in methods}
+    statuses = {"401", "404", "413", "415", "422", "429", "503", "504"}
+    assert all(statuses <= set(methods["post"]["responses"]) for methods in described.values() if "post" in methods)
+    for path, method in answered:
+        assert f"<b>{method}</b> <code>{path}</code>" in page
+        assert f"curl http://localhost:8080{path}" in page

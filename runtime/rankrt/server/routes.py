@@ -74,6 +74,10 @@ _ELSEWHERE = (
     (r"/v3/rerank", "POST /v2/rerank, which takes and answers the same"),
     (r"/api/v1/services/rerank/.*", "DashScope's interface is not spoken here; POST /v1/rerank"),
     (r"/v1/retrieval/.*", "POST /v1/ranking, which takes and answers the same"),
+    (
+        r".*(/rerank/rerank|/v\d/v\d/.*)",
+        "a part of it stands there twice; clients add it to the address that they are given",
+    ),
     (r"(/tei)?/(decode|similarity|vertex)", "of TEI's paths there are /rerank, /predict, /tokenize, /info and /health"),
 )
 
