@@ -81,8 +81,6 @@ def test_the_harmless_fields_are_these():
         "extra_headers",
         "litellm_call_id",
         "litellm_params",
-        "max_completion_tokens",
-        "max_tokens",
         "metadata",
         "mm_processor_kwargs",
         "padding",

@@ -141,11 +141,12 @@ def test_a_model_is_called_after_the_hub_s_or_the_artifact_s_folder_and_never_th
         manifest = json.loads((tmp_path / folder / "rankrt.json").read_text())
         manifest["source"]["id"], manifest["name"] = source, Path(source).name
         (tmp_path / folder / "rankrt.json").write_text(json.dumps(manifest))
-    with serving(tmp_path / "ours", tmp_path / "theirs") as address:
+    (tmp_path / "current").symlink_to("ours")
+    with serving(tmp_path / "ours", tmp_path / "theirs", tmp_path / "current") as address:
         names = [model["id"] for model in httpx.get(f"{address}/v1/models").json()["data"]]
         body = {"query": "one", "documents": ["two"], "model": "owner/bge-tiny"}
         assert httpx.post(f"{address}/v1/rerank", json=body).json()["model"] == "bge-tiny"
-    assert names == ["ours", "bge-tiny"]
+    assert names == ["ours", "bge-tiny", "current"]
 
 
 @pytest.mark.parametrize(("given", "is_kept"), [("abc-123", True), ("a b", False), ("x" * 65, False)])

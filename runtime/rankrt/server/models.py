@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rankrt.artifact import Artifact, Precision, Variant
@@ -133,7 +135,7 @@ class Models:
         options, machine = self._options, this_machine()
         artifact, variant, device = found_for(served, options)
         check_servable(variant)
-        name = served.name or name_of(artifact)
+        name = served.name or name_of(artifact, served.source)
         known = self._models.get(name)
         if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
             return known
@@ -188,13 +190,13 @@ def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, 
     return artifact, variant, device_of(variant, asked)
 
 
-def name_of(artifact: Artifact) -> str:
-    """Return what an artifact is called: the model's name on the hub, or that of the artifact's own folder.
+def name_of(artifact: Artifact, source: str) -> str:
+    """Return what a model is called that was not named: as on the hub, or after the folder that is served.
 
-    A checkpoint that was exported from a folder is called after that folder, often `checkpoint` or `model`.
+    The manifest calls one that was exported from a folder after that folder, often `checkpoint` or `model`.
     """
-    source = artifact.manifest.source
-    return artifact.manifest.name if "/" in source.id else artifact.folder.resolve().name
+    exported = artifact.manifest.source.id
+    return artifact.manifest.name if "/" in exported else Path(os.path.abspath(Path(source).expanduser())).name
 
 
 def check_servable(variant: Variant) -> None:

@@ -38,8 +38,6 @@ HARMLESS = frozenset(
         "mm_processor_kwargs",  # vLLM: how images are read, and there are none
         "padding",  # vLLM: a score is the same with or without it
         "temperature",  # a language model's, as all that follow: nothing is generated here
-        "max_tokens",
-        "max_completion_tokens",
         "seed",
         "stop",
         "top_p",
@@ -98,6 +96,7 @@ REFUSED: Mapping[str, str] = {
             "max_doc_length",
             "max_length",
             "max_query_length",
+            "max_tokens",
             "max_tokens_per_doc",
             "max_tokens_per_query",
             "truncate",
