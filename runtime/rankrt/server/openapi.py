@@ -11,9 +11,9 @@ from rankrt.server.dialects.cohere import CohereModels
 from rankrt.server.dialects.infinity import InfinityHealth, InfinityModels
 from rankrt.server.dialects.jina import JINA, JinaRanking
 from rankrt.server.dialects.llamacpp import LlamacppHealth
-from rankrt.server.dialects.openai import OpenAIError
+from rankrt.server.dialects.openai import OpenAIModels
 from rankrt.server.dialects.tei import TEI, TeiError, TeiInfo, TeiToken, TeiTokenize
-from rankrt.server.dialects.vllm import VLLM, VllmModels
+from rankrt.server.dialects.vllm import VLLM
 from rankrt.server.routes import BARE, DIALECTS, ENDPOINTS, prefixed
 
 _REF = "#/components/schemas/{name}"
@@ -81,7 +81,7 @@ def _schemas() -> tuple[Mapping[Any, Any], dict[str, Any]]:
     types: dict[Any, None] = {endpoint.request: None for endpoint in ENDPOINTS}
     types |= {endpoint.response: None for endpoint in ENDPOINTS}
     types |= {dialect.error_type: None for dialect in DIALECTS}
-    types |= dict.fromkeys([JinaRanking, TeiTokenize, list[list[TeiToken]], TeiInfo, OpenAIError, VllmModels])
+    types |= dict.fromkeys([JinaRanking, TeiTokenize, list[list[TeiToken]], TeiInfo, OpenAIModels])
     types |= dict.fromkeys([*_MODELS.values(), *_HEALTH.values()])
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     for endpoint in ENDPOINTS:
@@ -147,7 +147,7 @@ def _operations(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     ready = _get("200 when the models are loaded and warm, else 503", _content(status), needs_key=False)
     ready["get"]["responses"]["503"] = {"description": "the models are being loaded", "content": _content(status)}
     info = _get("what is served, as TEI says it", _json([schemas[TeiInfo]]), TEI, schemas)
-    models = _get("what is served, as OpenAI and vLLM say it", _json([schemas[VllmModels]]), VLLM, schemas)
+    models = _get("what is served, as OpenAI and vLLM say it", _json([schemas[OpenAIModels]]), VLLM, schemas)
     operations = {
         "/health": alive,
         "/ping": alive,
@@ -160,7 +160,7 @@ def _operations(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     }
     for dialect in DIALECTS:
         for path in dialect.models_paths if dialect.models else ():
-            content = _json([schemas[_MODELS.get(dialect.name, VllmModels)]])
+            content = _json([schemas[_MODELS.get(dialect.name, OpenAIModels)]])
             operations[f"/{dialect.name}{path}"] = _get("what is served", content, dialect, schemas)
         if dialect.health is not None:
             shape = _HEALTH.get(dialect.name)

@@ -5,7 +5,7 @@ Struct, a Failure becomes a Struct and a status. Beside the dialects:
 
     fields    which fields of a body are obeyed, passed over or refused
     texts     queries and documents as clients write them
-    openai    the errors that three dialects share
+    openai    errors and models as several dialects have them
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

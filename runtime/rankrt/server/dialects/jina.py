@@ -15,8 +15,8 @@ from rankrt.server.dialects import (
     scores_of,
     usage_of,
 )
+from rankrt.server.dialects.openai import models_of
 from rankrt.server.dialects.texts import Documents, QueryDocument, texts_of
-from rankrt.server.dialects.vllm import models
 from rankrt.server.engine import Answer, Ask
 
 
@@ -61,7 +61,7 @@ JINA = Dialect(
     name="jina",
     error=lambda failure, status: JinaError(detail=failure.message),
     error_type=JinaError,
-    models=models,
+    models=models_of,
 )
 
 

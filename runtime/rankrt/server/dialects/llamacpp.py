@@ -19,9 +19,8 @@ from rankrt.server.dialects import (
     usage_of,
 )
 from rankrt.server.dialects.fields import REFUSED
-from rankrt.server.dialects.openai import OpenAIError, error_of
+from rankrt.server.dialects.openai import OpenAIError, error_of, models_of
 from rankrt.server.dialects.texts import Document, Documents, Query, texts_of
-from rankrt.server.dialects.vllm import models
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import Failure, Kind
 
@@ -84,7 +83,7 @@ LLAMACPP = Dialect(
     error_type=OpenAIError,
     statuses={"invalid": 400, "empty": 400, "too_many": 400, "too_long": 400},
     models_paths=("/v1/models", "/models"),
-    models=models,
+    models=models_of,
     health=LlamacppHealth,
 )
 

@@ -15,8 +15,8 @@ from rankrt.server.dialects import (
     scores_of,
     usage_of,
 )
+from rankrt.server.dialects.openai import models_of
 from rankrt.server.dialects.texts import Query, Text
-from rankrt.server.dialects.vllm import models
 from rankrt.server.engine import Answer, Ask
 
 
@@ -56,7 +56,7 @@ NIM = Dialect(
     name="nim",
     error=lambda failure, status: NimError(message=failure.message, detail=failure.message, type=failure.kind),
     error_type=NimError,
-    models=models,
+    models=models_of,
 )
 
 

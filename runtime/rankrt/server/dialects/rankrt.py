@@ -18,8 +18,8 @@ from rankrt.server.dialects import (
     scores_of,
 )
 from rankrt.server.dialects.fields import REFUSED
+from rankrt.server.dialects.openai import models_of
 from rankrt.server.dialects.texts import Documents, QueryDocument, texts_of
-from rankrt.server.dialects.vllm import models
 from rankrt.server.engine import Answer, Ask
 
 
@@ -85,7 +85,7 @@ RANKRT = Dialect(
     error=lambda failure, status: Error(kind=failure.kind, message=failure.message),
     error_type=Error,
     is_strict=True,
-    models=models,
+    models=models_of,
 )
 
 

@@ -18,8 +18,8 @@ from rankrt.server.dialects import (
     scores_of,
 )
 from rankrt.server.dialects.fields import REFUSED
+from rankrt.server.dialects.openai import models_of
 from rankrt.server.dialects.texts import Query, Texts, check_query
-from rankrt.server.dialects.vllm import models
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import Failure, Kind
 
@@ -147,7 +147,7 @@ TEI = Dialect(
     error=lambda failure, status: TeiError(error=failure.message, error_type=_TYPES.get(failure.kind, "Validation")),
     error_type=TeiError,
     statuses={"empty": 400, "score": 424, "too_many": 413},
-    models=models,
+    models=models_of,
     health=lambda: None,
 )
 _REFUSED = {

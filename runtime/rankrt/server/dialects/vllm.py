@@ -8,7 +8,6 @@ import msgspec
 
 from rankrt.server.dialects import (
     BestOf,
-    Card,
     Count,
     Dialect,
     Endpoint,
@@ -24,7 +23,7 @@ from rankrt.server.dialects import (
     usage_of,
 )
 from rankrt.server.dialects.fields import REFUSED
-from rankrt.server.dialects.openai import OpenAIError, error_of
+from rankrt.server.dialects.openai import OpenAIError, error_of, models_of
 from rankrt.server.dialects.texts import Document, Documents, QueryDocument, Text, check_query, texts_of
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import Failure, Kind
@@ -128,38 +127,12 @@ _TYPES: dict[Kind, str] = {
 }
 
 
-class VllmModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is served."""
-
-    id: str
-    created: int
-    root: str
-    max_model_len: int
-    object: Literal["model"] = "model"
-    owned_by: str = "rankrt"
-    parent: None = None
-
-
-class VllmModels(msgspec.Struct, frozen=True, kw_only=True):
-    """The models that are served."""
-
-    data: list[VllmModel]
-    object: Literal["list"] = "list"
-
-
-def models(cards: Sequence[Card]) -> VllmModels:
-    """Return the models as OpenAI's clients read them, with what vLLM adds."""
-    return VllmModels(
-        data=[VllmModel(id=c.name, created=c.created, root=c.source, max_model_len=c.max_length) for c in cards]
-    )
-
-
 VLLM = Dialect(
     name="vllm",
     error=lambda failure, status: error_of(failure, status, _TYPES, "BadRequestError"),
     error_type=OpenAIError,
     statuses={"invalid": 400, "empty": 400, "too_many": 400, "too_long": 400},
-    models=models,
+    models=models_of,
     health=lambda: None,
 )
 # vLLM itself passes instructions to a chat template; `normalize` it refuses with these words.
