@@ -131,7 +131,7 @@ def well_behaved(server: Server, cases: Sequence[Case], found: Findings) -> None
     status, answer, _ = _post(server.port, body)
     found.count(status)
     if status == 200:
-        scores = {hit["index"]: hit["score"] for hit in json.loads(answer)}
+        scores = {hit["index"]: float(np.float32(hit["score"])) for hit in json.loads(answer)}
         if [scores.get(i) for i in range(len(case.texts))] != case.scores:
             found.blame("wrong scores")
     elif status not in _REFUSALS:

@@ -151,6 +151,10 @@ class PairTokenizer:
             rows = [self._cut(i, queries[q], passages[i], room, rules) for i, (q, _) in enumerate(pairs)]
         return self._join(rows, len(pairs), template)
 
+    def located(self, texts: Sequence[str]) -> list[Located]:
+        """Return the ids of single texts, without special ones, and where each stands. Raises InputError."""
+        return _checked(self._text_tokenizer.located, texts)
+
     def template(self, rules: Rules) -> Template:
         """Return the template with the question that the rules ask. Raises InputError if it has none to replace."""
         if rules.question is None:

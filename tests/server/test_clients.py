@@ -101,6 +101,25 @@ def test_litellm(address: str, provider: str, path: str, monkeypatch: pytest.Mon
     found = litellm.rerank(
         model=f"{provider}/m", query="one", documents=DOCUMENTS, top_n=2, api_base=address + path, api_key="none"
     )
-    # TEI knows no top_n, and litellm passes all on that it answers.
-    assert [hit["index"] for hit in found.results] == (BEST_FIRST if provider == "huggingface" else BEST_FIRST[:2])
+    assert [hit["index"] for hit in found.results] == BEST_FIRST[:2]
     assert found.results[0]["relevance_score"] == pytest.approx(0.98201376)
+
+
+def test_infinity_client(address: str):
+    infinity = pytest.importorskip("infinity_client", reason="infinity-client is not installed")
+    models = pytest.importorskip("infinity_client.api.default.models")
+    rerank = pytest.importorskip("infinity_client.api.default.rerank")
+    asked = pytest.importorskip("infinity_client.models").RerankInput(
+        query="one", documents=DOCUMENTS, top_n=2, raw_scores=True
+    )
+    found = rerank.sync(client=infinity.Client(base_url=address), body=asked)
+    assert [(hit.index, hit.relevance_score) for hit in found.results] == [(1, 4.0), (0, 3.0)]
+    served = models.sync(client=infinity.Client(base_url=f"{address}/infinity"))
+    assert [model.id for model in served.data] == ["tiny"]
+
+
+def test_mixedbread_s_own(address: str):
+    mixedbread = pytest.importorskip("mixedbread", reason="mixedbread is not installed")
+    client = mixedbread.Mixedbread(api_key="none", base_url=address)
+    found = client.rerank(model="m", query="one", input=DOCUMENTS, top_k=2, return_input=True)
+    assert [(hit.index, hit.input) for hit in found.data] == [(1, "three"), (0, "two")]

@@ -120,8 +120,12 @@ def test_a_body_that_does_not_come_is_not_waited_for(slow: Any):
 def test_too_many_documents_are_refused_with_the_figure(slow: Any):
     address, _, _ = slow
     response = httpx.post(f"{address}/rerank", json={"query": "one", "texts": ["two"] * 51})
-    assert response.status_code == 422
-    assert response.json()["error"] == "51 documents in one request, at most 50 may be"
+    assert response.status_code == 413, "as TEI documents it"
+    assert response.json()["error"] == "too many documents: 51 (limit 50)"
+    statuses = {"/vllm/rerank": 400, "/jina/v1/rerank": 422, "/cohere/v2/rerank": 422, "/llamacpp/rerank": 400}
+    for path, status in statuses.items():
+        body = {"model": "m", "query": "one", "documents": ["two"] * 51}
+        assert httpx.post(f"{address}{path}", json=body).status_code == status
 
 
 def test_a_deadline_that_passes_is_504(slow: Any):

@@ -19,7 +19,9 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt import ArtifactError, InputError  # noqa: E402
 from rankrt.artifact import open_artifact  # noqa: E402
+from rankrt.server.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
+from rankrt.server.limits import Limits  # noqa: E402
 from rankrt.server.logs import JsonLines  # noqa: E402
 from rankrt.server.models import check_servable  # noqa: E402
 from rankrt.server.tracing import OtlpTracer  # noqa: E402
@@ -44,14 +46,107 @@ def figure(page: str, name: str) -> float:
 def test_health_and_readiness(client: Any):
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ready", "models": ["tiny"]}
-    assert client.get("/v1/models").json()["data"] == [{"id": "tiny", "object": "model", "owned_by": "rankrt"}]
 
 
 def test_what_is_not_there_is_said_in_json(client: Any):
-    assert client.get("/nothing").status_code == 404
     response = client.delete("/rerank")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert response.json()["message"] == "this path takes another method; see /docs"
+
+
+def test_a_path_that_is_not_there_answers_what_any_client_reads(client: Any):
+    response = client.get("/nothing")
+    found = response.json()
+    assert response.status_code == 404
+    assert found["detail"] == found["message"] == found["error"]["message"]
+    assert found["detail"] == "there is nothing at this path; see /docs"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/embeddings", "makes no embeddings"),
+        ("/v1/chat/completions", "generates no text"),
+        ("/v1/inference/BAAI/bge-reranker-v2-m3", "POST /v1/rerank"),
+        ("/v3/rerank", "POST /v2/rerank"),
+        ("/v1/retrieval/nvidia/model/reranking", "POST /v1/ranking"),
+        ("/api/v1/services/rerank/text-rerank/text-rerank", "POST /v1/rerank"),
+        ("/decode", "/tokenize"),
+        ("/v1/rerank/rerank", "stands there twice"),
+        ("/v1/v1/rerank", "stands there twice"),
+    ],
+)
+def test_a_path_of_another_interface_is_told_which_of_ours_to_use(client: Any, path: str, said: str):
+    assert said in client.post(path, json={}).json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        ("/tei/nothing", {"error", "error_type"}),
+        ("/jina/v1/nothing", {"detail"}),
+        ("/cohere/v2/nothing", {"message"}),
+        ("/vllm/nothing", {"error"}),
+        ("/rankrt/nothing", {"kind", "message"}),
+        ("/voyage/v1/nothing", {"detail"}),
+    ],
+)
+def test_below_a_dialect_s_prefix_it_is_said_in_its_words(client: Any, path: str, keys: set[str]):
+    response = client.post(path, json={})
+    assert (response.status_code, set(response.json())) == (404, keys)
+
+
+@pytest.mark.parametrize("path", ["/models", "/v1/models", "/vllm/v1/models", "/llamacpp/v1/models", "/jina/v1/models"])
+def test_models_are_listed_as_openai_s_clients_read_them(client: Any, path: str):
+    found = client.get(path).json()
+    assert found["object"] == "list"
+    (model,) = found["data"]
+    assert time.time() - model.pop("created") < 3600
+    assert model == {
+        "id": "tiny",
+        "object": "model",
+        "owned_by": "rankrt",
+        "root": "tests/tiny",
+        "parent": None,
+        "max_model_len": 64,
+    }
+
+
+def test_models_are_listed_as_cohere_and_infinity_do(client: Any):
+    (model,) = client.get("/cohere/v1/models").json()["models"]
+    assert (model["name"], model["endpoints"], model["context_length"]) == ("tiny", ["rerank"], 64.0)
+    (model,) = client.get("/infinity/models").json()["data"]
+    assert (model["id"], model["capabilities"], model["dtype"], model["device"]) == ("tiny", ["rerank"], "fp32", "cpu")
+    assert model["stats"] == {"queue_fraction": 0.0, "queue_absolute": 0, "results_pending": 0, "batch_size": 256}
+
+
+def test_each_dialect_s_health_says_whether_the_server_can_rank(client: Any):
+    assert set(client.get("/infinity/health").json()) == {"unix"}
+    assert client.get("/llamacpp/health").json() == {"status": "ok"}
+    for path in ("/tei/health", "/vllm/health"):
+        response = client.get(path)
+        assert (response.status_code, response.content) == (200, b"")
+
+
+def test_info_tells_the_server_s_own_limits(tiny_folder: Path):
+    with serving(tiny_folder, limits=Limits(max_connections=7, max_documents=50)) as address:
+        info = httpx.get(f"{address}/info").json()
+    assert (info["max_concurrent_requests"], info["max_client_batch_size"]) == (7, 50)
+    assert (info["max_batch_tokens"], info["tokenization_workers"], info["served_model_name"]) == (256, 2, "tiny")
+
+
+def test_a_model_is_called_after_the_hub_s_or_the_artifact_s_folder_and_never_the_checkpoint_s(tmp_path: Path):
+    for folder, source in (("ours", "checkpoint"), ("theirs", "owner/bge-tiny")):
+        tiny_artifact(tmp_path / folder)
+        manifest = json.loads((tmp_path / folder / "rankrt.json").read_text())
+        manifest["source"]["id"], manifest["name"] = source, Path(source).name
+        (tmp_path / folder / "rankrt.json").write_text(json.dumps(manifest))
+    (tmp_path / "current").symlink_to("ours")
+    with serving(tmp_path / "ours", tmp_path / "theirs", tmp_path / "current") as address:
+        names = [model["id"] for model in httpx.get(f"{address}/v1/models").json()["data"]]
+        body = {"query": "one", "documents": ["two"], "model": "owner/bge-tiny"}
+        assert httpx.post(f"{address}/v1/rerank", json=body).json()["model"] == "bge-tiny"
+    assert names == ["ours", "bge-tiny", "current"]
 
 
 @pytest.mark.parametrize(("given", "is_kept"), [("abc-123", True), ("a b", False), ("x" * 65, False)])
@@ -229,8 +324,16 @@ def test_pages_load_nothing_from_elsewhere(client: Any, path: str):
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page.text)
 
 
-def test_the_interface_describes_every_path_that_takes_a_request(client: Any):
-    described = client.get("/openapi.json").json()["paths"]
-    for path in ("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/predict", "/v1/rerank/stream", "/info"):
-        assert path in described
-    assert "/v2/rerank" in client.get("/docs").text
+def test_the_interface_describes_every_path_and_every_error(tiny_folder: Path):
+    with serving_with_service(tiny_folder) as (address, service):
+        described = httpx.get(f"{address}/openapi.json").json()["paths"]
+        page = httpx.get(f"{address}/docs").text
+        routes: Any = App(service).starlette().routes
+    pages = {("/", "GET"), ("/docs", "GET"), ("/openapi.json", "GET")}
+    answered = {(route.path, method) for route in routes for method in route.methods if method != "HEAD"} - pages
+    assert answered == {(path, method.upper()) for path, methods in described.items() for method in methods}
+    statuses = {"401", "404", "413", "415", "422", "429", "503", "504"}
+    assert all(statuses <= set(methods["post"]["responses"]) for methods in described.values() if "post" in methods)
+    for path, method in answered:
+        assert f"<b>{method}</b> <code>{path}</code>" in page
+        assert f"curl http://localhost:8080{path}" in page

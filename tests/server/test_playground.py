@@ -67,11 +67,133 @@ def test_files_of_lines_of_json_and_what_is_cut(page: Any, tmp_path: Path):
     file = tmp_path / "documents.jsonl"
     file.write_text('"two"\n{"text": "' + "four " * 100 + '"}\n')
     page.set_input_files("#file", str(file))
-    page.wait_for_function("document.getElementById('count').textContent === '2 documents'")
+    page.wait_for_selector("#count:has-text('2 documents from column `text` of documents.jsonl')")
     page.fill("#top", "1")
     page.click("#go")
     assert "truncated" in page.locator("#hits li").first.inner_text()
     assert page.locator("#hits li").count() == 1
+
+
+def read(page: Any, path: Path, content: bytes) -> str:
+    """Choose a file and return what the page says of it."""
+    path.write_bytes(content)
+    page.evaluate("document.getElementById('count').textContent = ''")
+    page.set_input_files("#file", str(path))
+    page.wait_for_selector("#count:not(:empty)")
+    return str(page.locator("#count").inner_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"id,text\n1,two\n2,four\n", "2 documents from column `text` of a.csv"),
+        ("a.csv", b'id;body\r\n1;"two;\r\nthree"\r\n2;four\r\n', "2 documents from column `body` of a.csv"),
+        ("a.tsv", b"name\tpassage\nx\ttwo\ny\tfour\n", "2 documents from column `passage` of a.tsv"),
+        ("a.json", b'["two", {"text": "four"}]', "2 documents from column `text` of a.json"),
+        ("a.json", b'{"query": "one", "documents": ["two", "four"]}', "2 documents of a.json"),
+        ("a.jsonl", b'{"text": "two", "n": 1}\n\n{"text": "four"}\n', "2 documents from column `text` of a.jsonl"),
+        ("a.txt", b"\xef\xbb\xbftwo\r\n\r\nfour", "2 documents of a.txt"),
+        (
+            "a.txt",
+            "zero caf\u00e9\nfour".encode("latin-1"),
+            "2 documents of a.txt, read as Latin-1, as it is not UTF-8",
+        ),
+        ("a.txt", "two\nfour".encode("utf-16"), "2 documents of a.txt, read as UTF-16"),
+    ],
+)
+def test_a_file_is_read_by_its_kind_and_the_page_says_what_was_read(
+    page: Any, tmp_path: Path, name: str, content: bytes, said: str
+):
+    assert read(page, tmp_path / name, content) == said
+    page.click("#go")
+    assert texts(page)[0] == "four"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.pdf", b"%PDF-1.7\n...", "it is not text"),
+        ("a.txt", b"two\0three", "it is not text"),
+        ("a.json", b'["two", 3]', "item 2 is neither a text nor an object with a text"),
+        ("a.json", b'["two"', "it is not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "two"}\n\n{"title": "four"}',
+            "line 3 is neither a text nor an object with a text in `text`",
+        ),
+        ("a.jsonl", b'{"text": "two"}\nfour', "line 2 is not JSON"),
+        ("a.csv", b"id,text\n1,two\n2,four,five\n", "the row of line 3 has 3 cells, and the header 2"),
+        ("a.csv", b'text\n"two\n', "the quotation that begins in the row of line 2 does not end"),
+        ("a.csv", b"text\n", "this table has a header and no rows"),
+        ("a.txt", b" \n", "it has no documents"),
+    ],
+)
+def test_a_file_that_is_not_of_its_kind_is_refused_and_nothing_is_replaced(
+    page: Any, tmp_path: Path, name: str, content: bytes, said: str
+):
+    page.fill("#documents", "two")
+    assert said in read(page, tmp_path / name, content)
+    assert page.input_value("#documents") == "two"
+
+
+def test_another_column_may_be_chosen(page: Any, tmp_path: Path):
+    said = read(page, tmp_path / "a.csv", b"title,text\none,two\nfour,zero\n")
+    assert said == "2 documents from column `text` of a.csv"
+    page.select_option("#column", "title")
+    page.wait_for_selector("#count:has-text('`title`')")
+    page.click("#go")
+    assert texts(page) == ["four", "one"]
+
+
+def test_a_line_s_number_counts_the_empty_ones(page: Any):
+    page.fill("#documents", "two\n\n\nfour")
+    page.click("#go")
+    texts(page)
+    assert "line 4" in page.locator("#hits li").first.inner_text()
+
+
+def test_pasted_json_that_is_none_is_an_error_and_not_ranked(page: Any):
+    page.fill("#documents", '{"text": "two"}\n{"text": "four"')
+    assert page.locator("#count").inner_text() == "line 2 is not JSON"
+    page.click("#go")
+    page.wait_for_selector("#status.error")
+    assert page.locator("#hits li").count() == 0
+
+
+def luminance(colour: str) -> float:
+    red, green, blue = (int(part) / 255 for part in colour.removeprefix("rgb(").rstrip(")").split(","))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+# Of every element with text of its own: how it begins, its ink and the ground below it.
+CONTRAST = """() => [...document.querySelectorAll('body *')]
+  .filter(e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
+  .map(e => {
+    let under = e;
+    while (under && getComputedStyle(under).backgroundColor === 'rgba(0, 0, 0, 0)') under = under.parentElement;
+    const ground = getComputedStyle(under ?? document.body).backgroundColor;
+    return [e.outerHTML.slice(0, 80), getComputedStyle(e).color, ground];
+  })"""
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_the_contrast_that_wcag_asks_for(browser: Any, address: str, path: str, scheme: str):
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(address + path)
+    if path == "/":
+        page.click("#go")
+        texts(page)
+    page.evaluate(
+        "document.querySelectorAll('details').forEach(d => { d.open = d.parentElement.tagName !== 'DETAILS' })"
+    )
+    found = page.evaluate(CONTRAST)
+    assert len(found) > 20
+    for element, ink, ground in found:
+        lighter, darker = sorted((luminance(ink), luminance(ground)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (element, ink, ground)
+    page.close()
 
 
 def test_an_error_is_read_out(page: Any):

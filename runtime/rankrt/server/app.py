@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,16 +25,17 @@ from starlette.types import Receive, Scope, Send
 
 from rankrt import __version__
 from rankrt.errors import RankrtError
-from rankrt.server import bodies, openapi, pages
-from rankrt.server.dialects import Dialect, Endpoint
+from rankrt.server import bodies, openapi, pages, tokens
+from rankrt.server.dialects import Card, Dialect, Endpoint, fields
 from rankrt.server.dialects.jina import JINA, JinaRerank
-from rankrt.server.dialects.tei import TEI
+from rankrt.server.dialects.tei import TEI, TeiInfo, TeiTokenize
+from rankrt.server.dialects.vllm import VLLM
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import Failure, failure_of
 from rankrt.server.limits import Body
 from rankrt.server.metrics import CONTENT_TYPE
 from rankrt.server.models import Model
-from rankrt.server.routes import BARE, choose, prefixed
+from rankrt.server.routes import BARE, DIALECTS, advice_for, choose, dialect_of, prefixed
 from rankrt.server.service import Service
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class _Exchange:
     dialect: Dialect
     n_documents: int | None = None
     answer: Answer | None = None
+    unknown_fields: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -101,11 +103,26 @@ class App:
             Route("/ping", self._get_health, methods=["GET"]),
             Route("/ready", self._get_ready, methods=["GET"]),
             Route("/metrics", self._get_metrics, methods=["GET"]),
-            Route("/info", self._get_info, methods=["GET"]),
-            Route("/tei/info", self._get_info, methods=["GET"]),
-            Route("/models", self._get_models, methods=["GET"]),
-            Route("/v1/models", self._get_models, methods=["GET"]),
+            *(Route(path, self._get_info, methods=["GET"]) for path in ("/info", "/tei/info")),
+            *(Route(path, self._tokenize, methods=["POST"]) for path in ("/tokenize", "/tei/tokenize")),
+            *(Route(path, self._models_route(VLLM), methods=["GET"]) for path in ("/models", "/v1/models")),
+            *self._dialect_routes(),
         ]
+
+    def _dialect_routes(self) -> list[Route]:
+        """Return what each dialect's clients ask of the server itself, below its prefix."""
+        models = [
+            Route(f"/{dialect.name}{path}", self._models_route(dialect), methods=["GET"])
+            for dialect in DIALECTS
+            for path in dialect.models_paths
+            if dialect.models is not None
+        ]
+        health = [
+            Route(f"/{dialect.name}/health", self._health_route(dialect), methods=["GET"])
+            for dialect in DIALECTS
+            if dialect.health is not None
+        ]
+        return [*models, *health]
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
@@ -136,9 +153,11 @@ class App:
         self._check_key(request)
         with self._service.in_flight.request() as body:
             content = await self._body(request, body)
-            endpoint = choose(endpoints, request.headers, content)
+            given = await _read(content, fields.read)
+            endpoint = choose(endpoints, request.headers, given)
             exchange.dialect = endpoint.dialect
-            decoded = await _decoded(content, endpoint.request)
+            exchange.unknown_fields = endpoint.check(given)
+            decoded = await _read(content, lambda found: bodies.decode(found, endpoint.request))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             answer = await _unless_client_leaves(request, self._service.engine.evaluate(ask))
@@ -156,7 +175,9 @@ class App:
         self._check_key(request)
         async with contextlib.AsyncExitStack() as stack:
             body = stack.enter_context(self._service.in_flight.request())
-            decoded = await _decoded(await self._body(request, body), JinaRerank)
+            content = await self._body(request, body)
+            exchange.unknown_fields = endpoint.check(await _read(content, fields.read))
+            decoded = await _read(content, lambda found: bodies.decode(found, JinaRerank))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             progress = await stack.enter_async_context(contextlib.aclosing(self._service.engine.stream(ask)))
@@ -244,6 +265,7 @@ class App:
             "n_tokens": answer.n_tokens if answer else None,
             "n_cached_tokens": answer.n_cached if answer else None,
             "n_truncated": int(answer.truncated.sum()) if answer else None,
+            "unknown_fields": _shown(exchange.unknown_fields) or None,
             "seconds": round(exchange.seconds, 6),
         }
         if answer:
@@ -286,34 +308,79 @@ class App:
 
         return await self._answered(exchange, info())
 
-    async def _get_models(self, request: Request) -> Response:
-        exchange = _exchange(request, JINA)
+    async def _tokenize(self, request: Request) -> Response:
+        exchange = _exchange(request, TEI)
 
-        async def models() -> Response:
+        async def tokenize() -> Response:
             self._check_key(request)
-            entries = [{"id": m.name, "object": "model", "owned_by": "rankrt"} for m in self._service.models]
-            return _json({"object": "list", "data": entries})
+            with self._service.in_flight.request() as body:
+                content = await self._body(request, body)
+                asked = await _read(content, lambda found: bodies.decode(found, TeiTokenize))
+                with self._service.models.use(asked.model) as model:
+                    return _json(await asyncio.to_thread(tokens.of_request, asked, model))
 
-        return await self._answered(exchange, models())
+        return await self._answered(exchange, tokenize())
 
-    def _info(self, model: Model) -> dict[str, Any]:
-        limits, manifest = self._service.settings.limits, model.artifact.manifest
-        return {
-            "model_id": manifest.source.id,
-            "model_sha": manifest.source.revision,
-            "model_dtype": model.variant.precision,
-            "served_model_name": model.name,
-            "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-            "max_concurrent_requests": limits.max_connections,
-            "max_input_length": model.rules.max_length,
-            "max_batch_tokens": limits.max_queue_tokens,
-            "max_batch_requests": None,
-            "max_client_batch_size": limits.max_documents,
-            "auto_truncate": True,
-            "tokenization_workers": model.served.capacity.n_threads,
-            "version": __version__,
-            "artifact": model.artifact.identity,
-        }
+    def _models_route(self, dialect: Dialect) -> Any:
+        async def get(request: Request) -> Response:
+            exchange = _exchange(request, dialect)
+
+            async def models() -> Response:
+                self._check_key(request)
+                assert dialect.models is not None
+                return _json(dialect.models(self._cards()))
+
+            return await self._answered(exchange, models())
+
+        return get
+
+    def _health_route(self, dialect: Dialect) -> Any:
+        """Answer as servers do that listen before they can rank, or only then: 503 until the models are loaded."""
+
+        async def get(request: Request) -> Response:
+            assert dialect.health is not None
+            if not self._service.is_ready:
+                failure = Failure("unavailable", "the model is being loaded", retry_after_s=5.0)
+                return _json(dialect.error(failure, 503), status=503)
+            said = dialect.health()
+            return Response() if said is None else _json(said)
+
+        return get
+
+    def _cards(self) -> list[Card]:
+        settings, scheduler = self._service.settings, self._service.scheduler
+        return [
+            Card(
+                name=model.name,
+                source=model.artifact.manifest.source.id,
+                revision=model.artifact.manifest.source.revision,
+                precision=model.variant.precision,
+                device="cuda" if model.served.capacity.is_gpu else "cpu",
+                max_length=model.rules.max_length,
+                created=model.loaded_at,
+                n_waiting=self._service.in_flight.n_requests,
+                queue_tokens=scheduler.queue.n_tokens,
+                max_queue_tokens=settings.limits.max_queue_tokens,
+                run_tokens=settings.max_batch_tokens or model.served.capacity.run_tokens,
+            )
+            for model in self._service.models
+        ]
+
+    def _info(self, model: Model) -> TeiInfo:
+        settings, manifest = self._service.settings, model.artifact.manifest
+        return TeiInfo(
+            model_id=manifest.source.id,
+            model_sha=manifest.source.revision,
+            model_dtype=model.variant.precision,
+            served_model_name=model.name,
+            max_concurrent_requests=settings.limits.max_connections,
+            max_input_length=model.rules.max_length,
+            max_batch_tokens=settings.max_batch_tokens or model.served.capacity.run_tokens,
+            max_client_batch_size=settings.limits.max_documents,
+            tokenization_workers=self._service.engine.n_threads,
+            version=__version__,
+            artifact=model.artifact.identity,
+        )
 
 
 class _EventStream(Response):
@@ -346,10 +413,16 @@ def _exchange(request: Request, dialect: Dialect) -> _Exchange:
     return _Exchange(request=request, id=name, started=time.monotonic(), dialect=dialect)
 
 
-async def _decoded(content: bytes, shape: type[T]) -> T:
+async def _read(content: bytes, how: Callable[[bytes], T]) -> T:
+    """Return what is read of a body; a large one is read in a thread."""
     if len(content) < _DECODE_ELSEWHERE_BYTES:
-        return bodies.decode(content, shape)
-    return await asyncio.to_thread(bodies.decode, content, shape)
+        return how(content)
+    return await asyncio.to_thread(how, content)
+
+
+def _shown(unknown_fields: Sequence[str]) -> str:
+    """Return the names of fields as far as they can stand in a header and a log."""
+    return ", ".join(name for name in unknown_fields[:10] if _REQUEST_ID.fullmatch(name))
 
 
 async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -381,7 +454,7 @@ def _answer_headers(exchange: _Exchange, answer: Answer) -> dict[str, str]:
     """Return the figures of an answer as TEI names them, and what was cut or left out."""
     timings = answer.timings
     headers = {
-        "x-compute-type": "cpu",
+        "x-compute-type": "gpu" if answer.model.served.capacity.is_gpu else "cpu",
         "x-compute-time": _milliseconds(timings.tokenization + timings.inference),
         "x-compute-tokens": str(answer.n_tokens),
         "x-total-time": _milliseconds(exchange.seconds),
@@ -392,6 +465,8 @@ def _answer_headers(exchange: _Exchange, answer: Answer) -> dict[str, str]:
     }
     if answer.query_truncated.any():
         headers["x-rankrt-query-truncated"] = "true"
+    if shown := _shown(exchange.unknown_fields):
+        headers["x-rankrt-unknown-fields"] = shown
     if not answer.is_complete:
         headers["x-rankrt-partial"] = f"{int(answer.is_scored.sum())}/{len(answer.logits)}"
     return headers
@@ -417,11 +492,14 @@ def _page_route(page: pages.Page) -> Any:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer what no route answers."""
+    """Answer what no route answers: in a dialect's words below its prefix, else in those that any client reads."""
     assert isinstance(error, HTTPException)
-    message = {404: "there is nothing here; see /docs", 405: "this path takes another method; see /docs"}
-    text = message.get(error.status_code, error.detail)
-    content = {"error": {"message": text, "type": "NotFoundError", "code": error.status_code}, "message": text}
-    response = _json(content, status=error.status_code)
+    status, path = error.status_code, request.url.path
+    text = {404: advice_for(path), 405: "this path takes another method; see /docs"}.get(status, error.detail)
+    if (dialect := dialect_of(path)) is not None:
+        response = _json(dialect.error(Failure("not_found", text), status), status=status)
+    else:
+        said = {"message": text, "type": "NotFoundError", "code": status}
+        response = _json({"error": said, "message": text, "detail": text}, status=status)
     response.headers.update(error.headers or {})
     return response

@@ -105,7 +105,7 @@ class Engine:
         self.models = models
         self.scheduler = scheduler
         self.limits = limits
-        self._n_threads = n_tokenizer_threads
+        self.n_threads = n_tokenizer_threads
         # What begins does not wait behind the rest of a request of 500 documents.
         self._first_blocks = ThreadPoolExecutor(n_tokenizer_threads, thread_name_prefix="tokenizer")
         self._later_blocks = ThreadPoolExecutor(max(1, n_tokenizer_threads // 2), thread_name_prefix="later tokenizer")
@@ -166,7 +166,7 @@ class Engine:
         """
         pairs, running = evaluation.ask.pairs, deque[Future[None]]()
         is_gpu = evaluation.model.served.capacity.is_gpu
-        n_at_once = self._n_threads if is_gpu else 1
+        n_at_once = self.n_threads if is_gpu else 1
         before: Future[None] | None = None
         for start in range(0, len(pairs), _BLOCK_PAIRS):
             if len(running) == n_at_once:
@@ -192,9 +192,7 @@ class Engine:
 
     def _check(self, ask: Ask) -> None:
         if len(ask.pairs) > self.limits.max_documents:
-            raise Failure(
-                "invalid", f"{len(ask.pairs)} documents in one request, at most {self.limits.max_documents} may be"
-            )
+            raise Failure("too_many", f"too many documents: {len(ask.pairs)} (limit {self.limits.max_documents})")
 
 
 class _Evaluation:

@@ -10,12 +10,14 @@ Kind: TypeAlias = Literal[
     "syntax",  # the body is not JSON
     "invalid",  # it is, and says something that cannot be done
     "empty",  # nothing to rank
+    "too_many",  # more documents than one request may have
     "too_long",  # a text that may not be cut does not fit
     "body_too_large",
     "body_too_slow",
     "media_type",
     "unauthorized",
     "unknown_model",
+    "not_found",  # no such path
     "overloaded",
     "timeout",
     "unavailable",  # not loaded yet, or going down
@@ -28,12 +30,14 @@ STATUSES: dict[Kind, int] = {
     "syntax": 400,
     "invalid": 422,
     "empty": 422,
+    "too_many": 422,
     "too_long": 422,
     "body_too_large": 413,
     "body_too_slow": 408,
     "media_type": 415,
     "unauthorized": 401,
     "unknown_model": 404,
+    "not_found": 404,
     "overloaded": 429,
     "timeout": 504,
     "unavailable": 503,

@@ -4,9 +4,12 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rankrt.artifact import Artifact, Precision, Variant
@@ -61,6 +64,7 @@ class Model:
     tokenizer: PairTokenizer
     rules: Rules
     served: ServedModel
+    loaded_at: int
     n_users: int = 0
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -121,6 +125,8 @@ class Models:
             raise Failure("unavailable", "the model is being loaded", retry_after_s=5.0)
         if name in self._models:
             return self._models[name]
+        if named := [model for model in self._models.values() if model.artifact.manifest.source.id == name]:
+            return named[0]
         if name is None or len(self._models) == 1:
             return next(iter(self._models.values()))
         raise Failure("unknown_model", f"no model is called {name[:100]}; there are {', '.join(self._models)}")
@@ -129,7 +135,7 @@ class Models:
         options, machine = self._options, this_machine()
         artifact, variant, device = found_for(served, options)
         check_servable(variant)
-        name = served.name or artifact.manifest.name
+        name = served.name or name_of(artifact, served.source)
         known = self._models.get(name)
         if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
             return known
@@ -144,6 +150,7 @@ class Models:
             tokenizer=tokenizer,
             rules=rules,
             served=self._load_in_workers(name, artifact, variant, device),
+            loaded_at=int(time.time()),
         )
         rules.check(artifact.manifest.template, model.limit)
         warm_up(model)
@@ -181,6 +188,15 @@ def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, 
         served.source, lambda found: place(found, asked, options.precision, machine), Hub(revision=options.revision)
     )
     return artifact, variant, device_of(variant, asked)
+
+
+def name_of(artifact: Artifact, source: str) -> str:
+    """Return what a model is called that was not named: as on the hub, or after the folder that is served.
+
+    The manifest calls one that was exported from a folder after that folder, often `checkpoint` or `model`.
+    """
+    exported = artifact.manifest.source.id
+    return artifact.manifest.name if "/" in exported else Path(os.path.abspath(Path(source).expanduser())).name
 
 
 def check_servable(variant: Variant) -> None:

@@ -1,14 +1,30 @@
 """Which dialect is spoken where.
 
-Below its own prefix (/tei, /cohere, ...) a dialect is what it is. Without one, a path belongs to the dialect whose
-clients use it; where two share a path, the request says which it is.
+Below its own prefix (/tei, /cohere, ...) a dialect is what it is. Without one, a path belongs to the dialects whose
+clients use it; where several share a path, the fields of the request say which it is.
 """
 
+import functools
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from rankrt.server.dialects import Endpoint, cohere, infinity, jina, llamacpp, rankrt, tei, vllm
+from rankrt.server.dialects import (
+    Dialect,
+    Endpoint,
+    cohere,
+    fields,
+    infinity,
+    jina,
+    llamacpp,
+    mixedbread,
+    nim,
+    rankrt,
+    tei,
+    vllm,
+    voyage,
+)
 
 ENDPOINTS: Sequence[Endpoint] = (
     *tei.ENDPOINTS,
@@ -17,8 +33,12 @@ ENDPOINTS: Sequence[Endpoint] = (
     *vllm.ENDPOINTS,
     *infinity.ENDPOINTS,
     *llamacpp.ENDPOINTS,
+    *voyage.ENDPOINTS,
+    *mixedbread.ENDPOINTS,
+    *nim.ENDPOINTS,
     *rankrt.ENDPOINTS,
 )
+DIALECTS: Sequence[Dialect] = tuple({endpoint.dialect.name: endpoint.dialect for endpoint in ENDPOINTS}.values())
 
 
 def prefixed() -> Mapping[str, Endpoint]:
@@ -26,47 +46,70 @@ def prefixed() -> Mapping[str, Endpoint]:
     return {f"/{endpoint.dialect.name}{path}": endpoint for endpoint in ENDPOINTS for path in endpoint.paths}
 
 
-def _only(dialect: str, path: str) -> Sequence[Endpoint]:
-    return (prefixed()[f"/{dialect}{path}"],)
+_PREFIXED = prefixed()
 
-
-# The first endpoint of a path is the one that answers what cannot be read at all.
+# Of a path's endpoints the first answers what cannot be read at all, and what fits several equally well.
 BARE: Mapping[str, Sequence[Endpoint]] = {
-    "/rerank": (*_only("tei", "/rerank"), *_only("vllm", "/rerank")),
-    "/": (*_only("tei", "/rerank"), *_only("vllm", "/rerank")),
-    "/v1/rerank": (*_only("jina", "/v1/rerank"), *_only("cohere", "/v1/rerank")),
-    "/v2/rerank": _only("cohere", "/v2/rerank"),
-    "/predict": _only("tei", "/predict"),
-    "/score": _only("vllm", "/score"),
-    "/v1/score": _only("vllm", "/v1/score"),
-    "/reranking": _only("llamacpp", "/reranking"),
-    "/v1/reranking": _only("llamacpp", "/v1/reranking"),
+    path: [_PREFIXED[own] for own in owns]
+    for path, owns in {
+        "/rerank": ("/tei/rerank", "/vllm/rerank", "/infinity/rerank"),
+        "/": ("/tei/rerank", "/vllm/rerank", "/infinity/rerank"),
+        "/v1/rerank": ("/jina/v1/rerank", "/vllm/v1/rerank", "/cohere/v1/rerank"),
+        "/v2/rerank": ("/cohere/v2/rerank", "/vllm/v2/rerank"),
+        "/predict": ("/tei/predict",),
+        "/invocations": ("/tei/invocations",),
+        "/score": ("/vllm/score",),
+        "/v1/score": ("/vllm/score",),
+        "/reranking": ("/llamacpp/reranking",),
+        "/v1/reranking": ("/llamacpp/v1/reranking", "/mixedbread/v1/reranking"),
+        "/v1/ranking": ("/nim/v1/ranking",),
+    }.items()
 }
 
+# Paths of other interfaces, and which of ours their clients can use.
+_ELSEWHERE = (
+    (r"(/v\d)?/embed(dings?)?(/.*)?|/embed_\w+|/api/embed.*", "this server ranks and makes no embeddings"),
+    (r"/v\d/(chat/)?completions|/api/(chat|generate)", "this server ranks and generates no text"),
+    (r"/v1/inference/.*", "DeepInfra's interface is not spoken here; POST /v1/rerank with `query` and `documents`"),
+    (r"/v3/rerank", "POST /v2/rerank, which takes and answers the same"),
+    (r"/api/v1/services/rerank/.*", "DashScope's interface is not spoken here; POST /v1/rerank"),
+    (r"/v1/retrieval/.*", "POST /v1/ranking, which takes and answers the same"),
+    (
+        r".*(/rerank/rerank|/v\d/v\d/.*)",
+        "a part of it stands there twice; clients add it to the address that they are given",
+    ),
+    (r"(/tei)?/(decode|similarity|vertex)", "of TEI's paths there are /rerank, /predict, /tokenize, /info and /health"),
+)
 
-class _Keys(msgspec.Struct, frozen=True):
-    """Whether a body has `texts`; the rest is skipped."""
 
-    texts: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+def choose(candidates: Sequence[Endpoint], headers: Mapping[str, str], given: fields.Given) -> Endpoint:
+    """Return the endpoint that a request means.
+
+    Cohere's own client says its name. Otherwise it is the one that knows most of the fields, of those whose required
+    fields are all there.
+    """
+    for endpoint in candidates:
+        if endpoint.dialect is cohere.COHERE and _is_cohere(headers):
+            return endpoint
+    able = [endpoint for endpoint in candidates if _required(endpoint.request) <= given.keys()]
+    return max(able or candidates, key=lambda endpoint: len(fields.names_of(endpoint.request) & given.keys()))
 
 
-def choose(candidates: Sequence[Endpoint], headers: Mapping[str, str], body: bytes) -> Endpoint:
-    """Return the endpoint that a request means: TEI's has `texts`, Cohere's own client says its name."""
-    first, *others = candidates
-    if not others:
-        return first
-    if first.dialect is jina.JINA:
-        return others[0] if _is_cohere(headers) else first
-    return first if _has_texts(body) else others[0]
+def dialect_of(path: str) -> Dialect | None:
+    """Return the dialect below whose prefix a path is."""
+    return next((dialect for dialect in DIALECTS if path.startswith(f"/{dialect.name}/")), None)
+
+
+def advice_for(path: str) -> str:
+    """Return what to do about a path that does not exist."""
+    said = next((text for pattern, text in _ELSEWHERE if re.fullmatch(pattern, path)), None)
+    return f"there is nothing at this path: {said}" if said else "there is nothing at this path; see /docs"
+
+
+@functools.cache
+def _required(shape: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(shape) if field.required)
 
 
 def _is_cohere(headers: Mapping[str, str]) -> bool:
     return headers.get("x-fern-sdk-name") == "cohere" or "x-client-name" in headers
-
-
-def _has_texts(body: bytes) -> bool:
-    """Tell whether a body has `texts`, or cannot be read."""
-    try:
-        return msgspec.json.decode(body, type=_Keys).texts is not msgspec.UNSET
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return True

@@ -1,45 +1,33 @@
 """What the wire means: one file a dialect, each with its requests, its answers and its errors to the letter.
 
 A dialect knows the shapes of JSON and nothing of HTTP, queues or models: bytes become an Ask, an Answer becomes a
-Struct, a Failure becomes a Struct and a status.
+Struct, a Failure becomes a Struct and a status. Beside the dialects:
+
+    fields    which fields of a body are obeyed, passed over or refused
+    texts     queries and documents as clients write them
+    openai    errors and models as several dialects have them
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
-from rankrt.arrays import Float32Array
+from rankrt.arrays import Float64Array
 from rankrt.reranker import sigmoid
+from rankrt.server.dialects import fields
+from rankrt.server.dialects.texts import Document, QueryDocument, check_query, texts_of
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import STATUSES, Failure, Kind
 
-# A regular expression that every JSON schema understands; the check itself is `check_query`.
-Query: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": r"\S"})]
 Milliseconds: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=86_400_000)]
 Priority: TypeAlias = Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
-TopN: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
-
-
-class Text(msgspec.Struct, frozen=True):
-    """A text in an object, as several dialects allow."""
-
-    text: str
-
-
-class QueryText(msgspec.Struct, frozen=True):
-    """A query in an object."""
-
-    text: Query
-
-
-Document: TypeAlias = str | Text
-QueryDocument: TypeAlias = Query | QueryText
-Documents: TypeAlias = Annotated[list[Document], msgspec.Meta(extra_json_schema={"minItems": 1})]
-Texts: TypeAlias = Annotated[list[str], msgspec.Meta(extra_json_schema={"minItems": 1})]
+Some: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+# RAGFlow writes booleans as text, and the servers that it was written for read them.
+Flag: TypeAlias = bool | Literal["true", "false", "True", "False"] | None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +38,31 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     timeout_ms: Milliseconds | None = None
-    partial_results: bool = False
+    partial_results: bool | None = None
+
+
+class BestOf:
+    """What requests for the best documents have in common: `top_k` is another name for `top_n`; 0 and null are all."""
+
+    __slots__ = ()
+    top_n: int | None
+    top_k: int | None
+
+    def __post_init__(self) -> None:
+        if self.top_n and self.top_k and self.top_n != self.top_k:
+            raise ValueError(f"`top_n` is {self.top_n} and `top_k` is {self.top_k}; send one of them")
+
+    @property
+    def n_best(self) -> int | None:
+        """How many documents to answer with; None is all."""
+        return self.top_n or self.top_k or None
+
+
+class Limited(BestOf, Request, frozen=True, kw_only=True):
+    """A request for the best documents."""
+
+    top_n: Count | None = None
+    top_k: Count | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,13 +73,47 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a dialect may tell about a model that is served.
+
+    created       seconds since 1970 when it was loaded
+    n_waiting     requests that are worked on
+    queue_tokens  tokens that wait to be scored, and max_queue_tokens, how many may
+    run_tokens    tokens that run together
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    precision: str
+    device: str
+    max_length: int
+    created: int
+    n_waiting: int
+    queue_tokens: int
+    max_queue_tokens: int
+    run_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """A dialect's errors: the body for a failure, and the statuses that are not HTTP's own choice."""
+    """A dialect's errors and what it tells of the server.
+
+    error        the body for a failure
+    statuses     those that are not HTTP's own choice
+    is_strict    whether a field that nobody knows is refused
+    models       where the models are listed below the dialect's prefix, and the body that lists them
+    health       where the dialect's clients ask whether the server is ready, and the body that says so; None is none
+    """
 
     name: str
     error: Callable[[Failure, int], msgspec.Struct]
     error_type: type[msgspec.Struct]
     statuses: Mapping[Kind, int] = field(default_factory=dict)
+    is_strict: bool = False
+    models_paths: Sequence[str] = ("/v1/models",)
+    models: Callable[[Sequence[Card]], Any] | None = None
+    health: Callable[[], Any] | None = None
 
     def status(self, failure: Failure) -> int:
         """Return the HTTP status for a failure."""
@@ -83,6 +129,9 @@ class Endpoint:
     ask       what such a body wants; raises InputError or a Failure
     answer    the body that answers it, with an id for dialects that have one
     response  the type of that body
+    example   a body to try
+    harmless  fields that are passed over without a word
+    refused   fields that are refused, each with the reason or what to do
     """
 
     dialect: Dialect
@@ -92,42 +141,50 @@ class Endpoint:
     ask: Callable[[Any], Ask]
     answer: Callable[[Any, Answer, str], Any]
     summary: str
+    example: Mapping[str, Any]
+    harmless: Collection[str] = fields.HARMLESS
+    refused: Mapping[str, str] = field(default_factory=lambda: fields.REFUSED)
+
+    def check(self, given: fields.Given) -> tuple[str, ...]:
+        """Return the fields of a body that mean nothing here. Raises a Failure for one that has to be refused."""
+        known, is_strict = fields.names_of(self.request), self.dialect.is_strict
+        return fields.check(given, known, is_strict=is_strict, harmless=self.harmless, refused=self.refused)
+
+    @property
+    def refused_names(self) -> list[str]:
+        """The names of fields that this endpoint refuses, but for those that are only spelled wrongly."""
+        known = fields.names_of(self.request)
+        return sorted({*self.refused, *fields.misnamed(known)} - known)
 
 
-def check_query(query: str) -> str:
-    """Return a query that is not empty. Raises a Failure for one that is."""
-    if not query.strip():
-        raise Failure("invalid", "the query is empty: there is nothing to rank by")
-    return query
+def is_set(flag: Flag, *, otherwise: bool = False) -> bool:
+    """Return what a flag says; null says nothing."""
+    return otherwise if flag is None else flag in (True, "true", "True")
 
 
-def texts_of(documents: Sequence[Document]) -> list[str]:
-    """Return the texts of documents. Raises a Failure if there are none."""
-    if not documents:
-        raise Failure("empty", "there are no documents to rank")
-    return [document if isinstance(document, str) else document.text for document in documents]
-
-
-def rerank_ask(query: str | QueryText, documents: Sequence[Document], **options: Any) -> Ask:
+def rerank_ask(query: QueryDocument, documents: Sequence[Document], **options: Any) -> Ask:
     """Return the Ask for one query and many documents; `options` are its other fields."""
-    text = check_query(query if isinstance(query, str) else query.text)
+    text = check_query(query)
     return Ask(pairs=[(text, document) for document in texts_of(documents)], **options)
 
 
 def deadline_of(request: Request) -> dict[str, Any]:
     """Return what a request says about its deadline, as fields of Ask."""
-    return {"timeout_ms": request.timeout_ms, "is_partial": request.partial_results}
+    return {"timeout_ms": request.timeout_ms, "is_partial": bool(request.partial_results)}
 
 
-def scores_of(answer: Answer, *, raw: bool) -> Float32Array:
-    """Return logits, or their sigmoid."""
-    return answer.logits if raw else sigmoid(answer.logits)
+def scores_of(answer: Answer, *, raw: bool) -> Float64Array:
+    """Return logits, or their sigmoid, as the doubles with the fewest digits that are the same float32.
+
+    JSON writes a float32 that became a double with the double's digits: 0.12345670163631439 for 0.1234567.
+    """
+    return (answer.logits if raw else sigmoid(answer.logits)).astype(np.str_).astype(np.float64)
 
 
-def ranked(answer: Answer, top_n: int | None = None) -> list[int]:
+def ranked(answer: Answer, n_best: int | None = None) -> list[int]:
     """Return the documents that were scored, best first; equal ones in the order in which they were given."""
     order = np.argsort(-answer.logits, kind="stable")
-    return [int(i) for i in order[answer.is_scored[order]][:top_n]]
+    return [int(i) for i in order[answer.is_scored[order]][:n_best]]
 
 
 def usage_of(answer: Answer) -> Usage:

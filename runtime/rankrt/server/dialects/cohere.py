@@ -1,55 +1,54 @@
 """Cohere: /v2/rerank, strict about fields, and /v1/rerank with documents of several fields."""
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import msgspec
 
 from rankrt.server.dialects import (
+    Card,
+    Count,
     Dialect,
     Endpoint,
+    Flag,
     Priority,
-    Query,
     Request,
-    Texts,
-    TopN,
+    Some,
     deadline_of,
+    is_set,
     ranked,
     rerank_ask,
     scores_of,
 )
+from rankrt.server.dialects.texts import Fields, Query, Texts, text_of_fields
 from rankrt.server.engine import Answer, Ask
-from rankrt.server.failures import Failure
 
 # Cohere's unit of search: a query with up to so many documents.
 _DOCUMENTS_A_UNIT = 100
 # What a document keeps unless max_tokens_per_doc says otherwise.
 _TOKENS_PER_DOC = 4096
-Fields: TypeAlias = dict[str, str | int | float | bool | None]
-Tokens: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
 
-class CohereRerankV2(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CohereRerankV2(Request, frozen=True, kw_only=True):
     """POST /v2/rerank. `priority` 0 is the highest. litellm sends v1's `return_documents`, LangChain sends nulls."""
 
     model: str
     query: Query
     documents: Texts
-    top_n: TopN | None = None
-    max_tokens_per_doc: Tokens | None = None
+    top_n: Count | None = None
+    max_tokens_per_doc: Some | None = None
     priority: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
-    return_documents: bool | None = None
+    return_documents: Flag = None
 
 
-class CohereRerankV1(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CohereRerankV1(Request, frozen=True, kw_only=True):
     """POST /v1/rerank. Documents are texts, or objects of which `rank_fields` are ranked by (default: text)."""
 
     query: Query
     documents: Annotated[list[str | Fields], msgspec.Meta(extra_json_schema={"minItems": 1})]
     model: str | None = None
-    top_n: TopN | None = None
+    top_n: Count | None = None
     rank_fields: list[str] | None = None
-    return_documents: bool | None = None
-    max_chunks_per_doc: Tokens | None = None
+    return_documents: Flag = None
     priority: Priority | None = None
 
 
@@ -104,12 +103,34 @@ class CohereError(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class CohereModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is served."""
+
+    name: str
+    context_length: float
+    endpoints: list[str] = msgspec.field(default_factory=lambda: ["rerank"])
+    finetuned: bool = False
+    is_deprecated: bool = False
+
+
+class CohereModels(msgspec.Struct, frozen=True, kw_only=True):
+    """The models that are served."""
+
+    models: list[CohereModel]
+
+
 COHERE = Dialect(
     name="cohere",
     error=lambda failure, status: CohereError(message=failure.message),
     error_type=CohereError,
     statuses={"empty": 400},
+    is_strict=True,
+    models=lambda cards: CohereModels(models=[_model(card) for card in cards]),
 )
+
+
+def _model(card: Card) -> CohereModel:
+    return CohereModel(name=card.name, context_length=float(card.max_length))
 
 
 def _v2_ask(request: CohereRerankV2) -> Ask:
@@ -128,7 +149,7 @@ def _v2_answer(request: CohereRerankV2, answer: Answer, request_id: str) -> Cohe
 
 
 def _v1_ask(request: CohereRerankV1) -> Ask:
-    texts = [_text(document, request.rank_fields) for document in request.documents]
+    texts = [text_of_fields(document, request.rank_fields) for document in request.documents]
     return rerank_ask(request.query, texts, model=request.model, priority=request.priority or 0, **deadline_of(request))
 
 
@@ -137,28 +158,16 @@ def _v1_answer(request: CohereRerankV1, answer: Answer, request_id: str) -> Cohe
 
 
 def _ranking(request: CohereRerankV1 | CohereRerankV2, answer: Answer, request_id: str, version: str) -> CohereRanking:
-    scores = scores_of(answer, raw=False)
+    scores, echo = scores_of(answer, raw=False), is_set(request.return_documents)
     results = [
         CohereResult(
             index=i,
             relevance_score=float(scores[i]),
-            document=_echo(request.documents[i]) if request.return_documents else None,
+            document=_echo(request.documents[i]) if echo else None,
         )
-        for i in ranked(answer, request.top_n)
+        for i in ranked(answer, request.top_n or None)
     ]
     return CohereRanking(id=request_id, results=results, meta=_meta(answer, version))
-
-
-def _text(document: str | Fields, rank_fields: list[str] | None) -> str:
-    """Return what a document is ranked by: its text, or the fields as lines of YAML, as Cohere advises."""
-    if isinstance(document, str):
-        return document
-    for name in rank_fields or ["text"]:
-        if name not in document:
-            raise Failure("invalid", f"a document has no field {name[:50]!r}; name those to rank by in rank_fields")
-    if not rank_fields:
-        return str(document["text"])
-    return "\n".join(f"{name}: {document[name]}" for name in rank_fields)
 
 
 def _echo(document: str | Fields) -> dict[str, Any]:
@@ -195,6 +204,8 @@ ENDPOINTS = (
         ask=_v2_ask,
         answer=_v2_answer,
         summary="rank documents by how well they answer a query",
+        example={"model": "any", "query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]},
+        harmless=(),
     ),
     Endpoint(
         dialect=COHERE,
@@ -204,5 +215,7 @@ ENDPOINTS = (
         ask=_v1_ask,
         answer=_v1_answer,
         summary="rank documents, or fields of documents, by how well they answer a query",
+        example={"query": "what is panda?", "documents": [{"text": "hi"}, {"text": "A bear."}], "top_n": 1},
+        harmless=(),
     ),
 )

@@ -6,32 +6,35 @@ from typing import Literal
 import msgspec
 
 from rankrt.server.dialects import (
+    Card,
     Dialect,
     Endpoint,
-    Query,
-    Request,
-    Texts,
-    TopN,
+    Flag,
+    Limited,
     Usage,
     deadline_of,
+    is_set,
     ranked,
     rerank_ask,
     scores_of,
     usage_of,
 )
-from rankrt.server.dialects.vllm import VllmError, VllmErrorDetail
+from rankrt.server.dialects.fields import REFUSED
+from rankrt.server.dialects.openai import OpenAIError, error_of
+from rankrt.server.dialects.texts import Query, Texts
 from rankrt.server.engine import Answer, Ask
 
+_ANY_MODEL = "default/not-specified"
 
-class InfinityRerank(Request, frozen=True, kw_only=True):
+
+class InfinityRerank(Limited, frozen=True, kw_only=True):
     """POST /rerank."""
 
     query: Query
     documents: Texts
-    model: str = "default/not-specified"
-    top_n: TopN | None = None
-    return_documents: bool = False
-    raw_scores: bool = False
+    model: str | None = _ANY_MODEL
+    return_documents: Flag = None
+    raw_scores: Flag = None
 
 
 class InfinityResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,31 +56,86 @@ class InfinityRanking(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["rerank"] = "rerank"
 
 
+class InfinityStats(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy the server is; a batch is what runs together, in tokens."""
+
+    queue_fraction: float
+    queue_absolute: int
+    results_pending: int
+    batch_size: int
+
+
+class InfinityModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is served."""
+
+    id: str
+    stats: InfinityStats
+    created: int
+    dtype: str
+    device: str
+    revision: str | None
+    object: Literal["model"] = "model"
+    owned_by: Literal["infinity"] = "infinity"
+    backend: str = "optimum"
+    capabilities: list[str] = msgspec.field(default_factory=lambda: ["rerank"])
+
+
+class InfinityModels(msgspec.Struct, frozen=True, kw_only=True):
+    """The models that are served."""
+
+    data: list[InfinityModel]
+    object: Literal["list"] = "list"
+
+
+class InfinityHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's clock."""
+
+    unix: float
+
+
 INFINITY = Dialect(
     name="infinity",
-    error=lambda failure, status: VllmError(
-        error=VllmErrorDetail(message=failure.message, type=failure.kind, code=status)
-    ),
-    error_type=VllmError,
+    error=lambda failure, status: error_of(failure, status, {}, failure.kind),
+    error_type=OpenAIError,
     statuses={"unknown_model": 400},
+    models_paths=("/models",),
+    models=lambda cards: InfinityModels(data=[_model(card) for card in cards]),
+    health=lambda: InfinityHealth(unix=time.time()),
 )
 
 
+def _model(card: Card) -> InfinityModel:
+    stats = InfinityStats(
+        queue_fraction=card.queue_tokens / card.max_queue_tokens,
+        queue_absolute=card.queue_tokens,
+        results_pending=card.n_waiting,
+        batch_size=card.run_tokens,
+    )
+    return InfinityModel(
+        id=card.name,
+        stats=stats,
+        created=card.created,
+        dtype=card.precision,
+        device=card.device,
+        revision=card.revision,
+    )
+
+
 def _ask(request: InfinityRerank) -> Ask:
-    named = None if request.model == "default/not-specified" else request.model
+    named = None if request.model == _ANY_MODEL else request.model
     return rerank_ask(request.query, request.documents, model=named, **deadline_of(request))
 
 
 def _answer(request: InfinityRerank, answer: Answer, request_id: str) -> InfinityRanking:
-    scores = scores_of(answer, raw=request.raw_scores)
+    scores, echo = scores_of(answer, raw=is_set(request.raw_scores)), is_set(request.return_documents)
     return InfinityRanking(
         results=[
             InfinityResult(
                 relevance_score=float(scores[i]),
                 index=i,
-                document=request.documents[i] if request.return_documents else None,
+                document=request.documents[i] if echo else None,
             )
-            for i in ranked(answer, request.top_n)
+            for i in ranked(answer, request.n_best)
         ],
         model=answer.model.name,
         usage=usage_of(answer),
@@ -95,5 +153,10 @@ ENDPOINTS = (
         ask=_ask,
         answer=_answer,
         summary="rank documents by how well they answer a query",
+        example={"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."], "raw_scores": True},
+        refused={
+            **REFUSED,
+            **dict.fromkeys(("normalize", "softmax", "activation"), "send `raw_scores`, true or false"),
+        },
     ),
 )

@@ -4,31 +4,35 @@ import msgspec
 
 from rankrt.server.dialects import (
     Dialect,
-    Documents,
     Endpoint,
-    QueryDocument,
-    Request,
-    Text,
-    TopN,
+    Flag,
+    Limited,
     Usage,
     deadline_of,
+    is_set,
     ranked,
     rerank_ask,
     scores_of,
-    texts_of,
     usage_of,
 )
+from rankrt.server.dialects.openai import models_of
+from rankrt.server.dialects.texts import Documents, QueryDocument, texts_of
 from rankrt.server.engine import Answer, Ask
 
 
-class JinaRerank(Request, frozen=True, kw_only=True):
+class JinaRerank(Limited, frozen=True, kw_only=True):
     """POST /v1/rerank."""
 
     query: QueryDocument
     documents: Documents
     model: str | None = None
-    top_n: TopN | None = None
-    return_documents: bool | None = True
+    return_documents: Flag = None
+
+
+class JinaText(msgspec.Struct, frozen=True):
+    """A document that is echoed."""
+
+    text: str
 
 
 class JinaResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,7 +40,7 @@ class JinaResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     index: int
     relevance_score: float
-    document: Text | None = None
+    document: JinaText | None = None
 
 
 class JinaRanking(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +57,12 @@ class JinaError(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-JINA = Dialect(name="jina", error=lambda failure, status: JinaError(detail=failure.message), error_type=JinaError)
+JINA = Dialect(
+    name="jina",
+    error=lambda failure, status: JinaError(detail=failure.message),
+    error_type=JinaError,
+    models=models_of,
+)
 
 
 def _ask(request: JinaRerank) -> Ask:
@@ -62,6 +71,7 @@ def _ask(request: JinaRerank) -> Ask:
 
 def _answer(request: JinaRerank, answer: Answer, request_id: str) -> JinaRanking:
     scores, texts = scores_of(answer, raw=False), texts_of(request.documents)
+    echo = is_set(request.return_documents, otherwise=True)
     return JinaRanking(
         model=answer.model.name,
         usage=usage_of(answer),
@@ -69,9 +79,9 @@ def _answer(request: JinaRerank, answer: Answer, request_id: str) -> JinaRanking
             JinaResult(
                 index=i,
                 relevance_score=float(scores[i]),
-                document=Text(text=texts[i]) if request.return_documents is not False else None,
+                document=JinaText(text=texts[i]) if echo else None,
             )
-            for i in ranked(answer, request.top_n)
+            for i in ranked(answer, request.n_best)
         ],
     )
 
@@ -85,5 +95,6 @@ ENDPOINTS = (
         ask=_ask,
         answer=_answer,
         summary="rank documents by how well they answer a query",
+        example={"model": "any", "query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]},
     ),
 )

@@ -1,4 +1,4 @@
-"""rankrt's own: everything that is known about a document, for the playground and for whoever wants to know."""
+"""rankrt's own: everything that is known about a document, for the playground and for programs that read it."""
 
 from typing import Any, Literal
 
@@ -6,35 +6,36 @@ import msgspec
 
 from rankrt.server.dialects import (
     Dialect,
-    Documents,
     Endpoint,
+    Flag,
+    Limited,
     Priority,
-    QueryDocument,
-    Request,
-    TopN,
+    Some,
     deadline_of,
+    is_set,
     ranked,
     rerank_ask,
     scores_of,
-    texts_of,
 )
+from rankrt.server.dialects.fields import REFUSED
+from rankrt.server.dialects.openai import models_of
+from rankrt.server.dialects.texts import Documents, QueryDocument, texts_of
 from rankrt.server.engine import Answer, Ask
 
 
-class Rerank(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Rerank(Limited, frozen=True, kw_only=True):
     """POST /rankrt/rerank. `max_length` and the like are those of `rankrt.Rules`."""
 
     query: QueryDocument
     documents: Documents
     model: str | None = None
-    top_n: TopN | None = None
-    normalize: bool = False
-    return_documents: bool = False
-    max_length: TopN | None = None
-    query_max_length: TopN | None = None
-    passage_max_length: TopN | None = None
-    truncation_side: Literal["left", "right"] = "right"
-    priority: Priority = 0
+    normalize: Flag = None
+    return_documents: Flag = None
+    max_length: Some | None = None
+    query_max_length: Some | None = None
+    passage_max_length: Some | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    priority: Priority | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -83,6 +84,8 @@ RANKRT = Dialect(
     name="rankrt",
     error=lambda failure, status: Error(kind=failure.kind, message=failure.message),
     error_type=Error,
+    is_strict=True,
+    models=models_of,
 )
 
 
@@ -97,15 +100,15 @@ def _ask(request: Rerank) -> Ask:
         request.query,
         request.documents,
         model=request.model,
-        priority=request.priority,
+        priority=request.priority or 0,
         rules={name: value for name, value in wanted.items() if value is not None},
         **deadline_of(request),
     )
 
 
 def _answer(request: Rerank, answer: Answer, request_id: str) -> Ranking:
-    scores, texts = scores_of(answer, raw=not request.normalize), texts_of(request.documents)
-    timings = answer.timings
+    scores, texts = scores_of(answer, raw=not is_set(request.normalize)), texts_of(request.documents)
+    timings, echo = answer.timings, is_set(request.return_documents)
     return Ranking(
         id=request_id,
         model=answer.model.name,
@@ -117,9 +120,9 @@ def _answer(request: Rerank, answer: Answer, request_id: str) -> Ranking:
                 score=float(scores[i]),
                 n_tokens=int(answer.pair_tokens[i]),
                 truncated=bool(answer.truncated[i]),
-                document=texts[i] if request.return_documents else None,
+                document=texts[i] if echo else None,
             )
-            for i in ranked(answer, request.top_n)
+            for i in ranked(answer, request.n_best)
         ],
         n_documents=len(texts),
         n_tokens=answer.n_tokens,
@@ -144,5 +147,8 @@ ENDPOINTS = (
         ask=_ask,
         answer=_answer,
         summary="rank documents, and report everything that is known about them",
+        example={"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."], "normalize": True},
+        harmless=(),
+        refused={**REFUSED, **dict.fromkeys(("raw_scores", "use_activation"), "send `normalize`, true or false")},
     ),
 )

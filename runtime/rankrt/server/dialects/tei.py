@@ -4,7 +4,22 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from rankrt.server.dialects import Dialect, Endpoint, Query, Request, Texts, check_query, ranked, rerank_ask, scores_of
+from rankrt.server.dialects import (
+    BestOf,
+    Count,
+    Dialect,
+    Endpoint,
+    Flag,
+    Request,
+    deadline_of,
+    is_set,
+    ranked,
+    rerank_ask,
+    scores_of,
+)
+from rankrt.server.dialects.fields import REFUSED
+from rankrt.server.dialects.openai import models_of
+from rankrt.server.dialects.texts import Query, Texts, check_query
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import Failure, Kind
 
@@ -17,18 +32,20 @@ _INPUTS: dict[str, Any] = {"anyOf": [{**_PAIR, "minItems": 2}, {"type": "array",
 class _Options(Request, frozen=True, kw_only=True):
     """What /rerank and /predict have in common; `truncate` is true unless it is said to be false."""
 
-    truncate: bool | None = None
-    truncation_direction: Direction = "right"
-    raw_scores: bool = False
+    truncate: Flag = None
+    truncation_direction: Direction | None = None
+    raw_scores: Flag = None
     model: str | None = None
 
 
-class TeiRerank(_Options, frozen=True, kw_only=True):
-    """POST /rerank."""
+class TeiRerank(BestOf, _Options, frozen=True, kw_only=True):
+    """POST /rerank. TEI answers all texts; litellm sends `top_n` all the same, and its callers expect as many."""
 
     query: Query
     texts: Texts
-    return_text: bool = False
+    return_text: Flag = None
+    top_n: Count | None = None
+    top_k: Count | None = None
 
 
 class TeiRank(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,6 +69,63 @@ class TeiPrediction(msgspec.Struct, frozen=True, kw_only=True):
     label: str = "LABEL_0"
 
 
+class TeiTokenize(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /tokenize: one text, or several. `prompt_name` is of sentence-transformers' models, and none is known."""
+
+    inputs: str | Texts
+    add_special_tokens: Flag = None
+    prompt_name: None = None
+    model: str | None = None
+
+
+class TeiToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A token, and the bytes of the text's UTF-8 that it stands for; a special one stands for none."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class TeiReranker(msgspec.Struct, frozen=True, kw_only=True):
+    """The one label that a reranker has."""
+
+    id2label: dict[str, str] = msgspec.field(default_factory=lambda: {"0": "LABEL_0"})
+    label2id: dict[str, int] = msgspec.field(default_factory=lambda: {"LABEL_0": 0})
+
+
+class TeiModelType(msgspec.Struct, frozen=True, kw_only=True):
+    """What kind of model is served."""
+
+    reranker: TeiReranker = msgspec.field(default_factory=TeiReranker)
+
+
+class TeiInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /info: what is served, and the server's limits.
+
+    `max_batch_tokens` are what runs together, `max_concurrent_requests` the connections that are served at once, and
+    `artifact` the SHA-256 of the artifact's manifest.
+    """
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    tokenization_workers: int
+    version: str
+    artifact: str
+    model_type: TeiModelType = msgspec.field(default_factory=TeiModelType)
+    max_batch_requests: int | None = None
+    auto_truncate: bool = True
+    sha: str | None = None
+    docker_label: str | None = None
+
+
 class TeiError(msgspec.Struct, frozen=True, kw_only=True):
     """An error."""
 
@@ -72,18 +146,24 @@ TEI = Dialect(
     name="tei",
     error=lambda failure, status: TeiError(error=failure.message, error_type=_TYPES.get(failure.kind, "Validation")),
     error_type=TeiError,
-    statuses={"empty": 400, "score": 424},
+    statuses={"empty": 400, "score": 424, "too_many": 413},
+    models=models_of,
+    health=lambda: None,
 )
+_REFUSED = {
+    **REFUSED,
+    **dict.fromkeys(("normalize", "softmax", "activation", "use_activation"), "send `raw_scores`, true or false"),
+    **dict.fromkeys(("return_documents", "documents"), "TEI's requests have `texts` and `return_text`"),
+}
 
 
 def _options(request: _Options) -> dict[str, Any]:
-    is_left = request.truncation_direction.lower() == "left"
+    is_left = request.truncation_direction in ("Left", "left")
     return {
         "model": request.model,
-        "timeout_ms": request.timeout_ms,
-        "is_partial": request.partial_results,
-        "may_cut": request.truncate is not False,
+        "may_cut": is_set(request.truncate, otherwise=True),
         "rules": {"truncation_side": "left"} if is_left else {},
+        **deadline_of(request),
     }
 
 
@@ -92,10 +172,10 @@ def _rerank_ask(request: TeiRerank) -> Ask:
 
 
 def _rerank_answer(request: TeiRerank, answer: Answer, request_id: str) -> list[TeiRank]:
-    scores = scores_of(answer, raw=request.raw_scores)
+    scores, echo = scores_of(answer, raw=is_set(request.raw_scores)), is_set(request.return_text)
     return [
-        TeiRank(index=i, score=float(scores[i]), text=request.texts[i] if request.return_text else None)
-        for i in ranked(answer)
+        TeiRank(index=i, score=float(scores[i]), text=request.texts[i] if echo else None)
+        for i in ranked(answer, request.n_best)
     ]
 
 
@@ -111,7 +191,7 @@ def _predict_answer(
 ) -> list[TeiPrediction] | list[list[TeiPrediction]]:
     if not answer.is_complete:
         raise Failure("timeout", "not all pairs were scored in time, and this answer has no place to say which")
-    scores = [TeiPrediction(score=float(score)) for score in scores_of(answer, raw=request.raw_scores)]
+    scores = [TeiPrediction(score=float(score)) for score in scores_of(answer, raw=is_set(request.raw_scores))]
     return scores if isinstance(request.inputs[0], str) else [[score] for score in scores]
 
 
@@ -129,12 +209,14 @@ def _pairs(request: TeiPredict) -> list[list[str]]:
 ENDPOINTS = (
     Endpoint(
         dialect=TEI,
-        paths=("/rerank",),
+        paths=("/rerank", "/invocations"),
         request=TeiRerank,
         response=list[TeiRank],
         ask=_rerank_ask,
         answer=_rerank_answer,
         summary="rank texts by how well they answer a query",
+        example={"query": "what is panda?", "texts": ["hi", "The giant panda is a bear."], "raw_scores": False},
+        refused=_REFUSED,
     ),
     Endpoint(
         dialect=TEI,
@@ -144,5 +226,7 @@ ENDPOINTS = (
         ask=_predict_ask,
         answer=_predict_answer,
         summary="score pairs of a query and a text",
+        example={"inputs": [["what is panda?", "hi"], ["what is panda?", "The giant panda is a bear."]]},
+        refused=_REFUSED,
     ),
 )

@@ -1,57 +1,60 @@
 """vLLM: /rerank with documents echoed, and /score of texts against texts."""
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from rankrt.server.dialects import (
+    BestOf,
     Count,
     Dialect,
-    Document,
-    Documents,
     Endpoint,
+    Flag,
     Priority,
-    QueryDocument,
     Request,
     Usage,
-    check_query,
     deadline_of,
+    is_set,
     ranked,
     rerank_ask,
     scores_of,
-    texts_of,
     usage_of,
 )
+from rankrt.server.dialects.fields import REFUSED
+from rankrt.server.dialects.openai import OpenAIError, error_of, models_of
+from rankrt.server.dialects.texts import Document, Documents, QueryDocument, Text, check_query, texts_of
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import Failure, Kind
 from rankrt.tokenizer import Pair
 
 Length: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, le=1_000_000_000)]
-Some: TypeAlias = Document | Annotated[list[Document], msgspec.Meta(extra_json_schema={"minItems": 1})]
+# One text, or a list of them; parts of content stand in an object here, as a list of lists would be two things.
+Side: TypeAlias = str | Text | Annotated[list[Document], msgspec.Meta(extra_json_schema={"minItems": 1})]
 
 
 class _Options(Request, frozen=True, kw_only=True):
     """What /rerank and /score have in common; 0 is no limit, and truncate_prompt_tokens=-1 the model's own."""
 
     model: str | None = None
-    user: str | None = None
     truncate_prompt_tokens: Length | None = None
     truncation_side: Literal["left", "right"] | None = None
-    max_tokens_per_doc: Count = 0
-    max_tokens_per_query: Count = 0
-    use_activation: bool | None = None
+    max_tokens_per_doc: Count | None = None
+    max_tokens_per_query: Count | None = None
+    use_activation: Flag = None
     request_id: str | None = None
-    priority: Priority = 0
+    priority: Priority | None = None
 
 
-class VllmRerank(_Options, frozen=True, kw_only=True):
-    """POST /rerank, /v1/rerank or /v2/rerank; `top_n` 0 is all."""
+class VllmRerank(BestOf, _Options, frozen=True, kw_only=True):
+    """POST /rerank, /v1/rerank or /v2/rerank. vLLM echoes documents whatever is asked; here one may decline."""
 
     query: QueryDocument
-    documents: Documents
-    top_n: Count = 0
-    return_documents: bool = True
+    documents: str | Text | Documents
+    return_documents: Flag = None
+    top_n: Count | None = None
+    top_k: Count | None = None
 
 
 class VllmDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,13 +87,13 @@ class VllmScore(_Options, frozen=True, kw_only=True):
     The two sides are called text_1 and text_2, queries and documents, queries and items, or data_1 and data_2.
     """
 
-    text_1: Some | None = None
-    text_2: Some | None = None
-    queries: Some | None = None
-    documents: Some | None = None
-    items: Some | None = None
-    data_1: Some | None = None
-    data_2: Some | None = None
+    text_1: Side | None = None
+    text_2: Side | None = None
+    queries: Side | None = None
+    documents: Side | None = None
+    items: Side | None = None
+    data_1: Side | None = None
+    data_2: Side | None = None
 
 
 class VllmScoreItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,23 +115,9 @@ class VllmScores(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "list"
 
 
-class VllmErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong."""
-
-    message: str
-    type: str
-    code: int
-    param: str | None = None
-
-
-class VllmError(msgspec.Struct, frozen=True, kw_only=True):
-    """An error."""
-
-    error: VllmErrorDetail
-
-
 _TYPES: dict[Kind, str] = {
     "unknown_model": "NotFoundError",
+    "not_found": "NotFoundError",
     "unauthorized": "AuthenticationError",
     "overloaded": "RateLimitError",
     "timeout": "TimeoutError",
@@ -138,17 +127,19 @@ _TYPES: dict[Kind, str] = {
 }
 
 
-def _error(failure: Failure, status: int) -> VllmError:
-    kind = _TYPES.get(failure.kind, "BadRequestError")
-    return VllmError(error=VllmErrorDetail(message=failure.message, type=kind, code=status))
-
-
 VLLM = Dialect(
     name="vllm",
-    error=_error,
-    error_type=VllmError,
-    statuses={"invalid": 400, "empty": 400, "too_long": 400},
+    error=lambda failure, status: error_of(failure, status, _TYPES, "BadRequestError"),
+    error_type=OpenAIError,
+    statuses={"invalid": 400, "empty": 400, "too_many": 400, "too_long": 400},
+    models=models_of,
+    health=lambda: None,
 )
+# vLLM itself passes instructions to a chat template; `normalize` it refuses with these words.
+_REFUSED = {
+    **REFUSED,
+    **dict.fromkeys(("normalize", "raw_scores", "softmax", "activation"), "send `use_activation`, true or false"),
+}
 
 
 def _options(request: _Options) -> dict[str, Any]:
@@ -164,15 +155,24 @@ def _options(request: _Options) -> dict[str, Any]:
         rules["passage_max_length"] = request.max_tokens_per_doc
     if request.max_tokens_per_query:
         rules["query_max_length"] = request.max_tokens_per_query
-    return {"model": request.model, "priority": request.priority, "rules": rules, **deadline_of(request)}
+    return {"model": request.model, "priority": request.priority or 0, "rules": rules, **deadline_of(request)}
+
+
+def _documents(request: VllmRerank) -> Sequence[Document]:
+    return request.documents if isinstance(request.documents, list) else [request.documents]
+
+
+def _is_raw(request: _Options) -> bool:
+    return not is_set(request.use_activation, otherwise=True)
 
 
 def _rerank_ask(request: VllmRerank) -> Ask:
-    return rerank_ask(request.query, request.documents, **_options(request))
+    return rerank_ask(request.query, _documents(request), **_options(request))
 
 
 def _rerank_answer(request: VllmRerank, answer: Answer, request_id: str) -> VllmRanking:
-    scores, texts = scores_of(answer, raw=request.use_activation is False), texts_of(request.documents)
+    scores, texts = scores_of(answer, raw=_is_raw(request)), texts_of(_documents(request))
+    echo = is_set(request.return_documents, otherwise=True)
     return VllmRanking(
         id=f"rerank-{request.request_id or request_id}",
         model=answer.model.name,
@@ -181,9 +181,9 @@ def _rerank_answer(request: VllmRerank, answer: Answer, request_id: str) -> Vllm
             VllmResult(
                 index=i,
                 relevance_score=float(scores[i]),
-                document=VllmDocument(text=texts[i]) if request.return_documents else None,
+                document=VllmDocument(text=texts[i]) if echo else None,
             )
-            for i in ranked(answer, request.top_n or None)
+            for i in ranked(answer, request.n_best)
         ],
     )
 
@@ -217,7 +217,7 @@ def _pairs(request: VllmScore) -> list[Pair]:
 
 
 def _score_answer(request: VllmScore, answer: Answer, request_id: str) -> VllmScores:
-    scores = scores_of(answer, raw=request.use_activation is False)
+    scores = scores_of(answer, raw=_is_raw(request))
     return VllmScores(
         id=f"score-{request.request_id or request_id}",
         created=int(time.time()),
@@ -239,6 +239,8 @@ ENDPOINTS = (
         ask=_rerank_ask,
         answer=_rerank_answer,
         summary="rank documents by how well they answer a query",
+        example={"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."], "top_n": 1},
+        refused=_REFUSED,
     ),
     Endpoint(
         dialect=VLLM,
@@ -248,5 +250,7 @@ ENDPOINTS = (
         ask=_score_ask,
         answer=_score_answer,
         summary="score pairs of texts",
+        example={"text_1": "what is panda?", "text_2": ["hi", "The giant panda is a bear."]},
+        refused=_REFUSED,
     ),
 )
