@@ -15,9 +15,11 @@ class Limits:
     max_documents      pairs of one request
     max_queue_tokens   that wait to be scored, of all requests together
     max_inflight_bytes of all bodies that are read or worked on
-    max_connections    open at once; uvicorn answers 503 beyond
-    timeout_ms         until a request is answered with 504, if it names no deadline that is earlier
-    body_timeout_s     until a body has to be there, so that slow writers do not hold memory
+    max_connections    open at once; beyond, only health and readiness are answered
+    max_header_bytes   of a request's first line and headers
+    timeout_ms         until a request is answered, if it names no deadline that is earlier
+    header_timeout_s   until a header has to be complete, from the connection or from its first byte
+    body_timeout_s     until a body has to be complete, or a client has to read on
     """
 
     max_body_bytes: int = 32 << 20
@@ -25,7 +27,9 @@ class Limits:
     max_queue_tokens: int = 1 << 20
     max_inflight_bytes: int = 256 << 20
     max_connections: int = 1024
+    max_header_bytes: int = 16 << 10
     timeout_ms: int = 60_000
+    header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
 
     def deadline_s(self, asked_ms: int | None) -> float:
