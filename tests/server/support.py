@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from rankrt.arrays import Float32Array
 from rankrt.planner import Capacity
@@ -140,6 +143,18 @@ def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple
         thread.join(timeout=30)
         listener.close()
         gate.close()
+
+
+def certificate_in(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1 and its key into a new folder."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    folder.mkdir()
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
 
 
 def _wait_until(is_done: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import resource
-import shutil
 import socket
 import ssl
 import subprocess
@@ -20,7 +19,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt.server.connections import SPARE_CONNECTIONS, Loop, files_for  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
-from tests.server.support import serving_with_service  # noqa: E402
+from tests.server.support import certificate_in, serving_with_service  # noqa: E402
 
 BODY = {"query": "one", "texts": ["two"]}
 FULL = 4
@@ -185,7 +184,7 @@ def test_a_tls_handshake_that_does_not_come_ends_and_counts(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Loop, "handshake_timeout_s", 0.5)
-    tls = certificate_in(tmp_path)
+    tls = certificate_in(tmp_path / "tls")
     trusted = ssl.create_default_context(cafile=tls[0])
     with serving_with_service(tiny_folder, limits=PATIENT, tls=tls) as (address, service):
         with connected(address, FULL) as connections:
@@ -193,16 +192,6 @@ def test_a_tls_handshake_that_does_not_come_ends_and_counts(
             assert httpx.post(f"{address}/rerank", json=BODY, verify=trusted).status_code == 200
             assert [everything(connection) for connection in connections] == [b""] * FULL
         wait_until(lambda: service.gate.n_open == 0)
-
-
-def certificate_in(folder: Path) -> tuple[Path, Path]:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    return certificate, key
 
 
 def in_python(code: str, *, soft: int, hard: int) -> str:

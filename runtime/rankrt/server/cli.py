@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -119,26 +120,29 @@ def run(options: argparse.Namespace) -> int:
     n_threads = settings.n_threads or usable_cores().n
     max_connections = allow_connections(options.max_connections, n_threads)
     settings = replace(settings, limits=replace(settings.limits, max_connections=max_connections))
-    gate = Gate(max_connections, greets=options.ssl_certfile is None)
-    listeners = listen(options.host, options.port, gate)
+    with closing(Gate(max_connections, greets=options.ssl_certfile is None)) as gate:
+        listeners = listen(options.host, options.port, gate)
+        _serve(options, settings, gate, listeners)
+    return 0
+
+
+def _serve(options: argparse.Namespace, settings: Settings, gate: Gate, listeners: Sequence[Listener]) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    tracer = OtlpTracer(options.otlp_endpoint) if options.otlp_endpoint else None
     address = _address(options, listeners[0])
     service = Service(
         settings,
-        tracer=tracer,
+        tracer=OtlpTracer(options.otlp_endpoint) if options.otlp_endpoint else None,
         on_ready=lambda: _logger.info("ready at %s", address),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     server = uvicorn.Server(_uvicorn(options, App(service), settings.limits, gate))
     if not settings.keys and options.host not in ("127.0.0.1", "::1", "localhost"):
         _logger.warning("no API key is set: anyone who can reach %s can send requests", options.host)
-    _logger.info("running on %s: the page to try it on; %s/docs describes the paths", address, address)
-    with closing(gate), asyncio.Runner(loop_factory=Loop) as runner:
+    _logger.info("running on %s (a page to try it on; %s/docs describes the paths)", address, address)
+    with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(server.serve(sockets=list(listeners)))
     if service.error is not None:
         raise service.error
-    return 0
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

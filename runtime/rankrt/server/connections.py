@@ -36,6 +36,8 @@ _SPARE_HEADER_S = 1.0
 _OTHER_FILES = 128
 # Where asyncio's accept loop would log, and try again at once.
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Connections that the kernel keeps until they are accepted.
+_WAITING = 2048
 _CLOSE = (b"connection", b"close")
 # The key of a request's state: its connection is one of the spare ones.
 IS_SPARE = "is_spare_connection"
@@ -74,7 +76,7 @@ def allow_connections(asked: int | None, n_threads: int) -> int:
 
 
 def listen(host: str, port: int, gate: "Gate") -> list["Listener"]:
-    """Bind a socket to each address of a host. Raises InputError if one cannot be had."""
+    """Listen on each address of a host. Raises InputError if one cannot be had."""
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -87,6 +89,7 @@ def listen(host: str, port: int, gate: "Gate") -> list["Listener"]:
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((address[0], port or _port_of(listeners), *address[2:]))
+            listener.listen(_WAITING)  # whoever connects from now on waits for the start, and is not refused
         except OSError as error:
             for opened in (listener, *listeners):
                 opened.close()

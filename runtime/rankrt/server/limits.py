@@ -13,7 +13,7 @@ class Limits:
 
     max_body_bytes     of one request
     max_documents      pairs of one request
-    max_queue_tokens   that wait to be scored, of all requests together
+    max_queue_tokens   that were admitted and are not scored, of all requests together
     max_inflight_bytes of all bodies that are read or worked on
     max_connections    open at once; beyond, only health and readiness are answered
     max_header_bytes   of a request's first line and headers
@@ -24,7 +24,7 @@ class Limits:
 
     max_body_bytes: int = 32 << 20
     max_documents: int = 10_000
-    max_queue_tokens: int = 1 << 20
+    max_queue_tokens: int = 8 << 20  # 10,000 documents of 512 tokens are 5 million
     max_inflight_bytes: int = 256 << 20
     max_connections: int = 1024
     max_header_bytes: int = 16 << 10
