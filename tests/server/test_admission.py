@@ -14,16 +14,22 @@ NOW = 1000.0
 
 @dataclass
 class Asked:
-    """A request of so many seconds of work that has so many."""
+    """A request of so many seconds of work that has so many, and some more if it is put off."""
 
     work: float
     has: float = 60.0
     priority: int = 0
     is_partial: bool = False
 
+    more: float = 0.0
+
     @property
-    def planned_by(self) -> float:
+    def take_by(self) -> float:
         return NOW + self.has
+
+    @property
+    def keep_by(self) -> float:
+        return NOW + self.has + self.more
 
 
 def placed(new: Asked, *others: Asked) -> int | Refused:
@@ -44,6 +50,12 @@ def test_a_short_request_goes_before_long_ones_that_can_wait():
 
 def test_a_short_request_waits_where_a_long_one_would_be_late():
     assert placed(Asked(1), Asked(20, has=20.5), Asked(20)) == 1
+
+
+def test_a_request_that_was_taken_may_be_put_off_by_short_ones_that_come_later():
+    full = [Asked(60, more=10)]
+    assert placed(Asked(10), *full) == 0
+    assert placed(Asked(11), *full) == Refused(retry_after_s=11)
 
 
 def test_a_request_in_a_hurry_goes_before_shorter_ones_that_can_wait():
@@ -98,13 +110,21 @@ def test_whoever_was_taken_is_done_in_time(asked: list[tuple[float, float]]):
 
 def test_a_pace_follows_what_is_measured_but_no_single_stall():
     pace = Pace()
-    pace.note_run(100, 1.0, at=0)
-    assert pace.seconds_per_token == 0.01
-    pace.note_run(100, 60.0, at=60)
+    for i in range(20):
+        pace.note_run(100, 1.0, at=float(i))
+    assert pace.seconds_per_token == pytest.approx(0.01)
+    pace.note_run(100, 60.0, at=80)
     assert pace.seconds_per_token == pytest.approx(0.013)
     for i in range(60):
-        pace.note_run(100, 2.0, at=61 + i)
+        pace.note_run(100, 2.0, at=81.0 + i)
     assert pace.seconds_per_token == pytest.approx(0.02, rel=0.01)
+
+
+def test_a_first_run_that_is_slow_is_soon_forgotten():
+    pace = Pace()
+    for i, seconds in enumerate([4.0, 1.0, 1.0, 1.0, 1.0]):
+        pace.note_run(100, seconds, at=float(i))
+    assert pace.seconds_per_token == pytest.approx(0.016), "the mean"
 
 
 def test_a_pace_is_current_while_runs_come_without_a_pause():

@@ -169,17 +169,23 @@ def paced(scheduler: Scheduler, seconds_per_token: float) -> None:
 
 
 def test_a_request_counts_whole_before_its_texts_are_read(scheduled):
-    scheduler = scheduled(FakeWorker(), max_queue_tokens=100)
-    admit(scheduler, *[10] * 8)
-    with pytest.raises(QueueFull, match="80 tokens wait, and with about 30 more it would be more than 100") as refused:
-        admit(scheduler, 10, 10, 10)
-    assert refused.value.retry_after_s >= 1
-    admit(scheduler, 10, 10)
+    scheduler = scheduled(FakeWorker(), max_queue_tokens=1000)
+    admit(scheduler, *[100] * 8)
+    with pytest.raises(QueueFull, match="800 tokens wait, and about 300 more would be more than 1,000") as refused:
+        admit(scheduler, 100, 100, 100)
+    assert refused.value.retry_after_s == pytest.approx(1)
+    admit(scheduler, 100, 100)
+
+
+def test_short_rows_count_for_the_memory_that_they_take(scheduled):
+    scheduler = scheduled(FakeWorker(), max_queue_tokens=1000)
+    with pytest.raises(QueueFull, match="the request has about 1,280 tokens"):
+        admit(scheduler, *[5] * 40)
 
 
 def test_a_request_that_is_larger_than_the_queue_is_told_to_be_smaller(scheduled):
     with pytest.raises(QueueFull, match="send fewer documents at once") as refused:
-        admit(scheduled(FakeWorker(), max_queue_tokens=100), *[10] * 11)
+        admit(scheduled(FakeWorker(), max_queue_tokens=1000), *[100] * 11)
     assert refused.value.retry_after_s is None, "it would never fit"
 
 
@@ -203,12 +209,12 @@ def test_rows_wait_for_room_when_texts_had_more_tokens_than_was_thought(schedule
 def test_what_cannot_be_done_in_time_is_refused_with_a_time_to_come_back(scheduled):
     scheduler = scheduled(FakeWorker())
     paced(scheduler, 0.01)
-    admit(scheduler, *[100] * 50)
-    assert scheduler.backlog_s() == pytest.approx(50)
-    with pytest.raises(QueueFull, match=r"busy for 50.0 s; this request takes about 10.0 s and has 60.0 s") as refused:
-        admit(scheduler, *[100] * 10)
-    assert refused.value.retry_after_s == pytest.approx(6, abs=0.1), "54 s are planned with"
-    admit(scheduler, *[100] * 3)
+    admit(scheduler, *[100] * 40)
+    assert scheduler.backlog_s() == pytest.approx(40)
+    with pytest.raises(QueueFull, match=r"busy for 40.0 s; this request takes about 41.0 s and has 60.0 s") as refused:
+        admit(scheduler, *[100] * 41)
+    assert refused.value.retry_after_s == pytest.approx(36, abs=0.1), "45 s of its 60 are planned with"
+    admit(scheduler, *[100] * 5)
 
 
 def test_a_request_that_left_makes_room(scheduled):
@@ -225,7 +231,7 @@ def test_an_idle_server_takes_a_request_that_seems_too_long_and_finds_out(schedu
     scheduler = scheduled(FakeWorker())
     paced(scheduler, 1.0)
     job = admit(scheduler, 70, 80)
-    scheduler._paces[MODEL.key]._n_runs = 0  # nothing was measured for a while
+    scheduler._paces[MODEL.key]._n_current = 0  # nothing was measured for a while
     scheduler.submit(job, rows_of(70, 80), range(2))
     wait_until(lambda: job.n_left == 0)
     assert job.error is None

@@ -18,12 +18,13 @@ from rankrt.arrays import Int64Array
 from rankrt.rules import Rules
 from rankrt.tokenizer import Pair
 
-# The share of a request's time that is planned with. The rest is for what a plan cannot know: tokens are estimated from
-# characters, and the pace changes by a few per cent from second to second.
-PLANNED_SHARE = 0.9
+# A request is taken if it can be done in this share of its time. Shorter ones that come later may put it off, up to the
+# second share: with less between the two, an overload refused short requests as often as long ones. What then remains
+# is for what a plan cannot know: tokens are estimated from characters, and the pace changes from second to second.
+TAKEN_SHARE, KEPT_SHARE = 0.75, 0.95
 # The characters of a token before any were counted: four in English, one to two in Chinese. See `Pace.note_tokens`.
 _CHARACTERS_PER_TOKEN = 4.0
-# How fast a pace follows what is measured.
+# How fast a pace follows what is measured, after the first few runs, which count alike.
 _WEIGHT = 0.1
 # One run that took much longer (a process that was stopped, a disk) must not make the server refuse everyone.
 _MOST_SLOWER = 4.0
@@ -32,11 +33,27 @@ _CURRENT_RUNS, _PAUSE_S = 16, 5.0
 
 
 class Entry(Protocol):
-    """What the timetable has to know of a request: lower priorities go first; partial answers are never late."""
+    """What the timetable has to know of a request."""
 
-    priority: int
-    is_partial: bool
-    planned_by: float
+    @property
+    def priority(self) -> int:
+        """Lower ones go first, whatever that costs the others."""
+        ...
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether what is done in time is an answer, so that it is never late."""
+        ...
+
+    @property
+    def take_by(self) -> float:
+        """When it has to be done as things are when it comes."""
+        ...
+
+    @property
+    def keep_by(self) -> float:
+        """When it has to be done, however it is put off later."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +70,24 @@ class Pace:
     seconds_per_token: float = 0.0
     tokens_per_expected: float = 1.0
     _n_runs: int = 0
+    _n_current: int = 0
     _noted_at: float = -math.inf
 
     @property
     def is_current(self) -> bool:
         """Whether enough runs were measured just now to give a request up because of it."""
-        return self._n_runs >= _CURRENT_RUNS
+        return self._n_current >= _CURRENT_RUNS
 
     def note_run(self, n_tokens: int, seconds: float, *, at: float) -> None:
         """Note a run: `seconds` are those of the whole server, so of a lane's seconds only its share."""
-        self._n_runs = self._n_runs + 1 if at - self._noted_at < _PAUSE_S else 1
+        self._n_runs += 1
+        self._n_current = self._n_current + 1 if at - self._noted_at < _PAUSE_S else 1
         self._noted_at = at
         measured, before = seconds / n_tokens, self.seconds_per_token
         self.seconds_per_token = measured
         if before:
-            self.seconds_per_token = before + _WEIGHT * (min(measured, _MOST_SLOWER * before) - before)
+            weight = max(_WEIGHT, 1 / self._n_runs)
+            self.seconds_per_token = before + weight * (min(measured, _MOST_SLOWER * before) - before)
 
     def note_tokens(self, n_tokens: int, n_expected: float) -> None:
         """Note how many tokens some texts had that were estimated at so many."""
@@ -109,7 +129,7 @@ def place(
     while latest >= earliest and not _in_time(new, starts[latest], new_work_s):
         latest -= 1
     if latest < earliest:
-        return Refused(retry_after_s=_room_after(starts[last] - now, new_work_s, new.planned_by - now))
+        return Refused(retry_after_s=_room_after(starts[last] - now, new_work_s, new.take_by - now))
     preferred = last
     while preferred > first and work_s[preferred - 1] > new_work_s:
         preferred -= 1
@@ -125,19 +145,19 @@ def _ends(entries: Sequence[Entry], work_s: Sequence[float], now: float) -> list
     """Return when each entry is done; partial ones stop when their time is over."""
     ends, end = [], now
     for entry, work in zip(entries, work_s, strict=True):
-        end = min(end + work, max(end, entry.planned_by)) if entry.is_partial else end + work
+        end = min(end + work, max(end, entry.keep_by)) if entry.is_partial else end + work
         ends.append(end)
     return ends
 
 
 def _in_time(entry: Entry, start: float, work_s: float) -> bool:
-    return start < entry.planned_by if entry.is_partial else start + work_s <= entry.planned_by
+    return start < entry.take_by if entry.is_partial else start + work_s <= entry.take_by
 
 
 def _can_wait(entry: Entry, end: float, work_s: float, delay_s: float, now: float) -> bool:
     """Tell whether an entry is still in time after a delay; one that would be late alone loses nothing by it."""
-    is_hopeless = now + work_s > entry.planned_by
-    return entry.is_partial or is_hopeless or end + delay_s <= entry.planned_by
+    is_hopeless = now + work_s > entry.keep_by
+    return entry.is_partial or is_hopeless or end + delay_s <= entry.keep_by
 
 
 def _room_after(backlog: float, work_s: float, time_s: float) -> float:

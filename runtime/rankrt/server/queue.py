@@ -19,6 +19,9 @@ from rankrt.errors import RankrtError
 from rankrt.planner import Filling
 from rankrt.server.workers import ServedModel
 
+# What a row takes that waits, in bytes beside 4 a token: as much as 375 tokens. It counts as 32 at least, so that the
+# limit of tokens bounds the memory of the shortest rows too.
+ROW_MEMORY, LEAST_ROW_TOKENS = 1500, 32
 # The priority of what no request waits for, and all of them would: a model's warm-up.
 MOST_URGENT = -(1 << 62)
 
@@ -62,7 +65,7 @@ class Job:
     expected   the tokens that each pair of it is thought to have; those of `n_known` pairs are known by now
     n_expected all its tokens: those that are known, and what is thought of the rest
     n_done     the tokens of rows that have their logit
-    deadline   when it is given up, on the monotonic clock; planned_by is what is planned with, somewhat earlier
+    deadline   when it is given up, on the monotonic clock; take_by and keep_by, see `admission.Entry`, are earlier
     is_partial whether what is done by then is an answer
     error      why it failed
     """
@@ -82,7 +85,8 @@ class Job:
     n_expected: float = 0.0
     n_done: int = 0
     deadline: float = math.inf
-    planned_by: float = math.inf
+    take_by: float = math.inf
+    keep_by: float = math.inf
     is_partial: bool = False
     is_cancelled: bool = False
     error: RankrtError | None = None
@@ -99,6 +103,11 @@ class Job:
     def n_ahead(self) -> float:
         """The tokens that have still to be computed, as far as is known."""
         return max(0.0, self.n_expected - self.n_done)
+
+    @property
+    def n_reserved(self) -> float:
+        """The tokens that it counts as in the queue; short rows cost more memory than their tokens."""
+        return max(self.n_ahead, LEAST_ROW_TOKENS * len(self.expected))
 
     def expect(self, ratio: float) -> None:
         """Think of the pairs whose tokens are not known that they have so many times what was expected of them."""

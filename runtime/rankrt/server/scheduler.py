@@ -18,7 +18,7 @@ import numpy as np
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
 from rankrt.errors import RankrtError, ScoreError
 from rankrt.planner import RUN_TOKENS, Capacity, plan
-from rankrt.server.admission import PLANNED_SHARE, Pace, Refused, backlog_s, place
+from rankrt.server.admission import KEPT_SHARE, TAKEN_SHARE, Pace, Refused, backlog_s, place
 from rankrt.server.cache import ScoreCache, digest_of
 from rankrt.server.queue import Job, Row, RowQueue
 from rankrt.server.workers import Run, RunFailed, ServedModel, Worker, WorkerLost
@@ -119,7 +119,7 @@ class Scheduler:
             now, pace = time.monotonic(), self._pace(job)
             job.expected = expected
             job.expect(pace.tokens_per_expected)
-            job.planned_by = now + PLANNED_SHARE * (job.deadline - now)
+            job.take_by, job.keep_by = (now + share * (job.deadline - now) for share in (TAKEN_SHARE, KEPT_SHARE))
             self._check_queue(job)
             place_ = place(self.queue.jobs, self._work(), job, job.n_ahead * pace.seconds_per_token, now)
             if isinstance(place_, Refused):
@@ -190,19 +190,19 @@ class Scheduler:
 
     def _check_queue(self, job: Job) -> None:
         """Raise QueueFull if all tokens of a job and of those before it are more than may wait."""
-        n_ahead = sum(other.n_ahead for other in self.queue.jobs)
-        if n_ahead + job.n_ahead <= self._max_queue_tokens:
+        n_reserved = sum(other.n_reserved for other in self.queue.jobs)
+        n_over = n_reserved + job.n_reserved - self._max_queue_tokens
+        if n_over <= 0:
             return
-        if job.n_ahead > self._max_queue_tokens:
+        if job.n_reserved > self._max_queue_tokens:
             raise QueueFull(
-                f"the request has about {job.n_ahead:,.0f} tokens, and at most {self._max_queue_tokens:,} may wait;"
+                f"the request has about {job.n_reserved:,.0f} tokens, and at most {self._max_queue_tokens:,} may wait;"
                 " send fewer documents at once",
                 None,
             )
-        n_over = n_ahead + job.n_ahead - self._max_queue_tokens
         seconds = max(1.0, n_over * self._pace(job).seconds_per_token)
         raise QueueFull(
-            f"{n_ahead:,.0f} tokens wait, and with about {job.n_ahead:,.0f} more it would be more than"
+            f"{n_reserved:,.0f} tokens wait, and about {job.n_reserved:,.0f} more would be more than"
             f" {self._max_queue_tokens:,}; try again in {seconds:.0f} s",
             seconds,
         )
