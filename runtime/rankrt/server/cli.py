@@ -97,7 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"default: {limits.max_connections:,}, or what the limit of open files allows",
     )
     bound.add_argument(
-        "--drain-s", type=_positive, default=30, metavar="N", help="seconds to finish running requests on shutdown"
+        "--drain-s",
+        type=_positive,
+        metavar="N",
+        help="seconds to finish running requests on shutdown; default: --timeout-ms and 5 s more",
     )
     seen = parser.add_argument_group("observability")
     seen.add_argument(
@@ -297,7 +300,7 @@ def _uvicorn(options: argparse.Namespace, app: App, limits: Limits, gate: Gate) 
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,  # longer than what load balancers keep, which is usually 60 s
-        timeout_graceful_shutdown=options.drain_s,
+        timeout_graceful_shutdown=options.drain_s or math.ceil(limits.timeout_ms / 1000) + 5,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
     )
