@@ -61,11 +61,11 @@ def test_a_request_that_was_taken_is_answered_before_a_pod_or_a_service_is_kille
     drain, timeout = int(given["--drain-s"]), int(given["--timeout-ms"]) / 1000
     (before,) = [int(word) for word in container["lifecycle"]["preStop"]["exec"]["command"] if word.isdigit()]
     assert drain > timeout
-    assert pod["terminationGracePeriodSeconds"] >= before + drain + 10
-    assert int(unit["TimeoutStopSec"]) >= Limits().timeout_ms / 1000 + 5 + 10
+    assert pod["terminationGracePeriodSeconds"] >= before + drain + 20
+    assert int(unit["TimeoutStopSec"]) >= Limits().timeout_ms / 1000 + 5 + 20
     stop_timeout = re.search(r"--stop-timeout (\d+)", (DEPLOY / "Dockerfile").read_text())
     assert stop_timeout is not None
-    assert int(stop_timeout[1]) >= Limits().timeout_ms / 1000 + 5 + 10
+    assert int(stop_timeout[1]) >= Limits().timeout_ms / 1000 + 5 + 20
 
 
 def test_a_service_may_have_the_files_and_threads_of_a_large_host(unit: Any):

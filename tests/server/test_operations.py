@@ -121,12 +121,12 @@ def test_keys_are_read_again_and_kept_where_there_are_none(tmp_path: Path):
     keys = ApiKeys.read(path)
     assert keys.allow("Bearer old")
     path.write_text("new\n")
-    keys.reread()
+    keys.read_again()
     assert keys.allow("Bearer new")
     assert not keys.allow("Bearer old")
     path.write_text("# none\n")
     with pytest.raises(InputError, match="holds no key"):
-        keys.reread()
+        keys.read_again()
     assert keys.allow("Bearer new")
 
 

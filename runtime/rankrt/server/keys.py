@@ -23,7 +23,7 @@ class ApiKeys:
         """Read keys from a file, one a line, or else from the environment (RANKRT_API_KEY). Raises InputError."""
         return cls(_keys_in(path) if path is not None else _keys_of_environment(), path=path)
 
-    def reread(self) -> None:
+    def read_again(self) -> None:
         """Take the keys that the file holds now. Raises InputError and keeps the old ones if it holds none.
 
         Keys of the environment stay: nothing changes a process's environment from outside.

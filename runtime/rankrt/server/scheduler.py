@@ -121,10 +121,10 @@ class Scheduler:
             job.expect(pace.tokens_per_expected)
             job.take_by, job.keep_by = (now + share * (job.deadline - now) for share in (TAKEN_SHARE, KEPT_SHARE))
             self._check_queue(job)
-            place_ = place(self.queue.jobs, self._work(), job, job.n_ahead * pace.seconds_per_token, now)
-            if isinstance(place_, Refused):
-                raise self._full(job, place_, now)
-            self.queue.insert(place_, job)
+            found = place(self.queue.jobs, self._work(), job, job.n_ahead * pace.seconds_per_token, now)
+            if isinstance(found, Refused):
+                raise self._full(job, found, now)
+            self.queue.insert(found, job)
 
     def submit(self, job: Job, encoded: Encoded, order: Sequence[int]) -> None:
         """Add rows to a job; they run in that order, unless their scores are known. Waits for room in the queue.
