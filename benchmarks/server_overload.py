@@ -76,7 +76,7 @@ class _Requests:
     """Bodies of large and small requests of which no two are the same, and their way to the server."""
 
     def __init__(self, server: Server, options: argparse.Namespace) -> None:
-        workload = Source(read(options.data)[1], options.artifact / "tokenizer.json").make("mixed", 240)
+        workload = Source(read(options.data)[1], options.artifact / "tokenizer.json").make("mixed", options.documents)
         self._port, self._query = server.port, workload.query
         self._large = [workload.passages[i % len(workload.passages)] for i in range(options.documents)]
         self._small = list(workload.passages[:_N_SMALL])
