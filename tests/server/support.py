@@ -111,7 +111,7 @@ def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple
     from rankrt.server.models import Served
     from rankrt.server.service import Service, Settings
 
-    tracer, tls = changes.pop("tracer", None), changes.pop("tls", (None, None))
+    tracer, tls, drain_s = changes.pop("tracer", None), changes.pop("tls", (None, None)), changes.pop("drain_s", None)
     settings = Settings(models=[Served.parse(str(f)) for f in folders], **{"n_workers": 0, "n_threads": 2, **changes})
     service = Service(settings, tracer=tracer)
     service.gate = gate = Gate(settings.limits.max_connections, greets=tls[0] is None)  # type: ignore[attr-defined]
@@ -122,6 +122,7 @@ def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple
         lifespan="on",
         log_config=None,
         access_log=False,
+        timeout_graceful_shutdown=drain_s,
         ssl_certfile=tls[0],
         ssl_keyfile=tls[1],
     )

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,35 @@ def test_a_tls_handshake_that_does_not_come_ends_and_counts(
             assert httpx.post(f"{address}/rerank", json=BODY, verify=trusted).status_code == 200
             assert [everything(connection) for connection in connections] == [b""] * FULL
         wait_until(lambda: service.gate.n_open == 0)
+
+
+def test_what_is_worked_on_when_the_drain_ends_is_503_and_no_traceback(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+):
+    gate, begun, answers = threading.Event(), threading.Event(), list[Any]()
+
+    def ask(address: str) -> None:
+        answers.append(httpx.post(f"{address}/rerank", json=BODY, timeout=20))
+
+    with serving_with_service(tiny_folder, drain_s=1) as (address, service):
+        (worker,) = service.workers
+        plain = worker.run
+
+        def run(lane: int, run: Any) -> Any:
+            begun.set()
+            gate.wait(10)
+            return plain(lane, run)
+
+        worker.run = run
+        asking = threading.Thread(target=ask, args=(address,))
+        asking.start()
+        assert begun.wait(10)
+        threading.Timer(3, gate.set).start()
+    asking.join()
+    assert [answer.status_code for answer in answers] == [503]
+    assert answers[0].headers["connection"] == "close"
+    assert "Traceback" not in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def in_python(code: str, *, soft: int, hard: int) -> str:

@@ -83,7 +83,7 @@ def test_at_twice_the_capacity_nearly_all_of_it_is_answered_in_time(tiny_folder:
         busy = worker.seconds / (N_LANES * (worker.last - started))
         goodput = busy * answered / worker.n_tokens
         print(f"goodput {goodput:.3f}: busy {busy:.3f}, answered {answered / worker.n_tokens:.3f}, {statuses}")
-        # 0.97 to 0.98 on a quiet host; 0.93 with 20 others on two cores, as the loop and the clients then come too late.
+        # 0.97 to 0.98 on a quiet host; 0.93 with a load of 20 on two cores, as the clients then come too late.
         assert goodput >= 0.85
         assert set(statuses) <= {200, 429, 504}
         assert statuses[504] <= 0.05 * len(replies), "the pace of the host itself may change"
