@@ -1,15 +1,19 @@
 """A server of tiny artifacts on a port of its own, and the parts of it that tests look at alone."""
 
+import asyncio
 import contextlib
-import socket
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from rankrt.arrays import Float32Array
 from rankrt.planner import Capacity
@@ -99,28 +103,59 @@ def serving(*folders: Path | str, **changes: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple[str, Any]]:
-    """Serve artifacts, and yield the service too."""
+    """Serve artifacts as `rankrt serve` does, and yield the service too. `tls` is a certificate and its key."""
     import uvicorn
 
     from rankrt.server.app import App
+    from rankrt.server.connections import Connection, Gate, Loop, listen
     from rankrt.server.models import Served
     from rankrt.server.service import Service, Settings
 
-    tracer = changes.pop("tracer", None)
+    tracer, tls, drain_s = changes.pop("tracer", None), changes.pop("tls", (None, None)), changes.pop("drain_s", None)
     settings = Settings(models=[Served.parse(str(f)) for f in folders], **{"n_workers": 0, "n_threads": 2, **changes})
     service = Service(settings, tracer=tracer)
-    config = uvicorn.Config(App(service).starlette(), http="h11", lifespan="on", log_config=None, access_log=False)
+    service.gate = gate = Gate(settings.limits.max_connections, greets=tls[0] is None)  # type: ignore[attr-defined]
+    config = uvicorn.Config(
+        App(service).starlette(),
+        http=partial(Connection, gate=gate, limits=settings.limits),  # type: ignore[arg-type]
+        h11_max_incomplete_event_size=settings.limits.max_header_bytes,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=drain_s,
+        ssl_certfile=tls[0],
+        ssl_keyfile=tls[1],
+    )
     server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    (listener,) = listen("127.0.0.1", 0, gate)
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(server.serve(sockets=[listener]))
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         _wait_until(lambda: server.started and (service.is_ready or service.error is not None))
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
+        scheme = "http" if tls[0] is None else "https"
+        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", service
     finally:
         server.should_exit = True
         thread.join(timeout=30)
         listener.close()
+        gate.close()
+
+
+def certificate_in(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1 and its key into a new folder."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    folder.mkdir()
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
 
 
 def _wait_until(is_done: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -158,7 +158,7 @@ def test_what_was_scored_in_time_is_an_answer_if_that_is_wanted(slow: Any):
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(slow: Any):
-    address, service, brake = slow
+    address, _, brake = slow
     answers: list[Any] = []
 
     def ask(text: str) -> None:
@@ -167,17 +167,30 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(slow: Any):
     first = threading.Thread(target=ask, args=("two " * 50,))
     first.start()
     wait_until(lambda: brake.n_begun == 1)
-    second = threading.Thread(target=ask, args=("three " * 58,))
-    second.start()
-    wait_until(lambda: service.scheduler.queue.n_tokens > 50)
-    refused = httpx.post(f"{address}/rerank", json={"query": "one", "texts": ["four " * 40]})
+    refused = httpx.post(f"{address}/rerank", json={"query": "one", "texts": ["three " * 58]})
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error_type"] == "Overloaded"
+    assert "more than 100" in refused.json()["error"]
     brake.gate.set()
     first.join()
-    second.join()
-    assert [answer.status_code for answer in answers] == [200, 200]
+    assert [answer.status_code for answer in answers] == [200]
+
+
+def test_what_cannot_be_answered_in_time_is_429_at_once_and_what_is_left_of_it_is_not_scored(slow: Any):
+    address, service, brake = slow
+    service.scheduler._paces[service.models._find(None).served.key].seconds_per_token = 0.1
+    first = threading.Thread(target=httpx.post, args=(f"{address}/rerank",), kwargs={"json": BODY, "timeout": 20})
+    first.start()
+    wait_until(lambda: brake.n_begun == 1)
+    started = time.monotonic()
+    refused = httpx.post(f"{address}/rerank", json={"query": "one", "texts": ["three " * 28]})
+    assert time.monotonic() - started < 1
+    assert refused.status_code == 429
+    assert "try again in" in refused.json()["error"]
+    assert "has 5.0 s" in refused.json()["error"]
+    brake.gate.set()
+    first.join()
 
 
 def test_bodies_together_have_a_limit_too(tiny_folder: Path):

@@ -210,6 +210,21 @@ def test_a_file_without_keys_is_an_error_and_not_an_open_door(tmp_path: Path, mo
     assert not ApiKeys.read(None).allow("Bearer \udcff")
 
 
+def test_keys_are_read_again_and_kept_where_there_are_none(tmp_path: Path):
+    path = tmp_path / "keys"
+    path.write_text("old\n", encoding="utf-8-sig")
+    keys = ApiKeys.read(path)
+    assert keys.allow("Bearer old")
+    path.write_text("new\n")
+    keys.read_again()
+    assert keys.allow("Bearer new")
+    assert not keys.allow("Bearer old")
+    path.write_text("# none\n")
+    with pytest.raises(InputError, match="holds no key"):
+        keys.read_again()
+    assert keys.allow("Bearer new")
+
+
 def test_other_origins_may_not_ask_unless_they_are_named(tiny_folder: Path, address: str):
     asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
     assert "access-control-allow-origin" not in httpx.post(f"{address}/rerank", json=BODY, headers=asked).headers

@@ -12,7 +12,7 @@ from rankrt.artifact import Layout
 from rankrt.planner import GPU_RUN_TOKENS, LONGEST_NARROW_ROW, RUN_TOKENS, Capacity
 from rankrt.server.cache import ENTRY_BYTES, ScoreCache
 from rankrt.server.queue import Job
-from rankrt.server.scheduler import MOST_RUN_TOKENS, QueueFull, Scheduler, Stopping
+from rankrt.server.scheduler import MOST_RUN_TOKENS, QueueFull, Scheduler, Stopping, TooLate
 from rankrt.server.workers import Run, RunFailed, WorkerLost
 from tests.server.support import FakeWorker, Waiting, model, rows_of
 
@@ -155,31 +155,140 @@ def test_who_leaves_takes_no_row_from_others(scheduled):
     assert sum(len(run.rows) for run in worker.runs) == 2, "nobody waited for the row of 8"
 
 
-def test_more_tokens_than_may_wait_are_refused_with_a_time_to_come_back(scheduled):
+def admit(scheduler: Scheduler, *expected: int, seconds: float = 60, **fields) -> Job:
+    job = Job(model=MODEL, deadline=time.monotonic() + seconds, **fields)
+    scheduler.admit(job, np.array(expected))
+    return job
+
+
+def paced(scheduler: Scheduler, seconds_per_token: float) -> None:
+    """Let the scheduler think that it has measured so."""
+    for _ in range(20):
+        scheduler._paces[MODEL.key].note_run(100, 100 * seconds_per_token, at=time.monotonic())
+    scheduler._paces[MODEL.key].seconds_per_token = seconds_per_token
+
+
+def test_a_request_counts_whole_before_its_texts_are_read(scheduled):
+    scheduler = scheduled(FakeWorker(), max_queue_tokens=1000)
+    admit(scheduler, *[100] * 8)
+    with pytest.raises(QueueFull, match="800 tokens wait, and about 300 more would be more than 1,000") as refused:
+        admit(scheduler, 100, 100, 100)
+    assert refused.value.retry_after_s == pytest.approx(1)
+    admit(scheduler, 100, 100)
+
+
+def test_short_rows_count_for_the_memory_that_they_take(scheduled):
+    scheduler = scheduled(FakeWorker(), max_queue_tokens=1000)
+    with pytest.raises(QueueFull, match="the request has about 1,280 tokens"):
+        admit(scheduler, *[5] * 40)
+
+
+def test_a_request_that_is_larger_than_the_queue_is_told_to_be_smaller(scheduled):
+    with pytest.raises(QueueFull, match="send fewer documents at once") as refused:
+        admit(scheduled(FakeWorker(), max_queue_tokens=1000), *[100] * 11)
+    assert refused.value.retry_after_s is None, "it would never fit"
+
+
+def test_rows_wait_for_room_when_texts_had_more_tokens_than_was_thought(scheduled):
     worker = FakeWorker(allowed=threading.Semaphore(0))
     scheduler = scheduled(worker, max_queue_tokens=100)
-    first = submit(scheduler, rows_of(50, first_id=1))
+    job = admit(scheduler, 10, 10)
+    scheduler.submit(job, rows_of(90, first_id=1), [0])
     wait_until(lambda: worker.n_running == 1)
-    second = submit(scheduler, rows_of(90, first_id=2))
-    with pytest.raises(QueueFull, match="90 tokens wait already, at most 100 may") as refused:
-        submit(scheduler, rows_of(11, first_id=3))
-    assert refused.value.retry_after_s >= 1
+    scheduler.submit(job, rows_of(90, first_id=2), [0])
+    third = threading.Thread(target=scheduler.submit, args=(job, rows_of(20, first_id=3), [0]))
+    third.start()
+    time.sleep(0.1)
+    assert scheduler.queue.n_tokens == 90
     worker.allowed.release(100)
-    assert (first.logits(), second.logits()) == ([50], [90])
+    third.join(timeout=10)
+    wait_until(lambda: job.n_left == 0)
+    assert job.logits == [90, 90, 20]
 
 
-def test_a_request_that_was_admitted_is_not_refused_half_way(scheduled):
+def test_what_cannot_be_done_in_time_is_refused_with_a_time_to_come_back(scheduled):
+    scheduler = scheduled(FakeWorker())
+    paced(scheduler, 0.01)
+    admit(scheduler, *[100] * 40)
+    assert scheduler.backlog_s() == pytest.approx(40)
+    with pytest.raises(QueueFull, match=r"busy for 40.0 s; this request takes about 41.0 s and has 60.0 s") as refused:
+        admit(scheduler, *[100] * 41)
+    assert refused.value.retry_after_s == pytest.approx(36, abs=0.1), "45 s of its 60 are planned with"
+    admit(scheduler, *[100] * 5)
+
+
+def test_a_request_that_left_makes_room(scheduled):
+    scheduler = scheduled(FakeWorker())
+    paced(scheduler, 0.01)
+    leaving = admit(scheduler, *[100] * 50)
+    scheduler.cancel(leaving)
+    assert scheduler.backlog_s() == 0
+    admit(scheduler, *[100] * 50)
+
+
+def test_an_idle_server_takes_a_request_that_seems_too_long_and_finds_out(scheduled):
+    """A pace that was measured while the host was busy would otherwise refuse it for ever."""
+    scheduler = scheduled(FakeWorker())
+    paced(scheduler, 1.0)
+    job = admit(scheduler, 70, 80)
+    scheduler._paces[MODEL.key]._n_current = 0  # nothing was measured for a while
+    scheduler.submit(job, rows_of(70, 80), range(2))
+    wait_until(lambda: job.n_left == 0)
+    assert job.error is None
+
+
+def test_a_request_is_given_up_as_soon_as_it_is_known_to_be_late(scheduled):
     worker = FakeWorker(allowed=threading.Semaphore(0))
-    scheduler = scheduled(worker, max_queue_tokens=10)
-    blocker = submit(scheduler, rows_of(9, first_id=1))
+    scheduler = scheduled(worker)
+    late = admit(scheduler, *[100] * 20, seconds=10)
+    scheduler.submit(late, rows_of(*[100] * 20), range(20))
     wait_until(lambda: worker.n_running == 1)
-    request = submit(scheduler, rows_of(20, 20, first_id=3))
-    scheduler.submit(request.job, rows_of(30, first_id=2), [0])
-    with pytest.raises(QueueFull):
-        scheduler.check_room()
-    worker.allowed.release(100)
-    assert (blocker.logits(), request.logits()) == ([9], [20, 20, 30])
-    scheduler.check_room()
+    partial = admit(scheduler, *[100] * 20, seconds=10, is_partial=True)
+    scheduler.submit(partial, rows_of(*[100] * 20, first_id=7), range(20))
+    paced(scheduler, 0.1)
+    n_before = len(worker.runs)
+    worker.allowed.release(1000)
+    wait_until(lambda: late.error is not None and partial.n_left == 0)
+    assert isinstance(late.error, TooLate)
+    assert partial.error is None
+    n_rows = sum(len(run.rows) for run in worker.runs[n_before:])
+    assert n_rows < 2 * 20, "the rest of the late one was not scored"
+
+
+def test_a_short_request_goes_before_a_long_one(scheduled):
+    worker = FakeWorker(allowed=threading.Semaphore(0))
+    scheduler = scheduled(worker)
+    paced(scheduler, 1e-4)
+    long, short = admit(scheduler, *[100] * 50), admit(scheduler, 100)
+    scheduler.submit(long, rows_of(*[100] * 50), range(50))
+    scheduler.submit(short, rows_of(100, first_id=3), [0])
+    worker.allowed.release(2)
+    wait_until(lambda: short.n_left == 0)
+    assert long.n_left > 40
+    worker.allowed.release(1000)
+    wait_until(lambda: long.n_left == 0)
+
+
+def test_the_pace_is_of_all_lanes_together(scheduled):
+    def slowly(run: Run) -> np.ndarray:
+        time.sleep(0.01)
+        return np.array([len(row) for row in run.rows], np.float32)
+
+    capacity = Capacity(layout="packed", n_threads=4, n_narrow=4)
+    scheduler, served = scheduled(FakeWorker(n_lanes=4, answer=slowly)), model(capacity=capacity)
+    started = time.monotonic()
+    submit(scheduler, rows_of(*[250] * 80), served).logits()
+    seconds = time.monotonic() - started
+    assert scheduler._paces[served.key].seconds_per_token == pytest.approx(seconds / (80 * 250), rel=0.5)
+
+
+def test_texts_with_more_tokens_than_was_thought_are_learned_from(scheduled):
+    scheduler = scheduled(FakeWorker(allowed=threading.Semaphore(0)))
+    job = admit(scheduler, *[10] * 10)
+    assert job.n_ahead == 100
+    scheduler.submit(job, rows_of(30, 30), range(2))
+    assert job.n_ahead == 300, "the rest of its texts will be alike"
+    assert admit(scheduler, 100).n_ahead == pytest.approx(120), "others may be"
 
 
 def test_a_score_that_is_none_fails_the_requests_that_wait_for_it_and_no_other(scheduled):

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -23,6 +22,7 @@ pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt.cli import main  # noqa: E402
+from tests.server.support import certificate_in  # noqa: E402
 from tests.support import tiny_artifact  # noqa: E402
 
 BODY = {"query": "one", "texts": ["two"]}
@@ -33,7 +33,17 @@ class Served:
 
     def __init__(self, *arguments: object, verify: Any = True) -> None:
         self._verify = verify
-        command = [sys.executable, "-m", "rankrt.cli", "serve", *map(str, arguments), "--port", "0", "--threads", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "rankrt.cli",
+            "serve",
+            *map(str, arguments),
+            "--port",
+            "0",
+            "--threads",
+            str(min(2, len(os.sched_getaffinity(0)))),
+        ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, Any]] = []
         self._ready = threading.Event()
@@ -137,13 +147,8 @@ def test_what_was_asked_is_answered_before_the_end(served: Served):
 
 
 def test_it_serves_tls(tmp_path: Path):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
     tiny_artifact(tmp_path / "served")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
+    certificate, key = certificate_in(tmp_path / "tls")
     verify = ssl.create_default_context(cafile=certificate)
     arguments = ["--ssl-certfile", certificate, "--ssl-keyfile", key, "--workers", "0"]
     server = Served(tmp_path / "served", *arguments, verify=verify)
@@ -157,14 +162,28 @@ def test_it_serves_tls(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["missing"], "missing is no folder, and no hub id"),
-        (["{folder}", "--api-key-file", "missing"], "missing cannot be read as a file of keys"),
+        (["missing"], "missing"),
+        (["{folder}", "--api-key-file", "missing"], "--api-key-file missing cannot be read"),
         (["{folder}", "--ssl-certfile", "missing"], "--ssl-certfile and --ssl-keyfile belong together"),
-        (["{folder}", "--ssl-certfile", "missing", "--ssl-keyfile", "missing"], "missing is no file"),
-        (["{folder}", "--port", "{busy}"], "cannot be listened on: [Errno 98] Address already in use"),
-        (["{folder}", "--max-length", "4"], "max_length=4 cannot hold a pair"),
+        (["{folder}", "--ssl-certfile", "missing", "--ssl-keyfile", "missing"], "--ssl-certfile missing cannot be"),
+        (["{folder}", "--ssl-certfile", "{text}", "--ssl-keyfile", "{text}"], "one is not PEM, or has a password"),
+        (["{folder}", "--port", "{busy}"], "--port {busy} cannot be listened on: Address already in use"),
+        (["{folder}", "--host", "no.such.host.invalid"], "--host no.such.host.invalid is not an address or a name"),
+        (["{folder}", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8080 cannot be listened on: Cannot assign"),
+        (["{folder}", "--max-length", "4"], "--max-length 4 cannot hold a pair"),
+        (["{folder}", "--query-max-length", "65"], "--query-max-length 65 is more than --max-length 64"),
+        (["{folder}", "--query-max-length", "9", "--truncation", "longest_first"], "drop --query-max-length"),
+        (["{folder}", "--device", "npu"], "--device 'npu', expected"),
         (["{folder}", "--precision", "int8"], "int8"),
-        (["{folder}", "a={folder}", "a={folder}"], "two models are called a; give one another name: NAME=PATH"),
+        (["{folder}", "--revision", "main"], "--revision main is of a hub repository, and {folder} is a folder"),
+        (["{folder}", "--gpu-memory-gb", "2"], "--gpu-memory-gb is for a GPU"),
+        (["{folder}", "--threads", "999"], "--threads 999 is more than the"),
+        (["{folder}", "--workers", "999"], "--workers 999 is more than the"),
+        (["{folder}", "--max-body-mb", "300"], "--max-body-mb 300 is more than --max-inflight-mb"),
+        (["a={folder}", "a={folder}"], "two models are called a; give one another name: NAME=MODEL"),
+        (["{folder}", "{folder}"], "two models are called tiny; give one another name: NAME=MODEL"),
+        (["={folder}"], "has an empty name or an empty model; write NAME=MODEL"),
+        (["a="], "MODEL a= has an empty name or an empty model; write NAME=MODEL"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(
@@ -173,17 +192,71 @@ def test_what_cannot_be_served_is_one_sentence(
     folder = tmp_path / "served"
     tiny_artifact(folder)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        filled = [argument.format(folder=folder, busy=taken.getsockname()[1]) for argument in arguments]
-        assert main(["serve", *filled]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("rankrt: error: ")
-    assert said in last
+        names = {"folder": folder, "busy": taken.getsockname()[1], "text": folder / "tokenizer.json"}
+        assert main(["serve", *(argument.format(**names) for argument in arguments)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rankrt: error: ")
+    assert said.format(**names) in line
+
+
+def test_a_key_of_another_certificate_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_artifact(tmp_path / "served")
+    ours, theirs = (certificate_in(tmp_path / name) for name in ("ours", "theirs"))
+    arguments = ["--ssl-certfile", str(ours[0]), "--ssl-keyfile", str(theirs[1])]
+    assert main(["serve", str(tmp_path / "served"), *arguments]) == 1
+    assert capsys.readouterr().err.endswith("cannot be used: they do not match\n")
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_key_of_the_environment_does_not_serve_everyone(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tiny_artifact(tmp_path / "served")
+    monkeypatch.setenv("RANKRT_API_KEY", value)
+    assert main(["serve", str(tmp_path / "served")]) == 1
+    assert "RANKRT_API_KEY is set but empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--workers", "-1"], ["--cache-mb", "x"], ["--timeout-ms", "0"], ["--port", "70000"], []]
+    "arguments",
+    [
+        ["--workers", "-1"],
+        ["--cache-mb", "x"],
+        ["--timeout-ms", "0"],
+        ["--timeout-ms", "nan"],
+        ["--max-length", "0"],
+        ["--port", "70000"],
+        ["--gpu-memory-gb", "nan"],
+        ["--gpu-memory-gb", "-1"],
+        ["--otlp-endpoint", "nonsense"],
+        ["--otlp-endpoint", "http://host:port/"],
+        ["--cors-origin", "example.com"],
+        ["--cors-origin", "https://example.com/"],
+        [],
+    ],
 )
-def test_options_that_make_no_sense_are_wrong_usage(arguments: list[str]):
+def test_options_that_make_no_sense_are_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(["serve", *([] if not arguments else ["folder"]), *arguments])
     assert ended.value.code == 2
+    assert "_" not in capsys.readouterr().err.splitlines()[-1], "no name of a function of ours"
+
+
+def test_the_address_is_said_at_the_start_and_when_the_models_are_ready(served: Served):
+    said = [line["message"] for line in served.lines]
+    (start,) = [i for i, line in enumerate(said) if line.startswith(f"running on {served.address} ")]
+    wait_until(lambda: f"ready at {served.address}" in [line["message"] for line in served.lines[start:]])
+
+
+def test_the_log_is_text_for_a_terminal(tmp_path: Path):
+    tiny_artifact(tmp_path / "served")
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "rankrt.cli", "serve", str(tmp_path / "served"), "--port", "0", "--workers", "0"]
+    process = subprocess.Popen(command, stderr=theirs)
+    os.close(theirs)
+    try:
+        with os.fdopen(ours) as terminal:
+            assert re.match(r"[-\d]+ [:,\d]+ INFO +running on http://127.0.0.1:\d+ ", terminal.readline())
+    finally:
+        process.terminate()
+        process.wait(timeout=20)

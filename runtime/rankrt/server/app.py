@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 from rankrt import __version__
 from rankrt.errors import RankrtError
 from rankrt.server import bodies, openapi, pages, tokens
+from rankrt.server.connections import IS_SPARE
 from rankrt.server.dialects import Card, Dialect, Endpoint, fields
 from rankrt.server.dialects.jina import JINA, JinaRerank
 from rankrt.server.dialects.tei import TEI, TeiInfo, TeiTokenize
@@ -277,6 +278,13 @@ class App:
         self._service.tracer.note(f"POST {line['path']}", exchange.request.headers, line, answer)
 
     def _check_key(self, request: Request) -> None:
+        """Raise a Failure for a client without a key, or on one of the connections that are spare for probes."""
+        if request.scope.get("state", {}).get(IS_SPARE):
+            raise Failure(
+                "unavailable",
+                f"{self._service.settings.limits.max_connections} connections are open, the most here; try again",
+                retry_after_s=1.0,
+            )
         if not self._service.settings.keys.allow(request.headers.get("authorization")):
             raise Failure("unauthorized", "expected the header Authorization: Bearer KEY with a key that is known here")
 

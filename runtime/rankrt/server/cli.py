@@ -1,21 +1,30 @@
-"""The command `rankrt serve`: options become Settings, and uvicorn runs the application."""
+"""The command `rankrt serve`: options become Settings, everything that can be refused is, and uvicorn runs the rest."""
 
 import argparse
+import asyncio
 import logging
-import socket
+import math
+import os
+import re
+import ssl
 import sys
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import uvicorn
 
-from rankrt.artifact import PRECISIONS
+from rankrt.artifact import PRECISIONS, Artifact
 from rankrt.backends.in_flight import N_IN_FLIGHT
 from rankrt.devices import DEVICE_HELP, Device
 from rankrt.errors import InputError
 from rankrt.machine import usable_cores
 from rankrt.server.app import App
+from rankrt.server.connections import Connection, Gate, Listener, Loop, allow_connections, listen
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
 from rankrt.server.logs import log_to_stderr
@@ -36,15 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="an artifact's folder or a hub id, or NAME=MODEL to name it"
     )
-    where = parser.add_argument_group("where")
-    where.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    where.add_argument("--port", type=_port, default=8080, help="default: 8080; 0 takes a free one")
-    where.add_argument("--ssl-certfile", type=Path, metavar="F", help="serve TLS with this certificate")
-    where.add_argument("--ssl-keyfile", type=Path, metavar="F", help="and this key")
-    who = parser.add_argument_group("who")
-    who.add_argument("--api-key-file", type=Path, metavar="F", help=f"keys, one a line; or one in {VARIABLE}")
-    who.add_argument(
-        "--cors-origin", action="append", default=[], metavar="O", help="let pages of this origin ask (* is all)"
+    network = parser.add_argument_group("network")
+    network.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    network.add_argument("--port", type=_port, default=8080, help="default: 8080; 0 takes a free one")
+    network.add_argument("--ssl-certfile", type=Path, metavar="F", help="serve TLS with this certificate")
+    network.add_argument("--ssl-keyfile", type=Path, metavar="F", help="and this key")
+    access = parser.add_argument_group("access")
+    access.add_argument("--api-key-file", type=Path, metavar="F", help=f"keys, one a line; or one in {VARIABLE}")
+    access.add_argument(
+        "--cors-origin",
+        action="append",
+        type=_origin,
+        default=[],
+        metavar="O",
+        help="let pages of this origin send requests, such as https://example.com (* is all)",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
@@ -55,52 +69,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--truncation", choices=["only_passage", "longest_first"], default="only_passage")
     model.add_argument("--long-documents", choices=["truncate", "chunk"], default="truncate")
     model.add_argument(
-        "--gpu-memory-gb", type=float, metavar="N", help="the most that CUDA may take; default: no limit"
+        "--gpu-memory-gb", type=_amount, metavar="N", help="the most that CUDA may take; default: no limit"
     )
     model.add_argument("--no-prepare", action="store_false", dest="prepare", help="do not use the prepared-model cache")
-    work = parser.add_argument_group("work")
-    work.add_argument(
+    workers = parser.add_argument_group("workers")
+    workers.add_argument(
         "--workers",
         type=_workers,
         metavar="N",
         help="processes that score; 0: score in the server itself; auto (default): one for 16 cores, or for a GPU",
     )
-    work.add_argument("--threads", type=_positive, metavar="N", help="of all workers; default: the usable cores")
-    work.add_argument("--max-batch-tokens", type=_positive, metavar="N", help="default: the planner's choice")
-    work.add_argument("--cache-mb", type=_natural, default=0, metavar="N", help="memory for known scores; default: 0")
+    workers.add_argument("--threads", type=_positive, metavar="N", help="of all workers; default: the usable cores")
+    workers.add_argument("--max-batch-tokens", type=_positive, metavar="N", help="default: the planner's choice")
+    workers.add_argument(
+        "--cache-mb", type=_natural, default=0, metavar="N", help="memory for known scores; default: 0"
+    )
     bound = parser.add_argument_group("limits")
     bound.add_argument("--timeout-ms", type=_positive, default=limits.timeout_ms, metavar="N")
     bound.add_argument("--max-queue-tokens", type=_positive, default=limits.max_queue_tokens, metavar="N")
     bound.add_argument("--max-documents", type=_positive, default=limits.max_documents, metavar="N")
     bound.add_argument("--max-body-mb", type=_positive, default=limits.max_body_bytes >> 20, metavar="N")
     bound.add_argument("--max-inflight-mb", type=_positive, default=limits.max_inflight_bytes >> 20, metavar="N")
-    bound.add_argument("--max-connections", type=_positive, default=limits.max_connections, metavar="N")
-    bound.add_argument("--drain-s", type=_positive, default=30, metavar="N", help="for what goes on at the end")
-    seen = parser.add_argument_group("what is seen")
-    seen.add_argument("--log-format", choices=["json", "text"], default="json")
+    bound.add_argument(
+        "--max-connections",
+        type=_positive,
+        metavar="N",
+        help=f"default: {limits.max_connections:,}, or what the limit of open files allows",
+    )
+    bound.add_argument(
+        "--drain-s",
+        type=_positive,
+        metavar="N",
+        help="seconds to finish running requests on shutdown; default: --timeout-ms and 5 s more",
+    )
+    seen = parser.add_argument_group("observability")
+    seen.add_argument(
+        "--log-format", choices=["auto", "json", "text"], default="auto", help="default: text on a terminal, else json"
+    )
     seen.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
-    seen.add_argument("--otlp-endpoint", metavar="URL", help="send traces there, such as http://host:4318/v1/traces")
+    seen.add_argument(
+        "--otlp-endpoint", type=_url, metavar="URL", help="send traces there, such as http://host:4318/v1/traces"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status."""
+    log_to_stderr(_log_format(options.log_format), options.log_level)
     settings = settings_of(options)
-    # Before anything is started, so that a wrong path is one sentence.
-    devices = [_check(served, settings.load) for served in settings.models]
-    if any(device.is_gpu for device in devices):
-        settings = _for_gpu(settings)
-    _check_address(options.host, options.port)
-    log_to_stderr(options.log_format, options.log_level)
+    # Before anything is started, so that a wrong option is one sentence.
+    _check_tls(options)
+    _check_threads(settings)
+    settings = _check_models(settings)
+    n_threads = settings.n_threads or usable_cores().n
+    max_connections = allow_connections(options.max_connections, n_threads)
+    settings = replace(settings, limits=replace(settings.limits, max_connections=max_connections))
+    with closing(Gate(max_connections, greets=options.ssl_certfile is None)) as gate:
+        listeners = listen(options.host, options.port, gate)
+        _serve(options, settings, gate, listeners)
+    return 0
+
+
+def _serve(options: argparse.Namespace, settings: Settings, gate: Gate, listeners: Sequence[Listener]) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    tracer = OtlpTracer(options.otlp_endpoint) if options.otlp_endpoint else None
-    service = Service(settings, tracer=tracer, on_failure=lambda: setattr(server, "should_exit", True))
-    server = uvicorn.Server(_uvicorn(options, App(service)))
+    address = _address(options, listeners[0])
+    service = Service(
+        settings,
+        tracer=OtlpTracer(options.otlp_endpoint) if options.otlp_endpoint else None,
+        on_ready=lambda: _logger.info("ready at %s", address),
+        on_failure=lambda: setattr(server, "should_exit", True),
+    )
+    server = uvicorn.Server(_uvicorn(options, App(service), settings.limits, gate))
     if not settings.keys and options.host not in ("127.0.0.1", "::1", "localhost"):
-        _logger.warning("no API key is set: whoever reaches %s may ask", options.host)
-    server.run()
+        _logger.warning("no API key is set: anyone who can reach %s can send requests", options.host)
+    _logger.info("running on %s (a page to try it on; %s/docs describes the paths)", address, address)
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(server.serve(sockets=list(listeners)))
     if service.error is not None:
         raise service.error
-    return 0
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -110,10 +155,13 @@ def settings_of(options: argparse.Namespace) -> Settings:
         "truncation": options.truncation,
         "long_documents": options.long_documents,
     }
-    if (options.ssl_certfile is None) != (options.ssl_keyfile is None):
-        raise InputError("--ssl-certfile and --ssl-keyfile belong together")
+    if options.max_body_mb > options.max_inflight_mb:
+        raise InputError(
+            f"--max-body-mb {options.max_body_mb} is more than --max-inflight-mb {options.max_inflight_mb}, the limit"
+            " of all bodies together; raise that too"
+        )
     return Settings(
-        models=[Served.parse(text) for text in options.models],
+        models=[_served(text) for text in options.models],
         load=LoadOptions(
             device=options.device,
             precision=options.precision,
@@ -128,7 +176,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
             max_documents=options.max_documents,
             max_queue_tokens=options.max_queue_tokens,
             max_inflight_bytes=options.max_inflight_mb << 20,
-            max_connections=options.max_connections,
             timeout_ms=options.timeout_ms,
         ),
         n_workers=None if options.workers in (None, "auto") else options.workers,
@@ -140,12 +187,87 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def _check(served: Served, load: LoadOptions) -> Device:
-    """Return where a model will run. Raises what its loading would raise, as far as that is quickly found."""
-    artifact, variant, device = found_for(served, load)
-    artifact.check_sizes([artifact.manifest.tokenizer, *variant.files])
-    rules_for(artifact, load)
-    return device
+def _served(text: str) -> Served:
+    served, (name, equals, _) = Served.parse(text), text.partition("=")
+    if (equals and not name) or not served.source:
+        raise InputError(f"MODEL {text} has an empty name or an empty model; write NAME=MODEL")
+    return served
+
+
+def _check_tls(options: argparse.Namespace) -> None:
+    """Raise InputError unless the certificate and the key can be read and belong together."""
+    certificate, key = options.ssl_certfile, options.ssl_keyfile
+    if (certificate is None) != (key is None):
+        raise InputError("--ssl-certfile and --ssl-keyfile belong together; give both or neither")
+    if certificate is None:
+        return
+    for option, path in (("--ssl-certfile", certificate), ("--ssl-keyfile", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{option} {path} cannot be read: {error.strerror}") from error
+    try:
+        # A key with a password would be asked for on the terminal, by a server that nobody watches.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        reason = "they do not match" if "KEY_VALUES_MISMATCH" in str(error) else "one is not PEM, or has a password"
+        raise InputError(f"--ssl-certfile {certificate} and --ssl-keyfile {key} cannot be used: {reason}") from error
+
+
+def _check_threads(settings: Settings) -> None:
+    """Raise InputError for more threads than there are processors, or more workers than threads."""
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if settings.n_threads is not None and settings.n_threads > n_processors:
+        raise InputError(f"--threads {settings.n_threads} is more than the {n_processors} processors of this host")
+    n_threads = settings.n_threads or usable_cores().n
+    if settings.n_workers is not None and settings.n_workers > n_threads:
+        raise InputError(
+            f"--workers {settings.n_workers} is more than the {n_threads} threads (--threads); each worker needs one"
+        )
+
+
+def _check_models(settings: Settings) -> Settings:
+    """Raise what loading the models would raise, as far as that is quickly found; return settings for their devices."""
+    load, names = settings.load, set[str]()
+    folders = [served.source for served in settings.models if Path(served.source).expanduser().is_dir()]
+    if load.revision is not None and len(folders) == len(settings.models):
+        raise InputError(f"--revision {load.revision} is of a hub repository, and {folders[0]} is a folder; drop it")
+    try:
+        found = [found_for(served, load) for served in settings.models]
+        for artifact, variant, _ in found:
+            artifact.check_sizes([artifact.manifest.tokenizer, *variant.files])
+            _check_lengths(artifact, load)
+    except InputError as error:
+        raise InputError(_with_options(str(error))) from error
+    for served, (artifact, _, _) in zip(settings.models, found, strict=True):
+        if (name := served.name or artifact.manifest.name) in names:
+            raise InputError(f"two models are called {name}; give one another name: NAME=MODEL")
+        names.add(name)
+    devices: list[Device] = [device for _, _, device in found]
+    if any(device.is_gpu for device in devices):
+        return _for_gpu(settings)
+    if load.gpu_memory_bytes is not None:
+        raise InputError("--gpu-memory-gb is for a GPU, and the models run on the CPU; drop it, or see --device")
+    return settings
+
+
+def _check_lengths(artifact: Artifact, load: LoadOptions) -> None:
+    rules = rules_for(artifact, load)
+    if rules.query_max_length is not None and rules.query_max_length > rules.max_length:
+        raise InputError(
+            f"--query-max-length {rules.query_max_length} is more than --max-length {rules.max_length}, which is for"
+            " the query and a document together"
+        )
+
+
+def _with_options(message: str) -> str:
+    """Say in a message of the library the options that were typed."""
+    named = re.sub(
+        r"\b(device|precision|truncation|long_documents|query_max_length|max_length)=",
+        lambda found: f"--{found[1].replace('_', '-')} ",
+        message,
+    )
+    return re.sub(r"\b(query_max_length|max_length)\b", lambda found: f"--{found[1].replace('_', '-')}", named)
 
 
 def _for_gpu(settings: Settings) -> Settings:
@@ -154,40 +276,62 @@ def _for_gpu(settings: Settings) -> Settings:
     return replace(settings, n_workers=1 if settings.n_workers is None else settings.n_workers, n_threads=n_threads)
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raise InputError if nobody could listen there; uvicorn would say so only after the models are being loaded."""
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise InputError(f"{host}, port {port}, cannot be listened on: {error}") from error
+def _log_format(asked: str) -> Literal["json", "text"]:
+    if asked == "auto":
+        return "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+    return "json" if asked == "json" else "text"
 
 
-def _uvicorn(options: argparse.Namespace, app: App) -> uvicorn.Config:
-    for path in (options.ssl_certfile, options.ssl_keyfile):
-        if path is not None and not path.is_file():
-            raise InputError(f"{path} is no file")
+def _address(options: argparse.Namespace, listener: Listener) -> str:
+    """Return where a browser on this host finds the server."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"{'https' if options.ssl_certfile else 'http'}://{host}:{listener.getsockname()[1]}"
+
+
+def _uvicorn(options: argparse.Namespace, app: App, limits: Limits, gate: Gate) -> uvicorn.Config:
     return uvicorn.Config(
         app.starlette(),
-        host=options.host,
-        port=options.port,
-        http="h11",  # the parser that bounds the bytes of headers
+        http=partial(Connection, gate=gate, limits=limits),  # type: ignore[arg-type]  # it is called, whatever it is
+        h11_max_incomplete_event_size=limits.max_header_bytes,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,  # longer than what load balancers keep, which is usually 60 s
-        limit_concurrency=options.max_connections,
-        timeout_graceful_shutdown=options.drain_s,
+        timeout_graceful_shutdown=options.drain_s or math.ceil(limits.timeout_ms / 1000) + 5,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
     )
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if (number := _whole(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def _natural(text: str) -> int:
+    if (number := _whole(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return number
 
 
@@ -198,12 +342,26 @@ def _port(text: str) -> int:
     return number
 
 
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number
-
-
 def _workers(text: str) -> int | Literal["auto"]:
     return "auto" if text == "auto" else _natural(text)
+
+
+def _url(text: str) -> str:
+    if not _is_http(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address such as http://host:4318/v1/traces")
+    return text
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers send it: scheme, host and port. With a path it would never be the same."""
+    if text != "*" and not (_is_http(text) and text.count("/") == 2):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an origin such as https://example.com, nor *")
+    return text
+
+
+def _is_http(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number
+        return False

@@ -20,10 +20,11 @@ from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.planner import RUN_TOKENS, by_length
 from rankrt.reranker import best_rows
 from rankrt.rules import Rules
+from rankrt.server.admission import expected_tokens
 from rankrt.server.failures import Failure
 from rankrt.server.limits import Limits
 from rankrt.server.models import Model, Models
-from rankrt.server.queue import Job
+from rankrt.server.queue import MOST_URGENT, Job
 from rankrt.server.scheduler import Scheduler
 from rankrt.tokenizer import Encoded, Pair
 
@@ -132,11 +133,12 @@ class Engine:
         n_words = min(model.rules.max_length, RUN_TOKENS)
         encoded = model.tokenizer.encode([("warm", "up " * n_words), ("warm", "up")], model.rules)
         changed = threading.Event()
-        job = Job(model=model.served, notify=changed.set)
+        job = Job(model=model.served, priority=MOST_URGENT, notify=changed.set)
         self.scheduler.submit(job, encoded, range(encoded.n_rows))
         while job.n_left and job.error is None:
             changed.wait()
             changed.clear()
+        self.scheduler.cancel(job)
         if job.error is not None:
             raise job.error
 
@@ -149,10 +151,10 @@ class Engine:
     async def _begin(self, ask: Ask, *, in_order: bool, is_streamed: bool) -> AsyncGenerator["_Evaluation"]:
         """Tokenize and queue what a request wants; stop working for it when the block is left."""
         self._check(ask)
-        self.scheduler.check_room()
         with self.models.use(ask.model) as model:
             evaluation = _Evaluation(ask, model, self.limits.deadline_s(ask.timeout_ms), is_streamed=is_streamed)
             try:
+                self.scheduler.admit(evaluation.job, expected_tokens(ask.pairs, evaluation.rules))
                 async with evaluation.until_deadline():
                     await self._submit(evaluation, in_order=in_order)
                 yield evaluation
@@ -208,9 +210,10 @@ class _Evaluation:
             priority=ask.priority,
             notify=self._notify,
             is_streamed=is_streamed,
+            is_partial=ask.is_partial,
+            deadline=self._loop.time() + seconds,
         )
         self._seconds = seconds
-        self._deadline = self._loop.time() + seconds
         self._blocks: list[Encoded] = []
         self._started = time.monotonic()
         self._tokenization = 0.0
@@ -220,7 +223,7 @@ class _Evaluation:
     async def until_deadline(self) -> AsyncGenerator[None]:
         """Interrupt the block at the deadline; that is a Failure unless a partial answer is wanted."""
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self.job.deadline):
                 yield
         except TimeoutError:
             self._is_late = True

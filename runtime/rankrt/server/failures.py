@@ -3,7 +3,7 @@
 from typing import Literal, TypeAlias
 
 from rankrt.errors import DeviceError, InputError, RankrtError, ScoreError
-from rankrt.server.scheduler import QueueFull, Stopping
+from rankrt.server.scheduler import QueueFull, Stopping, TooLate
 from rankrt.server.workers import RunFailed, WorkerLost
 
 Kind: TypeAlias = Literal[
@@ -63,6 +63,8 @@ def failure_of(error: RankrtError) -> Failure:
             return error
         case QueueFull():
             return Failure("overloaded", str(error), retry_after_s=error.retry_after_s)
+        case TooLate():
+            return Failure("timeout", str(error))
         case InputError() | DeviceError():
             return Failure("invalid", str(error))
         case ScoreError():

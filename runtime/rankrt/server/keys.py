@@ -1,4 +1,4 @@
-"""The keys that clients prove themselves with; read once, compared in constant time, never logged."""
+"""The keys that clients prove themselves with; compared in constant time, never logged, read again when told to."""
 
 import hashlib
 import hmac
@@ -12,38 +12,58 @@ VARIABLE = "RANKRT_API_KEY"
 
 
 class ApiKeys:
-    """Who may ask. Without keys, everybody may."""
+    """Who may ask. Without keys, everyone may."""
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._digests = [_digest(key) for key in keys]
+    def __init__(self, keys: Iterable[str] = (), *, path: Path | None = None) -> None:
+        self._digests = tuple(map(_digest, keys))
+        self._path = path
 
     @classmethod
     def read(cls, path: Path | None) -> "ApiKeys":
         """Read keys from a file, one a line, or else from the environment (RANKRT_API_KEY). Raises InputError."""
-        if path is None:
-            key = os.environ.get(VARIABLE, "").strip()
-            return cls([key] if key else [])
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read as a file of keys: {error}") from error
-        keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if not keys:
-            raise InputError(f"{path} holds no key: one a line is expected, or leave the option out to serve everybody")
-        return cls(keys)
+        return cls(_keys_in(path) if path is not None else _keys_of_environment(), path=path)
+
+    def read_again(self) -> None:
+        """Take the keys that the file holds now. Raises InputError and keeps the old ones if it holds none.
+
+        Keys of the environment stay: nothing changes a process's environment from outside.
+        """
+        if self._path is not None:
+            self._digests = tuple(map(_digest, _keys_in(self._path)))
 
     def __len__(self) -> int:
         return len(self._digests)
 
     def allow(self, authorization: str | None) -> bool:
         """Tell whether an Authorization header names one of the keys: `Bearer KEY`."""
-        if not self._digests:
+        digests = self._digests
+        if not digests:
             return True
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip())
         # All are compared, so that the time does not tell which one was nearly right.
-        n_equal = sum(hmac.compare_digest(given, known) for known in self._digests)
+        n_equal = sum(hmac.compare_digest(given, known) for known in digests)
         return n_equal > 0 and scheme.lower() == "bearer"
+
+
+def _keys_of_environment() -> list[str]:
+    """Return the key of the environment, if there is one. An empty one is a secret that was not filled in."""
+    if (value := os.environ.get(VARIABLE)) is None:
+        return []
+    if not (key := value.strip()):
+        raise InputError(f"{VARIABLE} is set but empty; give it a key, or unset it to serve everyone")
+    return [key]
+
+
+def _keys_in(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api-key-file {path} cannot be read: {error}") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not keys:
+        raise InputError(f"--api-key-file {path} holds no key; write one a line, or drop the option to serve everyone")
+    return keys
 
 
 def _digest(key: str) -> bytes:

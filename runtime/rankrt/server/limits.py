@@ -5,6 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rankrt.server.failures import Failure
+from rankrt.server.queue import LEAST_ROW_TOKENS, ROW_MEMORY
+
+# What a body takes of the server's memory while it is worked on, in bytes a byte: 7.5 were measured for text with an
+# emoji in it (Python keeps four bytes a character), 5 for many small documents, 3 to 5 for others.
+MEMORY_A_BODY_BYTE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,20 +18,30 @@ class Limits:
 
     max_body_bytes     of one request
     max_documents      pairs of one request
-    max_queue_tokens   that wait to be scored, of all requests together
+    max_queue_tokens   that were admitted and are not scored, of all requests together
     max_inflight_bytes of all bodies that are read or worked on
-    max_connections    open at once; uvicorn answers 503 beyond
-    timeout_ms         until a request is answered with 504, if it names no deadline that is earlier
-    body_timeout_s     until a body has to be there, so that slow writers do not hold memory
+    max_connections    open at once; beyond, only health and readiness are answered
+    max_header_bytes   of a request's first line and headers
+    timeout_ms         until a request is answered, if it names no deadline that is earlier
+    header_timeout_s   until a header has to be complete, from the connection or from its first byte
+    body_timeout_s     until a body has to be complete, or a client has to read on
     """
 
     max_body_bytes: int = 32 << 20
     max_documents: int = 10_000
-    max_queue_tokens: int = 1 << 20
-    max_inflight_bytes: int = 256 << 20
+    max_queue_tokens: int = 8 << 20  # 10,000 documents of 512 tokens are 5 million
+    max_inflight_bytes: int = 128 << 20
     max_connections: int = 1024
+    max_header_bytes: int = 16 << 10
     timeout_ms: int = 60_000
+    header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
+
+    @property
+    def most_memory(self) -> int:
+        """The bytes of the server's memory that all requests together take at most."""
+        rows = self.max_queue_tokens // LEAST_ROW_TOKENS
+        return MEMORY_A_BODY_BYTE * self.max_inflight_bytes + 4 * self.max_queue_tokens + ROW_MEMORY * rows
 
     def deadline_s(self, asked_ms: int | None) -> float:
         """Return how many seconds a request has that asks for so many milliseconds: never more than the server's."""

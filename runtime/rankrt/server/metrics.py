@@ -101,6 +101,8 @@ class _State(Collector):
         queue, cache = self._scheduler().queue, self._scheduler().cache
         yield _gauge("rankrt_queue_tokens", "tokens that wait to be scored", queue.n_tokens)
         yield _gauge("rankrt_queue_rows", "rows that wait to be scored", queue.n_rows)
+        backlog = self._scheduler().backlog_s()
+        yield _gauge("rankrt_queue_seconds", "seconds until all that was admitted is done", backlog)
         yield _gauge("rankrt_requests_in_flight", "requests that are worked on", self._in_flight.n_requests)
         yield _gauge("rankrt_body_bytes_in_flight", "bytes of their bodies", self._in_flight.n_bytes)
         yield _gauge("rankrt_cache_bytes", "about how many bytes the score cache takes", cache.n_bytes)

@@ -1,16 +1,14 @@
-"""The queue that all requests share: rows of token ids, taken in runs, fairly by request.
+"""The queue that all requests share: rows of token ids, taken in runs, in the order of the requests.
 
-Knows no threads, no clock and no model: whoever uses it holds the lock. Of sixteen runs fifteen go to the request that
-was served the fewest tokens so far (least attained service), so that ten documents are not stuck behind a thousand; one
-goes to the request that came first, so that a thousand documents are not stuck behind ten all the time. Tokens are
-counted in portions, and requests of one portion go in the order in which they came: small ones that come together are
-done one after the other, not all of them at the end. Rows that several requests wait for run once.
+Knows no threads, no clock and no deadline: whoever uses it holds the lock, and `admission` says in which order requests
+stand. The first one that has rows fills a run; what it leaves, the next ones may fill. Rows that several requests wait
+for run once.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -21,13 +19,11 @@ from rankrt.errors import RankrtError
 from rankrt.planner import Filling
 from rankrt.server.workers import ServedModel
 
-# Every so many runs one goes to the request that came first: it never gets less than this share. With a fourth, ten
-# documents beside five hundred of a quick model took a quarter longer at p99.
-_SENIOR_TURN = 16
-# Ten documents are 1,500 tokens or fewer; who was served so many is behind those who come.
-PORTION_TOKENS = 2048
-# And every so many, jobs are forgotten that ran out of rows below the top of the heap.
-_PURGE_TURN = 256
+# What a row takes that waits, in bytes beside 4 a token: as much as 375 tokens. It counts as 32 at least, so that the
+# limit of tokens bounds the memory of the shortest rows too.
+ROW_MEMORY, LEAST_ROW_TOKENS = 1500, 32
+# The priority of what no request waits for, and all of them would: a model's warm-up.
+MOST_URGENT = -(1 << 62)
 
 State: TypeAlias = Literal["new", "waiting", "running", "done"]
 
@@ -66,8 +62,11 @@ class Job:
     logits     one for each row that was submitted; NaN where it is not done
     n_left     how many of them are not done
     n_cached   the tokens that were not computed for it: known before, or computed for another
-    n_served   the tokens that it was served
-    arrival    its number among all jobs of the queue
+    expected   the tokens that each pair of it is thought to have; those of `n_known` pairs are known by now
+    n_expected all its tokens: those that are known, and what is thought of the rest
+    n_done     the tokens of rows that have their logit
+    deadline   when it is given up, on the monotonic clock; take_by and keep_by, see `admission.Entry`, are earlier
+    is_partial whether what is done by then is an answer
     error      why it failed
     """
 
@@ -80,8 +79,15 @@ class Job:
     logits: list[float] = field(default_factory=list)
     n_left: int = 0
     n_cached: int = 0
-    n_served: int = 0
-    arrival: int = 0
+    expected: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    n_known: int = 0
+    n_tokens: int = 0
+    n_expected: float = 0.0
+    n_done: int = 0
+    deadline: float = math.inf
+    take_by: float = math.inf
+    keep_by: float = math.inf
+    is_partial: bool = False
     is_cancelled: bool = False
     error: RankrtError | None = None
     submitted_at: float | None = None
@@ -94,9 +100,24 @@ class Job:
         return self.n_left == 0 or self.error is not None
 
     @property
-    def n_portions(self) -> int:
-        """The whole portions that it was served."""
-        return self.n_served // PORTION_TOKENS
+    def n_ahead(self) -> float:
+        """The tokens that have still to be computed, as far as is known."""
+        return max(0.0, self.n_expected - self.n_done)
+
+    @property
+    def n_reserved(self) -> float:
+        """The tokens that it counts as in the queue; short rows cost more memory than their tokens."""
+        return max(self.n_ahead, LEAST_ROW_TOKENS * len(self.expected))
+
+    def expect(self, ratio: float) -> None:
+        """Think of the pairs whose tokens are not known that they have so many times what was expected of them."""
+        self.n_expected = self.n_tokens + ratio * float(self.expected[self.n_known :].sum())
+
+    def learn(self, n_pairs: int, n_tokens: int) -> None:
+        """Take the tokens of the next pairs; the rest will be like all that are known."""
+        self.n_known, self.n_tokens = self.n_known + n_pairs, self.n_tokens + n_tokens
+        known = float(self.expected[: self.n_known].sum())
+        self.expect(self.n_tokens / known if known else 1.0)
 
     def next_row(self) -> Row | None:
         """Return the next row that still has to run, and forget those before it that need not."""
@@ -105,30 +126,31 @@ class Job:
         return self.rows[0] if self.rows else None
 
 
-class FairQueue:
-    """Jobs with rows to run."""
+class RowQueue:
+    """Jobs in order, with rows to run."""
 
     def __init__(self) -> None:
         self.n_tokens = 0
         self.n_rows = 0
-        self._heap: list[tuple[int, int, int, Job]] = []
-        self._by_arrival: dict[int, Job] = {}
+        self.jobs: list[Job] = []
         self._retries: deque[Row] = deque()
-        self._n_arrived = 0
-        self._n_taken = 0
+
+    def insert(self, index: int, job: Job) -> None:
+        """Give a job its place in the order; its rows may come later."""
+        self.jobs.insert(index, job)
+
+    def remove(self, job: Job) -> None:
+        """Forget a job."""
+        if job in self.jobs:
+            self.jobs.remove(job)
 
     def add(self, job: Job, rows: list[Row]) -> None:
-        """Append rows to a job, which is queued if it is not. A row may be in several jobs; it is counted once."""
+        """Append rows to a job that has a place. A row may be in several jobs; it is counted once."""
         job.rows.extend(rows)
         for row in rows:
             if row.state == "new":
                 row.state = "waiting"
                 self._count(row, +1)
-        if id(job) not in self._by_arrival:
-            self._n_arrived += 1
-            job.arrival = job.arrival or self._n_arrived
-            self._by_arrival[id(job)] = job
-            self._push(job)
 
     def abandon(self, row: Row) -> None:
         """Forget a waiting row that nobody wants any more."""
@@ -147,33 +169,32 @@ class FairQueue:
             self._retries.popleft()
         if self._retries:
             return self._retries[0]
-        job = self._next_job()
+        job = self.next_job()
         return job.next_row() if job else None
 
-    def n_tokens_in_turn(self, enough: int) -> int:
-        """Count the tokens that wait in jobs which were served as little as the one that is next, up to `enough`."""
-        if (first := self._next_job()) is None:
-            return 0
-        n_tokens, turn = 0, (first.priority, first.n_portions)
-        for job in self._by_arrival.values():
-            if (job.priority, job.n_portions) == turn:
-                for row in job.rows:
-                    n_tokens += len(row) if row.state == "waiting" else 0
-                    if n_tokens >= enough:
-                        return enough
+    def next_job(self) -> Job | None:
+        """Return the first job that has a row to run."""
+        return next((job for job in self.jobs if job.next_row() is not None), None)
+
+    def n_tokens_of_next(self, enough: int) -> int:
+        """Count the tokens that wait in the next job, up to `enough`."""
+        n_tokens, job = 0, self.next_job()
+        for row in job.rows if job is not None else ():
+            n_tokens += len(row) if row.state == "waiting" else 0
+            if n_tokens >= enough:
+                return enough
         return n_tokens
 
     def lengths(self) -> Int64Array:
         """Return the lengths of all rows that wait, in no order."""
-        jobs = self._by_arrival.values()
-        rows = {id(row): len(row) for job in jobs for row in job.rows if row.state == "waiting"}
+        rows = {id(row): len(row) for job in self.jobs for row in job.rows if row.state == "waiting"}
         return np.array(list(rows.values()), np.int64)
 
-    def take(self, budget: int, layout: Layout) -> list[Row]:
+    def take(self, budget: int, layout: Layout, *, shared_budget: int | None = None) -> list[Row]:
         """Take the next rows of one model, at most `budget` tokens unless the first is longer; [] if there is none.
 
-        The job whose turn it is fills the run; what it leaves, the next ones may fill, as the layout allows. One that
-        was served more fills it no further than pays: ten documents would wait for those of a thousand beside them.
+        The next job fills the run; what it leaves, those after it may fill, as the layout allows and up to the shared
+        budget: ten documents would wait for those of a thousand beside them.
         """
         first = self.head()
         if first is None:
@@ -181,53 +202,16 @@ class FairQueue:
         if self._retries:
             self._retries.popleft()
             return [self._taken(first)]
-        run, filling = list[Row](), Filling()
-        job = self._next_job()
-        assert job is not None, "its row is the first"
-        host, n_portions = job, job.n_portions
-        self._n_taken += 1
-        if self._n_taken % _PURGE_TURN == 0:
-            self._purge()
-        while job is not None and (row := job.next_row()) is not None:
-            is_served_more = job is not host and job.n_portions > n_portions
-            limit = min(budget, first.model.capacity.run_tokens) if is_served_more else budget
-            if run and not (_may_share(row, first) and filling.takes(len(row), limit, layout)):
-                break
-            run.append(self._taken(row))
-            filling.add(len(row))
-            job.n_served += len(row)
-            if job.next_row() is None:
-                job = self._least_served()
+        run, filling, limit = list[Row](), Filling(), budget
+        for job in self.jobs:
+            while (row := job.next_row()) is not None:
+                if run and not (_may_share(row, first) and filling.takes(len(row), limit, layout)):
+                    return run
+                run.append(self._taken(row))
+                filling.add(len(row))
+            if run and shared_budget is not None:
+                limit = min(budget, shared_budget)
         return run
-
-    def _next_job(self) -> Job | None:
-        least = self._least_served()
-        if least is None or self._n_taken % _SENIOR_TURN < _SENIOR_TURN - 1:
-            return least
-        of_its_priority = (job for job in self._by_arrival.values() if job.priority == least.priority)
-        return next((job for job in of_its_priority if job.next_row() is not None), least)
-
-    def _least_served(self) -> Job | None:
-        """Return the top of the heap; those that have no rows left, or were served since, lie deeper or not at all."""
-        while self._heap:
-            _, n_portions, _, job = self._heap[0]
-            if job.next_row() is not None and n_portions == job.n_portions:
-                return job
-            heappop(self._heap)
-            if job.next_row() is not None:
-                self._push(job)
-            else:
-                del self._by_arrival[id(job)]
-        return None
-
-    def _purge(self) -> None:
-        self._by_arrival = {key: job for key, job in self._by_arrival.items() if job.next_row() is not None}
-        self._heap = []
-        for job in self._by_arrival.values():
-            self._push(job)
-
-    def _push(self, job: Job) -> None:
-        heappush(self._heap, (job.priority, job.n_portions, job.arrival, job))
 
     def _taken(self, row: Row) -> Row:
         row.state = "running"

@@ -1,23 +1,26 @@
 """Which rows run next: what waits when a lane frees is what runs on it. No window, no timer.
 
-Every lane of every worker has a thread here that takes a run from the fair queue, runs it and hands the logits out.
-Rows that were scored before come from the cache, identical rows that wait or run are scored once. A run that fails is
-taken apart, so that a row which breaks the engine takes no other row with it.
+Every lane of every worker has a thread here that takes a run from the queue, runs it and hands the logits out.
+`admission` decides who is taken and who goes first, by the pace that is measured here. Rows that were scored before
+come from the cache, identical rows that wait or run are scored once. A run that fails is taken apart, so that a row
+which breaks the engine takes no other row with it.
 """
 
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rankrt.arrays import Float32Array, Int32Array
+from rankrt.arrays import Float32Array, Int32Array, Int64Array
 from rankrt.errors import RankrtError, ScoreError
 from rankrt.planner import RUN_TOKENS, Capacity, plan
+from rankrt.server.admission import KEPT_SHARE, TAKEN_SHARE, Pace, Refused, backlog_s, place
 from rankrt.server.cache import ScoreCache, digest_of
-from rankrt.server.queue import FairQueue, Job, Row
+from rankrt.server.queue import Job, Row, RowQueue
 from rankrt.server.workers import Run, RunFailed, ServedModel, Worker, WorkerLost
 from rankrt.tokenizer import Encoded
 
@@ -27,6 +30,12 @@ from rankrt.tokenizer import Encoded
 _RUN_S, _LEAST_RUN_S = 0.003, 0.002
 MOST_RUN_TOKENS = 1024
 
+# Runs say how fast a model is under load if they have this part of the tokens that pay: short ones cost several times
+# as much a token.
+_TELLING_SHARE = 4
+# How often a tokenizer looks whether there is room for its rows.
+_ROOM_S = 0.02
+
 # A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
 _MOST_FAILURES = 3
 
@@ -34,11 +43,15 @@ _logger = logging.getLogger("rankrt.server")
 
 
 class QueueFull(RankrtError):
-    """More tokens wait than may; `retry_after_s` is when there should be room."""
+    """A request cannot be done in time; `retry_after_s` is when there should be room, None where there never is."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TooLate(RankrtError):
+    """What is left of a request takes longer than it has."""
 
 
 class Stopping(RankrtError):
@@ -77,15 +90,15 @@ class Scheduler:
         on_finished: Callable[[Finished], None] = lambda finished: None,
     ) -> None:
         self.cache = cache
-        self.queue = FairQueue()
+        self.queue = RowQueue()
         self._max_queue_tokens = max_queue_tokens
         self._max_batch_tokens = max_batch_tokens
         self._on_finished = on_finished
         self._known: dict[bytes, Row] = {}
         self._changed = threading.Condition()
         self._is_closing = False
-        self._tokens_per_second = 0.0
-        self._lane_speeds: dict[str, float] = {}
+        self._paces: dict[str, Pace] = defaultdict(Pace)
+        self._n_workers = len(workers)
         self._threads: list[threading.Thread] = []
         self._threads += [
             threading.Thread(target=self._serve, args=(worker, i, lanes), name=f"lane {i}", daemon=True)
@@ -95,27 +108,43 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def check_room(self) -> None:
-        """Raise QueueFull if no more rows may wait."""
-        if self.queue.n_tokens >= self._max_queue_tokens:
-            raise self._full()
+    def admit(self, job: Job, expected: Int64Array) -> None:
+        """Give a job its place, or raise QueueFull; `expected` are the tokens that each of its pairs may have.
+
+        Raises Stopping when the scheduler is closing.
+        """
+        with self._changed:
+            if self._is_closing:
+                raise Stopping("the server is going down")
+            now, pace = time.monotonic(), self._pace(job)
+            job.expected = expected
+            job.expect(pace.tokens_per_expected)
+            job.take_by, job.keep_by = (now + share * (job.deadline - now) for share in (TAKEN_SHARE, KEPT_SHARE))
+            self._check_queue(job)
+            found = place(self.queue.jobs, self._work(), job, job.n_ahead * pace.seconds_per_token, now)
+            if isinstance(found, Refused):
+                raise self._full(job, found, now)
+            self.queue.insert(found, job)
 
     def submit(self, job: Job, encoded: Encoded, order: Sequence[int]) -> None:
-        """Add rows to a job; they run in that order, unless their scores are known.
+        """Add rows to a job; they run in that order, unless their scores are known. Waits for room in the queue.
 
-        Raises Stopping, or QueueFull for the first rows of a job; one that was admitted is not refused half-way.
+        A job that was not admitted goes last of its priority. Raises Stopping.
         """
         ids = [encoded.row(i) for i in range(encoded.n_rows)]
         starts = encoded.passage_starts.tolist()
         digests = [digest_of(job.model.salt, row, start) for row, start in zip(ids, starts, strict=True)]
         with self._changed:
+            while not self._has_room(len(encoded.ids)) and not job.is_cancelled and not self._is_closing:
+                self._changed.wait(_ROOM_S)
             if self._is_closing:
                 raise Stopping("the server is going down")
             if job.is_cancelled:
                 return
-            if job.submitted_at is None:
-                self._admit(len(encoded.ids))
-                job.submitted_at = time.monotonic()
+            if job not in self.queue.jobs:
+                self.queue.insert(sum(other.priority <= job.priority for other in self.queue.jobs), job)
+            job.submitted_at = job.submitted_at or time.monotonic()
+            self._learn(job, len(encoded.truncated), len(encoded.ids))
             first = len(job.logits)
             job.logits += [float("nan")] * len(ids)
             job.n_left += len(ids)
@@ -126,14 +155,14 @@ class Scheduler:
             job.notify()
 
     def cancel(self, job: Job) -> None:
-        """Stop working for a job; rows that others want too go on."""
+        """Stop working for a job, finished or not; rows that others want too go on."""
         with self._changed:
             self._cancel(job)
 
-    def retry_after_s(self) -> float:
-        """Estimate how long it takes to score half of what waits."""
-        speed = self._tokens_per_second or 1000.0
-        return max(1.0, self.queue.n_tokens / 2 / speed)
+    def backlog_s(self) -> float:
+        """Return in how many seconds all that was admitted is done."""
+        with self._changed:
+            return backlog_s(self.queue.jobs, self._work(), time.monotonic())
 
     def close(self) -> None:
         """Stop when the runs that go on are done; who waits for more is told so."""
@@ -149,24 +178,57 @@ class Scheduler:
         for job in jobs:
             job.notify()
 
-    def _admit(self, n_tokens: int) -> None:
-        if self.queue.n_tokens and self.queue.n_tokens + n_tokens > self._max_queue_tokens:
-            raise self._full()
+    def _pace(self, job: Job) -> Pace:
+        return self._paces[job.model.key]
 
-    def _full(self) -> QueueFull:
-        seconds = self.retry_after_s()
-        return QueueFull(
-            f"{self.queue.n_tokens} tokens wait already, at most {self._max_queue_tokens} may;"
-            f" try again in {seconds:.0f} s",
+    def _work(self) -> list[float]:
+        """Return the seconds of work that are left of each job."""
+        return [job.n_ahead * self._pace(job).seconds_per_token for job in self.queue.jobs]
+
+    def _has_room(self, n_tokens: int) -> bool:
+        return not self.queue.n_tokens or self.queue.n_tokens + n_tokens <= self._max_queue_tokens
+
+    def _check_queue(self, job: Job) -> None:
+        """Raise QueueFull if all tokens of a job and of those before it are more than may wait."""
+        n_reserved = sum(other.n_reserved for other in self.queue.jobs)
+        n_over = n_reserved + job.n_reserved - self._max_queue_tokens
+        if n_over <= 0:
+            return
+        if job.n_reserved > self._max_queue_tokens:
+            raise QueueFull(
+                f"the request has about {job.n_reserved:,.0f} tokens, and at most {self._max_queue_tokens:,} may wait;"
+                " send fewer documents at once",
+                None,
+            )
+        seconds = max(1.0, n_over * self._pace(job).seconds_per_token)
+        raise QueueFull(
+            f"{n_reserved:,.0f} tokens wait, and about {job.n_reserved:,.0f} more would be more than"
+            f" {self._max_queue_tokens:,}; try again in {seconds:.0f} s",
             seconds,
         )
+
+    def _full(self, job: Job, refused: Refused, now: float) -> QueueFull:
+        seconds = max(1.0, refused.retry_after_s)
+        work = job.n_ahead * self._pace(job).seconds_per_token
+        return QueueFull(
+            f"the server is busy for {backlog_s(self.queue.jobs, self._work(), now):.1f} s; this request takes about"
+            f" {work:.1f} s and has {job.deadline - now:.1f} s; try again in {seconds:.0f} s",
+            seconds,
+        )
+
+    def _learn(self, job: Job, n_pairs: int, n_tokens: int) -> None:
+        """Learn from a block of texts how many tokens they have."""
+        n_expected = float(job.expected[job.n_known : job.n_known + n_pairs].sum())
+        job.learn(n_pairs, n_tokens)
+        if n_expected:
+            self._pace(job).note_tokens(n_tokens, n_expected)
 
     def _wanted(self, job: Job, index: int, ids: Int32Array, start: int, digest: bytes) -> Row | None:
         """Note what a job wants, or hand it the logit that is known; return the row if it has to be queued."""
         logit = self.cache.get(digest)
         if logit is not None:
             job.n_cached += len(ids)
-            self._give(job, index, logit)
+            self._give(job, index, logit, len(ids))
             return None
         row = self._known.get(digest)
         if row is None:
@@ -177,14 +239,15 @@ class Scheduler:
         job.wanted.append(row)
         return None if row.state == "running" else row
 
-    def _give(self, job: Job, index: int, logit: float) -> None:
+    def _give(self, job: Job, index: int, logit: float, n_tokens: int) -> None:
         job.logits[index] = logit
+        job.n_done += n_tokens
         job.n_left -= 1
         job.done_at = time.monotonic()
 
     def _serve(self, worker: Worker, lane: int, lanes: _Lanes) -> None:
         while (taken := self._next(lanes)) is not None:
-            rows, is_wide = taken
+            rows, is_wide, free_since = taken
             started = time.monotonic()
             run = Run(
                 key=rows[0].model.key,
@@ -202,25 +265,29 @@ class Scheduler:
                 failure = error if isinstance(error, RunFailed) else RunFailed(f"{type(error).__name__}: {error}")
                 self._put_back(rows, failure, lanes)
                 continue
-            seconds = time.monotonic() - started
-            n_tokens = sum(map(len, rows))
-            finished = Finished(n_rows=len(rows), n_tokens=n_tokens, is_wide=is_wide, seconds=seconds)
-            self._hand_out(rows, logits, lanes, finished)
+            ended = time.monotonic()
+            finished = Finished(
+                n_rows=len(rows), n_tokens=sum(map(len, rows)), is_wide=is_wide, seconds=ended - started
+            )
+            self._hand_out(rows, logits, lanes, finished, ended - free_since)
             self._on_finished(finished)
 
-    def _next(self, lanes: _Lanes) -> tuple[list[Row], bool] | None:
-        """Wait for rows that a lane may run; None when the scheduler closes."""
+    def _next(self, lanes: _Lanes) -> tuple[list[Row], bool, float] | None:
+        """Wait for rows that a lane may run, and tell since when it could; None when the scheduler closes."""
+        free_since = time.monotonic()
         with self._changed:
             while not self._is_closing:
                 if taken := self._take(lanes):
                     lanes.n_running += 1
                     self._note_start(taken[0])
-                    return taken
+                    return *taken, free_since
                 self._changed.wait()
+                free_since = time.monotonic()
             return None
 
     def _take(self, lanes: _Lanes) -> tuple[list[Row], bool] | None:
         """Take the next run if this worker may start it now, and tell whether it is a wide one."""
+        self._drop_late_jobs()
         head = self.queue.head()
         if head is None or lanes.is_exclusive or lanes.is_lost:
             return None
@@ -234,7 +301,23 @@ class Scheduler:
             return None  # the lanes run dry, and the last one takes it
         is_wide = must_be_wide or (lanes.n_running == 0 and self._wide_is_faster(capacity))
         lanes.is_exclusive = must_be_alone or is_wide
-        return self.queue.take(self._budget(head.model), capacity.layout), is_wide
+        budget, shared_budget = self._budgets(head.model)
+        return self.queue.take(budget, capacity.layout, shared_budget=shared_budget), is_wide
+
+    def _drop_late_jobs(self) -> None:
+        """Give up the next job if what is left of it takes longer than it has, and so on."""
+        now = time.monotonic()
+        while (job := self.queue.next_job()) is not None:
+            pace, seconds = self._pace(job), job.deadline - now
+            work = job.n_ahead * pace.seconds_per_token
+            if job.is_partial or not pace.is_current or work <= seconds:
+                return
+            job.error = TooLate(
+                f"what is left of this request takes about {work:.1f} s, and it has {max(0.0, seconds):.1f} s;"
+                " ask for partial_results to get the documents that are scored in time"
+            )
+            self._cancel(job)
+            job.notify()
 
     def _wide_is_faster(self, capacity: Capacity) -> bool:
         """Tell whether what waits is so little that a run on all threads pays; asked of an idle worker."""
@@ -242,25 +325,34 @@ class Scheduler:
             return False
         return bool(plan(self.queue.lengths(), capacity).wide)
 
-    def _budget(self, model: ServedModel) -> int:
-        """Return how many tokens a run should have: what the planner wants, or more of a model that is quick."""
-        n_tokens, capacity = self.queue.n_tokens, model.capacity
-        budget = capacity.budget(n_tokens, len(self._threads))
-        if capacity.n_narrow and not capacity.is_gpu and (speed := self._lane_speeds.get(model.key)):
-            most = min(MOST_RUN_TOKENS, int(speed * _RUN_S))
-            share = -(-self.queue.n_tokens_in_turn(most * len(self._threads)) // len(self._threads))
-            budget = max(budget, min(most, max(share, int(speed * _LEAST_RUN_S))))
-        return min(budget, self._max_batch_tokens or budget)
+    def _budgets(self, model: ServedModel) -> tuple[int, int]:
+        """Return how many tokens a run of the next job should have, and a run that it shares with others.
+
+        Either is what the planner wants, or more of a model that is quick.
+        """
+        n_lanes, capacity = len(self._threads), model.capacity
+        budget, shared_budget = capacity.budget(self.queue.n_tokens, n_lanes), capacity.run_tokens
+        pace = self._paces[model.key].seconds_per_token
+        if capacity.n_narrow and not capacity.is_gpu and pace:
+            a_lane = 1 / (pace * n_lanes)  # tokens a second
+            most, least = min(MOST_RUN_TOKENS, int(a_lane * _RUN_S)), int(a_lane * _LEAST_RUN_S)
+            share = -(-self.queue.n_tokens_of_next(most * n_lanes) // n_lanes)
+            budget = max(budget, min(most, max(share, least)))
+            shared_budget = max(shared_budget, min(most, least))
+        return min(budget, self._max_batch_tokens or budget), shared_budget
 
     def _note_start(self, rows: Sequence[Row]) -> None:
         now = time.monotonic()
         for job in _jobs_of(rows):
             job.first_run_at = job.first_run_at or now
 
-    def _hand_out(self, rows: Sequence[Row], logits: Float32Array, lanes: _Lanes, finished: Finished) -> None:
+    def _hand_out(
+        self, rows: Sequence[Row], logits: Float32Array, lanes: _Lanes, finished: Finished, seconds: float
+    ) -> None:
+        """Give a run's logits to those who wait; it took its lane so many seconds, from the run before it."""
         with self._changed:
             jobs = _jobs_of(rows)  # not earlier: until here, somebody may have joined
-            self._note_speed(rows[0].model.key, lanes, finished)
+            self._note_pace(rows[0].model, finished, seconds)
             self._free(lanes)
             for row, logit in zip(rows, logits.tolist(), strict=True):
                 self._settle(row, logit)
@@ -277,7 +369,7 @@ class Scheduler:
         self._known.pop(row.digest, None)
         self.cache.put(row.digest, logit)
         for job, index in row.waiters:
-            self._give(job, index, logit)
+            self._give(job, index, logit, len(row))
 
     def _put_back(self, rows: Sequence[Row], error: RankrtError, lanes: _Lanes) -> None:
         """Queue the rows of a failed run again, each alone, and fail those that have failed too often."""
@@ -305,17 +397,20 @@ class Scheduler:
 
     def _cancel(self, job: Job) -> None:
         job.is_cancelled = True
+        self.queue.remove(job)
         for row in job.wanted:
             row.waiters = [waiter for waiter in row.waiters if waiter[0] is not job]
             if not row.waiters and row.state == "waiting":
                 self._known.pop(row.digest, None)
                 self.queue.abandon(row)
 
-    def _note_speed(self, key: str, lanes: _Lanes, finished: Finished) -> None:
-        speed = finished.n_tokens / max(finished.seconds, 1e-6)
-        self._tokens_per_second = _averaged(self._tokens_per_second, speed * lanes.n_running)
-        if not finished.is_wide:
-            self._lane_speeds[key] = _averaged(self._lane_speeds.get(key, 0.0), speed)
+    def _note_pace(self, model: ServedModel, finished: Finished, seconds: float) -> None:
+        """Note what a run took of the whole server: a wide one has its worker, a narrow one a lane of it."""
+        pace, capacity = self._paces[model.key], model.capacity
+        if pace.seconds_per_token and finished.n_tokens * _TELLING_SHARE < capacity.run_tokens:
+            return
+        n_lanes = 1 if finished.is_wide else max(1, capacity.n_narrow)
+        pace.note_run(finished.n_tokens, seconds / (n_lanes * self._n_workers), at=time.monotonic())
 
     def _free(self, lanes: _Lanes) -> None:
         lanes.n_running -= 1
@@ -334,11 +429,6 @@ class Scheduler:
         with self._changed:
             lanes.is_lost = False
             self._changed.notify_all()
-
-
-def _averaged(before: float, now: float) -> float:
-    """Return an average of what was seen last; 0 is nothing."""
-    return before + (now - before) * 0.1 if before else now
 
 
 def _jobs_of(rows: Sequence[Row]) -> list[Job]:

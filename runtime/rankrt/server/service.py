@@ -54,13 +54,15 @@ class Service:
         settings: Settings,
         *,
         tracer: Tracer | None = None,
+        on_ready: Callable[[], None] = lambda: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_failure` is called if the models cannot be loaded at the start; `error` says why."""
+        """`on_ready` is called when the models are loaded, `on_failure` if they cannot be; then `error` says why."""
         self.settings = settings
         self.in_flight = InFlight(settings.limits)
         self.tracer = tracer or NoTracer()
         self.error: RankrtError | None = None
+        self._on_ready = on_ready
         self._on_failure = on_failure
         self._loading: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
@@ -121,6 +123,8 @@ class Service:
         except RankrtError as error:
             self.error = error
             self._on_failure()
+        else:
+            self._on_ready()
 
 
 def _workers(n_workers: int | None, n_threads: int) -> list[Worker]:
