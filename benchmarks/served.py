@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from rankrt.child import child_command
 
 # The server closes a connection that nothing was asked on for 75 s; closed here, it is opened again.
 _KEEP_S = 60.0
@@ -35,7 +36,7 @@ class Server:
     def __init__(self, artifact: str, *options: str) -> None:
         self.artifact = Path(artifact)
         self.port = _free_port()
-        command = [sys.executable, "-m", "rankrt.cli", "serve", artifact, "--port", str(self.port)]
+        command = child_command("rankrt.cli", "serve", artifact, "--port", str(self.port))
         self.process = subprocess.Popen([*command, "--log-level", "error", *options])
         self._wait_until_ready()
 
