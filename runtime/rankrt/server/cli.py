@@ -16,6 +16,7 @@ from rankrt.devices import DEVICE_HELP, Device
 from rankrt.errors import InputError
 from rankrt.machine import usable_cores
 from rankrt.server.app import App
+from rankrt.server.draining import DrainingServer
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
 from rankrt.server.logs import log_to_stderr
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     tracer = OtlpTracer(options.otlp_endpoint) if options.otlp_endpoint else None
     service = Service(settings, tracer=tracer, on_failure=lambda: setattr(server, "should_exit", True))
-    server = uvicorn.Server(_uvicorn(options, App(service)))
+    server = DrainingServer(_uvicorn(options, App(service)), service, drain_s=options.drain_s)
     if not settings.keys and options.host not in ("127.0.0.1", "::1", "localhost"):
         _logger.warning("no API key is set: whoever reaches %s may ask", options.host)
     server.run()
@@ -178,7 +179,6 @@ def _uvicorn(options: argparse.Namespace, app: App) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=75,  # longer than what load balancers keep, which is usually 60 s
         limit_concurrency=options.max_connections,
-        timeout_graceful_shutdown=options.drain_s,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
     )

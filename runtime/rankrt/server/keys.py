@@ -1,4 +1,4 @@
-"""The keys that clients prove themselves with; read once, compared in constant time, never logged."""
+"""The keys that clients prove themselves with; compared in constant time, never logged."""
 
 import hashlib
 import hmac
@@ -14,8 +14,10 @@ VARIABLE = "RANKRT_API_KEY"
 class ApiKeys:
     """Who may ask. Without keys, everybody may."""
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
+    def __init__(self, keys: Iterable[str] = (), path: Path | None = None) -> None:
+        """`path` is the file that holds them."""
         self._digests = [_digest(key) for key in keys]
+        self._path = path
 
     @classmethod
     def read(cls, path: Path | None) -> "ApiKeys":
@@ -30,7 +32,12 @@ class ApiKeys:
         keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not keys:
             raise InputError(f"{path} holds no key: one a line is expected, or leave the option out to serve everybody")
-        return cls(keys)
+        return cls(keys, path)
+
+    def read_again(self) -> None:
+        """Take the keys that their file holds now, if there is one. Raises InputError, and keeps those of before."""
+        if self._path is not None:
+            self._digests = ApiKeys.read(self._path)._digests
 
     def __len__(self) -> int:
         return len(self._digests)

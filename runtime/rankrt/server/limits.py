@@ -28,6 +28,15 @@ class Limits:
     timeout_ms: int = 60_000
     body_timeout_s: float = 30.0
 
+    @property
+    def longest_run_s(self) -> float:
+        """Seconds after which a run is taken for hung: twice what any request may wait for it, and at least a minute.
+
+        Nobody who asked for the run is still there by then. On one slow thread the longest row that there is, 8,192
+        tokens of 568 M parameters, takes minutes; who serves such rows needs a longer timeout_ms anyway.
+        """
+        return max(60.0, 2 * self.timeout_ms / 1000)
+
     def deadline_s(self, asked_ms: int | None) -> float:
         """Return how many seconds a request has that asks for so many milliseconds: never more than the server's."""
         return min(self.timeout_ms, asked_ms or self.timeout_ms) / 1000

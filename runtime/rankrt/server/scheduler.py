@@ -2,7 +2,8 @@
 
 Every lane of every worker has a thread here that takes a run from the fair queue, runs it and hands the logits out.
 Rows that were scored before come from the cache, identical rows that wait or run are scored once. A run that fails is
-taken apart, so that a row which breaks the engine takes no other row with it.
+taken apart, so that a row which breaks the engine takes no other row with it. While a worker is away its lanes take
+nothing; the rows wait for it, or run on another one.
 """
 
 import logging
@@ -29,6 +30,9 @@ MOST_RUN_TOKENS = 1024
 
 # A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
 _MOST_FAILURES = 3
+
+# Nobody waits for the runs that go on at the end; but a session that is in use must not be released.
+_LAST_RUNS_S = 5.0
 
 _logger = logging.getLogger("rankrt.server")
 
@@ -61,7 +65,6 @@ class _Lanes:
 
     n_running: int = 0
     is_exclusive: bool = False
-    is_lost: bool = False
 
 
 class Scheduler:
@@ -78,6 +81,7 @@ class Scheduler:
     ) -> None:
         self.cache = cache
         self.queue = FairQueue()
+        self._workers = workers
         self._max_queue_tokens = max_queue_tokens
         self._max_batch_tokens = max_batch_tokens
         self._on_finished = on_finished
@@ -92,8 +96,16 @@ class Scheduler:
             for worker, lanes in ((worker, _Lanes()) for worker in workers)
             for i in range(worker.n_lanes)
         ]
+        for worker in workers:
+            worker.watch(self._wake)
         for thread in self._threads:
             thread.start()
+
+    @property
+    def outage(self) -> RankrtError | None:
+        """Why no worker can score now; None while one can."""
+        outages = [worker.outage for worker in self._workers]
+        return None if None in outages else outages[0]
 
     def check_room(self) -> None:
         """Raise QueueFull if no more rows may wait."""
@@ -135,17 +147,35 @@ class Scheduler:
         speed = self._tokens_per_second or 1000.0
         return max(1.0, self.queue.n_tokens / 2 / speed)
 
-    def close(self) -> None:
-        """Stop when the runs that go on are done; who waits for more is told so."""
+    def abandon(self, key: str, error: RankrtError) -> None:
+        """Fail the jobs of a model that no worker will load any more."""
+        self._fail(lambda row: row.model.key == key, error)
+
+    def stop(self) -> None:
+        """Start no more runs; who waits is told so."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
+        self._fail(lambda row: True, Stopping("the server is going down"))
+
+    def close(self) -> None:
+        """Stop, and wait until the runs that go on have ended, as long as that is worth it."""
+        self.stop()
+        limit = time.monotonic() + _LAST_RUNS_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, limit - time.monotonic()))
+
+    def _wake(self) -> None:
         with self._changed:
-            jobs = _jobs_of(list(self._known.values()))
+            self._changed.notify_all()
+
+    def _fail(self, is_meant: Callable[[Row], bool], error: RankrtError) -> None:
+        """Fail the jobs that wait for such a row."""
+        with self._changed:
+            jobs = _jobs_of([row for row in self._known.values() if is_meant(row)])
             for job in jobs:
-                job.error = Stopping("the server is going down")
+                job.error = error
+                self._cancel(job)
         for job in jobs:
             job.notify()
 
@@ -183,7 +213,7 @@ class Scheduler:
         job.done_at = time.monotonic()
 
     def _serve(self, worker: Worker, lane: int, lanes: _Lanes) -> None:
-        while (taken := self._next(lanes)) is not None:
+        while (taken := self._next(worker, lanes)) is not None:
             rows, is_wide = taken
             started = time.monotonic()
             run = Run(
@@ -194,35 +224,38 @@ class Scheduler:
             )
             try:
                 logits = worker.run(lane, run)
-            except WorkerLost as error:
+                if len(logits) != len(rows):
+                    raise RunFailed(f"{len(logits)} logits came for {len(rows)} rows")
+            except (WorkerLost, RunFailed) as error:
                 self._put_back(rows, error, lanes)
-                self._revive(worker, error.life, lanes)
                 continue
             except Exception as error:  # noqa: BLE001  whatever it is, the lane has to go on
-                failure = error if isinstance(error, RunFailed) else RunFailed(f"{type(error).__name__}: {error}")
-                self._put_back(rows, failure, lanes)
+                self._put_back(rows, RunFailed(f"{type(error).__name__}: {error}"), lanes)
                 continue
             seconds = time.monotonic() - started
             n_tokens = sum(map(len, rows))
             finished = Finished(n_rows=len(rows), n_tokens=n_tokens, is_wide=is_wide, seconds=seconds)
             self._hand_out(rows, logits, lanes, finished)
-            self._on_finished(finished)
+            try:
+                self._on_finished(finished)
+            except Exception:
+                _logger.exception("a run was not counted")
 
-    def _next(self, lanes: _Lanes) -> tuple[list[Row], bool] | None:
+    def _next(self, worker: Worker, lanes: _Lanes) -> tuple[list[Row], bool] | None:
         """Wait for rows that a lane may run; None when the scheduler closes."""
         with self._changed:
             while not self._is_closing:
-                if taken := self._take(lanes):
+                if taken := self._take(worker, lanes):
                     lanes.n_running += 1
                     self._note_start(taken[0])
                     return taken
                 self._changed.wait()
             return None
 
-    def _take(self, lanes: _Lanes) -> tuple[list[Row], bool] | None:
+    def _take(self, worker: Worker, lanes: _Lanes) -> tuple[list[Row], bool] | None:
         """Take the next run if this worker may start it now, and tell whether it is a wide one."""
         head = self.queue.head()
-        if head is None or lanes.is_exclusive or lanes.is_lost:
+        if head is None or lanes.is_exclusive or not worker.can_run(head.model.key):
             return None
         capacity = head.model.capacity
         if lanes.n_running >= max(1, capacity.n_narrow):
@@ -285,7 +318,6 @@ class Scheduler:
         with self._changed:
             jobs = _jobs_of(rows)
             self._free(lanes)
-            lanes.is_lost = lanes.is_lost or isinstance(error, WorkerLost)
             for row in rows:
                 row.n_failures += 1
                 if row.waiters and row.n_failures < _MOST_FAILURES:
@@ -321,18 +353,6 @@ class Scheduler:
         lanes.n_running -= 1
         if lanes.is_exclusive or lanes.n_running == 0:
             lanes.is_exclusive = False
-            self._changed.notify_all()
-
-    def _revive(self, worker: Worker, life: int, lanes: _Lanes) -> None:
-        while not self._is_closing:
-            try:
-                worker.revive(life)
-                break
-            except RankrtError:
-                _logger.exception("a worker could not be started again")
-                time.sleep(1.0)
-        with self._changed:
-            lanes.is_lost = False
             self._changed.notify_all()
 
 
