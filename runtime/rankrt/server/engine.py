@@ -31,6 +31,8 @@ from rankrt.tokenizer import Encoded, Pair
 
 # Requests take turns at the tokenizer in blocks of so many pairs.
 _BLOCK_PAIRS = 32
+# Those who wait for the model of before cannot always be served, as when its workers are lost.
+_BEFORE_ALL = -(1 << 62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ class Engine:
         n_words = min(model.rules.max_length, RUN_TOKENS)
         encoded = model.tokenizer.encode([("warm", "up " * n_words), ("warm", "up")], model.rules)
         changed, limit_s = threading.Event(), 3 * self.limits.longest_run_s
-        job = Job(model=model.served, notify=changed.set)
+        job = Job(model=model.served, notify=changed.set, priority=_BEFORE_ALL)
         self.scheduler.submit(job, encoded, range(encoded.n_rows))
         # A worker that is lost may come back, and its rows wait for it; but nobody waits for ever.
         limit = time.monotonic() + limit_s

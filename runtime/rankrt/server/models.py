@@ -166,6 +166,8 @@ class Models:
                 served=self._load_in_workers(key, artifact, variant, device),
             )
             rules.check(artifact.manifest.template, model.limit)
+            if known is not None:
+                self._abandon_if_lost(known)  # or the first rows would wait behind them
             warm_up(model)
         except BaseException:
             self._unload(key)
@@ -191,16 +193,21 @@ class Models:
     async def _retire(self, model: Model) -> None:
         """Release a model when the last request that uses it has been answered."""
         key = model.served.key
-        # A worker that is away cannot help those who still use it, and would have to load it first.
+        # A worker that lacks it cannot help those who still use it, and need not load it any more to be here.
         for worker in self._workers:
-            if worker.outage is not None:
+            if not worker.can_run(key):
                 await asyncio.to_thread(worker.unload, key)
-        if not any(worker.can_run(key) for worker in self._workers):
-            self._abandon(key, WorkerLost(f"{model.name} was replaced while no worker could score; ask again"))
+        self._abandon_if_lost(model)
         if model.n_users:
             await model.is_retired.wait()
         await asyncio.to_thread(self._unload, key)
         _logger.info("%s of before was released", model.name)
+
+    def _abandon_if_lost(self, model: Model) -> None:
+        """Refuse those who wait for a model that is replaced, if no worker has it."""
+        if not any(worker.can_run(model.served.key) for worker in self._workers):
+            error = WorkerLost(f"{model.name} was replaced while no worker could score; ask again")
+            self._abandon(model.served.key, error)
 
     def _unload(self, key: str) -> None:
         for worker in self._workers:

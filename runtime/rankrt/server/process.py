@@ -153,7 +153,7 @@ class ProcessWorker:
 
     def can_run(self, key: str) -> bool:
         """Tell whether that model is loaded and can be run now."""
-        return self._outage is None and (child := self._child) is not None and key in child.loaded
+        return (child := self._child) is not None and not child.is_lost and key in child.loaded
 
     def run(self, lane: int, run: Run) -> Float32Array:
         """Return a logit for each row."""

@@ -31,7 +31,7 @@ MOST_RUN_TOKENS = 1024
 # A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
 _MOST_FAILURES = 3
 
-# Nobody waits for the runs that go on at the end; but a session that is in use must not be released.
+# A run in the server's own process cannot be ended, and nobody waits for it.
 _LAST_RUNS_S = 5.0
 
 _logger = logging.getLogger("rankrt.server")
@@ -159,7 +159,7 @@ class Scheduler:
         self._fail(lambda row: True, Stopping("the server is going down"))
 
     def close(self) -> None:
-        """Stop, and wait until the runs that go on have ended, as long as that is worth it."""
+        """Stop, and wait a while until the runs that go on have ended."""
         self.stop()
         limit = time.monotonic() + _LAST_RUNS_S
         for thread in self._threads:
@@ -314,7 +314,8 @@ class Scheduler:
 
     def _put_back(self, rows: Sequence[Row], error: RankrtError, lanes: _Lanes) -> None:
         """Queue the rows of a failed run again, each alone, and fail those that have failed too often."""
-        _logger.error("a run of %d rows failed: %s", len(rows), error)
+        if not self._is_closing:
+            _logger.error("a run of %d rows failed: %s", len(rows), error)
         with self._changed:
             jobs = _jobs_of(rows)
             self._free(lanes)

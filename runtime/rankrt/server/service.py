@@ -147,9 +147,9 @@ class Service:
         """Stop; requests were answered before, or never will be."""
         self.is_stopping = True
         self.scheduler.stop()
-        await asyncio.to_thread(self.engine.close)
-        await asyncio.to_thread(self.scheduler.close)
         await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self.workers))
+        await asyncio.to_thread(self.scheduler.close)
+        await asyncio.to_thread(self.engine.close)
         await self._background.close()  # what it waits for has ended with the workers
         await asyncio.to_thread(self.tracer.close)
 
