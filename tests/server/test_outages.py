@@ -160,7 +160,7 @@ def test_without_a_worker_requests_wait_for_it_as_long_as_they_may(folder: Path)
 
 
 def test_a_reload_heals_at_once_what_would_come_back_later(folder: Path):
-    with serving_with_service(folder, n_workers=1, load=LoadOptions(prepare=False)) as (address, service):
+    with serving_with_service(folder, n_workers=1, load=LoadOptions(prepare=False)) as (_, service):
         (worker,) = service.workers
         away = folder.rename(folder.with_name("away"))
         os.kill(worker.pid, signal.SIGKILL)

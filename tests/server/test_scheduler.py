@@ -246,6 +246,8 @@ def test_who_waits_for_a_model_that_no_worker_will_load_again_is_told_so(schedul
     assert of_new.logits() == [7]
     with pytest.raises(WorkerLost, match="replaced"):
         of_old.logits()
+    with pytest.raises(WorkerLost, match="replaced"):
+        submit(scheduler, rows_of(7), model("old"))  # it was tokenized meanwhile
     assert scheduler.queue.n_tokens == 0
 
 

@@ -82,12 +82,14 @@ class Models:
         options: LoadOptions,
         workers: Sequence[Worker],
         *,
+        fail: Callable[[str, RankrtError], None],
         abandon: Callable[[str, RankrtError], None],
     ) -> None:
-        """`abandon` fails the requests that wait for a model, named by its key, which no worker will load again."""
+        """`fail` fails the requests that wait for a model, named by its key; `abandon` those that will, too."""
         self._served = served
         self._options = options
         self._workers = workers
+        self._fail = fail
         self._abandon = abandon
         self._models: dict[str, Model] = {}
         self._keys = (f"{number}" for number in itertools.count())
@@ -166,8 +168,8 @@ class Models:
                 served=self._load_in_workers(key, artifact, variant, device),
             )
             rules.check(artifact.manifest.template, model.limit)
-            if known is not None:
-                self._abandon_if_lost(known)  # or the first rows would wait behind them
+            if known is not None and self._is_lost(known):
+                self._fail(known.served.key, _replaced(name))  # or the first rows would wait behind them
             warm_up(model)
         except BaseException:
             self._unload(key)
@@ -197,21 +199,23 @@ class Models:
         for worker in self._workers:
             if not worker.can_run(key):
                 await asyncio.to_thread(worker.unload, key)
-        self._abandon_if_lost(model)
+        if self._is_lost(model):
+            self._abandon(key, _replaced(model.name))
         if model.n_users:
             await model.is_retired.wait()
         await asyncio.to_thread(self._unload, key)
         _logger.info("%s of before was released", model.name)
 
-    def _abandon_if_lost(self, model: Model) -> None:
-        """Refuse those who wait for a model that is replaced, if no worker has it."""
-        if not any(worker.can_run(model.served.key) for worker in self._workers):
-            error = WorkerLost(f"{model.name} was replaced while no worker could score; ask again")
-            self._abandon(model.served.key, error)
+    def _is_lost(self, model: Model) -> bool:
+        return not any(worker.can_run(model.served.key) for worker in self._workers)
 
     def _unload(self, key: str) -> None:
         for worker in self._workers:
             worker.unload(key)
+
+
+def _replaced(name: str) -> WorkerLost:
+    return WorkerLost(f"{name} was replaced while no worker could score; ask again")
 
 
 def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, Device]:

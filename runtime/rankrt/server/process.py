@@ -196,7 +196,7 @@ class ProcessWorker:
         if child is None or child.is_lost or child.process.poll() is not None:
             if child is not None:
                 self.n_restarts += 1
-                self._note_end(child, WorkerLost("the process that scores has ended"))
+                self._note_end(child, "has ended")
             self._child = child = self._start()
             if not self._keeper.is_alive():
                 self._keeper.start()
@@ -248,17 +248,17 @@ class ProcessWorker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(_END_S)
             how = _how_it_ended(child.process.returncode)
-        lost = WorkerLost(f"the process that scores {how}")
-        self._note_end(child, lost)
-        raise lost
+        # Two errors: one that is raised leads to this frame, and keeps the connections open as long as it is kept.
+        self._note_end(child, how)
+        raise WorkerLost(f"the process that scores {how}")
 
-    def _note_end(self, child: _Child, lost: WorkerLost) -> None:
+    def _note_end(self, child: _Child, how: str) -> None:
         """Let nobody run anything on a process that has ended, until its keeper has started another."""
         child.is_lost = True
         with self._ending:
             if child is not self._child or self._outage is not None:
                 return
-            self._outage = lost
+            self._outage = WorkerLost(f"the process that scores {how}")
         self._tell()
 
     def _tell(self) -> None:
@@ -272,7 +272,7 @@ class ProcessWorker:
             end = _how_it_ended(child.process.wait())
             if self._is_closed:
                 return
-            self._note_end(child, WorkerLost(f"the process that scores {end}"))
+            self._note_end(child, end)
             _logger.error("worker %d %s; starting another", child.process.pid, end)
             n_failures = n_failures + 1 if time.monotonic() - child.started < _SHORT_LIFE_S else 0
             self._pause(n_failures)

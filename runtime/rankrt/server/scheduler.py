@@ -86,6 +86,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._on_finished = on_finished
         self._known: dict[bytes, Row] = {}
+        self._abandoned: dict[str, RankrtError] = {}
         self._changed = threading.Condition()
         self._is_closing = False
         self._tokens_per_second = 0.0
@@ -115,7 +116,8 @@ class Scheduler:
     def submit(self, job: Job, encoded: Encoded, order: Sequence[int]) -> None:
         """Add rows to a job; they run in that order, unless their scores are known.
 
-        Raises Stopping, or QueueFull for the first rows of a job; one that was admitted is not refused half-way.
+        Raises Stopping, why its model was abandoned, or QueueFull for the first rows of a job; one that was admitted is
+        not refused half-way.
         """
         ids = [encoded.row(i) for i in range(encoded.n_rows)]
         starts = encoded.passage_starts.tolist()
@@ -123,6 +125,8 @@ class Scheduler:
         with self._changed:
             if self._is_closing:
                 raise Stopping("the server is going down")
+            if (error := self._abandoned.get(job.model.key)) is not None:
+                raise error
             if job.is_cancelled:
                 return
             if job.submitted_at is None:
@@ -147,9 +151,15 @@ class Scheduler:
         speed = self._tokens_per_second or 1000.0
         return max(1.0, self.queue.n_tokens / 2 / speed)
 
-    def abandon(self, key: str, error: RankrtError) -> None:
-        """Fail the jobs of a model that no worker will load any more."""
+    def fail(self, key: str, error: RankrtError) -> None:
+        """Fail the jobs that wait for a model, named by its key."""
         self._fail(lambda row: row.model.key == key, error)
+
+    def abandon(self, key: str, error: RankrtError) -> None:
+        """Fail them, and those that are still on their way here: no worker will load that model any more."""
+        with self._changed:
+            self._abandoned[key] = error
+        self.fail(key, error)
 
     def stop(self) -> None:
         """Start no more runs; who waits is told so."""

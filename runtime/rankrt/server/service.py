@@ -100,7 +100,9 @@ class Service:
             max_batch_tokens=settings.max_batch_tokens,
             on_finished=self.metrics.ran,
         )
-        self.models = Models(settings.models, settings.load, self.workers, abandon=self.scheduler.abandon)
+        self.models = Models(
+            settings.models, settings.load, self.workers, fail=self.scheduler.fail, abandon=self.scheduler.abandon
+        )
         self.engine = Engine(self.models, self.scheduler, settings.limits, max(2, n_threads))
         self._watch_workers()
         self._background.start(self._load(), self._fail)
