@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,11 +45,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cases(artifact: Path) -> list:
+def cases(artifact: Path) -> list[Any]:
     return crowd.make_cases(artifact)
 
 
-def opened(artifact: Path, cases: list, *options: str) -> Iterator:
+def opened(artifact: Path, cases: list[Any], *options: str) -> Iterator[Any]:
     """A server that has answered for a while, so that its memory is what it keeps."""
     with faults.staged(artifact, "--workers", "1", "--threads", "2", "--timeout-ms", "10000", *options) as stage:
         for case in cases:
@@ -57,26 +58,26 @@ def opened(artifact: Path, cases: list, *options: str) -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def prepared(artifact: Path, cases: list) -> Iterator:
+def prepared(artifact: Path, cases: list[Any]) -> Iterator[Any]:
     yield from opened(artifact, cases)
 
 
 @pytest.fixture(scope="module")
-def from_artifact(artifact: Path, cases: list) -> Iterator:
+def from_artifact(artifact: Path, cases: list[Any]) -> Iterator[Any]:
     yield from opened(artifact, cases, "--no-prepare")
 
 
 @pytest.mark.parametrize("name", PREPARED)
-def test_a_fault_loses_no_request_and_leaves_no_trace(prepared, cases: list, name: str):
+def test_a_fault_loses_no_request_and_leaves_no_trace(prepared, cases: list[Any], name: str):
     survive(prepared, cases, name)
 
 
 @pytest.mark.parametrize("name", FROM_ARTIFACT)
-def test_a_fault_without_a_prepared_model_loses_no_request_and_leaves_no_trace(from_artifact, cases: list, name: str):
+def test_a_fault_without_a_prepared_model_loses_no_request_and_leaves_no_trace(from_artifact, cases: list[Any], name: str):
     survive(from_artifact, cases, name)
 
 
-def survive(stage, cases: list, name: str) -> None:
+def survive(stage, cases: list[Any], name: str) -> None:
     """Harm a server under load, and check all that clients and operators see."""
     found, port = crowd.Findings(), stage.server.port
     n_descriptors, server_mb = stage.n_descriptors(), stage.server_mb()
@@ -103,7 +104,7 @@ def survive(stage, cases: list, name: str) -> None:
     assert stage.server_mb() < server_mb * 1.1
 
 
-def test_a_server_starts_although_there_is_no_room_for_a_prepared_model(artifact: Path, cases: list):
+def test_a_server_starts_although_there_is_no_room_for_a_prepared_model(artifact: Path, cases: list[Any]):
     with ExitStack() as stack:
         with faults.staged(artifact, "--workers", "1") as stage:
             if not stage.has_own_disk:
