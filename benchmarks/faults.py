@@ -121,13 +121,14 @@ def artifact_away(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def artifact_replaced(stage: Stage) -> Iterator[None]:
-    """Another artifact in the same folder, with the same scores so that answers can be compared."""
+    """Another artifact in the same folder, with the same scores to compare, and nothing kept of the one of before."""
     manifest = stage.artifact / "rankrt.json"
     content = json.loads(manifest.read_bytes())
     content["producer"] = f"{content['producer'].partition(',')[0]}, {time.monotonic_ns()}"
     new = manifest.with_name("new")
     new.write_text(json.dumps(content))
     new.replace(manifest)
+    shutil.rmtree(stage.cache / "prepared", ignore_errors=True)
     with killed(stage):
         yield
 

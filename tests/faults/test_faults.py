@@ -73,7 +73,9 @@ def test_a_fault_loses_no_request_and_leaves_no_trace(prepared, cases: list[Any]
 
 
 @pytest.mark.parametrize("name", FROM_ARTIFACT)
-def test_a_fault_without_a_prepared_model_loses_no_request_and_leaves_no_trace(from_artifact, cases: list[Any], name: str):
+def test_a_fault_without_a_prepared_model_loses_no_request_and_leaves_no_trace(
+    from_artifact, cases: list[Any], name: str
+):
     survive(from_artifact, cases, name)
 
 

@@ -172,6 +172,7 @@ class Engine:
                 yield evaluation
             finally:
                 self.scheduler.cancel(evaluation.job)
+                evaluation.forget()
 
     async def _submit(self, evaluation: "_Evaluation", *, in_order: bool) -> None:
         """Tokenize pairs block by block and queue their rows in that order; for a GPU in all threads at once.
@@ -284,6 +285,10 @@ class _Evaluation:
             n_cached=self.job.n_cached,
             timings=self._timings(),
         )
+
+    def forget(self) -> None:
+        """Let go of the job, which knows this: texts and models in a circle stay until the collector finds them."""
+        self.job.notify = lambda: None
 
     def _notify(self) -> None:
         self._loop.call_soon_threadsafe(self._changed.set)
