@@ -71,7 +71,7 @@ def make_cases(artifact: Path) -> list[Case]:
 
 
 def ask(port: int, cases: Sequence[Case], found: Findings, **fields: object) -> int:
-    """Ask, compare to the last bit, and return the status; a connection that breaks is no answer."""
+    """Ask, compare to the last bit, and return the status; a broken connection is an error."""
     case = random.choice(cases)
     status, answer, _ = post(port, case.body(**fields))
     found.count(status)

@@ -49,7 +49,7 @@ class Stage:
         return workers[0]
 
     def n_descriptors(self) -> int:
-        """Return how many the server and its workers have open at rest: the fewest of a second in which nobody asks."""
+        """Return how many the server and its workers have open at rest: the fewest of a second without requests."""
         counts = []
         for _ in range(20):
             counts.append(sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.server.pid, *self.server.workers())))
@@ -135,7 +135,7 @@ def artifact_replaced(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def artifact_unreadable(stage: Stage) -> Iterator[None]:
-    """Files that somebody else copied there, with their own rights."""
+    """Files that another user copied there, with rights of their own."""
     if not stage.is_other_user:
         raise CannotTry("needs root and setpriv, to serve as a user who may not read everything")
     stage.artifact.chmod(0)

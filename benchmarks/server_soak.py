@@ -179,7 +179,7 @@ def strike(stage: Stage, found: Findings, resident: list[tuple[float, int, int]]
     while names and (left := until - time.monotonic()) > 0:
         name = names.popleft()
         if name == "hung" and left < 2 * _HUNG_WITHIN_S:
-            continue  # there is no time to recover from it
+            continue  # too late to recover from it
         try:
             with every[name](stage):
                 _watch(stage, resident, started, random.choice(_HOLD_S))

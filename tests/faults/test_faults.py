@@ -46,7 +46,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(artifact: Path) -> list[Any]:
-    return crowd.make_cases(artifact)
+    made: list[Any] = crowd.make_cases(artifact)
+    return made
 
 
 def opened(artifact: Path, cases: list[Any], *options: str) -> Iterator[Any]:

@@ -80,7 +80,7 @@ def test_the_command_imports_nothing_of_the_caller(callers: Path):
 def test_pythonpath_is_the_user_s_own_wish_even_for_the_current_folder(callers: Path, monkeypatch: pytest.MonkeyPatch):
     assert str(callers) not in _import_path("rankrt.cli")
     monkeypatch.setenv("PYTHONPATH", ":")
-    assert str(callers) not in _import_path("rankrt.cli"), "an empty name means the current folder, and nobody means it"
+    assert str(callers) not in _import_path("rankrt.cli"), "an empty name means the current folder, by accident"
     monkeypatch.setenv("PYTHONPATH", str(callers))
     assert str(callers) in _import_path("rankrt.cli")
 

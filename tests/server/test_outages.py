@@ -40,7 +40,7 @@ BODY = {"query": "one", "texts": ["two"], "raw_scores": True}
 
 
 class Panic(BaseException):
-    """Like pyo3's for a panic in Rust, which is no Exception."""
+    """Like pyo3's for a panic in Rust, which is not an Exception."""
 
 
 ERRORS = [OSError(5, "Input/output error"), RuntimeError("broken"), MemoryError("short"), Panic("at the disco")]
@@ -173,7 +173,7 @@ def test_without_a_worker_requests_wait_for_it_as_long_as_they_may(folder: Path)
         time.sleep(0.2)
         away.rename(folder)
         asking.join()
-        assert answers[0].json()[0]["score"] == 3.0, "it was asked while nobody could score"
+        assert answers[0].json()[0]["score"] == 3.0, "it was asked while no worker could score"
         assert httpx.get(f"{address}/ready").status_code == 200
 
 
@@ -345,6 +345,6 @@ def test_a_stream_that_has_begun_is_told_of_the_end(served: Served):
     assert said[-2] == "event: error" and "the server is going down" in said[-1]
 
 
-def test_a_run_is_taken_for_hung_when_nobody_can_wait_for_it_any_more():
+def test_a_run_is_taken_for_hung_when_no_request_can_wait_for_it_any_more():
     assert Limits(timeout_ms=1000).longest_run_s == 60
     assert Limits(timeout_ms=300_000).longest_run_s == 600

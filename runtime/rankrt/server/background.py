@@ -1,4 +1,4 @@
-"""Tasks that nobody awaits. They are started in one way, so that no error of theirs is lost."""
+"""Tasks that are not awaited. They are started in one way, so that each of their errors is read."""
 
 import asyncio
 import logging

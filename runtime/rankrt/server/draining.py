@@ -12,7 +12,7 @@ import uvicorn
 
 from rankrt.server.service import Service
 
-# For refusals to be written; whoever has not read its answer by then will not.
+# For refusals to be written. A client that has not read its answer by then will not.
 _LAST_WORDS_S = 1.0
 # When uvicorn cancels what it still has, which should be nothing.
 _CANCEL_S = 5.0

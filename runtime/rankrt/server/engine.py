@@ -138,7 +138,7 @@ class Engine:
         changed, limit_s = threading.Event(), 3 * self.limits.longest_run_s
         job = Job(model=model.served, notify=changed.set, priority=_BEFORE_ALL)
         self.scheduler.submit(job, encoded, range(encoded.n_rows))
-        # A worker that is lost may come back, and its rows wait for it; but nobody waits for ever.
+        # A worker that is lost may come back, and its rows wait for it. This wait has a limit.
         limit = time.monotonic() + limit_s
         while not job.is_over:
             if not changed.wait(max(0.0, limit - time.monotonic())):

@@ -32,8 +32,8 @@ class Limits:
     def longest_run_s(self) -> float:
         """Seconds after which a run is taken for hung: twice what any request may wait for it, and at least a minute.
 
-        Nobody who asked for the run is still there by then. On one slow thread the longest row that there is, 8,192
-        tokens of 568 M parameters, takes minutes; who serves such rows needs a longer timeout_ms anyway.
+        All that asked for the run have their answer or refusal by then. On one slow thread the longest row that there
+        is, 8,192 tokens of 568 M parameters, takes minutes; a server of such rows needs a longer timeout_ms anyway.
         """
         return max(60.0, 2 * self.timeout_ms / 1000)
 

@@ -253,7 +253,7 @@ class ProcessWorker:
         raise WorkerLost(f"the process that scores {how}")
 
     def _note_end(self, child: _Child, how: str) -> None:
-        """Let nobody run anything on a process that has ended, until its keeper has started another."""
+        """Stop all runs on a process that has ended, until its keeper has started another."""
         child.is_lost = True
         with self._ending:
             if child is not self._child or self._outage is not None:

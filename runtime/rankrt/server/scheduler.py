@@ -31,7 +31,7 @@ MOST_RUN_TOKENS = 1024
 # A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
 _MOST_FAILURES = 3
 
-# A run in the server's own process cannot be ended, and nobody waits for it.
+# A run in the server's own process cannot be ended, and no request waits for it.
 _LAST_RUNS_S = 5.0
 
 _logger = logging.getLogger("rankrt.server")

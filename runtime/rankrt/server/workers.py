@@ -95,7 +95,7 @@ class Worker(Protocol):
         ...
 
     def unload(self, key: str) -> None:
-        """Release a model that nobody runs any more, if it is there."""
+        """Release a model that no request uses any more, if it is there."""
         ...
 
     def can_run(self, key: str) -> bool:
