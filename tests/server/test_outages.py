@@ -28,7 +28,6 @@ from rankrt import RankrtError, Reranker  # noqa: E402
 from rankrt.artifact import Prompt, Template, open_artifact  # noqa: E402
 from rankrt.server import models  # noqa: E402
 from rankrt.server.background import Background  # noqa: E402
-from rankrt.server.engine import _Evaluation  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
 from rankrt.server.models import LoadOptions, rules_for  # noqa: E402
@@ -144,8 +143,8 @@ def test_what_was_answered_or_replaced_leaves_at_once_and_not_with_the_collector
                 assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200
                 tiny_artifact(folder, max_length=32 + i)
                 reload(service)
-            left = [thing for thing in gc.get_objects() if isinstance(thing, models.Model | _Evaluation)]
-            assert left == list(service.models)
+            found = [thing for thing in gc.get_objects() if isinstance(thing, models.Model)]
+            assert [model for model in found if model.artifact.folder == folder] == list(service.models)
         finally:
             gc.enable()
 

@@ -15,6 +15,7 @@ from rankrt.devices import Device
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.machine import this_machine
 from rankrt.placement import device_of, place
+from rankrt.resident import release_free_memory
 from rankrt.rules import Rules, default_length
 from rankrt.server.failures import Failure
 from rankrt.server.workers import ModelFiles, ServedModel, Worker, WorkerLost
@@ -136,6 +137,9 @@ class Models:
             raise
         old, self._models = self._models, dict(zip(names, found, strict=True))
         await asyncio.gather(*(self._retire(model) for model in old.values() if model not in found))
+        # Loading and releasing a tokenizer left up to 20 MB free in each thread that did it.
+        old.clear()
+        await asyncio.to_thread(release_free_memory)
 
     def _find(self, name: str | None) -> Model:
         if not self._models:
