@@ -9,7 +9,6 @@ from disk and shared through the page cache. The last line on standard output is
 import argparse
 import json
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer
 
 from rankrt import Reranker
 from rankrt.artifact import open_artifact
+from rankrt.child import child_command
 from rankrt.variants import open_tokenizer
 
 _N_LOADS = 5
@@ -115,7 +115,7 @@ def _longest_row(reranker: Reranker, n_tokens: int) -> tuple[float, float]:
 
 
 def _probe(artifact: Path, what: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", "--artifact", str(artifact), "--probe", what]
+    command = child_command("benchmarks.memory", "--artifact", str(artifact), "--probe", what)
     answer: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return answer
 

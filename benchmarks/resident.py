@@ -10,11 +10,11 @@ already: that costs nothing, but it counts. The last line on standard output is 
 import argparse
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.tables import Table
+from rankrt.child import child_command
 from rankrt.tokenizer import Pair
 from tiny_reranker.corpus import questions_of
 
@@ -22,7 +22,7 @@ from tiny_reranker.corpus import questions_of
 def main() -> None:
     options = _options()
     pairs = real_pairs(options.data, options.pairs)
-    command = [sys.executable, "-m", "benchmarks.resident_probe", str(options.artifact), options.precision]
+    command = child_command("benchmarks.resident_probe", str(options.artifact), options.precision)
     answer = subprocess.run(command, input=json.dumps(pairs), check=True, stdout=subprocess.PIPE, text=True).stdout
     record = {
         "benchmark": "resident",

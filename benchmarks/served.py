@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from rankrt.child import child_command
 
 # The server closes a connection that nothing was asked on for 75 s; closed here, it is opened again.
 _KEEP_S = 60.0
@@ -32,16 +33,24 @@ class Reply:
 class Server:
     """A process with `rankrt serve`."""
 
-    def __init__(self, artifact: str, *options: str) -> None:
+    def __init__(
+        self, artifact: str, *options: str, prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start one and wait until it is ready; `prefix` is a command that runs it, as another user for example."""
         self.artifact = Path(artifact)
         self.port = _free_port()
-        command = [sys.executable, "-m", "rankrt.cli", "serve", artifact, "--port", str(self.port)]
-        self.process = subprocess.Popen([*command, "--log-level", "error", *options])
+        command = child_command("rankrt.cli", "serve", artifact, "--port", str(self.port))
+        command = [*prefix, *command, "--log-level", "error", *options]
+        self.process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
         self._wait_until_ready()
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        return b'"ready"' in get(self.port, "/ready")
 
     def metrics(self) -> dict[str, float]:
         text = get(self.port, "/metrics").decode()
@@ -73,7 +82,7 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError("the server ended")
             with suppress(ConnectionError):
-                if b'"ready"' in get(self.port, "/ready"):
+                if self.is_ready:
                     return
             time.sleep(0.05)
 

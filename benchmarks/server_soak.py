@@ -1,23 +1,21 @@
-"""A server under twice the load it can take, beside clients that misbehave, while its workers are killed.
+"""A server under twice the load it can take, beside clients that misbehave, while its host fails it in every way.
 
-    python -m benchmarks.server_soak --artifact ./artifact --seconds 1800 -o benchmarks/results/server_soak.json
+    python -m benchmarks.server_soak --artifact ./artifact --minutes 30 -o benchmarks/results/server_soak.json
 
-Every request has to get an answer or a clear refusal, every answer has to be right to the last bit, nothing may hang
-and memory has to stay flat. All of it is on loopback and bounded in count and time. The record is printed, and written
-with -o; the exit status is 1 if something was not as it should be.
+Workers are killed and stopped, files cut, moved and replaced, disks filled and limits reached (`benchmarks.faults`).
+Every request has to get an answer or a clear refusal, every answer has to be right to the last bit, nothing may hang,
+the server has to be ready again after each fault, and memory and descriptors have to stay flat. All of it is on
+loopback and bounded in count and time. The record is printed, and written with -o; the last lines say what was found,
+and the exit status is 1 if something was not as it should be.
 """
 
 import argparse
-import http.client
 import json
-import os
 import random
-import signal
 import socket
 import sys
-import threading
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,127 +24,80 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.served import Server
-from rankrt import Reranker
+from benchmarks.crowd import WORDS, Crowd, Findings, ask, check_readiness, make_cases, post
+from benchmarks.faults import FAULTS, CannotTry, Stage, hung, recovered_s, staged
 from rankrt.server.metrics import resident_bytes
 
-WORDS = ["one", "two", "three", "four", "zero", "panda", "bear", "China", "bamboo", "capital", "France", "river"]
 _N_CLIENTS = 24
-_N_FAULTS = 4
-_KILL_EVERY_S = 20.0
+_N_MISBEHAVING = 4
+# A fault is there for one of these times, and the next one comes when the server was ready for a while.
+_HOLD_S, _REST_S = (0.2, 1.0, 4.0), 5.0
+# The pauses of a worker that comes back grow to 10 s; one that hangs is ended after twice --timeout-ms, or a minute.
+_READY_WITHIN_S = 30.0
+_HUNG_WITHIN_S = 90.0
 _MAX_BODY_MB = 1
 _N_MEMORY_POINTS = 30
-# What a well-formed request may be told under overload and while a worker is started again.
-_REFUSALS = {429, 503, 504}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A request with the scores it has to get."""
-
-    query: str
-    texts: Sequence[str]
-    scores: Sequence[float]
+# Of the last two thirds of the time, as caches and arenas fill in the first; shorter soaks show noise only.
+_MOST_GROWTH, _FLAT_AFTER_S = 1.02, 600.0
 
 
 @dataclass(slots=True, kw_only=True)
-class Findings:
-    """What was seen, by all threads."""
+class Struck:
+    """What was done to the server, and how long it took until it was ready again."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    resident: list[tuple[float, int, int]] = field(default_factory=list)
-    n_killed: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    not_tried: dict[str, str] = field(default_factory=dict)
 
-    def count(self, status: object) -> None:
-        with self.lock:
-            self.statuses[str(status)] += 1
-
-    def fault(self, name: str, outcome: object) -> None:
-        with self.lock:
-            self.faults[f"{name}: {outcome}"] += 1
-
-    def blame(self, what: str) -> None:
-        with self.lock:
-            if len(self.wrong) < 100:
-                self.wrong.append(what)
+    @property
+    def n(self) -> int:
+        return sum(map(len, self.seconds.values()))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--no-prepare", action="store_true", help="workers load from the artifact itself")
     parser.add_argument("-o", "--output", type=Path, help="where the record goes")
     options = parser.parse_args()
-    record = soak(options.artifact, options.seconds)
+    record = soak(options.artifact, options.minutes * 60, *(["--no-prepare"] if options.no_prepare else []))
     text = json.dumps(record, indent=1)
     print(text)
     if options.output is not None:
         options.output.write_text(f"{text}\n")
+    print(summary(record), file=sys.stderr)
     return int(bool(record["wrong"]))
 
 
-def soak(artifact: Path, seconds: float) -> dict[str, Any]:
+def soak(artifact: Path, seconds: float, *options: str) -> dict[str, Any]:
     """Return what was seen in so many seconds."""
     cases, found = make_cases(artifact), Findings()
     n_tokens = sum(len(case.texts) for case in cases) // len(cases) * 40
-    options = ["--workers", "1", "--max-body-mb", str(_MAX_BODY_MB), "--max-queue-tokens", str(n_tokens * 8)]
-    options += ["--cache-mb", "1", "--timeout-ms", "10000"]
-    with Server(str(artifact), *options) as server:
-        until = time.monotonic() + seconds
-        loops = [lambda: well_behaved(server, cases, found)] * _N_CLIENTS
-        loops += [lambda: misbehave(server, found)] * _N_FAULTS
-        threads = [threading.Thread(target=_repeat, args=(loop, until, found)) for loop in loops]
-        for thread in threads:
-            thread.start()
-        watch(server, found, until)
-        for thread in threads:
-            thread.join(timeout=60)
-            if thread.is_alive():
-                found.blame("a client was never answered")
-        return report(server, found, seconds)
+    limits = ["--workers", "1", "--max-body-mb", str(_MAX_BODY_MB), "--max-queue-tokens", str(n_tokens * 8)]
+    limits += ["--cache-mb", "1", "--timeout-ms", "10000"]
+    with staged(artifact, *limits, *options) as stage:
+        port = stage.server.port
+        for case in cases:
+            post(port, case.body())
+        n_descriptors = stage.n_descriptors()
+        loops: list[Callable[[], object]] = [lambda: ask(port, cases, found)] * _N_CLIENTS
+        loops += [lambda: misbehave(port, found)] * _N_MISBEHAVING
+        loops += [lambda: check_readiness(port, cases, found)]
+        resident: list[tuple[float, int, int]] = []
+        with Crowd(loops, found):
+            struck = strike(stage, found, resident, time.monotonic() + seconds)
+        return report(stage, found, struck, resident, seconds, n_descriptors)
 
 
-def make_cases(artifact: Path) -> list[Case]:
-    """Return requests of 1 to 60 texts with the library's scores for them."""
-    chance = random.Random(0)
-
-    def text(most: int) -> str:
-        return " ".join(chance.choices(WORDS, k=chance.randint(1, most)))
-
-    asked = [(text(6), [text(60) for _ in range(chance.choice([1, 5, 20, 60]))]) for _ in range(200)]
-    with Reranker.load(artifact) as reranker:
-        return [
-            Case(query=query, texts=texts, scores=reranker.score([(query, text) for text in texts]).tolist())
-            for query, texts in asked
-        ]
-
-
-def well_behaved(server: Server, cases: Sequence[Case], found: Findings) -> None:
-    """Ask and compare to the last bit; a connection that breaks is no answer."""
-    case = random.choice(cases)
-    body = json.dumps({"query": case.query, "texts": case.texts, "raw_scores": True}).encode()
-    status, answer, _ = _post(server.port, body)
-    found.count(status)
-    if status == 200:
-        scores = {hit["index"]: float(np.float32(hit["score"])) for hit in json.loads(answer)}
-        if [scores.get(i) for i in range(len(case.texts))] != case.scores:
-            found.blame("wrong scores")
-    elif status not in _REFUSALS:
-        found.blame(f"status {status}: {answer[:200]!r}")
-
-
-def misbehave(server: Server, found: Findings) -> None:
-    name, fault = random.choice(list(FAULTS.items()))
-    found.fault(name, fault(server.port))
+def misbehave(port: int, found: Findings) -> None:
+    name, behave = random.choice(list(MISBEHAVIOURS.items()))
+    found.fault(name, behave(port))
     time.sleep(0.01)
 
 
 def _sent(port: int, body: bytes, allowed: set[int]) -> str:
-    status, _, _ = _post(port, body)
-    return f"{status}" if status in allowed | {429} else f"unexpected {status}"
+    status, _, _ = post(port, body)
+    return f"{status}" if status in allowed | {429, 503} else f"unexpected {status}"
 
 
 def _leave(port: int) -> str:
@@ -205,7 +156,7 @@ def _random_bytes(port: int) -> str:
             return "closed"
 
 
-FAULTS: Mapping[str, Callable[[int], str]] = {
+MISBEHAVIOURS: Mapping[str, Callable[[int], str]] = {
     "malformed JSON": lambda port: _sent(port, b'{"query": "a", "texts": [', {400}),
     "wrong types": lambda port: _sent(port, b'{"query": 1, "texts": {"a": []}}', {422}),
     "invalid UTF-8": lambda port: _sent(port, b'{"query": "\xff\xfe", "texts": ["a"]}', {400}),
@@ -220,54 +171,109 @@ FAULTS: Mapping[str, Callable[[int], str]] = {
 }
 
 
-def watch(server: Server, found: Findings, until: float) -> None:
-    """Kill a worker now and then, and note how much memory there is in use."""
-    next_kill, started = time.monotonic() + min(_KILL_EVERY_S, 2.0), time.monotonic()
-    while time.monotonic() < until:
-        workers = server.workers()
-        found.resident.append(
-            (time.monotonic() - started, resident_bytes(server.pid), sum(map(resident_bytes, workers)))
-        )
-        if time.monotonic() >= next_kill and workers:
-            os.kill(workers[0], signal.SIGKILL)
-            found.n_killed += 1
-            next_kill += _KILL_EVERY_S
-        if server.process.poll() is not None:
-            found.blame("the server ended")
+def strike(stage: Stage, found: Findings, resident: list[tuple[float, int, int]], until: float) -> Struck:
+    """Do to the server all that there is, again and again, and note how much memory is in use meanwhile."""
+    started, struck = time.monotonic(), Struck()
+    every = {**FAULTS, "hung": hung} if until - started >= _FLAT_AFTER_S else FAULTS
+    names = deque(every)
+    while names and (left := until - time.monotonic()) > 0:
+        name = names.popleft()
+        if name == "hung" and left < 2 * _HUNG_WITHIN_S:
+            continue  # too late to recover from it
+        try:
+            with every[name](stage):
+                _watch(stage, resident, started, random.choice(_HOLD_S))
+                if name == "hung":
+                    _wait_for_its_end(stage, resident, started)
+        except CannotTry as reason:
+            struck.not_tried[name] = str(reason)
+            continue
+        if (seconds := recovered_s(stage, _READY_WITHIN_S)) is None:
+            found.blame(f"not ready {_READY_WITHIN_S:.0f} s after: {name}")
+        struck.seconds.setdefault(name, []).append(round(seconds or _READY_WITHIN_S, 2))
+        if stage.server.process.poll() is not None:
+            found.blame(f"the server ended after: {name}")
+            break
+        names.append(name)
+        _watch(stage, resident, started, min(_REST_S, until - time.monotonic()))
+    return struck
+
+
+def _wait_for_its_end(stage: Stage, resident: list[tuple[float, int, int]], started: float) -> None:
+    worker, limit = stage.worker, time.monotonic() + _HUNG_WITHIN_S
+    while worker in stage.server.workers() and time.monotonic() < limit:
+        _watch(stage, resident, started, 1.0)
+
+
+def _watch(stage: Stage, resident: list[tuple[float, int, int]], started: float, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        now = time.monotonic()
+        workers = sum(map(resident_bytes, stage.server.workers()))
+        resident.append((now - started, resident_bytes(stage.server.pid), workers))
+        if now >= until:
             return
-        time.sleep(1.0)
+        time.sleep(max(0.0, min(1.0, until - now)))
 
 
-def report(server: Server, found: Findings, seconds: float) -> dict[str, Any]:
+def report(
+    stage: Stage,
+    found: Findings,
+    struck: Struck,
+    resident: Sequence[tuple[float, int, int]],
+    seconds: float,
+    n_descriptors: int,
+) -> dict[str, Any]:
     """Return what was seen, after checking that the server is as it was at the beginning."""
     time.sleep(2.0)
-    figures = server.metrics()
+    figures = stage.server.metrics()
     for name in ("queue_tokens", "queue_rows", "requests_in_flight", "body_bytes_in_flight"):
         if n := figures[f"rankrt_{name}"]:
             found.blame(f"{name} is {n} when nobody asks")
-    if _post(server.port, b'{"query": "one", "texts": ["two"]}')[0] != 200:
+    if post(stage.server.port, b'{"query": "one", "texts": ["two"]}')[0] != 200:
         found.blame("the server does not answer any more")
+    if (n_after := stage.n_descriptors()) > n_descriptors:
+        found.blame(f"descriptors grew from {n_descriptors} to {n_after}")
     found.wrong += [f"{fault} {n} times" for fault, n in found.faults.items() if "unexpected" in fault]
-    memory = np.array([row[1] for row in found.resident[len(found.resident) // 10 :]], float) / 1e6
-    third = max(1, len(memory) // 3)
-    before, after = float(np.median(memory[:third])), float(np.median(memory[-third:]))
-    if seconds >= 300 and after > 1.1 * before:
-        found.blame(f"memory grew from {before:.0f} to {after:.0f} MB")
+    memory = np.array([row[1] for row in resident], float) / 1e6
+    first, second, last = (round(float(np.median(part)), 1) for part in np.array_split(memory, 3))
+    if seconds >= _FLAT_AFTER_S and last > _MOST_GROWTH * second:
+        found.blame(f"memory grew from {second} to {last} MB between the second and the last third")
     return {
         "benchmark": "server_soak",
-        "model": server.artifact.name,
+        "model": stage.artifact.name,
         "seconds": seconds,
         "n_requests": sum(found.statuses.values()),
         "statuses": dict(sorted(found.statuses.items())),
         "faults": dict(sorted(found.faults.items())),
-        "n_workers_killed": found.n_killed,
+        "host_faults": {name: len(times) for name, times in sorted(struck.seconds.items())},
+        "ready_again_s": {name: max(times) for name, times in sorted(struck.seconds.items())},
+        "not_tried": struck.not_tried,
         "worker_restarts": figures["rankrt_worker_restarts_total"],
-        "server_mb_first_third": round(before, 1),
-        "server_mb_last_third": round(after, 1),
+        "descriptors_before": n_descriptors,
+        "descriptors_after": n_after,
+        "server_mb_first_third": first,
+        "server_mb_second_third": second,
+        "server_mb_last_third": last,
         "server_mb_most": round(float(memory.max()), 1),
-        "memory": _memory_over_time(found.resident),
+        "memory": _memory_over_time(resident),
         "wrong": found.wrong,
     }
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return what was found, in a few lines."""
+    lines = [
+        f"{record['seconds'] / 60:.1f} minutes, {record['n_requests']:,} requests: {record['statuses']}",
+        f"{sum(record['host_faults'].values())} faults: {record['host_faults']}",
+        f"ready again after at most, s: {record['ready_again_s']}",
+        *(f"not tried: {name}: {reason}" for name, reason in record["not_tried"].items()),
+        f"server, MB in each third: {record['server_mb_first_third']}, {record['server_mb_second_third']},"
+        f" {record['server_mb_last_third']}; descriptors {record['descriptors_before']}, {record['descriptors_after']}",
+        *(f"WRONG: {what}" for what in record["wrong"]),
+        "failed" if record["wrong"] else "passed",
+    ]
+    return "\n".join(lines)
 
 
 def _memory_over_time(resident: Sequence[tuple[float, int, int]]) -> list[dict[str, float]]:
@@ -278,24 +284,6 @@ def _memory_over_time(resident: Sequence[tuple[float, int, int]]) -> list[dict[s
         {name: round(float(x) / unit, 1) for name, unit, x in zip(names, units, np.median(part, axis=0), strict=True)}
         for part in parts
     ]
-
-
-def _repeat(work: Callable[[], None], until: float, found: Findings) -> None:
-    while time.monotonic() < until:
-        try:
-            work()
-        except (OSError, http.client.HTTPException) as error:
-            found.blame(f"no answer: {error!r}")
-
-
-def _post(port: int, body: bytes) -> tuple[int, bytes, Mapping[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("POST", "/rerank", body, {"content-type": "application/json"})
-        response = connection.getresponse()
-        return response.status, response.read(), dict(response.headers)
-    finally:
-        connection.close()
 
 
 def _connected(port: int) -> socket.socket:

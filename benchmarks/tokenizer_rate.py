@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
+from rankrt.child import child_command
 from rankrt.machine import this_machine
 from rankrt.text_tokenizer import LibraryTokenizer, TextTokenizer
 from rankrt.unigram_tokenizer import UnigramTokenizer
@@ -70,7 +71,7 @@ def _measured_in_turn(options: argparse.Namespace) -> dict[str, object]:
 
 def _in_process(kind: str, environment: Mapping[str, str]) -> float:
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.tokenizer_rate", *sys.argv[1:], "--only", kind],
+        child_command("benchmarks.tokenizer_rate", *sys.argv[1:], "--only", kind),
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         check=True,

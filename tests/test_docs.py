@@ -46,7 +46,7 @@ def test_the_readme_s_quick_start_prints_what_it_says(
     pipeline = pytest.importorskip("rankrt_export.pipeline")
     pipeline.export(str(ROOT / "tiny_reranker" / "checkpoint"), tmp_path / "tiny", pipeline.Options())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code, printed) = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL).groups()
+    ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(code, {})
@@ -54,7 +54,8 @@ def test_the_readme_s_quick_start_prints_what_it_says(
 
 
 def test_the_usage_page_s_python_runs(artifact: Artifact, capsys: pytest.CaptureFixture[str]):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "usage.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    code, *_ = re.findall(r"```python\n(.*?)```", usage, re.DOTALL)
     names: dict[str, Any] = {"passages": ["one", "two three"]}
     exec(code.replace("./bge-m3", str(artifact.folder)), names)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "0"]

@@ -111,7 +111,7 @@ def build_server(python: Path, out: Path) -> None:
 def _sources(folder: Path) -> Path:
     """Unpack the llama.cpp that llama-cpp-python was built of: wheels come without the script."""
     package = f"llama-cpp-python=={version('llama-cpp-python')}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     subprocess.run([*command, "--dest", str(folder), package], check=True)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as sources:

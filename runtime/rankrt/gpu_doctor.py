@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -24,6 +23,7 @@ from rankrt.backends.providers import (
     tensorrt_library,
 )
 from rankrt.builds import Builds, build_command, built_for, find_build
+from rankrt.child import child_command
 from rankrt.devices import Device
 from rankrt.errors import DeviceError
 from rankrt.finding import Finding, Verdict, checked
@@ -162,9 +162,10 @@ def _has_flash(variant: Variant, gpu: Gpu) -> bool:
 
 def _attention(artifact: Artifact, variant: Variant, device: Device) -> Finding:
     """Score in a process of its own that prints the kernels, as ONNX Runtime asks for that once a process."""
-    command = [sys.executable, "-m", "rankrt.cli", "score", str(artifact.folder), "-", "--device", str(device)]
     process = subprocess.run(
-        [*command, "--precision", variant.precision],
+        child_command(
+            "rankrt.cli", "score", str(artifact.folder), "-", "--device", str(device), "--precision", variant.precision
+        ),
         input=json.dumps({"query": _EXAMPLE[0], "passage": _EXAMPLE[1]}),
         env={**os.environ, "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO": "1"},
         capture_output=True,

@@ -23,7 +23,7 @@ from rankrt.placement import device_of, place
 from rankrt.planner import plan
 from rankrt.progressive import Policy, Progressive
 from rankrt.ranking import Hit, Ranking, Stages
-from rankrt.rules import Rules
+from rankrt.rules import Rules, default_length
 from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import Encoded, Pair, PairTokenizer
 from rankrt.variants import Variants, open_tokenizer, open_variant
@@ -148,8 +148,8 @@ class Reranker:
         if instruction_set is not None and variant.instruction_set is None:
             raise DeviceError(f"{variant.name} is for any processor; leave instruction_set={instruction_set!r} out")
         limit = artifact.manifest.max_length
-        longest = artifact.manifest.template.max_length_within(limit)
-        chosen = Rules(max_length=min(512, longest) if max_length is None else max_length, **rules)
+        longest = default_length(artifact.manifest.template, limit)
+        chosen = Rules(max_length=longest if max_length is None else max_length, **rules)
         depth = Depth(cutoff_layer=cutoff_layer, share_prefix=share_prefix).checked(variant)
         n_cores = machine.cores.n if where.is_gpu else 1
         tokenizer = PairTokenizer(

@@ -79,6 +79,11 @@ class Rules:
             )
 
 
+def default_length(template: Template, longest: int) -> int:
+    """Return the max_length of a model of `longest` tokens if none is asked for: 512, or less if rows would not fit."""
+    return min(512, template.max_length_within(longest))
+
+
 def longest_first(n_query: int, n_passage: int, room: int) -> tuple[int, int]:
     """Return how many tokens of a query and a passage stay when the longer one is cut first.
 

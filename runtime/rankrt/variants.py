@@ -149,6 +149,17 @@ def open_cpu(
         raise ArtifactError(f"{error}; this prepared model is damaged, remove it with: rankrt cache clear") from error
 
 
+def open_kept(artifact: Artifact, variant: Variant, *, n_threads: int) -> Backend | OrtCausal | None:
+    """Load a variant for the CPU from the prepared models alone, whatever has become of the artifact's folder.
+
+    None if it is not for the CPU, or was never prepared here.
+    """
+    models = PreparedModels()
+    if variant.target != "cpu" or not models.has(entry := models.entry(artifact, variant, this_machine())):
+        return None
+    return _opened(models.graphs(entry, artifact, variant), variant, n_threads, is_prepared=True)
+
+
 def open_tokenizer(artifact: Artifact, *, prepare: bool, n_cores: int = 1) -> TextTokenizer:
     """Open an artifact's tokenizer: over a vocabulary in arrays, which are mapped if `prepare`, or the library's.
 

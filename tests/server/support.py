@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 from rankrt.arrays import Float32Array
+from rankrt.artifact import Artifact
+from rankrt.devices import Device
+from rankrt.errors import RankrtError
 from rankrt.planner import Capacity
 from rankrt.server.queue import Job
-from rankrt.server.workers import ModelFiles, Run, ServedModel
+from rankrt.server.workers import ModelFiles, Run, ServedModel, WorkerLost
 from rankrt.tokenizer import Encoded
 
 CAPACITY = Capacity(layout="packed", n_threads=2, n_narrow=2)
@@ -43,6 +46,16 @@ def rows_of(*lengths: int, first_id: int = 5) -> Encoded:
     )
 
 
+def model_files(artifact: Artifact, key: str = "0", *, prepare: bool = True) -> ModelFiles:
+    variant = artifact.manifest.variants[0]
+    return ModelFiles(key=key, artifact=artifact, variant=variant, device=Device("cpu"), prepare=prepare)
+
+
+def run_of(*rows: list[int], key: str = "0", is_wide: bool = False) -> Run:
+    ids = [np.array(row, np.int32) for row in rows]
+    return Run(key=key, rows=ids, passage_starts=[1] * len(rows), is_wide=is_wide)
+
+
 @dataclass
 class FakeWorker:
     """Answers the length of each row, one run at a time when it is told to, and remembers what it ran."""
@@ -50,7 +63,8 @@ class FakeWorker:
     n_lanes: int = 1
     answer: Callable[[Run], Float32Array] = lambda run: np.array([len(row) for row in run.rows], np.float32)
     runs: list[Run] = field(default_factory=list)
-    n_revived: int = 0
+    outage: RankrtError | None = None
+    on_change: Callable[[], None] = lambda: None
     allowed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(10**9))
     n_running: int = 0
     most_running: int = 0
@@ -61,6 +75,21 @@ class FakeWorker:
     def unload(self, key: str) -> None:
         pass
 
+    def watch(self, on_change: Callable[[], None]) -> None:
+        self.on_change = on_change
+
+    def can_run(self, key: str) -> bool:
+        return self.outage is None
+
+    def lose(self, reason: str) -> WorkerLost:
+        """Be away from now on."""
+        self.outage = WorkerLost(reason)
+        return self.outage
+
+    def come_back(self) -> None:
+        self.outage = None
+        self.on_change()
+
     def run(self, lane: int, run: Run) -> Float32Array:
         self.n_running += 1
         self.most_running = max(self.most_running, self.n_running)
@@ -69,8 +98,8 @@ class FakeWorker:
         self.n_running -= 1
         return self.answer(run)
 
-    def revive(self, life: int) -> None:
-        self.n_revived += 1
+    def hurry(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -113,7 +142,15 @@ def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple
 
     tracer, tls, drain_s = changes.pop("tracer", None), changes.pop("tls", (None, None)), changes.pop("drain_s", None)
     settings = Settings(models=[Served.parse(str(f)) for f in folders], **{"n_workers": 0, "n_threads": 2, **changes})
-    service = Service(settings, tracer=tracer)
+
+    class InLoop(Service):
+        """A service that says where it runs."""
+
+        def start(self) -> None:
+            self.loop = asyncio.get_running_loop()
+            super().start()
+
+    service = InLoop(settings, tracer=tracer)
     service.gate = gate = Gate(settings.limits.max_connections, greets=tls[0] is None)  # type: ignore[attr-defined]
     config = uvicorn.Config(
         App(service).starlette(),
@@ -136,7 +173,7 @@ def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        _wait_until(lambda: server.started and (service.is_ready or service.error is not None))
+        wait_until(lambda: server.started and (service.state == "ready" or service.error is not None))
         scheme = "http" if tls[0] is None else "https"
         yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", service
     finally:
@@ -158,8 +195,13 @@ def certificate_in(folder: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-def _wait_until(is_done: Callable[[], bool], seconds: float = 20.0) -> None:
+def reload(service: Any) -> None:
+    """Reload in the server's own loop, as SIGHUP does, and wait for it."""
+    asyncio.run_coroutine_threadsafe(service.reload(), service.loop).result(20)
+
+
+def wait_until(is_done: Callable[[], bool], seconds: float = 20.0) -> None:
     limit = time.monotonic() + seconds
     while not is_done():
-        assert time.monotonic() < limit, "the server did not start"
+        assert time.monotonic() < limit, "it did not happen"
         time.sleep(0.01)

@@ -67,6 +67,8 @@ def test_a_worker_process_is_told_the_device(artifact: Artifact):
     order = _Load(
         key="0",
         folder=str(artifact.folder),
+        identity=artifact.identity,
+        manifest=artifact.manifest,
         variant=artifact.manifest.variants[1],
         device="cuda:0",
         prepare=False,

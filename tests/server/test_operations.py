@@ -25,17 +25,10 @@ from rankrt.server.limits import Limits  # noqa: E402
 from rankrt.server.logs import JsonLines  # noqa: E402
 from rankrt.server.models import check_servable  # noqa: E402
 from rankrt.server.tracing import OtlpTracer  # noqa: E402
-from tests.server.support import serving, serving_with_service  # noqa: E402
+from tests.server.support import reload, serving, serving_with_service, wait_until  # noqa: E402
 from tests.support import POINTS, tiny_artifact  # noqa: E402
 
 BODY = {"query": "one", "texts": ["two"]}
-
-
-def wait_until(is_true) -> None:
-    limit = time.monotonic() + 20
-    while not is_true():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 def figure(page: str, name: str) -> float:
@@ -269,7 +262,7 @@ def test_an_artifact_is_swapped_without_dropping_a_request(tmp_path: Path):
         wait_until(lambda: len(statuses) > 20)
         shutil.rmtree(folder)
         tiny_artifact(folder, points={"fp32": POINTS * 2})
-        _reload(service)
+        reload(service)
         n_before = len(statuses)
         wait_until(lambda: len(statuses) > n_before + 20)
         is_over.set()
@@ -287,16 +280,9 @@ def test_a_swap_that_fails_keeps_what_there_is(tmp_path: Path, caplog: pytest.Lo
     tiny_artifact(folder)
     with serving_with_service(folder) as (address, service):
         (folder / "rankrt.json").write_text("{}")
-        _reload(service)
+        reload(service)
         assert "the artifacts of before are kept" in caplog.text
         assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200
-
-
-def _reload(service: Any) -> None:
-    """Reload in the server's own loop, as SIGHUP does, and wait for it."""
-    import asyncio
-
-    asyncio.run_coroutine_threadsafe(service.reload(), service._loading.get_loop()).result(20)
 
 
 def test_a_model_that_answers_no_numbers_is_no_model_to_serve(tmp_path: Path):

@@ -12,7 +12,7 @@ from rankrt.artifact import Layout
 from rankrt.planner import GPU_RUN_TOKENS, LONGEST_NARROW_ROW, RUN_TOKENS, Capacity
 from rankrt.server.cache import ENTRY_BYTES, ScoreCache
 from rankrt.server.queue import Job
-from rankrt.server.scheduler import MOST_RUN_TOKENS, QueueFull, Scheduler, Stopping, TooLate
+from rankrt.server.scheduler import MOST_RUN_TOKENS, Finished, QueueFull, Scheduler, Stopping, TooLate
 from rankrt.server.workers import Run, RunFailed, WorkerLost
 from tests.server.support import FakeWorker, Waiting, model, rows_of
 
@@ -316,36 +316,53 @@ def test_a_row_that_breaks_the_engine_breaks_no_other(scheduled):
     assert scheduler.queue.n_tokens == 0
 
 
-def test_rows_of_a_worker_that_is_lost_run_again(scheduled):
-    lost = iter([True])
+def test_rows_of_a_worker_that_is_lost_run_again_when_it_is_back(scheduled):
+    worker = FakeWorker(n_lanes=8)
+    plain = worker.answer
 
     def answer(run: Run) -> np.ndarray:
-        if next(lost, False):
-            raise WorkerLost(1)
-        return np.array([len(row) for row in run.rows], np.float32)
+        raise worker.lose("it was killed")
 
-    worker = FakeWorker(answer=answer)
-    assert submit(scheduled(worker), rows_of(7, 8, 9)).logits() == [7, 8, 9]
-    assert worker.n_revived == 1
+    worker.answer = answer
+    scheduler = scheduled(worker)
+    request = submit(scheduler, rows_of(7, 8, 9))
+    wait_until(lambda: worker.runs and worker.n_running == 0)
+    time.sleep(0.05)
+    assert len(worker.runs) <= 3, "while it is away its lanes try nothing, or rows would be given up"
+    assert str(scheduler.outage) == "it was killed"
+    worker.answer = plain
+    worker.come_back()
+    assert request.logits() == [7, 8, 9]
+    assert scheduler.outage is None
 
 
-def test_while_a_worker_is_started_again_its_other_lanes_try_nothing(scheduled):
-    """Each would fail at once, and the rows would be given up before the worker is back."""
-    is_lost = threading.Event()
-    is_lost.set()
+def test_while_one_worker_is_away_another_one_does_everything(opened):
+    away, here = FakeWorker(n_lanes=2), FakeWorker(n_lanes=2)
+    away.lose("no memory")
+    scheduler = Scheduler([away, here], cache=ScoreCache(0), max_queue_tokens=10**9)
+    opened.append((scheduler, here))
+    assert [submit(scheduler, rows_of(7, 300, first_id=i)).logits() for i in range(20)] == [[7, 300]] * 20
+    assert away.runs == []
+    assert scheduler.outage is None
 
-    def answer(run: Run) -> np.ndarray:
-        if is_lost.is_set():
-            raise WorkerLost(1)
-        return np.array([len(row) for row in run.rows], np.float32)
 
-    class Slow(FakeWorker):
-        def revive(self, life: int) -> None:
-            time.sleep(0.1)
-            is_lost.clear()
+def test_who_waits_for_a_model_that_no_worker_will_load_again_is_told_so(scheduled):
+    worker = FakeWorker(outage=WorkerLost("it was killed"))
+    scheduler = scheduled(worker)
+    of_old, of_new = submit(scheduler, rows_of(7), model("old")), submit(scheduler, rows_of(7), model("new"))
+    scheduler.abandon("old", WorkerLost("replaced"))
+    worker.come_back()
+    assert of_new.logits() == [7]
+    with pytest.raises(WorkerLost, match="replaced"):
+        of_old.logits()
+    with pytest.raises(WorkerLost, match="replaced"):
+        submit(scheduler, rows_of(7), model("old"))  # it was tokenized meanwhile
+    assert scheduler.queue.n_tokens == 0
 
-    worker = Slow(n_lanes=8, answer=answer)
-    assert submit(scheduled(worker), rows_of(7, 8, 9)).logits() == [7, 8, 9]
+
+def test_logits_that_are_not_one_for_each_row_are_no_answer(scheduled):
+    with pytest.raises(RunFailed, match="2 logits came for 1 rows"):
+        submit(scheduled(FakeWorker(answer=lambda run: np.zeros(2, np.float32))), rows_of(7)).logits()
 
 
 def test_a_lane_goes_on_after_an_error_that_nobody_expected(scheduled):
@@ -386,18 +403,29 @@ def test_without_narrow_lanes_every_run_is_wide(scheduled):
     assert worker.most_running == 1
 
 
-def test_who_waits_when_it_closes_is_told_so():
+def test_who_waits_when_it_stops_is_told_so_at_once():
     worker = FakeWorker(allowed=threading.Semaphore(0))
     scheduler = Scheduler([worker], cache=ScoreCache(0), max_queue_tokens=10**9)
     requests = [submit(scheduler, rows_of(300, first_id=i)) for i in range(3)]
     wait_until(lambda: worker.n_running == 1)
-    threading.Timer(0.05, worker.allowed.release, [100]).start()
-    scheduler.close()
-    outcomes = [request.job.error for request in requests]
-    assert sum(error is None for error in outcomes) == 1, "what ran was finished"
-    assert sum(isinstance(error, Stopping) for error in outcomes) == 2
+    scheduler.stop()
+    for request in requests:
+        with pytest.raises(Stopping):
+            request.logits()
     with pytest.raises(Stopping):
         submit(scheduler, rows_of(7))
+    worker.allowed.release(100)
+    scheduler.close()
+    assert len(worker.runs) == 1, "nothing is started any more"
+
+
+def test_a_lane_goes_on_when_a_run_cannot_be_counted():
+    def count(finished: Finished) -> None:
+        raise ZeroDivisionError
+
+    scheduler = Scheduler([FakeWorker()], cache=ScoreCache(0), max_queue_tokens=10**9, on_finished=count)
+    assert [submit(scheduler, rows_of(7, first_id=i)).logits() for i in range(3)] == [[7]] * 3
+    scheduler.close()
 
 
 def test_many_threads_may_submit_and_leave(scheduled):

@@ -125,7 +125,9 @@ def test_serving_killing_reloading_and_stopping(served: Served, tmp_path: Path):
     assert served.stop() == -signal.SIGTERM, "uvicorn ends by the signal when everything is closed"
     errors = [line["message"] for line in served.lines if line["level"] == "error"]
     assert errors, "SIGKILL is told"
-    assert [said for said in errors if not re.match(r"a run of \d+ rows failed|worker \d+ ended", said)] == []
+    assert [
+        said for said in errors if not re.match(r"a run of \d+ rows failed|worker \d+ was ended by SIGKILL", said)
+    ] == []
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
 

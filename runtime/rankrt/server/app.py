@@ -128,18 +128,11 @@ class App:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         self._service.start()
-        reloads: set[asyncio.Task[None]] = set()
-
-        def reload() -> None:
-            reloads.add(asyncio.create_task(self._service.reload()))
-
         if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._service.reload_soon)
         try:
             yield
         finally:
-            for task in reloads:
-                task.cancel()
             await self._service.close()
 
     def _rerank_route(self, endpoints: Sequence[Endpoint]) -> Any:
@@ -219,7 +212,13 @@ class App:
         """Return the response, or what the dialect says to an error; note either."""
         kind: str | None = None
         try:
-            response = await work
+            with self._service.answering():
+                response = await work
+        except asyncio.CancelledError:
+            if not self._service.is_stopping:
+                raise
+            failure = Failure("unavailable", "the server is going down", retry_after_s=5.0)
+            kind, response = failure.kind, self._refusal(exchange, failure)
         except ClientDisconnect:
             kind, response = "client_left", Response(status_code=_CLIENT_LEFT)
             self._service.metrics.failed(exchange.dialect.name, kind, _CLIENT_LEFT)
@@ -236,6 +235,8 @@ class App:
             if exchange.answer is not None:
                 self._service.metrics.answered(exchange.dialect.name, exchange.answer)
         response.headers["x-request-id"] = exchange.id
+        if self._service.is_stopping:
+            response.headers["connection"] = "close"
         if not isinstance(response, _EventStream):  # that one is noted when it ends
             self._note(exchange, response.status_code, kind)
         return response
@@ -299,9 +300,11 @@ class App:
         return _json({"status": "ok"})
 
     async def _get_ready(self, request: Request) -> Response:
-        if self._service.is_ready:
+        state = self._service.state
+        if state == "ready":
             return _json({"status": "ready", "models": [model.name for model in self._service.models]})
-        return _json({"status": "loading"}, status=503)
+        reason = {"reason": str(self._service.scheduler.outage)} if state == "unavailable" else {}
+        return _json({"status": state, **reason}, status=503)
 
     async def _get_metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.page(), headers={"content-type": CONTENT_TYPE})
@@ -347,7 +350,7 @@ class App:
 
         async def get(request: Request) -> Response:
             assert dialect.health is not None
-            if not self._service.is_ready:
+            if not self._service.state == "ready":
                 failure = Failure("unavailable", "the model is being loaded", retry_after_s=5.0)
                 return _json(dialect.error(failure, 503), status=503)
             said = dialect.health()

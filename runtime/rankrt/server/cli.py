@@ -25,6 +25,7 @@ from rankrt.errors import InputError
 from rankrt.machine import usable_cores
 from rankrt.server.app import App
 from rankrt.server.connections import Connection, Gate, Listener, Loop, allow_connections, listen
+from rankrt.server.draining import DrainingServer
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
 from rankrt.server.logs import log_to_stderr
@@ -35,6 +36,9 @@ from rankrt.server.tracing import OtlpTracer
 # A thread that tokenizes keeps the interpreter for so long before others get it, and a request asks for it about six
 # times on its way, a run three times: with Python's own 5 ms a request waits for 30.
 _SWITCH_INTERVAL_S = 0.0002
+
+# A request may use its whole time when the server is told to stop, and then be answered.
+_DRAIN_BEYOND_TIMEOUT_S = 5.0
 
 _logger = logging.getLogger("rankrt.server")
 
@@ -138,7 +142,8 @@ def _serve(options: argparse.Namespace, settings: Settings, gate: Gate, listener
         on_ready=lambda: _logger.info("ready at %s", address),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
-    server = uvicorn.Server(_uvicorn(options, App(service), settings.limits, gate))
+    drain_s = options.drain_s or settings.limits.timeout_ms / 1000 + _DRAIN_BEYOND_TIMEOUT_S
+    server = DrainingServer(_uvicorn(options, App(service), settings.limits, gate), service, drain_s=drain_s)
     if not settings.keys and options.host not in ("127.0.0.1", "::1", "localhost"):
         _logger.warning("no API key is set: anyone who can reach %s can send requests", options.host)
     _logger.info("running on %s (a page to try it on; %s/docs describes the paths)", address, address)
@@ -300,7 +305,6 @@ def _uvicorn(options: argparse.Namespace, app: App, limits: Limits, gate: Gate) 
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,  # longer than what load balancers keep, which is usually 60 s
-        timeout_graceful_shutdown=options.drain_s or math.ceil(limits.timeout_ms / 1000) + 5,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
     )

@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
+from rankrt.errors import RankrtError
 from rankrt.planner import RUN_TOKENS, by_length
 from rankrt.reranker import best_rows
 from rankrt.rules import Rules
@@ -26,6 +27,7 @@ from rankrt.server.limits import Limits
 from rankrt.server.models import Model, Models
 from rankrt.server.queue import MOST_URGENT, Job
 from rankrt.server.scheduler import Scheduler
+from rankrt.server.workers import RunFailed
 from rankrt.tokenizer import Encoded, Pair
 
 # Requests take turns at the tokenizer in blocks of so many pairs.
@@ -129,14 +131,18 @@ class Engine:
                 known = answer.is_scored
 
     def warm_up(self, model: Model) -> None:
-        """Run a long row and a short one before anybody waits for them. Blocks."""
+        """Run a long row and a short one before anybody waits for them. Blocks. Raises what the engine raises."""
         n_words = min(model.rules.max_length, RUN_TOKENS)
         encoded = model.tokenizer.encode([("warm", "up " * n_words), ("warm", "up")], model.rules)
-        changed = threading.Event()
+        changed, limit_s = threading.Event(), 3 * self.limits.longest_run_s
         job = Job(model=model.served, priority=MOST_URGENT, notify=changed.set)
         self.scheduler.submit(job, encoded, range(encoded.n_rows))
-        while job.n_left and job.error is None:
-            changed.wait()
+        # A worker that is lost may come back, and its rows wait for it. This wait has a limit.
+        limit = time.monotonic() + limit_s
+        while not job.is_over:
+            if not changed.wait(max(0.0, limit - time.monotonic())):
+                self.scheduler.cancel(job)
+                raise self.scheduler.outage or RunFailed(f"{model.name} scored nothing within {limit_s:.0f} s")
             changed.clear()
         self.scheduler.cancel(job)
         if job.error is not None:
@@ -152,7 +158,13 @@ class Engine:
         """Tokenize and queue what a request wants; stop working for it when the block is left."""
         self._check(ask)
         with self.models.use(ask.model) as model:
-            evaluation = _Evaluation(ask, model, self.limits.deadline_s(ask.timeout_ms), is_streamed=is_streamed)
+            evaluation = _Evaluation(
+                ask,
+                model,
+                self.limits.deadline_s(ask.timeout_ms),
+                outage=lambda: self.scheduler.outage,
+                is_streamed=is_streamed,
+            )
             try:
                 self.scheduler.admit(evaluation.job, expected_tokens(ask.pairs, evaluation.rules))
                 async with evaluation.until_deadline():
@@ -160,6 +172,7 @@ class Engine:
                 yield evaluation
             finally:
                 self.scheduler.cancel(evaluation.job)
+                evaluation.forget()
 
     async def _submit(self, evaluation: "_Evaluation", *, in_order: bool) -> None:
         """Tokenize pairs block by block and queue their rows in that order; for a GPU in all threads at once.
@@ -200,7 +213,9 @@ class Engine:
 class _Evaluation:
     """One ask on its way."""
 
-    def __init__(self, ask: Ask, model: Model, seconds: float, *, is_streamed: bool) -> None:
+    def __init__(
+        self, ask: Ask, model: Model, seconds: float, *, outage: Callable[[], RankrtError | None], is_streamed: bool
+    ) -> None:
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
         self.ask = ask
         self.model = model
@@ -214,6 +229,7 @@ class _Evaluation:
             deadline=self._loop.time() + seconds,
         )
         self._seconds = seconds
+        self._outage = outage
         self._blocks: list[Encoded] = []
         self._started = time.monotonic()
         self._tokenization = 0.0
@@ -269,6 +285,10 @@ class _Evaluation:
             timings=self._timings(),
         )
 
+    def forget(self) -> None:
+        """Let go of the job, which knows this: texts and models in a circle stay until the collector finds them."""
+        self.job.notify = lambda: None
+
     def _notify(self) -> None:
         self._loop.call_soon_threadsafe(self._changed.set)
 
@@ -304,11 +324,11 @@ class _Evaluation:
         )
 
     def _too_late(self) -> Failure:
-        return Failure(
-            "timeout",
-            f"{int(self.answer().is_scored.sum())} of {len(self.ask.pairs)} documents were scored within"
-            f" {self._seconds * 1000:.0f} ms; ask for partial_results to get those",
-        )
+        n_scored, n_ms = int(self.answer().is_scored.sum()), self._seconds * 1000
+        scored = f"{n_scored} of {len(self.ask.pairs)} documents were scored within {n_ms:.0f} ms"
+        if (outage := self._outage()) is not None:
+            return Failure("unavailable", f"{scored}: {outage}", retry_after_s=5.0)
+        return Failure("timeout", f"{scored}; ask for partial_results to get those")
 
 
 def _rules(model: Model, changes: Mapping[str, Any]) -> Rules:

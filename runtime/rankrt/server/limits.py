@@ -43,6 +43,15 @@ class Limits:
         rows = self.max_queue_tokens // LEAST_ROW_TOKENS
         return MEMORY_A_BODY_BYTE * self.max_inflight_bytes + 4 * self.max_queue_tokens + ROW_MEMORY * rows
 
+    @property
+    def longest_run_s(self) -> float:
+        """Seconds after which a run is taken for hung: twice what any request may wait for it, and at least a minute.
+
+        All that asked for the run have their answer or refusal by then. On one slow thread the longest row that there
+        is, 8,192 tokens of 568 M parameters, takes minutes; a server of such rows needs a longer timeout_ms anyway.
+        """
+        return max(60.0, 2 * self.timeout_ms / 1000)
+
     def deadline_s(self, asked_ms: int | None) -> float:
         """Return how many seconds a request has that asks for so many milliseconds: never more than the server's."""
         return min(self.timeout_ms, asked_ms or self.timeout_ms) / 1000

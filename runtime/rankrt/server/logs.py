@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+import threading
 from typing import Literal
 
 _BUILT_IN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -35,7 +36,7 @@ class PlainLines(logging.Formatter):
 
 
 def log_to_stderr(form: Literal["json", "text"], level: str) -> None:
-    """Send all logging of the process, uvicorn's too, to standard error in one form."""
+    """Send all logging of the process, uvicorn's too and what ends a thread, to standard error in one form."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else PlainLines("%(asctime)s %(levelname)-7s %(message)s"))
     logging.getLogger().handlers[:] = [handler]
@@ -44,6 +45,12 @@ def log_to_stderr(form: Literal["json", "text"], level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:], logger.propagate = [], True
         logger.setLevel(level.upper())
+    threading.excepthook = _log_thread
+
+
+def _log_thread(end: threading.ExceptHookArgs) -> None:
+    name = end.thread.name if end.thread else "of before"
+    logging.getLogger("rankrt.server").error("the thread %s ended by an error", name, exc_info=end.exc_value)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

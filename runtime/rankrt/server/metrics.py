@@ -109,7 +109,10 @@ class _State(Collector):
         yield _counter("rankrt_cache_hits", "rows whose score was in the cache", cache.n_hits)
         yield _counter("rankrt_cache_misses", "rows whose score was not", cache.n_misses)
         processes = [worker for worker in self._workers() if isinstance(worker, ProcessWorker)]
-        yield _counter("rankrt_worker_restarts", "workers that ended", sum(worker.life - 1 for worker in processes))
+        n_ready = sum(worker.outage is None for worker in self._workers())
+        yield _gauge("rankrt_workers_ready", "workers that can score now", n_ready)
+        n_restarts = sum(worker.n_restarts for worker in processes)
+        yield _counter("rankrt_worker_restarts", "workers that ended and were started again", n_restarts)
         memory = GaugeMetricFamily("rankrt_worker_resident_bytes", "memory of a worker", labels=["worker"])
         for i, worker in enumerate(processes):
             memory.add_metric([str(i)], resident_bytes(worker.pid))

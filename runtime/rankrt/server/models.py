@@ -7,19 +7,21 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rankrt.artifact import Artifact, Precision, Variant
 from rankrt.devices import Device
-from rankrt.errors import ArtifactError
+from rankrt.errors import ArtifactError, RankrtError
 from rankrt.machine import this_machine
 from rankrt.placement import device_of, place
-from rankrt.rules import Rules
+from rankrt.resident import release_free_memory
+from rankrt.rules import Rules, default_length
 from rankrt.server.failures import Failure
-from rankrt.server.workers import ModelFiles, ServedModel, Worker
+from rankrt.server.workers import ModelFiles, ServedModel, Worker, WorkerLost
 from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import PairTokenizer
 from rankrt.variants import open_tokenizer
@@ -79,10 +81,21 @@ class Model:
 class Models:
     """The models by name. One event loop uses it; loading happens in threads."""
 
-    def __init__(self, served: Sequence[Served], options: LoadOptions, workers: Sequence[Worker]) -> None:
+    def __init__(
+        self,
+        served: Sequence[Served],
+        options: LoadOptions,
+        workers: Sequence[Worker],
+        *,
+        fail: Callable[[str, RankrtError], None],
+        abandon: Callable[[str, RankrtError], None],
+    ) -> None:
+        """`fail` fails the requests that wait for a model, named by its key; `abandon` those that will, too."""
         self._served = served
         self._options = options
         self._workers = workers
+        self._fail = fail
+        self._abandon = abandon
         self._models: dict[str, Model] = {}
         self._keys = (f"{number}" for number in itertools.count())
 
@@ -110,15 +123,27 @@ class Models:
                 model.is_retired.set()
 
     async def load(self, warm_up: Callable[[Model], None]) -> None:
-        """Load what changed since the last time, and replace it when it is warm; requests go on meanwhile."""
-        found = {}
-        for served in self._served:
-            model = await asyncio.to_thread(self._load, served, warm_up)
-            if model.name in found:
-                raise ArtifactError(f"two models are called {model.name}; give one another name: NAME=PATH")
-            found[model.name] = model
-        old, self._models = self._models, found
-        await asyncio.gather(*(self._retire(model) for model in old.values() if model not in found.values()))
+        """Load what changed since the last time, and replace it when it is warm; requests go on meanwhile.
+
+        If one cannot be loaded, all of before stay, and nothing of the others is kept.
+        """
+        found: list[Model] = []
+        try:
+            for served in self._served:
+                found.append(await asyncio.to_thread(self._load, served, warm_up))
+            names = [model.name for model in found]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ArtifactError(f"two models are called {twice[0]}; give one another name: NAME=PATH")
+        except BaseException:
+            for model in found:
+                if model not in self._models.values():
+                    await asyncio.to_thread(self._unload, model.served.key)
+            raise
+        old, self._models = self._models, dict(zip(names, found, strict=True))
+        await asyncio.gather(*(self._retire(model) for model in old.values() if model not in found))
+        # Loading and releasing a tokenizer left up to 20 MB free in each thread that did it.
+        old.clear()
+        await asyncio.to_thread(release_free_memory)
 
     def _find(self, name: str | None) -> Model:
         if not self._models:
@@ -142,43 +167,66 @@ class Models:
         rules = rules_for(artifact, options)
         n_cores = machine.cores.n if device.is_gpu else 1
         text_tokenizer = open_tokenizer(artifact, prepare=options.prepare, n_cores=n_cores)
-        tokenizer = PairTokenizer(text_tokenizer, artifact.manifest.template)
-        model = Model(
-            name=name,
-            artifact=artifact,
-            variant=variant,
-            tokenizer=tokenizer,
-            rules=rules,
-            served=self._load_in_workers(name, artifact, variant, device),
-            loaded_at=int(time.time()),
-        )
-        rules.check(artifact.manifest.template, model.limit)
-        warm_up(model)
+        key = next(self._keys)
+        try:
+            model = Model(
+                name=name,
+                artifact=artifact,
+                variant=variant,
+                tokenizer=PairTokenizer(text_tokenizer, artifact.manifest.template),
+                rules=rules,
+                served=self._load_in_workers(key, artifact, variant, device),
+                loaded_at=int(time.time()),
+            )
+            rules.check(artifact.manifest.template, model.limit)
+            if known is not None and self._is_lost(known):
+                self._fail(known.served.key, _replaced(name))  # or the first rows would wait behind them
+            warm_up(model)
+        except BaseException:
+            self._unload(key)
+            raise
         _logger.info("%s is ready: %s", name, variant.name, extra={"model": name, "artifact": artifact.identity})
         return model
 
-    def _load_in_workers(self, name: str, artifact: Artifact, variant: Variant, device: Device) -> ServedModel:
-        key = next(self._keys)
-        folder = artifact.folder.resolve()
+    def _load_in_workers(self, key: str, artifact: Artifact, variant: Variant, device: Device) -> ServedModel:
+        """Load a model in all workers side by side."""
         files = ModelFiles(
             key=key,
-            folder=folder,
+            artifact=replace(artifact, folder=artifact.folder.resolve()),  # a link may lead elsewhere later
             variant=variant,
             device=device,
             prepare=self._options.prepare,
             gpu_memory_bytes=self._options.gpu_memory_bytes,
         )
-        capacities = [worker.load(files) for worker in self._workers]
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            capacities = list(pool.map(lambda worker: worker.load(files), self._workers))
         salt = hashlib.sha256(f"{key} {artifact.identity} {variant.name}".encode()).digest()
         return ServedModel(key=key, salt=salt, capacity=capacities[0])
 
     async def _retire(self, model: Model) -> None:
         """Release a model when the last request that uses it has been answered."""
+        key = model.served.key
+        # A worker that lacks it cannot help those who still use it, and need not load it any more to be here.
+        for worker in self._workers:
+            if not worker.can_run(key):
+                await asyncio.to_thread(worker.unload, key)
+        if self._is_lost(model):
+            self._abandon(key, _replaced(model.name))
         if model.n_users:
             await model.is_retired.wait()
-        for worker in self._workers:
-            await asyncio.to_thread(worker.unload, model.served.key)
+        await asyncio.to_thread(self._unload, key)
         _logger.info("%s of before was released", model.name)
+
+    def _is_lost(self, model: Model) -> bool:
+        return not any(worker.can_run(model.served.key) for worker in self._workers)
+
+    def _unload(self, key: str) -> None:
+        for worker in self._workers:
+            worker.unload(key)
+
+
+def _replaced(name: str) -> WorkerLost:
+    return WorkerLost(f"{name} was replaced while no worker could score; ask again")
 
 
 def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, Device]:
@@ -209,8 +257,8 @@ def check_servable(variant: Variant) -> None:
 
 def rules_for(artifact: Artifact, options: LoadOptions) -> Rules:
     """Return the rules of a model. Raises InputError if it cannot keep them."""
-    limit = artifact.manifest.max_length
-    length = min(512, limit) if options.max_length is None else options.max_length
+    template, limit = artifact.manifest.template, artifact.manifest.max_length
+    length = default_length(template, limit) if options.max_length is None else options.max_length
     rules = Rules(max_length=length, **options.rules)
-    rules.check(artifact.manifest.template, limit)
+    rules.check(template, limit)
     return rules

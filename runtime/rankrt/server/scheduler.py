@@ -3,7 +3,8 @@
 Every lane of every worker has a thread here that takes a run from the queue, runs it and hands the logits out.
 `admission` decides who is taken and who goes first, by the pace that is measured here. Rows that were scored before
 come from the cache, identical rows that wait or run are scored once. A run that fails is taken apart, so that a row
-which breaks the engine takes no other row with it.
+which breaks the engine takes no other row with it. While a worker is away its lanes take nothing; the rows wait for it,
+or run on another one.
 """
 
 import logging
@@ -38,6 +39,9 @@ _ROOM_S = 0.02
 
 # A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
 _MOST_FAILURES = 3
+
+# A run in the server's own process cannot be ended, and no request waits for it.
+_LAST_RUNS_S = 5.0
 
 _logger = logging.getLogger("rankrt.server")
 
@@ -74,7 +78,6 @@ class _Lanes:
 
     n_running: int = 0
     is_exclusive: bool = False
-    is_lost: bool = False
 
 
 class Scheduler:
@@ -91,10 +94,12 @@ class Scheduler:
     ) -> None:
         self.cache = cache
         self.queue = RowQueue()
+        self._workers = workers
         self._max_queue_tokens = max_queue_tokens
         self._max_batch_tokens = max_batch_tokens
         self._on_finished = on_finished
         self._known: dict[bytes, Row] = {}
+        self._abandoned: dict[str, RankrtError] = {}
         self._changed = threading.Condition()
         self._is_closing = False
         self._paces: dict[str, Pace] = defaultdict(Pace)
@@ -105,8 +110,16 @@ class Scheduler:
             for worker, lanes in ((worker, _Lanes()) for worker in workers)
             for i in range(worker.n_lanes)
         ]
+        for worker in workers:
+            worker.watch(self._wake)
         for thread in self._threads:
             thread.start()
+
+    @property
+    def outage(self) -> RankrtError | None:
+        """Why no worker can score now; None while one can."""
+        outages = [worker.outage for worker in self._workers]
+        return None if None in outages else outages[0]
 
     def admit(self, job: Job, expected: Int64Array) -> None:
         """Give a job its place, or raise QueueFull; `expected` are the tokens that each of its pairs may have.
@@ -129,7 +142,7 @@ class Scheduler:
     def submit(self, job: Job, encoded: Encoded, order: Sequence[int]) -> None:
         """Add rows to a job; they run in that order, unless their scores are known. Waits for room in the queue.
 
-        A job that was not admitted goes last of its priority. Raises Stopping.
+        A job that was not admitted goes last of its priority. Raises Stopping, or why its model was abandoned.
         """
         ids = [encoded.row(i) for i in range(encoded.n_rows)]
         starts = encoded.passage_starts.tolist()
@@ -139,6 +152,8 @@ class Scheduler:
                 self._changed.wait(_ROOM_S)
             if self._is_closing:
                 raise Stopping("the server is going down")
+            if (error := self._abandoned.get(job.model.key)) is not None:
+                raise error
             if job.is_cancelled:
                 return
             if job not in self.queue.jobs:
@@ -164,17 +179,41 @@ class Scheduler:
         with self._changed:
             return backlog_s(self.queue.jobs, self._work(), time.monotonic())
 
-    def close(self) -> None:
-        """Stop when the runs that go on are done; who waits for more is told so."""
+    def fail(self, key: str, error: RankrtError) -> None:
+        """Fail the jobs that wait for a model, named by its key."""
+        self._fail(lambda row: row.model.key == key, error)
+
+    def abandon(self, key: str, error: RankrtError) -> None:
+        """Fail them, and those that are still on their way here: no worker will load that model any more."""
+        with self._changed:
+            self._abandoned[key] = error
+        self.fail(key, error)
+
+    def stop(self) -> None:
+        """Start no more runs; who waits is told so."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
+        self._fail(lambda row: True, Stopping("the server is going down"))
+
+    def close(self) -> None:
+        """Stop, and wait a while until the runs that go on have ended."""
+        self.stop()
+        limit = time.monotonic() + _LAST_RUNS_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, limit - time.monotonic()))
+
+    def _wake(self) -> None:
         with self._changed:
-            jobs = _jobs_of(list(self._known.values()))
+            self._changed.notify_all()
+
+    def _fail(self, is_meant: Callable[[Row], bool], error: RankrtError) -> None:
+        """Fail the jobs that wait for such a row."""
+        with self._changed:
+            jobs = _jobs_of([row for row in self._known.values() if is_meant(row)])
             for job in jobs:
-                job.error = Stopping("the server is going down")
+                job.error = error
+                self._cancel(job)
         for job in jobs:
             job.notify()
 
@@ -246,7 +285,7 @@ class Scheduler:
         job.done_at = time.monotonic()
 
     def _serve(self, worker: Worker, lane: int, lanes: _Lanes) -> None:
-        while (taken := self._next(lanes)) is not None:
+        while (taken := self._next(worker, lanes)) is not None:
             rows, is_wide, free_since = taken
             started = time.monotonic()
             run = Run(
@@ -257,27 +296,30 @@ class Scheduler:
             )
             try:
                 logits = worker.run(lane, run)
-            except WorkerLost as error:
+                if len(logits) != len(rows):
+                    raise RunFailed(f"{len(logits)} logits came for {len(rows)} rows")
+            except (WorkerLost, RunFailed) as error:
                 self._put_back(rows, error, lanes)
-                self._revive(worker, error.life, lanes)
                 continue
             except Exception as error:  # noqa: BLE001  whatever it is, the lane has to go on
-                failure = error if isinstance(error, RunFailed) else RunFailed(f"{type(error).__name__}: {error}")
-                self._put_back(rows, failure, lanes)
+                self._put_back(rows, RunFailed(f"{type(error).__name__}: {error}"), lanes)
                 continue
             ended = time.monotonic()
             finished = Finished(
                 n_rows=len(rows), n_tokens=sum(map(len, rows)), is_wide=is_wide, seconds=ended - started
             )
             self._hand_out(rows, logits, lanes, finished, ended - free_since)
-            self._on_finished(finished)
+            try:
+                self._on_finished(finished)
+            except Exception:
+                _logger.exception("a run was not counted")
 
-    def _next(self, lanes: _Lanes) -> tuple[list[Row], bool, float] | None:
+    def _next(self, worker: Worker, lanes: _Lanes) -> tuple[list[Row], bool, float] | None:
         """Wait for rows that a lane may run, and tell since when it could; None when the scheduler closes."""
         free_since = time.monotonic()
         with self._changed:
             while not self._is_closing:
-                if taken := self._take(lanes):
+                if taken := self._take(worker, lanes):
                     lanes.n_running += 1
                     self._note_start(taken[0])
                     return *taken, free_since
@@ -285,11 +327,11 @@ class Scheduler:
                 free_since = time.monotonic()
             return None
 
-    def _take(self, lanes: _Lanes) -> tuple[list[Row], bool] | None:
+    def _take(self, worker: Worker, lanes: _Lanes) -> tuple[list[Row], bool] | None:
         """Take the next run if this worker may start it now, and tell whether it is a wide one."""
         self._drop_late_jobs()
         head = self.queue.head()
-        if head is None or lanes.is_exclusive or lanes.is_lost:
+        if head is None or lanes.is_exclusive or not worker.can_run(head.model.key):
             return None
         capacity = head.model.capacity
         if lanes.n_running >= max(1, capacity.n_narrow):
@@ -373,11 +415,11 @@ class Scheduler:
 
     def _put_back(self, rows: Sequence[Row], error: RankrtError, lanes: _Lanes) -> None:
         """Queue the rows of a failed run again, each alone, and fail those that have failed too often."""
-        _logger.error("a run of %d rows failed: %s", len(rows), error)
+        if not self._is_closing:
+            _logger.error("a run of %d rows failed: %s", len(rows), error)
         with self._changed:
             jobs = _jobs_of(rows)
             self._free(lanes)
-            lanes.is_lost = lanes.is_lost or isinstance(error, WorkerLost)
             for row in rows:
                 row.n_failures += 1
                 if row.waiters and row.n_failures < _MOST_FAILURES:
@@ -416,18 +458,6 @@ class Scheduler:
         lanes.n_running -= 1
         if lanes.is_exclusive or lanes.n_running == 0:
             lanes.is_exclusive = False
-            self._changed.notify_all()
-
-    def _revive(self, worker: Worker, life: int, lanes: _Lanes) -> None:
-        while not self._is_closing:
-            try:
-                worker.revive(life)
-                break
-            except RankrtError:
-                _logger.exception("a worker could not be started again")
-                time.sleep(1.0)
-        with self._changed:
-            lanes.is_lost = False
             self._changed.notify_all()
 
 

@@ -1,13 +1,16 @@
 """Everything behind the routes, started, reloaded and stopped as one."""
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 from rankrt.errors import RankrtError
 from rankrt.machine import usable_cores
+from rankrt.server.background import Background
 from rankrt.server.cache import ScoreCache
 from rankrt.server.engine import Engine
 from rankrt.server.keys import ApiKeys
@@ -17,10 +20,16 @@ from rankrt.server.models import LoadOptions, Models, Served
 from rankrt.server.process import ProcessWorker
 from rankrt.server.scheduler import Scheduler
 from rankrt.server.tracing import NoTracer, Tracer
-from rankrt.server.workers import LocalWorker, Worker
+from rankrt.server.workers import ArtifactReplaced, LocalWorker, Worker
+
+# Whether requests can be answered now: models are loaded for the first time, no worker can score, or it is the end.
+State: TypeAlias = Literal["ready", "loading", "unavailable", "stopping"]
 
 # One process serves its lanes well; more of them keep a worker's threads on one part of a large machine.
 _CORES_A_WORKER = 16
+
+# What a refused job takes to become an answer.
+_REFUSING_S = 0.2
 
 _logger = logging.getLogger("rankrt.server")
 
@@ -62,23 +71,29 @@ class Service:
         self.in_flight = InFlight(settings.limits)
         self.tracer = tracer or NoTracer()
         self.error: RankrtError | None = None
+        self.is_stopping = False
         self._on_ready = on_ready
         self._on_failure = on_failure
-        self._loading: asyncio.Task[None] | None = None
+        self._background = Background()
         self._reloading = asyncio.Lock()
+        self._unanswered: set[asyncio.Task[Any]] = set()
 
     @property
-    def is_ready(self) -> bool:
-        """Whether the models are loaded and warm."""
-        return self.models.is_ready
+    def state(self) -> State:
+        """Whether requests can be answered now; `scheduler.outage` says why none can if it is "unavailable"."""
+        if self.is_stopping:
+            return "stopping"
+        if not self.models.is_ready:
+            return "loading"
+        return "ready" if self.scheduler.outage is None else "unavailable"
 
     def start(self) -> None:
-        """Start workers, and load the models in the background."""
+        """Make workers, and load the models in the background."""
         # Requests take turns at the tokenizer; one that spread over all cores would make the others wait for it.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         settings = self.settings
         n_threads = settings.n_threads or usable_cores().n
-        self.workers = _workers(settings.n_workers, n_threads)
+        self.workers = _workers(settings.n_workers, n_threads, settings.limits.longest_run_s)
         self.metrics = Metrics(lambda: self.scheduler, lambda: self.workers, self.in_flight)
         self.scheduler = Scheduler(
             self.workers,
@@ -87,48 +102,107 @@ class Service:
             max_batch_tokens=settings.max_batch_tokens,
             on_finished=self.metrics.ran,
         )
-        self.models = Models(settings.models, settings.load, self.workers)
+        self.models = Models(
+            settings.models, settings.load, self.workers, fail=self.scheduler.fail, abandon=self.scheduler.abandon
+        )
         self.engine = Engine(self.models, self.scheduler, settings.limits, max(2, n_threads))
-        self._loading = asyncio.create_task(self._load_first())
-
-    async def ready(self) -> None:
-        """Wait until the models are loaded. Raises what kept them from it."""
-        if self._loading is not None:
-            await self._loading
-        if self.error is not None:
-            raise self.error
+        self._watch_workers()
+        self._background.start(self._load_first(), self._fail)
 
     async def reload(self) -> None:
-        """Replace the models whose artifacts have changed; keep all of them if one cannot be loaded."""
-        async with self._reloading:
-            try:
-                await self.models.load(self.engine.warm_up)
-                _logger.info("reloaded")
-            except RankrtError as error:
-                _logger.error("the artifacts of before are kept: %s", error)
+        """Read the keys again and replace the models that have changed; what cannot be read stays as it was."""
+        for worker in self.workers:
+            worker.hurry()
+        try:
+            self.settings.keys.read_again()
+        except RankrtError as error:
+            _logger.error("the keys of before are kept: %s", error)
+        try:
+            await self._load()
+            _logger.info("reloaded")
+        except Exception as error:
+            _logger.error("the artifacts of before are kept: %s", _said(error), exc_info=_trace_of(error))
+
+    def reload_soon(self) -> None:
+        """Reload in the background."""
+        self._background.start(self.reload())
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Note that this task is to answer a request; at the end of the server it may be cancelled, to refuse it."""
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered in tasks"
+        self._unanswered.add(task)
+        try:
+            yield
+        finally:
+            self._unanswered.discard(task)
+
+    async def refuse_rest(self) -> None:
+        """Refuse what was not answered until now: what waits to be scored, then what is still sent."""
+        if self._unanswered:
+            _logger.warning("the server ends: %d requests are refused that were not answered", len(self._unanswered))
+        self.scheduler.stop()
+        await asyncio.sleep(_REFUSING_S)
+        for task in self._unanswered:
+            task.cancel()
 
     async def close(self) -> None:
         """Stop; requests were answered before, or never will be."""
-        if self._loading is not None:
-            self._loading.cancel()
-        self.engine.close()
+        self.is_stopping = True
+        self.scheduler.stop()
+        await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self.workers))
         await asyncio.to_thread(self.scheduler.close)
-        for worker in self.workers:
-            await asyncio.to_thread(worker.close)
+        await asyncio.to_thread(self.engine.close)
+        await self._background.close()  # what it waits for has ended with the workers
         await asyncio.to_thread(self.tracer.close)
 
     async def _load_first(self) -> None:
-        try:
+        await self._load()
+        self._on_ready()
+
+    async def _load(self) -> None:
+        async with self._reloading:
             await self.models.load(self.engine.warm_up)
-        except RankrtError as error:
-            self.error = error
-            self._on_failure()
-        else:
-            self._on_ready()
+
+    def _fail(self, error: BaseException) -> None:
+        """Note why the models could not be loaded at the start."""
+        if (trace := _trace_of(error)) is not None:
+            _logger.error("an error of the server while it loaded its models", exc_info=trace)
+        self.error = error if isinstance(error, RankrtError) else RankrtError(f"nothing is served: {_said(error)}")
+        self._on_failure()
+
+    def _watch_workers(self) -> None:
+        """Reload when a worker finds that its artifact was replaced: all of them take the new one together."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            is_replaced = any(isinstance(worker.outage, ArtifactReplaced) for worker in self.workers)
+            if is_replaced and not self._reloading.locked() and not self.is_stopping:
+                _logger.warning("an artifact was replaced while a worker was away; it is loaded now")
+                self.reload_soon()
+
+        def look_soon() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(look)
+
+        for worker in self.workers:
+            worker.watch(look_soon)
 
 
-def _workers(n_workers: int | None, n_threads: int) -> list[Worker]:
+def _said(error: BaseException) -> str:
+    """Return what went wrong, in a sentence also where only the kind of error says it."""
+    return f"{error}" if isinstance(error, RankrtError) else f"{type(error).__name__}: {error}"
+
+
+def _trace_of(error: BaseException) -> BaseException | None:
+    """Return an error whose place matters: one that is neither explained by itself nor caused by the host."""
+    return None if isinstance(error, RankrtError | OSError | MemoryError) else error
+
+
+def _workers(n_workers: int | None, n_threads: int, longest_run_s: float) -> list[Worker]:
     if n_workers == 0:
         return [LocalWorker(n_threads)]
     n_workers = max(1, n_threads // _CORES_A_WORKER) if n_workers is None else n_workers
-    return [ProcessWorker(max(1, n_threads // n_workers)) for _ in range(n_workers)]
+    n_threads = max(1, n_threads // n_workers)
+    return [ProcessWorker(n_threads, longest_run_s=longest_run_s) for _ in range(n_workers)]
