@@ -19,6 +19,9 @@ from rankrt.errors import (
 from rankrt.ranking import Hit, Ranking
 from rankrt.reranker import Reranker
 from rankrt.rules import Rules
+from rankrt.telemetry import turn_off
+
+turn_off()
 
 __version__ = "0.1.0"
 

@@ -9,6 +9,7 @@ from typing import Any
 from rankrt.artifact import InstructionSet
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
 from rankrt.machine import this_machine
+from rankrt.telemetry import warn_if_too_late
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
 _DISABLED_FUSIONS = "SkipLayerNormFusion"
@@ -22,6 +23,7 @@ def import_onnxruntime() -> Any:
             " runs. Remove both and install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'rankrt[cpu]'"
             " (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
         )
+    warn_if_too_late()
     try:
         return import_module("onnxruntime")
     except ModuleNotFoundError as error:
