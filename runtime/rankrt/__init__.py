@@ -9,6 +9,7 @@ for hit in reranker.rank("what is panda?", passages, top_n=3):
 
 from rankrt.errors import (
     ArtifactError,
+    ClosedError,
     DeviceError,
     ExportError,
     InputError,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArtifactError",
+    "ClosedError",
     "DeviceError",
     "ExportError",
     "Hit",

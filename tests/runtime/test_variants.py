@@ -112,7 +112,7 @@ def test_a_graph_for_this_processor_is_taken_without_a_word(for_each: Artifact, 
 def test_an_instruction_set_is_an_error_where_it_would_be_ignored(for_each: Artifact):
     with pytest.raises(DeviceError, match=r"cpu-fp32 is for any processor; leave instruction_set='avx2' out"):
         Reranker.load(for_each.folder, precision="fp32", instruction_set="avx2")
-    with pytest.raises(InputError, match=r"instruction_set='neon', expected one of vnni, avx2, or None"):
+    with pytest.raises(InputError, match=r"instruction_set='neon', expected one of 'vnni', 'avx2'"):
         Reranker.load(for_each.folder, instruction_set="neon")  # type: ignore[arg-type]
 
 
@@ -146,8 +146,21 @@ def test_what_refining_took_is_counted(both: Artifact):
     assert refined[0].score == 4.0
 
 
-def test_refining_in_the_precision_that_is_loaded_changes_nothing(both: Artifact):
-    with Reranker.load(both.folder, precision="fp32") as reranker:
+def test_refining_in_the_precision_that_was_named_is_refused(both: Artifact, artifact: Artifact):
+    with (
+        Reranker.load(both.folder, precision="fp32") as reranker,
+        pytest.raises(InputError, match="refine='fp32', but cpu-fp32 scores in that precision; drop refine"),
+    ):
+        reranker.rank("zero", ["one", "two"], top_n=1, refine="fp32")
+    with Reranker.load(artifact.folder) as reranker, pytest.raises(InputError, match="drop refine"):
+        reranker.rank("zero", ["one", "two"], top_n=1, refine="fp32")
+
+
+def test_refining_in_the_precision_that_auto_took_needs_no_second_pass(tmp_path: Path):
+    """On a processor for int8 the same call would score again, so it is no mistake here."""
+    artifact = tiny_artifact(tmp_path / "fp16", precisions=("fp32", "fp16"))
+    with Reranker.load(artifact.folder) as reranker:
+        assert reranker.variant.precision == "fp32"
         assert reranker.rank("zero", ["one", "two"], top_n=1, refine="fp32").n_refined == 0
 
 
@@ -176,7 +189,7 @@ def test_a_drift_that_nobody_measured_is_not_relied_on(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "unverified", precisions=("fp32", "int8"), verification=None)
     with (
         Reranker.load(artifact.folder, precision="int8") as reranker,
-        pytest.raises(InputError, match="cpu-int8 was not verified"),
+        pytest.raises(InputError, match="drift that was measured, and cpu-int8 was not verified"),
     ):
         reranker.rank("zero", ["one"], top_n=1, refine="fp32")
 

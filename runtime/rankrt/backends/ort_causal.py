@@ -190,8 +190,9 @@ class OrtCausal:
         return kept
 
     def close(self) -> None:
-        """Release the threads; the sessions go with the last reference to them."""
+        """Release the threads, and the sessions with their memory."""
         self._lanes.close()
+        self._wide, self._narrow, self.no_prefix = [], [], ()
 
     def _outputs(self, session: Any, feed: dict[str, Any], names: list[str]) -> dict[str, OrtValue]:
         values = {name: self._ort_value(x) if isinstance(x, np.ndarray) else x for name, x in feed.items()}
