@@ -2,6 +2,10 @@
 
 Follows FlagEmbedding 1.4's encoder-only, LLM and layerwise rerankers on one device: the same constructors, ids, scores
 and result shapes. What it ignores without a word, and what cannot be honoured here, is an error.
+
+Pairs may come as arrays and frames, too (see `rankrt.containers`). A reranker is pickled and copied as a `Reranker` is.
+One thing differs: of a checkpoint whose tokenizer_class is PreTrainedTokenizerFast, FlagEmbedding joins the two texts
+without special tokens; transformers and rankrt put in those that tokenizer.json names.
 """
 
 from collections.abc import Sequence

@@ -46,7 +46,7 @@ def _pair(given: Any, number: int) -> Pair:
     pair = given.tolist() if _is_column(given) else given
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         hint = "; one pair alone is [(query, passage)]" if isinstance(given, str) else ""
-        raise InputError(f"expected pairs (query, passage), got {given!r:.80} as pair {number}{hint}")
+        raise InputError(f"expected pairs (query, passage), got {pair!r:.80} as pair {number}{hint}")
     for role, text in zip(("query", "passage"), pair, strict=True):
         if not isinstance(text, str):
             raise InputError(f"the {role} of pair {number} is {_kind(text)}, not str")

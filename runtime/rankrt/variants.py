@@ -129,7 +129,7 @@ def choose(
     there is none, or if int8 is asked for by name on a processor that gains nothing from it.
     """
     if instruction_set is not None:
-        return _asked_for(artifact, precision, machine, instruction_set)
+        return artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
     if machine.multiplies_bytes:
         return artifact.choose("cpu", precision, instruction_sets=machine.instruction_sets)
     if precision in _NEED_BYTES:
@@ -140,17 +140,6 @@ def choose(
     variant = artifact.choose("cpu", precision, without=_NEED_BYTES)
     if precision == "auto" and any(v.precision == "int8" and v.verification for v in artifact.manifest.variants):
         _logger.warning("%s has no fast products of bytes: using %s, not int8", machine.processor, variant.precision)
-    return variant
-
-
-def _asked_for(
-    artifact: Artifact, precision: Precision | Literal["auto"], machine: Machine, instruction_set: InstructionSet
-) -> Variant:
-    """Return the variant for an instruction set, and say so where another one would have been taken."""
-    variant = artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
-    if variant.instruction_set is not None and instruction_set != machine.instruction_sets[0]:
-        how = {"vnni": "more exact than that for avx2, and slower", "avx2": "less exact than that for vnni"}
-        _logger.warning("using %s as asked for: on %s it is %s", variant.name, machine.processor, how[instruction_set])
     return variant
 
 
