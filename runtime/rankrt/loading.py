@@ -12,7 +12,7 @@ import msgspec
 from rankrt.artifact import INSTRUCTION_SETS, PRECISIONS, Artifact, InstructionSet, Precision, Variant
 from rankrt.backends import Backend
 from rankrt.backends.ort_causal import OrtCausal
-from rankrt.devices import Device
+from rankrt.devices import Device, check_heeded
 from rankrt.errors import ArtifactError, DeviceError, InputError
 from rankrt.machine import Machine, this_machine
 from rankrt.options import check_choice, check_flag, check_text, check_whole
@@ -124,13 +124,8 @@ class Loading:
             )
 
     def _check_heeded(self, device: Device) -> None:
-        """Raise InputError for an option that the device does not heed."""
-        where = f"device={self.device!r}" if self.device != "auto" else f"device='auto', which took {str(device)!r},"
-        if self.gpu_memory_gb is not None and device.target != "cuda":
-            raise InputError(f"gpu_memory_gb bounds what CUDA takes, {where} does not heed it; drop it")
-        for name in ("n_threads", "instruction_set"):
-            if getattr(self, name) is not None and device.is_gpu:
-                raise InputError(f"{name} is for the CPU, {where} does not heed it; drop it")
+        names = ("gpu_memory_gb", "n_threads", "instruction_set")
+        check_heeded(self.device, device, **{name: getattr(self, name) for name in names})
 
 
 OPTIONS = tuple(field.name for field in fields(Loading) if field.name != "source")

@@ -164,6 +164,9 @@ def test_it_serves_tls(tmp_path: Path):
         (["{folder}", "--port", "{busy}"], "cannot be listened on: [Errno 98] Address already in use"),
         (["{folder}", "--max-length", "4"], "max_length=4 cannot hold a pair"),
         (["{folder}", "--precision", "int8"], "int8"),
+        (["{folder}", "--revision", "v1"], "revision='v1' is a state of a hub repository"),
+        (["{folder}", "--gpu-memory-gb", "2"], "device='auto', which took 'cpu', does not heed it; drop it"),
+        (["{folder}", "--query-max-length", "600"], "query_max_length=600 is more than a row has: max_length=64"),
         (["{folder}", "a={folder}", "a={folder}"], "two models are called a; give one another name: NAME=PATH"),
     ],
 )
