@@ -12,7 +12,7 @@ import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact import InstructionSet, Layout
-from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.cpu_lanes import CpuLanes, mapped, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.ort import open_session, session_options
 from rankrt.batch import BATCHES
 from rankrt.planner import Capacity, Plan
@@ -60,7 +60,12 @@ class OrtCpu:
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
         self._lanes.close()
-        self._wide = self._narrow = None
+        with mapped():
+            self._wide = self._narrow = None
+
+    def __del__(self) -> None:
+        with mapped():
+            self._wide = self._narrow = None
 
     def _logits(self, session: Any, encoded: Encoded, rows: Int64Array) -> Float32Array:
         arrays = self._batch(encoded, rows)
