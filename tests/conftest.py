@@ -1,5 +1,6 @@
 """What every test gets: a cache of its own, no hub, and tiny artifacts."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from rankrt import Reranker
 from rankrt.artifact import Artifact
 from tests.support import tiny_artifact
+
+# What the clients' packages read before they report to their makers, or fetch a list of prices.
+os.environ |= {"DO_NOT_TRACK": "1", "HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ for hit in reranker.rank("what is panda?", passages, top_n=3):
 
 from rankrt.errors import (
     ArtifactError,
+    ClosedError,
     DeviceError,
     ExportError,
     InputError,
@@ -19,11 +20,15 @@ from rankrt.errors import (
 from rankrt.ranking import Hit, Ranking
 from rankrt.reranker import Reranker
 from rankrt.rules import Rules
+from rankrt.telemetry import turn_off
+
+turn_off()
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArtifactError",
+    "ClosedError",
     "DeviceError",
     "ExportError",
     "Hit",

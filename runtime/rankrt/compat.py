@@ -2,6 +2,10 @@
 
 Follows FlagEmbedding 1.4's encoder-only, LLM and layerwise rerankers on one device: the same constructors, ids, scores
 and result shapes. What it ignores without a word, and what cannot be honoured here, is an error.
+
+Pairs may come as arrays and frames, too (see `rankrt.containers`). A reranker is pickled and copied as a `Reranker` is.
+One thing differs: of a checkpoint whose tokenizer_class is PreTrainedTokenizerFast, FlagEmbedding joins the two texts
+without special tokens; transformers and rankrt put in those that tokenizer.json names.
 """
 
 from collections.abc import Sequence
@@ -10,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from rankrt.arrays import Float32Array
+from rankrt.containers import is_one_pair, pairs_of
 from rankrt.errors import DeviceError, InputError
+from rankrt.options import check_flag, check_whole, is_whole
 from rankrt.reranker import Reranker
 from rankrt.tokenizer import Pair
 
@@ -26,6 +32,7 @@ class _Scorer:
     """What FlagEmbedding's rerankers have in common: the constructor's options, which a call may replace."""
 
     def __init__(self, reranker: Reranker, *, max_length: int, query_max_length: int | None, normalize: bool) -> None:
+        check_flag("normalize", normalize)
         self.max_length = max_length
         self.query_max_length = query_max_length
         self.normalize = normalize
@@ -34,16 +41,19 @@ class _Scorer:
     def stop_self_pool(self) -> None:
         """Do nothing: there are no worker processes to stop."""
 
-    def _for_call(self, max_length: int | None, query_max_length: int | None, **rules: Any) -> Reranker:
-        return self._reranker.with_rules(
-            max_length=self.max_length if max_length is None else max_length,
-            query_max_length=self.query_max_length if query_max_length is None else query_max_length,
-            **rules,
-        )
+    def _is_normalized(self, normalize: bool | None) -> bool:
+        if normalize is None:
+            return self.normalize
+        check_flag("normalize", normalize)
+        return normalize
 
-    def _listed(self, logits: Float32Array, normalize: bool | None) -> Any:
+    def _for_call(self, max_length: int | None, query_max_length: int | None, **rules: Any) -> Reranker:
+        length = self.max_length if max_length is None else max_length
+        of_query = self.query_max_length if query_max_length is None else query_max_length
+        return self._reranker.with_rules(max_length=length, query_max_length=_within(of_query, length), **rules)
+
+    def _listed(self, logits: Float32Array, is_normalized: bool) -> Any:
         wide = logits.astype(np.float64)
-        is_normalized = self.normalize if normalize is None else normalize
         return (1 / (1 + np.exp(-wide)) if is_normalized else wide).tolist()
 
 
@@ -82,7 +92,7 @@ class FlagReranker(_Scorer):
             precision="fp32",
             cache_dir=cache_dir,
             max_length=max_length,
-            query_max_length=query_max_length,
+            query_max_length=_within(query_max_length, max_length),
             query_instruction=query_instruction_for_rerank,
             query_instruction_format=query_instruction_format,
             passage_instruction=passage_instruction_for_rerank,
@@ -105,8 +115,9 @@ class FlagReranker(_Scorer):
         Options that are given replace the constructor's for this call.
         """
         _refuse(kwargs)
-        reranker = self._for_call(max_length, query_max_length)
-        scores: list[float] = self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, normalize)
+        check_whole("batch_size", batch_size, least=1, none_is="the constructor's")
+        reranker, is_normalized = self._for_call(max_length, query_max_length), self._is_normalized(normalize)
+        scores: list[float] = self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, is_normalized)
         return scores
 
 
@@ -153,7 +164,7 @@ class FlagLLMReranker(_Scorer):
             precision="fp32",
             cache_dir=cache_dir,
             max_length=max_length,
-            query_max_length=query_max_length,
+            query_max_length=_within(query_max_length, max_length),
             query_instruction=query_instruction_for_rerank or "",
             query_instruction_format="{}{}" if query_instruction_for_rerank is None else query_instruction_format,
             passage_instruction=passage_instruction_for_rerank or "",
@@ -178,8 +189,9 @@ class FlagLLMReranker(_Scorer):
         Options that are given replace the constructor's for this call.
         """
         _refuse(kwargs)
-        reranker = self._asking(max_length, query_max_length, prompt)
-        scores: list[float] = self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, normalize)
+        check_whole("batch_size", batch_size, least=1, none_is="the constructor's")
+        reranker, is_normalized = self._asking(max_length, query_max_length, prompt), self._is_normalized(normalize)
+        scores: list[float] = self._listed(reranker.evaluate(_as_pairs(sentence_pairs)).logits, is_normalized)
         return scores
 
     def _asking(self, max_length: int | None, query_max_length: int | None, prompt: str | None) -> Reranker:
@@ -213,21 +225,27 @@ class LayerWiseFlagLLMReranker(FlagLLMReranker):
     ) -> Any:
         """Return the score of each pair: a list for one cutoff layer, a list of lists, by layer, for several."""
         _refuse(kwargs)
+        check_whole("batch_size", batch_size, least=1, none_is="the constructor's")
         reranker, pairs = self._asking(max_length, query_max_length, prompt), _as_pairs(sentence_pairs)
+        is_normalized = self._is_normalized(normalize)
         asked = self.cutoff_layers if cutoff_layers is None else cutoff_layers
-        layers = [asked] if isinstance(asked, int) else asked
-        if layers is None:
-            return self._listed(reranker.evaluate(pairs).logits, normalize)
-        found = self._listed(reranker.logits_at(layers, pairs), normalize)
+        if asked is None:
+            return self._listed(reranker.evaluate(pairs).logits, is_normalized)
+        layers: Any = [asked] if is_whole(asked) else asked
+        found = self._listed(reranker.logits_at(layers, pairs), is_normalized)
         return found[0] if len(found) == 1 else found
 
 
-def _as_pairs(pairs: Sequence[Sequence[str]] | Sequence[str]) -> list[Pair]:
-    given: Any = [pairs] if pairs and isinstance(pairs[0], str) else pairs
-    for pair in given:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise InputError(f"expected pairs of a query and a passage, got {pair!r:.80}")
-    return [(query, passage) for query, passage in given]
+def _as_pairs(given: Any) -> list[Pair]:
+    """Return pairs, or the one pair that is given, as the original takes them."""
+    return pairs_of([given] if is_one_pair(given) else given)
+
+
+def _within(query_max_length: int | None, max_length: int) -> int | None:
+    """Return the most tokens of a query, which the original allows to be more than a row has."""
+    check_whole("query_max_length", query_max_length, none_is="three quarters of max_length")
+    check_whole("max_length", max_length)
+    return None if query_max_length is None else min(query_max_length, max_length)
 
 
 def _refuse(options: dict[str, Any]) -> None:
@@ -241,6 +259,8 @@ def _refuse(options: dict[str, Any]) -> None:
 def _check_host(trust_remote_code: bool, devices: Any) -> None:
     if trust_remote_code:
         raise InputError("trust_remote_code=True: rankrt runs no code that comes with a model; drop it")
+    if not isinstance(devices, str | int | Sequence | None):
+        raise DeviceError(f"devices={devices!r:.80}: only 'cpu' can be used so far")
     named = [devices] if isinstance(devices, str | int) else list(devices or ["cpu"])
     if len(named) > 1:
         raise DeviceError(f"devices={devices!r}: one reranker has one device here; run a process for each")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rankrt.artifact import Variant, Verification
 from rankrt.errors import InputError
+from rankrt.options import check_flag, check_whole, is_whole
 from rankrt.prefixes import Prefixes, own_prefixes, shared_prefixes
 from rankrt.tokenizer import Encoded
 
@@ -18,6 +19,11 @@ class Depth:
 
     cutoff_layer: int | None = None
     share_prefix: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could have."""
+        check_whole("cutoff_layer", self.cutoff_layer, least=1, none_is="the last")
+        check_flag("share_prefix", self.share_prefix)
 
     def checked(self, variant: Variant) -> "Depth":
         """Return the same. Raises InputError if the variant has no such exit."""
@@ -41,7 +47,10 @@ class Depth:
 
 def checked_exits(layers: Iterable[int], variant: Variant) -> list[int]:
     """Return layers in ascending order, without duplicates. Raises InputError for one that is no exit, or for none."""
-    asked, exits = sorted(set(layers)), [end.layer for end in variant.exits]
+    given = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str | bytes) else None
+    if given is None or not all(map(is_whole, given)):
+        raise InputError(f"cutoff_layers={layers!r:.80}, expected a list of whole numbers")
+    asked, exits = sorted(set(given)), [end.layer for end in variant.exits]
     if not exits:
         raise InputError(f"cutoff layers are for layerwise models; {variant.name} has one score, at its end")
     if not asked:

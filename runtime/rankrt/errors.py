@@ -5,6 +5,7 @@ RankrtError
 ├── ArtifactError      an artifact is missing, damaged, unknown or of a newer format
 ├── DeviceError        this host cannot run what was asked for
 ├── ScoreError         the model answered with something that is not a score
+├── ClosedError        the reranker was closed before the call
 ├── MissingExtra       a part that is not installed; the message names the pip command (also an ImportError)
 └── ExportError        raised by rankrt_export, which divides it further
 """
@@ -15,7 +16,11 @@ class RankrtError(Exception):
 
 
 class InputError(RankrtError, ValueError):
-    """The text or an option of a call cannot be used."""
+    """The text or an option of a call cannot be used.
+
+    A message names an option as Python spells it, `max_length` or `max_length=0`, so that a command line can put its
+    own spelling there.
+    """
 
 
 class ArtifactError(RankrtError):
@@ -28,6 +33,10 @@ class DeviceError(RankrtError):
 
 class ScoreError(RankrtError):
     """The model answered with something that is not a score."""
+
+
+class ClosedError(RankrtError):
+    """The reranker was closed before the call."""
 
 
 class MissingExtra(RankrtError, ImportError):

@@ -40,19 +40,20 @@ class Policy:
     @classmethod
     def of(cls, variant: Variant, deepest: int, progressive: Progressive) -> "Policy":
         """Return the policy for a variant that is run to an exit. Raises InputError if it cannot be."""
+        is_exact = isinstance(progressive, str) and progressive == "exact"
+        share = 1.0 if is_exact else DEFAULT_SHARE if progressive is True else progressive
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise InputError(f"progressive={progressive!r:.80}, expected True, 'exact', or a share between 0 and 1")
         exits = [end for end in variant.exits if end.layer <= deepest]
         if len(exits) < 2:
             raise InputError(
                 f"progressive needs a layerwise model with an exit before the last; {variant.name} has none"
             )
         measured = [_margins(end, variant) for end in exits[:-1]]
-        share = 1.0 if progressive == "exact" else DEFAULT_SHARE if progressive is True else float(progressive)
-        if not 0 < share <= 1:
-            raise InputError(f"progressive={progressive!r}, expected True, 'exact', or a share between 0 and 1")
         return cls(
             layers=tuple(end.layer for end in exits),
             margins=tuple(margins.gap(share) for margins in measured),
-            rises=tuple(margins.rise for margins in measured) if progressive == "exact" else None,
+            rises=tuple(margins.rise for margins in measured) if is_exact else None,
         )
 
 

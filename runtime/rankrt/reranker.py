@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -11,27 +11,28 @@ import numpy as np
 
 from rankrt import cascade
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
-from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, Precision, Variant
+from rankrt.artifact import PRECISIONS, Artifact, InstructionSet, Precision, Variant, Verification
 from rankrt.backends import Backend
 from rankrt.backends.ort_causal import OrtCausal, progressively
 from rankrt.builds import build_command
+from rankrt.containers import documents_of, pairs_of
 from rankrt.depth import Depth, checked_exits
 from rankrt.devices import Device
 from rankrt.errors import DeviceError, InputError, ScoreError
-from rankrt.machine import this_machine
-from rankrt.placement import device_of, place
+from rankrt.loading import OPTIONS, Loading, fingerprint, open_again, rooted
+from rankrt.options import check_choice, check_flag, check_names, check_whole
 from rankrt.planner import plan
 from rankrt.progressive import Policy, Progressive
 from rankrt.ranking import Hit, Ranking, Stages
 from rankrt.rules import Rules, default_length
-from rankrt.sources import Hub, find_artifact
 from rankrt.tokenizer import Encoded, Pair, PairTokenizer
-from rankrt.variants import Variants, open_tokenizer, open_variant
+from rankrt.variants import Variants
 
 # Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
 _BLOCK_PAIRS = 4096
 # For a GPU the next block is encoded while this one is scored: a few runs, so that the first does not wait for long.
 _GPU_BLOCK_PAIRS = 512
+_RULES = tuple(field.name for field in fields(Rules))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,10 @@ class Reranker:
 
     A score depends on its pair only: on a CPU it is the same to the last bit alone, in a batch, in any order, from any
     thread. A GPU's kernels are chosen by the shape of a run, so there it is the same within rounding.
+
+    A child that is forked from a process with a reranker may use it too: it loads the model anew when it first needs
+    it. On a GPU that is a DeviceError. A reranker is pickled by its source and its options, and loaded again where it
+    is unpickled; `copy.deepcopy` gives one over the same loaded model.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Reranker:
         variants: Variants,
         rules: Rules,
         depth: Depth | None = None,
+        loading: Loading | None = None,
     ) -> None:
         rules.check(tokenizer.template(rules), artifact.manifest.max_length)
         self.artifact = artifact
@@ -83,7 +89,7 @@ class Reranker:
         self.depth = (depth or Depth()).checked(variant)
         self._tokenizer = tokenizer
         self._variants = variants
-        self._backend = variants.backend(variant)
+        self._loading = loading
         self._check_engines(rules)
 
     @classmethod
@@ -126,38 +132,25 @@ class Reranker:
 
         Raises ArtifactError, DeviceError, InputError, or MissingExtra if no engine is installed.
         """
-        asked = Device.parse(device)
-        _check_options(asked, n_threads, instruction_set, gpu_memory_gb)
-        machine, hub = this_machine(), Hub(revision=revision, cache_dir=cache_dir)
-
-        def find(wanted: Precision | Literal["auto"], on: Device | None) -> tuple[Artifact, Variant]:
-            return find_artifact(source, lambda found: place(found, on, wanted, machine, instruction_set), hub)
-
-        def opened(wanted: Variant) -> Backend | OrtCausal:
-            return open_variant(
-                artifact,
-                wanted,
-                where,
-                n_threads=n_threads or machine.cores.n,
-                prepare=prepare,
-                gpu_memory_bytes=None if gpu_memory_gb is None else int(gpu_memory_gb * 2**30),
-            )
-
-        artifact, variant = find(precision, asked)
-        where = device_of(variant, asked)
-        if instruction_set is not None and variant.instruction_set is None:
-            raise DeviceError(f"{variant.name} is for any processor; leave instruction_set={instruction_set!r} out")
-        limit = artifact.manifest.max_length
-        longest = default_length(artifact.manifest.template, limit)
-        chosen = Rules(max_length=longest if max_length is None else max_length, **rules)
-        depth = Depth(cutoff_layer=cutoff_layer, share_prefix=share_prefix).checked(variant)
-        n_cores = machine.cores.n if where.is_gpu else 1
-        tokenizer = PairTokenizer(
-            open_tokenizer(artifact, prepare=prepare, n_cores=n_cores), artifact.manifest.template
+        check_names("Reranker.load", rules, (*_RULES, *OPTIONS, "cutoff_layer", "share_prefix"))
+        check_whole("max_length", max_length, none_is="512 or the model's limit")
+        depth = Depth(cutoff_layer=cutoff_layer, share_prefix=share_prefix)
+        given = None if max_length is None else Rules(max_length=max_length, **rules)
+        loading = Loading(
+            source=rooted(source),
+            device=device,
+            precision=precision,
+            instruction_set=instruction_set,
+            n_threads=n_threads,
+            revision=revision,
+            cache_dir=cache_dir,
+            prepare=prepare,
+            gpu_memory_gb=gpu_memory_gb,
         )
-        chosen.check(tokenizer.template(chosen), limit)
-        variants = Variants(lambda wanted: find(wanted, where)[1], opened, where)
-        return cls(artifact, variant, tokenizer, variants, chosen, depth)
+        loaded = loading.open()
+        manifest = loaded.artifact.manifest
+        chosen = given or Rules(max_length=default_length(manifest.template, manifest.max_length), **rules)
+        return cls(loaded.artifact, loaded.variant, loaded.tokenizer, loaded.variants, chosen, depth, loading)
 
     @property
     def device(self) -> Device:
@@ -167,28 +160,42 @@ class Reranker:
     @property
     def n_threads(self) -> int:
         """How many threads the model may use."""
-        return self._backend.capacity.n_threads
+        with self._variants.use():
+            return self._backend.capacity.n_threads
 
     def with_rules(self, **changes: Any) -> "Reranker":
         """Return a reranker with other rules (see `Rules`) over the same loaded model."""
-        rules = replace(self.rules, **changes)
-        return Reranker(self.artifact, self.variant, self._tokenizer, self._variants, rules, self.depth)
+        check_names("with_rules", changes, _RULES)
+        return self._sibling(rules=replace(self.rules, **changes))
 
     def with_cutoff(self, layer: int) -> "Reranker":
         """Return a reranker over the same loaded model that reads scores behind another layer.
 
         Raises InputError, naming the layers that there are, if the model was not exported with that one.
         """
-        depth = replace(self.depth, cutoff_layer=layer)
-        return Reranker(self.artifact, self.variant, self._tokenizer, self._variants, self.rules, depth)
+        return self._sibling(depth=replace(self.depth, cutoff_layer=layer))
 
     def with_precision(self, precision: Precision) -> "Reranker":
         """Return a reranker over another variant of the same artifact, which is loaded the first time.
 
         Raises DeviceError if the artifact has none in that precision.
         """
-        variant = self._variants.find(precision)
-        return Reranker(self.artifact, variant, self._tokenizer, self._variants, self.rules, self.depth)
+        check_choice("precision", precision, PRECISIONS)
+        return self._sibling(variant=self._variants.find(precision))
+
+    def _sibling(
+        self, *, variant: Variant | None = None, rules: Rules | None = None, depth: Depth | None = None
+    ) -> "Reranker":
+        with self._variants.use():
+            return Reranker(
+                self.artifact,
+                variant or self.variant,
+                self._tokenizer,
+                self._variants,
+                rules or self.rules,
+                depth or self.depth,
+                self._loading,
+            )
 
     def rank(
         self,
@@ -208,18 +215,29 @@ class Reranker:
         further than to the exit where that shows, by margins that were measured on text at export: True, or the share
         of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after
         all that might still be above the last hit. `ranking.progress` says what was saved.
-        No documents give an empty ranking. Raises InputError for an empty query or for what is not text.
+        Documents are a list, a tuple, a generator, an array or a column of texts; none give an empty ranking.
+
+        Raises InputError, before anything is scored, for an empty query, for what is not text and for an option that
+        cannot be honoured; ClosedError after `close`.
         """
-        documents = _as_list(documents, "documents")
-        if top_n is not None and top_n < 1:
-            raise InputError(f"top_n={top_n}, expected at least 1 (or None for all)")
+        documents = documents_of(documents)
         _check_query(query)
-        if progressive is not False:
-            return self._rank_progressively(query, documents, top_n, normalize, refine, progressive)
-        scored = self.evaluate([(query, document) for document in documents])
+        check_whole("top_n", top_n, least=1, none_is="all")
+        check_flag("normalize", normalize)
+        check_choice("refine", refine, PRECISIONS, none_is="no second pass")
+        with self._variants.use():
+            if progressive is not False:
+                return self._rank_progressively(query, documents, top_n, normalize, refine, progressive)
+            exact = None if refine is None else self._refining(refine, top_n)
+            return self._rank(query, documents, top_n, normalize, exact)
+
+    def _rank(
+        self, query: str, documents: Sequence[str], top_n: int | None, normalize: bool, exact: "Reranker | None"
+    ) -> Ranking:
+        scored = self._evaluate([(query, document) for document in documents])
         order, n_refined = np.argsort(-scored.logits, kind="stable")[:top_n], 0
-        if refine is not None and refine != self.variant.precision:
-            order, scored, n_refined = self._refine(query, documents, scored, top_n, refine)
+        if exact is not None and top_n is not None:
+            order, scored, n_refined = self._refine(query, documents, scored, top_n, exact)
         scores = sigmoid(scored.logits) if normalize else scored.logits
         return Ranking(
             hits=tuple(self._hit(int(i), float(scores[i]), documents[i], scored) for i in order),
@@ -236,18 +254,28 @@ class Reranker:
         """Return a score for each (query, passage), in their order, shape (n_pairs,): logits, or their sigmoid.
 
         With `cutoff_layers`, of a layerwise model, shape (n_cutoffs, n_pairs): the scores behind each of these layers
-        in ascending order, duplicates dropped; the deepest is the last that is computed. Raises InputError for an empty
-        query, for what is not text, and for a layer without a head.
+        in ascending order, duplicates dropped; the deepest is the last that is computed.
+
+        Pairs are tuples, lists or rows of an array, in any of the containers that documents may be in, or a frame of
+        two columns. Raises InputError, before anything is scored, for an empty query, for what is not text, and for a
+        layer without a head; ClosedError after `close`.
         """
-        pairs = _as_list(pairs, "pairs")
-        for pair in pairs:
-            _check_pair(pair)
+        pairs = pairs_of(pairs)
+        for query in dict.fromkeys(query for query, _ in pairs):
+            _check_query(query)
+        check_flag("normalize", normalize)
         logits = self.evaluate(pairs).logits if cutoff_layers is None else self.logits_at(cutoff_layers, pairs)
         return sigmoid(logits) if normalize else logits
 
     def evaluate(self, pairs: Sequence[Pair]) -> Scored:
         """Score pairs and report what it took. An empty query is scored like any other text."""
-        blocks = [self._score_block(encoded) for encoded in self._encoded_blocks(pairs)]
+        with self._variants.use():
+            return self._evaluate(pairs)
+
+    def _evaluate(self, pairs: Sequence[Pair]) -> Scored:
+        blocks: list[Scored] = []
+        for encoded in self._encoded_blocks(pairs):
+            blocks.append(self._score_block(encoded, sum(len(block.truncated) for block in blocks)))
         return Scored(
             logits=np.concatenate([block.logits for block in blocks]),
             spans=np.concatenate([block.spans for block in blocks]),
@@ -260,15 +288,34 @@ class Reranker:
     def logits_at(self, cutoff_layers: Iterable[int], pairs: Sequence[Pair]) -> Float32Array:
         """Return the logits behind layers, (n_cutoffs, n_pairs), as `score`. An empty query is scored like any text."""
         exits = checked_exits(cutoff_layers, self.variant)
-        return np.concatenate([self._logits_of_block(exits, block) for block in _blocks(pairs)], axis=1)
+        with self._variants.use():
+            starts = range(0, max(1, len(pairs)), _BLOCK_PAIRS)
+            blocks = zip(starts, _blocks(pairs), strict=True)
+            return np.concatenate([self._logits_of_block(exits, block, start) for start, block in blocks], axis=1)
 
     def encode(self, pairs: Sequence[Pair]) -> Encoded:
         """Return the rows of token ids that these pairs become."""
         return self._tokenizer.encode(pairs, self.rules)
 
     def close(self) -> None:
-        """Release the model. Rerankers made by `with_rules` and `with_precision` share it."""
+        """Release the model, once the calls that other threads are in have ended; any later call is a ClosedError.
+
+        Rerankers made by `with_rules`, `with_cutoff`, `with_precision` and `copy` share the model, so they are closed,
+        too. Closing twice is fine.
+        """
         self._variants.close()
+
+    def __copy__(self) -> "Reranker":
+        return self._sibling()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Reranker":
+        return self._sibling()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._loading is None:
+            raise TypeError("a reranker that was put together from parts cannot be pickled; use Reranker.load")
+        loading = self._loading.again(self.variant, self.device)
+        return _load_again, (loading, fingerprint(self.artifact, self.variant), self.rules, self.depth)
 
     def __enter__(self) -> Self:
         return self
@@ -282,6 +329,11 @@ class Reranker:
         place = f" on {self.device}" if self.device.is_gpu else ""
         name = f"{self.artifact.manifest.name!r}, {self.variant.name}{place}"
         return f"Reranker({name}, max_length={self.rules.max_length})"
+
+    @property
+    def _backend(self) -> Backend | OrtCausal:
+        """The loaded variant; after a fork it is another than before."""
+        return self._variants.backend(self.variant)
 
     def _check_engines(self, rules: Rules) -> None:
         """Raise DeviceError if the backend was built for shorter rows than the rules allow."""
@@ -306,9 +358,10 @@ class Reranker:
                 yield encoded
             yield ahead.result()
 
-    def _score_block(self, encoded: Encoded) -> Scored:
+    def _score_block(self, encoded: Encoded, n_before: int) -> Scored:
+        """Score the rows of some pairs; so many pairs of the call came before them."""
         logits, n_saved = self._run(encoded)
-        _check_finite(logits, encoded, self.variant)
+        self._check_finite(logits, encoded, n_before)
         best = best_rows(logits, encoded.pair_of_row, len(encoded.truncated))
         return Scored(
             logits=logits[best],
@@ -321,32 +374,35 @@ class Reranker:
 
     def _run(self, encoded: Encoded) -> tuple[Float32Array, int]:
         """Return a logit for each row, and how many tokens need not have been computed."""
-        if isinstance(self._backend, OrtCausal):
+        backend = self._backend
+        if isinstance(backend, OrtCausal):
             prefixes = self.depth.prefixes(encoded)
-            (logits,) = self._backend.run(encoded, prefixes, [self.depth.exit(self.variant)])
+            (logits,) = backend.run(encoded, prefixes, [self.depth.exit(self.variant)])
             return logits, prefixes.n_saved_tokens
-        return self._backend.run(encoded, plan(encoded.lengths, self._backend.capacity)), 0
+        return backend.run(encoded, plan(encoded.lengths, backend.capacity)), 0
 
-    def _logits_of_block(self, exits: Sequence[int], pairs: Sequence[Pair]) -> Float32Array:
+    def _logits_of_block(self, exits: Sequence[int], pairs: Sequence[Pair], n_before: int) -> Float32Array:
         """Return the best logit of each pair at each of these exits, (n_exits, n_pairs)."""
         encoded = self.encode(pairs)
         logits = self._at_exits(exits, encoded)
         for of_exit in logits:
-            _check_finite(of_exit, encoded, self.variant)
+            self._check_finite(of_exit, encoded, n_before)
         return np.stack([of_exit[best_rows(of_exit, encoded.pair_of_row, len(pairs))] for of_exit in logits])
 
     def _at_exits(self, exits: Sequence[int], encoded: Encoded) -> Float32Array:
         """Return the logits of rows at these exits, (n_exits, n_rows); on a GPU there is only one."""
-        if isinstance(self._backend, OrtCausal):
-            return self._backend.run(encoded, self.depth.prefixes(encoded), exits)
+        backend = self._backend
+        if isinstance(backend, OrtCausal):
+            return backend.run(encoded, self.depth.prefixes(encoded), exits)
         logits, _ = self._run(encoded)
         return logits[None]
 
     @property
     def _causal(self) -> OrtCausal:
         """The backend, of a model that is known to have exits."""
-        assert isinstance(self._backend, OrtCausal)
-        return self._backend
+        backend = self._backend
+        assert isinstance(backend, OrtCausal)
+        return backend
 
     def _rank_progressively(
         self,
@@ -366,7 +422,7 @@ class Reranker:
         encoded = self.encode([(query, document) for document in documents])
         prefixes = self.depth.prefixes(encoded)
         found = progressively(self._causal, encoded, prefixes, policy, top_n)
-        _check_finite(found.scores, encoded, self.variant)
+        self._check_finite(found.scores, encoded)
         candidates = np.flatnonzero(found.exits == len(policy.layers) - 1)
         order = candidates[np.argsort(-found.scores[candidates], kind="stable")][:top_n]
         scored = Scored(
@@ -391,24 +447,51 @@ class Reranker:
             ),
         )
 
-    def _refine(
-        self, query: str, documents: Sequence[str], scored: Scored, top_n: int | None, precision: Precision
-    ) -> tuple[Int64Array, Scored, int]:
-        """Score again who may be among the top n; return the order, the scores that are then known, and how many."""
+    def _refining(self, precision: Precision, top_n: int | None) -> "Reranker | None":
+        """Return the reranker that scores again, or None where every score is in that precision already."""
         if top_n is None:
             raise InputError("refine needs top_n: without it every document would be scored twice")
+        if precision == self.variant.precision:
+            was_chosen = self._loading is not None and self._loading.precision == "auto"
+            if was_chosen and any(v.precision != precision for v in self.artifact.manifest.variants):
+                return None  # on another host "auto" takes another
+            raise InputError(f"refine={precision!r}, but {self.variant.name} scores in that precision; drop refine")
+        self._drift()
+        return self.with_precision(precision)
+
+    def _drift(self) -> Verification:
         if (verification := self.depth.verification(self.variant)) is None:
-            raise InputError(f"{self.variant.name} was not verified, so nobody knows how far its scores drift")
-        exact, known = self.with_precision(precision), scored
+            raise InputError(f"refine needs a drift that was measured, and {self.variant.name} was not verified")
+        return verification
+
+    def _refine(
+        self, query: str, documents: Sequence[str], scored: Scored, top_n: int, exact: "Reranker"
+    ) -> tuple[Int64Array, Scored, int]:
+        """Score again who may be among the top n; return the order, the scores that are then known, and how many."""
+        known = scored
 
         def score_again(chosen: Int64Array) -> Float32Array:
             nonlocal known
-            again = exact.evaluate([(query, documents[i]) for i in chosen])
+            again = exact._evaluate([(query, documents[i]) for i in chosen])
             known = known.with_scores_of(again, chosen)
             return again.logits
 
-        found = cascade.refine(scored.logits, top_n, verification.max_difference, score_again)
+        found = cascade.refine(scored.logits, top_n, self._drift().max_difference, score_again)
         return found.order, known, found.n_refined
+
+    def _check_finite(self, logits: Float32Array, encoded: Encoded, n_before: int = 0) -> None:
+        """Raise ScoreError, naming the pair, for what is not a number; `n_before` pairs of the call came before."""
+        if np.isfinite(logits).all():
+            return
+        row = int(np.flatnonzero(~np.isfinite(logits))[0])
+        found = f"{self.variant.name} answered {logits[row]} for pair {n_before + encoded.pair_of_row[row]}"
+        if self.variant.precision == "fp32":
+            raise ScoreError(
+                f"{found}: no precision is more exact, so the checkpoint's weights are at fault; export another one"
+            )
+        raise ScoreError(
+            f"{found}: use precision='fp32'. If that answers the same, the checkpoint's weights are at fault"
+        )
 
     def _hit(self, index: int, score: float, document: str, scored: Scored) -> Hit:
         start, stop = map(int, scored.spans[index])
@@ -437,26 +520,10 @@ def best_rows(logits: Float32Array, pair_of_row: Int64Array, n_pairs: int) -> In
     return order[np.searchsorted(pair_of_row[order], np.arange(n_pairs))]
 
 
-def _check_options(
-    device: Device | None, n_threads: int | None, instruction_set: str | None, gpu_memory_gb: float | None
-) -> None:
-    if gpu_memory_gb is not None and gpu_memory_gb <= 0:
-        raise InputError(f"gpu_memory_gb={gpu_memory_gb}, expected more than 0 (or None for what is needed)")
-    if gpu_memory_gb is not None and device is not None and device.target != "cuda":
-        raise InputError(f"gpu_memory_gb bounds what CUDA takes, device={str(device)!r} does not heed it; drop it")
-    for name, value in (("n_threads", n_threads), ("instruction_set", instruction_set)):
-        if value is not None and device is not None and device.is_gpu:
-            raise InputError(f"{name} is for the CPU, device={str(device)!r} does not heed it; drop it")
-    if n_threads is not None and n_threads < 1:
-        raise InputError(f"n_threads={n_threads}, expected at least 1 (or None for all usable cores)")
-    if instruction_set not in (None, *INSTRUCTION_SETS):
-        raise InputError(f"instruction_set={instruction_set!r}, expected one of {', '.join(INSTRUCTION_SETS)}, or None")
-
-
-def _as_list(items: Iterable[Any], name: str) -> list[Any]:
-    if isinstance(items, str | bytes):
-        raise InputError(f"{name} is one {type(items).__name__}, expected a list")
-    return list(items)
+def _load_again(loading: Loading, expected: str, rules: Rules, depth: Depth) -> Reranker:
+    """Load a reranker that was pickled."""
+    loaded = open_again(loading, expected)
+    return Reranker(loaded.artifact, loaded.variant, loaded.tokenizer, loaded.variants, rules, depth, loading)
 
 
 def _check_query(query: object) -> None:
@@ -464,18 +531,3 @@ def _check_query(query: object) -> None:
         raise InputError(f"the query is {type(query).__name__}, not str")
     if not query.strip():
         raise InputError("the query is empty: there is nothing to rank by")
-
-
-def _check_pair(pair: object) -> None:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise InputError(f"expected pairs (query, passage), got {pair!r:.80}")
-    _check_query(pair[0])
-
-
-def _check_finite(logits: Float32Array, encoded: Encoded, variant: Variant) -> None:
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits))[0])
-        raise ScoreError(
-            f"{variant.name} answered {logits[row]} for pair {encoded.pair_of_row[row]}: the variant is not fit for"
-            " this text; use another precision"
-        )

@@ -1,10 +1,11 @@
 """How two texts share a row: budgets, truncation and windows. Knows numbers of tokens only: no text, no tokenizer."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from rankrt.artifact import Template
 from rankrt.errors import InputError
+from rankrt.options import check_choice, check_text, check_whole
 
 Span: TypeAlias = tuple[int, int]
 Truncation: TypeAlias = Literal["only_passage", "longest_first"]
@@ -47,9 +48,17 @@ class Rules:
     question: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("truncation", self.truncation, Truncation)
-        _check_choice("long_documents", self.long_documents, LongDocuments)
-        _check_choice("truncation_side", self.truncation_side, Side)
+        """Refuse what no model could keep."""
+        check_whole("max_length", self.max_length)
+        check_whole("query_max_length", self.query_max_length, least=1, none_is="three quarters of max_length")
+        check_whole("passage_max_length", self.passage_max_length, least=1, none_is="as many as fit")
+        check_choice("truncation", self.truncation, get_args(Truncation))
+        check_choice("long_documents", self.long_documents, get_args(LongDocuments))
+        check_choice("truncation_side", self.truncation_side, get_args(Side))
+        for name in ("query_instruction", "passage_instruction", "question"):
+            check_text(name, getattr(self, name), none_is="the model's own")
+        for name in ("query_instruction_format", "passage_instruction_format"):
+            _check_format(name, getattr(self, name))
         if self.truncation == "longest_first" and self.query_max_length is not None:
             raise InputError('truncation="longest_first" decides itself what a query keeps; drop query_max_length')
         if self.truncation == "longest_first" and self.long_documents == "chunk":
@@ -64,13 +73,14 @@ class Rules:
         """Raise InputError unless rows by these rules fit a model of `longest` tokens and can hold a pair at all."""
         if self.max_length > longest:
             raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens")
-        if self.n_query_tokens < 1:
-            raise InputError(f"query_max_length={self.n_query_tokens} leaves nothing of the query")
-        if self.passage_max_length is not None and self.passage_max_length < 1:
-            raise InputError(f"passage_max_length={self.passage_max_length} leaves nothing of a passage")
         if template.room(self.max_length) < 2:
             raise InputError(
                 f"max_length={self.max_length} cannot hold a pair: {template.n_special} tokens of a row are special"
+            )
+        if self.query_max_length is not None and self.query_max_length > self.max_length:
+            raise InputError(
+                f"query_max_length={self.query_max_length} is more than a row has: max_length={self.max_length}; lower"
+                " query_max_length or raise max_length"
             )
         if (n_tokens := template.room(self.max_length) + template.n_special) > longest:
             raise InputError(
@@ -110,7 +120,13 @@ def windows(n_tokens: int, size: int, *, overlap: int) -> list[Span]:
     return [(start, start + size) for start in starts]
 
 
-def _check_choice(name: str, value: str, choices: object) -> None:
-    allowed = getattr(choices, "__args__", ())
-    if value not in allowed:
-        raise InputError(f"{name}={value!r}, expected one of {', '.join(map(repr, allowed))}")
+def _check_format(name: str, form: object) -> None:
+    check_text(name, form, none_is="the model's own")
+    try:
+        is_whole = form is None or str(form).format("", "\0").count("\0") == 1
+    except (ValueError, LookupError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(
+            f'{name}={form!r:.80}, expected {{}} for the instruction, then {{}} for the text, as in "{{}}{{}}"'
+        )

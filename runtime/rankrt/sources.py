@@ -2,16 +2,19 @@
 
 import hashlib
 import logging
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rankrt.artifact import MANIFEST, Artifact, Variant, open_artifact
 from rankrt.atomic import cache_folder, made_once
-from rankrt.errors import ArtifactError, MissingExtra
+from rankrt.errors import ArtifactError, InputError, MissingExtra
 from rankrt.extras import exporter
 
 _CHECKPOINT = "config.json"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _logger = logging.getLogger("rankrt")
 
@@ -47,13 +50,35 @@ def find_artifact(
     Raises ArtifactError if the source is neither an artifact nor a checkpoint, MissingExtra if it is a checkpoint and
     the export extra is not installed, and what `choose` raises.
     """
-    folder = Path(source).expanduser()
+    folder = folder_of(source)
     if folder.is_dir():
+        if hub is not None and hub.revision is not None:
+            raise InputError(
+                f"revision={hub.revision!r} is a state of a hub repository, but {source} is a folder; drop it"
+            )
         artifact = open_artifact(folder if (folder / MANIFEST).exists() else _exported_folder(folder))
         return artifact, choose(artifact)
     if folder.exists() or not _is_hub_id(str(source)):
         raise ArtifactError(f"{source} is no folder, and no hub id of the form owner/name")
     return _from_hub(str(source), hub or Hub(), choose)
+
+
+def folder_of(source: object) -> Path:
+    """Return the folder that a source would be. Raises ArtifactError for what cannot be a name on any disk or hub."""
+    if not isinstance(source, str | os.PathLike):
+        raise ArtifactError(f"{source!r:.80} is not a model: expected a folder, or a hub id of the form owner/name")
+    text = os.fspath(source)
+    if not isinstance(text, str) or not text.strip() or _CONTROL.search(text):
+        raise ArtifactError(f"{text!r:.80} is not a model: a name has letters, and no line break or NUL")
+    folder = Path(text)
+    try:
+        folder = folder.expanduser()
+        folder.is_dir()
+    except RuntimeError as error:  # ~ without a home
+        raise ArtifactError(f"{text!r:.80} is not a model: {error}") from error
+    except OSError as error:
+        raise ArtifactError(f"{text!r:.80} is not a model: {error.strerror}") from error
+    return folder
 
 
 def _from_hub(repository: str, hub: Hub, choose: Callable[[Artifact], Variant]) -> tuple[Artifact, Variant]:

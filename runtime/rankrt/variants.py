@@ -1,10 +1,13 @@
 """The variants of an artifact on this host: which can be used, and each loaded once, when it is first asked for."""
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 from rankrt.artifact import Artifact, InstructionSet, Precision, Variant
 from rankrt.backends import Backend
@@ -15,7 +18,7 @@ from rankrt.backends.ort_cuda import open_cuda
 from rankrt.backends.ort_tensorrt import open_tensorrt
 from rankrt.builds import Builds, build_command, find_build
 from rankrt.devices import Device
-from rankrt.errors import ArtifactError, DeviceError
+from rankrt.errors import ArtifactError, ClosedError, DeviceError
 from rankrt.machine import Machine, this_machine
 from rankrt.prepared import PreparedModels
 from rankrt.text_tokenizer import LibraryTokenizer, TextTokenizer
@@ -30,7 +33,10 @@ _logger = logging.getLogger("rankrt")
 
 
 class Variants:
-    """Loaded variants. Threads may share them, and so may rerankers with different rules."""
+    """Loaded variants. Threads may share them, and so may rerankers with different rules.
+
+    A child that is forked has none of their threads, so it loads its own when it first needs them.
+    """
 
     def __init__(
         self,
@@ -43,19 +49,72 @@ class Variants:
         self.device = device
         self._open = open_variant
         self._backends: dict[str, Backend | OrtCausal] = {}
-        self._lock = threading.Lock()
+        # Of the process that this one was forked from: not used here, and not destroyed either.
+        self._of_parent: list[dict[str, Backend | OrtCausal]] = []
+        self._is_closed = False
+        self._begin()
+        _all_variants.add(self)
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Keep loaded what is loaded, even if it is closed meanwhile. Raises ClosedError if it was closed before."""
+        with self._lock:
+            if self._is_closed:
+                raise ClosedError("this reranker was closed, or one that shares its model; load it again")
+            self._n_users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_users -= 1
+                self._release_if_closed()
 
     def backend(self, variant: Variant) -> Backend | OrtCausal:
-        """Return the loaded variant."""
-        with self._lock:
+        """Return the loaded variant, to one who uses them."""
+        if (found := self._backends.get(variant.name)) is not None:
+            return found
+        with self._loading:
             if variant.name not in self._backends:
+                if self._of_parent and self.device.is_gpu:
+                    raise DeviceError(
+                        f"a forked process cannot use {self.device}, which its parent used; load the reranker in the"
+                        ' child, or start it with multiprocessing.get_context("spawn")'
+                    )
                 self._backends[variant.name] = self._open(variant)
             return self._backends[variant.name]
 
     def close(self) -> None:
-        """Release all that were loaded."""
-        for backend in self._backends.values():
-            backend.close()
+        """Release all that were loaded: at once, or when the last call that uses them ends."""
+        with self._lock:
+            self._is_closed = True
+            self._release_if_closed()
+
+    def _begin(self) -> None:
+        self._n_users = 0
+        self._lock, self._loading = threading.Lock(), threading.Lock()
+
+    def _release_if_closed(self) -> None:
+        if self._is_closed and not self._n_users:
+            for name in list(self._backends):
+                self._backends.pop(name).close()
+
+    def _begin_in_child(self) -> None:
+        """Begin again after a fork: what is loaded has no threads, and a lock may be held by one that is not here."""
+        self._of_parent.append(self._backends)
+        self._backends = {}
+        self._begin()
+
+
+_all_variants: WeakSet[Variants] = WeakSet()
+
+
+def _begin_in_child() -> None:
+    for variants in _all_variants:
+        variants._begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def choose(
@@ -70,7 +129,7 @@ def choose(
     there is none, or if int8 is asked for by name on a processor that gains nothing from it.
     """
     if instruction_set is not None:
-        return _asked_for(artifact, precision, machine, instruction_set)
+        return artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
     if machine.multiplies_bytes:
         return artifact.choose("cpu", precision, instruction_sets=machine.instruction_sets)
     if precision in _NEED_BYTES:
@@ -81,17 +140,6 @@ def choose(
     variant = artifact.choose("cpu", precision, without=_NEED_BYTES)
     if precision == "auto" and any(v.precision == "int8" and v.verification for v in artifact.manifest.variants):
         _logger.warning("%s has no fast products of bytes: using %s, not int8", machine.processor, variant.precision)
-    return variant
-
-
-def _asked_for(
-    artifact: Artifact, precision: Precision | Literal["auto"], machine: Machine, instruction_set: InstructionSet
-) -> Variant:
-    """Return the variant for an instruction set, and say so where another one would have been taken."""
-    variant = artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
-    if variant.instruction_set is not None and instruction_set != machine.instruction_sets[0]:
-        how = {"vnni": "more exact than that for avx2, and slower", "avx2": "less exact than that for vnni"}
-        _logger.warning("using %s as asked for: on %s it is %s", variant.name, machine.processor, how[instruction_set])
     return variant
 
 

@@ -85,7 +85,7 @@ def test_other_devices_are_refused(artifact: Artifact, devices: object, message:
 
 
 def test_what_is_no_pair_is_refused(reranker: FlagReranker):
-    with pytest.raises(InputError, match="expected pairs of a query and a passage"):
+    with pytest.raises(InputError, match=r"expected pairs \(query, passage\)"):
         reranker.compute_score([["one", "two", "three"]])
 
 

@@ -224,7 +224,7 @@ def test_blocks_that_are_encoded_ahead_come_in_their_order(unverified: Artifact,
     build_all(unverified, Device("cuda"))
     with Reranker.load(unverified.folder, device="cuda") as reranker:
         scores = reranker.score([("zero", word) for word in ["one", "two", "three", "four"] * 2])
-        with pytest.raises(InputError, match="the passage of pair 0 is int, not str"):
+        with pytest.raises(InputError, match="the passage of pair 3 is int, not str"):
             reranker.score([("zero", "one")] * 3 + [("zero", 3)])  # type: ignore[list-item]
     assert scores.tolist() == [1.0, 2.0, 3.0, 4.0] * 2
 

@@ -199,7 +199,7 @@ def test_a_query_that_leaves_no_room_says_what_to_do():
     [
         ({"max_length": 65}, "max_length=65, but this model takes at most 64 tokens"),
         ({"max_length": 5}, "max_length=5 cannot hold a pair: 4 tokens of a row are special"),
-        ({"max_length": 64, "query_max_length": 0}, "query_max_length=0 leaves nothing of the query"),
+        ({"max_length": 64, "query_max_length": 0}, "query_max_length=0, expected a whole number of at least 1"),
     ],
 )
 def test_rules_that_do_not_fit_the_model_are_refused(rules: dict[str, Any], message: str):

@@ -1,17 +1,37 @@
-"""What all ONNX Runtime backends share: finding the engine, and the options of a session."""
+"""What all ONNX Runtime backends share: finding the engine, the options of a session, and what a fork does to one."""
 
+import ctypes
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from rankrt.artifact import InstructionSet
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
 from rankrt.machine import this_machine
+from rankrt.telemetry import warn_if_too_late
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
 _DISABLED_FUSIONS = "SkipLayerNormFusion"
+
+_sessions: WeakSet[Any] = WeakSet()
+
+
+def _keep_sessions_for_ever() -> None:
+    """Keep a forked child from ever destroying a session: it would wait for the session's threads, which it has not.
+
+    Not even at its end, so it takes a reference that Python does not know of.
+    """
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    _sessions.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_sessions_for_ever)
 
 
 def import_onnxruntime() -> Any:
@@ -22,6 +42,7 @@ def import_onnxruntime() -> Any:
             " runs. Remove both and install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'rankrt[cpu]'"
             " (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
         )
+    warn_if_too_late()
     try:
         return import_module("onnxruntime")
     except ModuleNotFoundError as error:
@@ -98,6 +119,7 @@ def open_session(
         session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
     except Exception as error:  # the engine's exceptions share no base of their own
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}") from error
+    _sessions.add(session)
     if (used := session.get_providers()[0]) != provider:
         raise DeviceError(f"ONNX Runtime {ort.__version__} took {used} instead of {provider} for {graph}")
     return session

@@ -15,7 +15,7 @@ import numpy as np
 from rankrt import progressive
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
 from rankrt.artifact import InstructionSet
-from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.cpu_lanes import CpuLanes, mapped, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.ort import import_onnxruntime, open_session, session_options
 from rankrt.planner import Capacity, Plan, plan
 from rankrt.prefixes import Prefixes
@@ -190,8 +190,14 @@ class OrtCausal:
         return kept
 
     def close(self) -> None:
-        """Release the threads; the sessions go with the last reference to them."""
+        """Release the threads, and the sessions with their memory."""
         self._lanes.close()
+        with mapped():
+            self._wide, self._narrow, self.no_prefix = [], [], ()
+
+    def __del__(self) -> None:
+        with mapped():
+            self._wide, self._narrow, self.no_prefix = [], [], ()
 
     def _outputs(self, session: Any, feed: dict[str, Any], names: list[str]) -> dict[str, OrtValue]:
         values = {name: self._ort_value(x) if isinstance(x, np.ndarray) else x for name, x in feed.items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact import InstructionSet, Layout
-from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.cpu_lanes import CpuLanes, mapped, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.ort import open_session, session_options
 from rankrt.batch import BATCHES
 from rankrt.planner import Capacity, Plan
@@ -35,6 +35,8 @@ class OrtCpu:
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
         self.capacity = Capacity(layout=layout, n_threads=n_threads, n_narrow=n_narrow)
         self._batch = BATCHES[layout]
+        self._wide: Any
+        self._narrow: Any
         self._wide, self._narrow = wide_and_narrow(
             lambda n: open_session(graph, session_options(n, is_prepared=is_prepared, instruction_set=instruction_set)),
             self.capacity,
@@ -56,8 +58,14 @@ class OrtCpu:
         return logits
 
     def close(self) -> None:
-        """Release the threads; the sessions go with the last reference to them."""
+        """Release the threads, and the sessions with their memory."""
         self._lanes.close()
+        with mapped():
+            self._wide = self._narrow = None
+
+    def __del__(self) -> None:
+        with mapped():
+            self._wide = self._narrow = None
 
     def _logits(self, session: Any, encoded: Encoded, rows: Int64Array) -> Float32Array:
         arrays = self._batch(encoded, rows)

@@ -337,6 +337,8 @@ def _rules(model: Model, changes: Mapping[str, Any]) -> Rules:
         return model.rules
     given = dict(changes)
     given["max_length"] = min(given.get("max_length") or model.rules.max_length, model.limit)
+    if (most := given.get("query_max_length", model.rules.query_max_length)) is not None:
+        given["query_max_length"] = min(most, given["max_length"])
     rules = replace(model.rules, **given)
     rules.check(model.artifact.manifest.template, model.limit)
     return rules

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankrt.artifact import Artifact, Precision, Variant
-from rankrt.devices import Device
+from rankrt.devices import Device, check_heeded
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.machine import this_machine
 from rankrt.placement import device_of, place
@@ -235,7 +235,9 @@ def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, 
     artifact, variant = find_artifact(
         served.source, lambda found: place(found, asked, options.precision, machine), Hub(revision=options.revision)
     )
-    return artifact, variant, device_of(variant, asked)
+    device = device_of(variant, asked)
+    check_heeded(options.device, device, gpu_memory_gb=options.gpu_memory_bytes)
+    return artifact, variant, device
 
 
 def name_of(artifact: Artifact, source: str) -> str:

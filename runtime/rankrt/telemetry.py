@@ -1,0 +1,37 @@
+"""What the libraries below would report to their makers, turned off. `import rankrt` does it, before any of them.
+
+ONNX Runtime reports from Linux since 1.29: three calls in the first 25 s of a process, and a device id below HOME. It
+reads its variable once, when it is imported; its own `disable_telemetry_events` came too late in every order tried.
+huggingface_hub puts what is installed into its requests, and asks the hub which agents there are.
+"""
+
+import logging
+import os
+import sys
+from functools import cache
+
+_VARIABLES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+# This module is imported before it sets a variable, and long before rankrt needs an engine.
+_ENGINE_CAME_FIRST = (
+    sys.platform == "linux" and "onnxruntime" in sys.modules and not os.environ.get("ORT_DISABLE_TELEMETRY")
+)
+
+_logger = logging.getLogger("rankrt")
+
+
+def turn_off() -> None:
+    """Set the variables, for this process and those that it starts. What the user's environment says is respected."""
+    for name, value in _VARIABLES.items():
+        if not os.environ.get(name):  # an empty ORT_DISABLE_TELEMETRY means "report"
+            os.environ[name] = value
+
+
+@cache
+def warn_if_too_late() -> None:
+    """Say, once, that ONNX Runtime reports because it was imported before rankrt."""
+    if _ENGINE_CAME_FIRST:
+        _logger.warning(
+            "onnxruntime was imported before rankrt, so it reports this process to its maker; import rankrt first, or"
+            " set ORT_DISABLE_TELEMETRY=1"
+        )
