@@ -5,6 +5,7 @@ RankrtError
 ├── ArtifactError      an artifact is missing, damaged, unknown or of a newer format
 ├── DeviceError        this host cannot run what was asked for
 ├── ScoreError         the model answered with something that is not a score
+├── CacheError         the host's cache cannot be read or written
 ├── MissingExtra       a part that is not installed; the message names the pip command (also an ImportError)
 └── ExportError        raised by rankrt_export, which divides it further
 """
@@ -28,6 +29,10 @@ class DeviceError(RankrtError):
 
 class ScoreError(RankrtError):
     """The model answered with something that is not a score."""
+
+
+class CacheError(RankrtError):
+    """The host's cache cannot be read or written. Only what needs it raises this; the rest goes on without it."""
 
 
 class MissingExtra(RankrtError, ImportError):

@@ -146,7 +146,7 @@ def test_doctor_finds_nothing_wrong_with_a_sound_artifact(artifact: Artifact, ca
 def test_doctor_without_an_artifact_examines_the_host(capsys: Output):
     assert run("doctor", "--json") == 0
     findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert {"software", "processor", "threads", "engine", "cache"} == findings.keys()
+    assert {"software", "processor", "threads", "engine", "telemetry", "limits", "cache"} == findings.keys()
     assert "onnxruntime" in findings["engine"]["detail"]
 
 
@@ -173,7 +173,7 @@ def test_doctor_notes_what_was_never_verified(tmp_path: Path, capsys: Output):
 
 def test_doctor_on_something_else_fails(tmp_path: Path, capsys: Output):
     assert run("doctor", tmp_path) == 1
-    assert "is no rankrt artifact" in capsys.readouterr().out
+    assert "is not a rankrt artifact" in capsys.readouterr().out
 
 
 def test_the_cache_is_listed_and_cleared(artifact: Artifact, documents: str, capsys: Output):
@@ -189,14 +189,14 @@ def test_the_cache_is_listed_and_cleared(artifact: Artifact, documents: str, cap
     [
         (["rerank", "ARTIFACT", "--query", " ", "--documents", "DOCUMENTS"], "the query is empty"),
         (["rerank", "ARTIFACT", "--query", "one", "--documents", "/no/file"], "/no/file cannot be read: No such file"),
-        (["rerank", "/no/artifact", "--query", "one", "--documents", "DOCUMENTS"], "/no/artifact is no folder"),
+        (["rerank", "/no/artifact", "--query", "one", "--documents", "DOCUMENTS"], "/no/artifact does not exist"),
         (
             ["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--max-length", "99"],
             "at most 64 tokens",
         ),
         (["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--top-n", "-1"], "top_n=-1"),
         (["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--precision", "fp16"], "has no fp16"),
-        (["info", "/no/artifact"], "is no rankrt artifact"),
+        (["info", "/no/artifact"], "is not a rankrt artifact"),
         (["score", "ARTIFACT", "/no/file"], "/no/file cannot be read"),
     ],
 )

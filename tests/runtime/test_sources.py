@@ -73,25 +73,26 @@ def test_a_revision_of_a_hub_repository_is_honoured(artifact: Artifact, tmp_path
 
 
 def test_a_repository_that_is_not_in_the_cache_is_an_error_when_offline(publish: Any):
-    with pytest.raises(ArtifactError, match="someone/else@v2 is no folder here and could not be fetched from the hub"):
+    with pytest.raises(ArtifactError, match="someone/else@v2 does not exist here and could not be fetched"):
         Reranker.load("someone/else", revision="v2")
 
 
 @pytest.mark.parametrize("source", ["./missing", "/no/such/folder", "word", "a/b/c"])
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(source: str):
-    with pytest.raises(ArtifactError, match="is no folder, and no hub id of the form owner/name"):
+    remedy = rf"{source} does not exist and is not a hub id \(owner/name\)\. To create it: rankrt export \S+ {source}"
+    with pytest.raises(ArtifactError, match=remedy):
         Reranker.load(source)
 
 
 def test_a_file_is_no_source(tmp_path: Path):
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(ArtifactError, match="is no folder"):
+    with pytest.raises(ArtifactError, match="is a file; expected a folder"):
         Reranker.load(tmp_path / "model.onnx")
 
 
 def test_an_empty_folder_is_neither_artifact_nor_checkpoint(tmp_path: Path):
     with pytest.raises(
-        ArtifactError, match=r"is no artifact \(no rankrt\.json\) and no checkpoint \(no config\.json\)"
+        ArtifactError, match=r"is neither an artifact \(no rankrt\.json\) nor a checkpoint \(no config\.json\)"
     ):
         Reranker.load(tmp_path)
 
