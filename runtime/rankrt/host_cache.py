@@ -132,13 +132,6 @@ class HostCache:
         """Return where the entry of a key is, or would be."""
         return self.folder / key.kind / key.folder_name
 
-    def has(self, key: Key) -> bool:
-        """Tell whether there is an entry, sound or not."""
-        try:
-            return (self.path(key) / ENTRY).exists()
-        except OSError:
-            return False
-
     def find(self, key: Key) -> Use | None:
         """Return the entry of a key if there is a sound one. A damaged one is announced."""
         folder = self.path(key)
@@ -498,18 +491,19 @@ def _is_locked(path: Path) -> bool:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turn what the file system says into a sentence with what to do."""
+    """Turn what the file system says of an entry into a sentence that is the same for all entries."""
+    root = folder.parent.parent
     try:
         yield
     except NotImplementedError as error:  # filelock's, for a file system without locks
-        raise CacheError(f"{folder.parent} cannot be locked ({error}). Name another folder with {_FOLDER}") from error
+        raise CacheError(f"the cache {root} cannot be locked ({error}). Name another folder with {_FOLDER}") from error
     except PermissionError as error:
         raise CacheError(
-            f"the cache {error.filename or folder} cannot be used as {this_user()}: permission denied. Give that user"
-            f" the right, or name another folder with {_FOLDER}"
+            f"the cache {root} cannot be used as {this_user()}: permission denied. Give that user the right, or name"
+            f" another folder with {_FOLDER}"
         ) from error
     except OSError as error:
         raise CacheError(
-            f"the cache {error.filename or folder} cannot be used: {error.strerror or error}. Make room, or name"
-            f" another folder with {_FOLDER}"
+            f"the cache {root} cannot be used: {error.strerror or error}. Make room, or name another folder with"
+            f" {_FOLDER}"
         ) from error

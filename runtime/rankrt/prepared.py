@@ -6,6 +6,7 @@ the page cache. Such a file belongs to one artifact, one ONNX Runtime and one in
 host, not in the artifact.
 """
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,8 @@ _GRAPH, _WEIGHTS = "model{}.onnx", "weights{}.data"
 _MIN_EXTERNAL_BYTES = 1024
 # Packed copies stand beside the originals: 1.53 and 2.6 times the artifact were measured with 568 M parameters.
 _GROWTH: dict[Precision, float] = {"fp32": 1.6, "fp16": 2.7, "w8": 1.7, "int8": 1.7, "fp8": 1.7, "int4": 1.7}
+
+_logger = logging.getLogger("rankrt")
 
 
 class PreparedModels:
@@ -59,6 +62,7 @@ class PreparedModels:
         """
 
         def write(folder: Path) -> None:
+            _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, self.folder)
             artifact.check_hashes(variant.files, hashes.sha256)
             self._check_space(folder, artifact, variant)
             for number, name in enumerate(variant.graphs):
@@ -114,6 +118,6 @@ def _pack(graph: Path, folder: Path, number: int, instruction_set: InstructionSe
     try:
         open_session(graph, options)
     except ArtifactError as error:  # a graph that cannot be loaded is refused when it is opened as it is
-        raise CacheError(f"ONNX Runtime could not write a prepared model: {error}") from error
+        raise CacheError(f"ONNX Runtime could not write a prepared model: {error.__cause__ or error}") from error
     if not Path(options.optimized_model_filepath).exists():
         raise CacheError(f"ONNX Runtime wrote no prepared model for {graph}")

@@ -192,8 +192,6 @@ def _prepared(
 ) -> tuple[list[Path], Use] | None:
     """Return the prepared graphs, or None, with a warning, where the host has no room or no right to keep one."""
     key = models.key(artifact, variant, machine)
-    if not models.cache.has(key):
-        _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, models.folder)
     try:
         return models.graphs(key, artifact, variant, hashes)
     except CacheError as error:

@@ -44,9 +44,13 @@ def names() -> list[str]:
 
 def test_an_entry_is_made_once_and_found_again(folder: Path):
     calls: list[Path] = []
+
+    def write(new: Path) -> None:
+        calls.append(new)
+        (new / "file").write_text("content")
+
     for _ in range(2):
-        made = HostCache().make(key("one"), lambda new: calls.append(new) or (new / "file").write_text("content"))
-        assert (made.folder / "file").read_text() == "content"
+        assert (HostCache().make(key("one"), write).folder / "file").read_text() == "content"
     assert len(calls) == 1
 
 
