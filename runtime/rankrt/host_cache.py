@@ -49,6 +49,7 @@ _FORMAT = 1
 # What rankrt wrote beside the files of an entry before there was one format for all.
 _OLDER_RECORDS = ("prepared.json", "build.json", "rankrt.json")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOLDER, _LIMIT = "RANKRT_CACHE", "RANKRT_CACHE_MAX"
 
 _logger = logging.getLogger("rankrt")
@@ -105,12 +106,16 @@ class Use:
 
     def __init__(self, folder: Path, descriptor: int | None) -> None:
         self.folder = folder
-        if descriptor is not None:
-            weakref.finalize(self, os.close, descriptor).atexit = False
+        self._release = None if descriptor is None else weakref.finalize(self, os.close, descriptor)
 
     def until_gone(self, owner: object) -> None:
         """Keep the entry until that object is collected."""
-        weakref.finalize(owner, id, self).atexit = False
+        weakref.finalize(owner, self.end)
+
+    def end(self) -> None:
+        """Let the entry be removed."""
+        if self._release is not None:
+            self._release()
 
 
 class HostCache:
@@ -124,8 +129,8 @@ class HostCache:
     @property
     def is_writable(self) -> bool:
         """Whether this user may add entries."""
-        there = next((path for path in (self.folder, *self.folder.absolute().parents) if path.exists()), self.folder)
-        kinds = [self.folder / kind for kind in KINDS if (self.folder / kind).exists()]
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.exists(path))
+        kinds = [self.folder / kind for kind in KINDS if os.path.exists(self.folder / kind)]
         return all(os.access(path, os.W_OK | os.X_OK) for path in (there, *kinds))
 
     def path(self, key: Key) -> Path:
@@ -179,7 +184,7 @@ class HostCache:
 
     def items(self) -> list[Item]:
         """Return all that is there, by kind and name. What other programs may have put beside it is left out."""
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise CacheError(f"{self.folder} is not a folder, so it cannot be the cache. Name one with {_FOLDER}")
         found: list[Item] = []
         for kind in KINDS:
@@ -197,8 +202,12 @@ class HostCache:
     def damaged(self) -> Iterator[tuple[Item, str]]:
         """Read all entries whole; yield those whose files are not what was written, and why."""
         for item in self.items():
-            entry = _read(item.path) if item.state == "ready" else None
-            if entry is not None and (problem := _problem(item.path, entry, is_full=True)):
+            try:
+                entry = _read(item.path) if item.state == "ready" else None
+                problem = None if entry is None else _problem(item.path, entry, is_full=True)
+            except OSError as error:
+                problem = unreadable(Path(error.filename or item.path), error)
+            if problem is not None:
                 yield item, problem
 
     def prune(self) -> list[Item]:
@@ -503,7 +512,7 @@ def _explained(folder: Path) -> Iterator[None]:
             f" another folder with {_FOLDER}"
         ) from error
     except OSError as error:
+        remedy = "Make room, or name" if error.errno in _FULL else "Name"
         raise CacheError(
-            f"the cache {root} cannot be used: {error.strerror or error}. Make room, or name another folder with"
-            f" {_FOLDER}"
+            f"the cache {root} cannot be used: {error.strerror or error}. {remedy} another folder with {_FOLDER}"
         ) from error

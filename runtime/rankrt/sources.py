@@ -145,7 +145,8 @@ def _module_folders(folder: Path) -> list[str]:
         paths = [module.get("path") for module in modules if isinstance(module, dict)]
     except (OSError, ValueError, TypeError):  # the export says what is wrong with it
         return []
-    return sorted(path for path in paths if isinstance(path, str) and path and (folder / path).is_dir())
+    inside = [path for path in paths if isinstance(path, str) and path and Path(path).name == path]
+    return sorted(path for path in inside if path != ".." and (folder / path).is_dir())
 
 
 def _exported(source: str, cache: HostCache, hub: Hub, *, content: str) -> Artifact:

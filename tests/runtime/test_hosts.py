@@ -141,6 +141,19 @@ def test_a_cache_that_another_user_keeps_to_himself_is_done_without(artifact: Ar
     assert "cannot be read as" in finding["detail"]
 
 
+def test_a_cache_below_a_folder_of_another_user_is_done_without(
+    artifact: Artifact, cache: Path, tmp_path: Path, documents: str, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "private").mkdir(mode=0)
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "private" / "cache"))
+    process = rerank(artifact, documents)
+    assert (process.returncode, process.stderr.count("\n")) == (0, 1)
+    assert "not using the cache" in process.stderr
+    for arguments in (["cache", "list"], ["cache", "prune"], ["cache", "clear"], ["doctor"]):
+        process = without_rights(arguments)
+        assert (process.returncode, "Traceback" in process.stderr) == (0, False)
+
+
 def test_a_filled_cache_that_may_only_be_read_is_used(artifact: Artifact, cache: Path, documents: str):
     Reranker.load(artifact.folder).close()
     for path in (*cache.rglob("*"), cache):
