@@ -285,7 +285,10 @@ def cache_folder() -> Path:
     Raises CacheError for a user who has no home and names no folder.
     """
     if named := os.environ.get(_FOLDER):
-        return Path(named)
+        try:
+            return Path(named).expanduser()  # in a file of settings no shell does
+        except RuntimeError as error:
+            raise CacheError(f"{_FOLDER}={named} cannot be used: {error} Name an absolute folder") from error
     if named := os.environ.get("XDG_CACHE_HOME"):
         return Path(named) / "rankrt"
     if (home := home_folder()) is None:

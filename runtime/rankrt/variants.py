@@ -201,16 +201,16 @@ def _prepared(
 
 def _open_engines(artifact: Artifact, variant: Variant, device: Device, graph: Path) -> GpuBackend:
     """Load the TensorRT engines that were built for a variant."""
+    missing = DeviceError(
+        f"{variant.name} has no engines on this host, or not all of them. Build them:"
+        f" {build_command(artifact.folder, device)}"
+    )
     build = find_build(artifact, variant, device)
-    builds = Builds() if build is not None else None
-    if (
-        build is None
-        or builds is None
-        or build.max_length is None
-        or not {*build.engines} <= {*builds.engine_names(build.built_for)}
-    ):
-        command = build_command(artifact.folder, device)
-        raise DeviceError(f"{variant.name} has no engines on this host, or not all of them. Build them: {command}")
+    if build is None or build.max_length is None:
+        raise missing
+    builds = Builds()
+    if not {*build.engines} <= {*builds.engine_names(build.built_for)}:
+        raise missing
     use = builds.use(build.built_for)
     backend = open_tensorrt(
         graph,

@@ -71,6 +71,15 @@ def test_what_is_not_a_size_is_refused_with_the_variable(
         Reranker.load(artifact.folder)
 
 
+def test_a_home_folder_is_expanded_where_no_shell_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RANKRT_CACHE", "~/cache")
+    assert HostCache().folder == tmp_path / "cache"
+    monkeypatch.setenv("RANKRT_CACHE", "~no_such_user_here/cache")
+    with pytest.raises(CacheError, match=r"RANKRT_CACHE=~no_such_user_here/cache cannot be used: .*absolute folder"):
+        HostCache()
+
+
 def test_every_kind_of_thing_in_the_cache_is_listed(folder: Path):
     add("current", engine="tokenizers " + __import__("tokenizers").__version__)
     add("old engine", engine="tokenizers 0.0.1")

@@ -76,6 +76,7 @@ def test_without_a_home_models_are_loaded_without_the_cache_and_that_is_said_onc
     reason = f"uid {os.geteuid()} has no home folder to keep a cache in. Name a folder with RANKRT_CACHE"
     assert caplog.text.count("not using the cache") == 1
     assert reason in caplog.text
+    capsys.readouterr()
     assert main(["cache", "list"]) == 1
     assert capsys.readouterr().err == f"rankrt: error: {reason}\n"
     assert main(["doctor", str(artifact.folder)]) == 0
