@@ -36,7 +36,7 @@ def test_a_process_loads_runs_unloads_and_comes_back_after_it_was_killed(tiny_fo
             assert worker.run(1, run).tolist() == local.run(0, run).tolist()
         with pytest.raises(RunFailed, match="the engine failed on 1 rows"):
             worker.run(0, run_of([5], key="unknown"))
-        with pytest.raises(ArtifactError, match="is no rankrt artifact"):
+        with pytest.raises(ArtifactError, match="is not a rankrt artifact"):
             worker.load(replace(files_of(tiny_folder, key="1"), folder=tmp_path))
 
         os.kill(worker.pid, signal.SIGKILL)

@@ -157,7 +157,7 @@ def test_it_serves_tls(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["missing"], "missing is no folder, and no hub id"),
+        (["missing"], "missing does not exist and is not a hub id"),
         (["{folder}", "--api-key-file", "missing"], "missing cannot be read as a file of keys"),
         (["{folder}", "--ssl-certfile", "missing"], "--ssl-certfile and --ssl-keyfile belong together"),
         (["{folder}", "--ssl-certfile", "missing", "--ssl-keyfile", "missing"], "missing is no file"),
