@@ -9,6 +9,7 @@ for hit in reranker.rank("what is panda?", passages, top_n=3):
 
 from rankrt.errors import (
     ArtifactError,
+    CacheError,
     ClosedError,
     DeviceError,
     ExportError,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArtifactError",
+    "CacheError",
     "ClosedError",
     "DeviceError",
     "ExportError",

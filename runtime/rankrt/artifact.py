@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from rankrt.errors import ArtifactError, DeviceError
+from rankrt.rights import unreadable
 
 FORMAT_VERSION = 3
 MANIFEST = "rankrt.json"
@@ -240,7 +241,7 @@ class Manifest(_Record, frozen=True):
                 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Artifact:
     """A folder whose manifest was understood. `identity` is the SHA-256 of rankrt.json, which holds all the others."""
 
@@ -287,21 +288,30 @@ class Artifact:
                 n_bytes = self.path(name).stat().st_size
             except FileNotFoundError:
                 raise ArtifactError(f"{self.folder} lacks {name}; copy the whole artifact or export it again") from None
+            except OSError as error:
+                raise ArtifactError(unreadable(self.path(name), error)) from error
             if n_bytes != expected:
                 raise ArtifactError(
                     f"{self.path(name)} has {n_bytes} bytes instead of {expected}: it was cut or changed"
                 )
 
-    def check_hashes(self, names: Iterable[str], progress: Callable[[int], None] = lambda n_bytes: None) -> None:
+    def check_hashes(self, names: Iterable[str], sha256: Callable[[str], str] | None = None) -> None:
         """Raise ArtifactError if the content of one of these files is not what was exported.
 
-        Reads the files whole; `progress` is told the number of bytes of each block read.
+        Reads the files whole, unless `sha256` knows better where the hash of a file comes from.
         """
         names = list(names)
         self.check_sizes(names)
         for name in names:
-            if sha256_of(self.path(name), progress) != self.manifest.files[name].sha256:
-                raise ArtifactError(f"{self.path(name)} is not the file that was exported (its SHA-256 differs)")
+            try:
+                found = sha256(name) if sha256 else sha256_of(self.path(name))
+            except OSError as error:
+                raise ArtifactError(unreadable(self.path(name), error)) from error
+            if found != self.manifest.files[name].sha256:
+                raise ArtifactError(
+                    f"{self.path(name)} is not the file that was exported (its SHA-256 differs); copy the artifact"
+                    " again or export it again"
+                )
 
     def _no_variant(self, target: Target, precision: str) -> str:
         has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in self.manifest.variants)
@@ -318,7 +328,11 @@ def open_artifact(folder: Path) -> Artifact:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder} is no rankrt artifact: it has no {MANIFEST}") from None
+        raise ArtifactError(f"{folder} is not a rankrt artifact: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise ArtifactError(unreadable(path, error)) from error
+    except ValueError as error:  # a name with a NUL
+        raise ArtifactError(f"{str(folder)!r} is not the name of a folder: {error}") from error
     return Artifact(folder=folder, manifest=parse_manifest(content, path), identity=hashlib.sha256(content).hexdigest())
 
 
@@ -341,14 +355,10 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(content + b"\n")
 
 
-def sha256_of(path: Path, progress: Callable[[int], None] = lambda n_bytes: None) -> str:
-    """Hash a file in blocks of 1 MiB."""
-    digest = hashlib.sha256()
+def sha256_of(path: Path) -> str:
+    """Hash a file."""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _AnyVersion(msgspec.Struct):

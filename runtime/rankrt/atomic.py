@@ -1,13 +1,14 @@
-"""Folders that appear whole or not at all, and the caches that hold them."""
+"""Folders that appear whole or not at all."""
 
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
+
+UNFINISHED = ".unfinished-"
 
 
 @contextmanager
@@ -17,9 +18,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     The folder itself must not exist by then. A process that is killed leaves `.unfinished-*`, never half a folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".unfinished-{folder.name}-", dir=folder.parent))
+    unfinished = folder.parent / f"{UNFINISHED}{folder.name}-{secrets.token_hex(4)}"
+    unfinished.mkdir()
     try:
-        unfinished.chmod(0o755)  # mkdtemp makes it private, but what it becomes is an ordinary folder
         yield unfinished
         unfinished.rename(folder)
     except BaseException:
@@ -31,20 +32,22 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return the folder after one process, whichever comes first, has filled it with `make`; the others wait."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        with FileLock(lock_of(folder)):
             if not folder.exists():
                 with new_folder(folder) as unfinished:
                     make(unfinished)
     return folder
 
 
-def cache_folder() -> Path:
-    """Return the folder that RANKRT_CACHE names, or rankrt's in the user's cache folder."""
-    if named := os.environ.get("RANKRT_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankrt"
+def lock_of(folder: Path) -> Path:
+    """Return the lock file that a process holds while it makes a folder."""
+    return folder.parent / f".{folder.name}.lock"
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.glob("**/*") if file.is_file())
+    """Return the bytes of all files below a folder, as far as they can be read and are still there."""
+    n_bytes = 0
+    for file in folder.glob("**/*"):
+        with suppress(OSError):
+            n_bytes += file.lstat().st_size if not file.is_dir() else 0
+    return n_bytes

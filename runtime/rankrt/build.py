@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from filelock import FileLock
 
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact import Artifact, Variant
@@ -48,14 +47,14 @@ def build(
     """Build and verify a variant for a device of this host, and record it. A record of before is replaced.
 
     `max_length` is the most tokens of a row that engines take, by default 512 or the model's limit. `progress` is told
-    what is done: see `steps`. Raises DeviceError, ArtifactError, InputError, and ScoreError if the scores are wrong.
+    what is done: see `steps`. Raises DeviceError, ArtifactError, InputError, CacheError, and
+    ScoreError if the scores are wrong.
     """
     max_length = _checked_length(artifact, max_length)
     key, builds = built_for(artifact, variant, device), Builds()
     artifact.check_hashes(variant.files)
-    builds.engines(key).mkdir(parents=True, exist_ok=True)
-    builds.timings.mkdir(exist_ok=True)
-    with FileLock(builds.folder / f".{key.folder_name}.lock"):
+    with builds.cache.filling(key.key):
+        builds.timings.mkdir(exist_ok=True)
         backend = _opened(artifact, variant, device, max_length, key, builds, progress)
         try:
             difference, n_examples = verify(backend, artifact, variant)

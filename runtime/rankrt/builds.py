@@ -3,20 +3,19 @@
 Engines lie beside the record that speaks of them, all below one folder of the cache. Loads none of them.
 """
 
-import hashlib
-import shutil
 from pathlib import Path
 
 import msgspec
 
 from rankrt import gpus
 from rankrt.artifact import Artifact, Precision, Variant
-from rankrt.atomic import cache_folder, size_of
 from rankrt.backends.ort import import_onnxruntime, installed_engines
 from rankrt.backends.providers import gpu_for, tensorrt_version
 from rankrt.devices import Device
+from rankrt.errors import CacheError
+from rankrt.host_cache import HostCache, Key, Use, warn_once
 
-_RECORD, _UNFINISHED = "build.json", ".build.json"
+_RECORD = "build.json"
 # Logits of this host against PyTorch's, which other kernels sum in another order; a wrong kernel is off by far more.
 SLACK = 1e-3
 # What a variant may drift that nobody could verify where it was exported: what the export allows by default.
@@ -43,10 +42,12 @@ class BuiltFor(msgspec.Struct, frozen=True, kw_only=True):
     tensorrt: str | None
 
     @property
-    def folder_name(self) -> str:
-        """A name that nothing else has."""
-        digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()
-        return f"{self.name}-{self.variant}-{digest[:16]}"
+    def key(self) -> Key:
+        """The same as the cache has it."""
+        what = msgspec.to_builtins(self)
+        depends_on = {name: what[name] for name in ("gpu", "driver", "engine", "tensorrt", "capability", "artifact")}
+        known = {name: value for name, value in depends_on.items() if value is not None}
+        return Key(kind="gpu", name=self.name, variant=self.variant, depends_on=known)
 
     def differences(self, other: "BuiltFor") -> str:
         """Say in words what is not the same, this one's first."""
@@ -78,51 +79,57 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Builds:
-    """The records below one folder. Processes may share it."""
+    """The records of a host, and the engines beside them."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or cache_folder() / "gpu"
+    def __init__(self, cache: HostCache | None = None) -> None:
+        """Take a cache, or this user's. Raises CacheError if there is no place for one."""
+        self.cache = cache or HostCache()
+
+    @property
+    def folder(self) -> Path:
+        """Where the entries are."""
+        return self.cache.folder / "gpu"
 
     @property
     def timings(self) -> Path:
         """Where TensorRT keeps what it has measured of kernels, for all engines."""
         return self.folder / "timings"
 
-    def engines(self, key: BuiltFor) -> Path:
+    def engines(self, built: BuiltFor) -> Path:
         """Return the folder that the engines of a build are in."""
-        return self.folder / key.folder_name
+        return self.cache.path(built.key)
 
-    def engine_names(self, key: BuiltFor) -> tuple[str, ...]:
+    def engine_names(self, built: BuiltFor) -> tuple[str, ...]:
         """Return the names of the engines that are there for a build."""
-        return tuple(sorted(path.name for path in self.engines(key).glob("*.engine")))
+        return tuple(sorted(path.name for path in self.engines(built).glob("*.engine")))
 
-    def find(self, key: BuiltFor) -> Build | None:
+    def use(self, built: BuiltFor) -> Use:
+        """Keep a build from being removed."""
+        return self.cache.use(self.engines(built))
+
+    def find(self, built: BuiltFor) -> Build | None:
         """Return the record of exactly this, if there is one."""
-        return _read(self.engines(key) / _RECORD)
+        return _read(self.engines(built) / _RECORD)
 
-    def like(self, key: BuiltFor) -> Build | None:
+    def like(self, built: BuiltFor) -> Build | None:
         """Return a record of the same variant of the same artifact that was made for something else."""
-        wanted = (key.artifact, key.variant)
-        found = (build for build, _ in self.entries())
-        return next((b for b in found if (b.built_for.artifact, b.built_for.variant) == wanted), None)
+        wanted = (built.artifact, built.variant)
+        return next((b for b in self.all() if (b.built_for.artifact, b.built_for.variant) == wanted), None)
 
     def write(self, build: Build) -> None:
         """Keep a record; it is there whole or not at all."""
         folder = self.engines(build.built_for)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _UNFINISHED).write_bytes(msgspec.json.encode(build))
-        (folder / _UNFINISHED).replace(folder / _RECORD)
+        unfinished = folder / f".{_RECORD}"
+        unfinished.write_bytes(msgspec.json.encode(build))
+        unfinished.replace(folder / _RECORD)
+        # ONNX Runtime may write engines again, so they are not sealed.
+        self.cache.seal(build.built_for.key, [_RECORD])
 
-    def entries(self) -> list[tuple[Build, int]]:
-        """Return what is there, with sizes in bytes, sorted by name; what cannot be read is left out."""
+    def all(self) -> list[Build]:
+        """Return the records that can be read, sorted by name."""
         paths = sorted(self.folder.glob(f"*/{_RECORD}"))
-        return [(build, size_of(path.parent)) for path in paths if (build := _read(path)) is not None]
-
-    def clear(self) -> int:
-        """Remove everything and return the bytes freed."""
-        n_bytes = size_of(self.folder)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return n_bytes
+        return [build for path in paths if (build := _read(path)) is not None]
 
 
 def built_for(artifact: Artifact, variant: Variant, device: Device) -> BuiltFor:
@@ -142,8 +149,12 @@ def built_for(artifact: Artifact, variant: Variant, device: Device) -> BuiltFor:
 
 
 def find_build(artifact: Artifact, variant: Variant, device: Device) -> Build | None:
-    """Return the record of a build of a variant for a device of this host."""
-    return Builds().find(built_for(artifact, variant, device))
+    """Return the record of a build of a variant for a device of this host; None, too, where there is no cache."""
+    try:
+        return Builds().find(built_for(artifact, variant, device))
+    except CacheError as error:
+        warn_once(str(error))
+        return None
 
 
 def build_command(folder: Path, device: Device, max_length: int | None = None) -> str:
@@ -163,5 +174,5 @@ def drift_limit(variant: Variant) -> float:
 def _read(path: Path) -> Build | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Build)
-    except (FileNotFoundError, msgspec.MsgspecError):  # not there, or of another version: build again
+    except (OSError, msgspec.MsgspecError):  # not there, not for this user, or of another version: build again
         return None

@@ -14,18 +14,16 @@ from typing import Any, TextIO
 import msgspec
 from tqdm import tqdm
 
-from rankrt import Hit, InputError, Ranking, RankrtError, Reranker, __version__
+from rankrt import Hit, InputError, Ranking, RankrtError, Reranker, __version__, cache_command
 from rankrt.artifact import INSTRUCTION_SETS, PRECISIONS, open_artifact
 from rankrt.build import build as build_variant
 from rankrt.build import steps
-from rankrt.builds import Builds
 from rankrt.describe import describe
 from rankrt.devices import DEVICE_HELP, Device
 from rankrt.doctor import examine
 from rankrt.extras import EXTRAS, commands, load, missing
 from rankrt.finding import Finding
 from rankrt.placement import variants_for
-from rankrt.prepared import PreparedModels
 from rankrt.progressive import Progressive
 from rankrt.reranker import sigmoid
 from rankrt.tokenizer import Pair
@@ -135,21 +133,6 @@ def doctor(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([finding.as_json() for finding in findings], ensure_ascii=False))
     return int(any(finding.verdict == "fail" for finding in findings))
-
-
-def cache(options: argparse.Namespace) -> int:
-    """List or clear the models that this host has prepared, for its processor and for its GPUs."""
-    models, builds = PreparedModels(), Builds()
-    if options.action == "clear":
-        print(f"freed {(models.clear() + builds.clear()) / 1e6:,.0f} MB in {models.folder} and {builds.folder}")
-        return 0
-    for entry, n_bytes in models.entries():
-        print(f"{n_bytes / 1e6:>8,.0f} MB  {entry.name} {entry.variant}  {entry.engine}")
-    for build, n_bytes in builds.entries():
-        key = build.built_for
-        print(f"{n_bytes / 1e6:>8,.0f} MB  {key.name} {key.variant}  {key.gpu}, driver {key.driver}, {key.engine}")
-    print(f"{models.folder}", file=sys.stderr)
-    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,17 +248,13 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _cache_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["list", "clear"])
-
-
 _COMMANDS = {
     "rerank": _Command("order documents by how well they answer a query", _rerank_arguments, rerank),
     "score": _Command("score pairs, line by line", _score_arguments, score),
     "info": _Command("say what an artifact holds and how it was verified", _artifact_arguments, info),
     "build": _Command("build and verify an artifact's variants for a GPU of this host", _build_arguments, build),
     "doctor": _Command("examine this host, and an artifact on it", _doctor_arguments, doctor),
-    "cache": _Command("list or clear the models that this host has prepared", _cache_arguments, cache),
+    "cache": _Command(cache_command.HELP, cache_command.add_arguments, cache_command.run),
 }
 
 

@@ -4,25 +4,29 @@ Every finding is a name, a verdict and a sentence; nothing is repaired.
 """
 
 import importlib.metadata
+import os
 import platform
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from rankrt.artifact import Artifact, Variant, open_artifact
-from rankrt.atomic import cache_folder
 from rankrt.backends.ort import import_onnxruntime, installed_engines
 from rankrt.builds import drift_limit
 from rankrt.devices import Device
-from rankrt.errors import RankrtError
+from rankrt.errors import CacheError, InputError, RankrtError
 from rankrt.finding import Finding, checked
 from rankrt.gpu_doctor import examine_gpu, examine_variant
 from rankrt.gpus import has_driver
+from rankrt.host_cache import HostCache
 from rankrt.machine import Machine, this_machine
 from rankrt.placement import place
-from rankrt.prepared import PreparedModels
 from rankrt.reranker import Reranker
+from rankrt.rights import this_user
+
+_TELEMETRY, _TRUE = "ORT_DISABLE_TELEMETRY", ("1", "true", "yes", "on")
 
 
 def examine(folder: Path | None, device: Device | None = None) -> Iterator[Finding]:
@@ -33,7 +37,9 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
     on = device or Device("cpu")
     yield from _host()
     yield checked("engine", _engine)
-    yield _cache()
+    yield _telemetry()
+    yield _limits()
+    yield from _cache()
     if on.is_gpu:
         yield from examine_gpu(on)
     elif has_driver():
@@ -60,12 +66,49 @@ def _engine() -> str:
     return f"{names}; providers: {', '.join(ort.get_available_providers())}"
 
 
-def _cache() -> Finding:
-    entries = PreparedModels().entries()
-    n_bytes = sum(size for _, size in entries)
-    return Finding(
-        name="cache", verdict="ok", detail=f"{cache_folder()}: {len(entries)} prepared models, {n_bytes / 1e9:.2f} GB"
-    )
+def _cache() -> Iterator[Finding]:
+    """Look at the cache and read every entry whole."""
+    try:
+        cache = HostCache()
+        items = cache.items()
+    except CacheError as error:
+        yield Finding(name="cache", verdict="note", detail=f"none, so loading takes longer: {error}")
+        return
+    except InputError as error:
+        yield Finding(name="cache", verdict="fail", detail=str(error))
+        return
+    size = sum(item.n_bytes for item in items) / 1e9
+    limit = "no limit" if cache.limit is None else f"limit {cache.limit / 1e9:.2f} GB"
+    n_entries = sum(item.state == "ready" for item in items)
+    waste = [item for item in items if item.is_waste and item.n_bytes]
+    facts = [f"{cache.folder}: {n_entries} entries, {size:.2f} GB, {limit}"]
+    if not cache.is_writable:
+        facts.append(f"{this_user()} cannot write it")
+    if waste:
+        facts.append(f"{sum(item.n_bytes for item in waste) / 1e9:.2f} GB are of no use here: rankrt cache prune")
+    unreadable = [item.remark for item in items if item.state == "unreadable"]
+    is_sound = cache.is_writable and not unreadable
+    yield Finding(name="cache", verdict="ok" if is_sound else "note", detail="; ".join([*facts, *unreadable]))
+    for item, problem in cache.damaged():
+        detail = f"{item.path} is damaged: {problem}. Remove it: rankrt cache prune"
+        yield Finding(name="cache", verdict="fail", detail=detail)
+
+
+def _limits() -> Finding:
+    """Say how many files and connections a process may have open here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    of_shell, most = (str(n) if n != resource.RLIM_INFINITY else "unlimited" for n in (soft, hard))
+    return Finding(name="limits", verdict="ok", detail=f"{of_shell} open files, {most} at most")
+
+
+def _telemetry() -> Finding:
+    """Say whether ONNX Runtime may report to its maker, as it does from 1.29 on unless it is told not to."""
+    value = os.environ.get(_TELEMETRY)
+    if value is not None and value.lower() in _TRUE:
+        return Finding(name="telemetry", verdict="ok", detail=f"off ({_TELEMETRY}={value})")
+    is_set = f"is {value!r}" if value else "is not set"
+    detail = f"{_TELEMETRY} {is_set}, so ONNX Runtime reports to its maker. Turn it off: {_TELEMETRY}=1"
+    return Finding(name="telemetry", verdict="note", detail=detail)
 
 
 def _artifact(folder: Path, device: Device) -> Iterator[Finding]:

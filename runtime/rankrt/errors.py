@@ -6,6 +6,7 @@ RankrtError
 ├── DeviceError        this host cannot run what was asked for
 ├── ScoreError         the model answered with something that is not a score
 ├── ClosedError        the reranker was closed before the call
+├── CacheError         the host's cache cannot be read or written
 ├── MissingExtra       a part that is not installed; the message names the pip command (also an ImportError)
 └── ExportError        raised by rankrt_export, which divides it further
 """
@@ -37,6 +38,10 @@ class ScoreError(RankrtError):
 
 class ClosedError(RankrtError):
     """The reranker was closed before the call."""
+
+
+class CacheError(RankrtError):
+    """The host's cache cannot be read or written. Only what needs it raises this; the rest goes on without it."""
 
 
 class MissingExtra(RankrtError, ImportError):

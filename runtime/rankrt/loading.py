@@ -17,7 +17,7 @@ from rankrt.errors import ArtifactError, DeviceError, InputError
 from rankrt.machine import Machine, this_machine
 from rankrt.options import check_choice, check_flag, check_text, check_whole
 from rankrt.placement import device_of, place
-from rankrt.sources import Hub, find_artifact, folder_of
+from rankrt.sources import Hub, find_artifact, local_folder
 from rankrt.tokenizer import PairTokenizer
 from rankrt.variants import Variants, open_tokenizer, open_variant
 
@@ -131,8 +131,8 @@ OPTIONS = tuple(field.name for field in fields(Loading) if field.name != "source
 
 def rooted(source: str | Path) -> str | Path:
     """Return the same source, a folder by its whole path, so that it is found from any working directory."""
-    folder = folder_of(source)
-    return folder.absolute() if folder.is_dir() else source
+    folder = local_folder(source)
+    return source if folder is None else folder.absolute()
 
 
 def fingerprint(artifact: Artifact, variant: Variant) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,12 @@ from rankrt.backends.ort_cuda import open_cuda
 from rankrt.backends.ort_tensorrt import open_tensorrt
 from rankrt.builds import Builds, build_command, find_build
 from rankrt.devices import Device
-from rankrt.errors import ArtifactError, ClosedError, DeviceError
+from rankrt.errors import CacheError, ClosedError, DeviceError
+from rankrt.hashes import FileHashes
+from rankrt.host_cache import HostCache, Use, warn_once
 from rankrt.machine import Machine, this_machine
 from rankrt.prepared import PreparedModels
+from rankrt.seals import SMALL_BYTES
 from rankrt.text_tokenizer import LibraryTokenizer, TextTokenizer
 from rankrt.unigram_tokenizer import UnigramTokenizer
 
@@ -28,6 +32,9 @@ _NEED_BYTES: tuple[Precision, ...] = ("int8",)
 # Our own tokenizer keeps one core busy, the library's all of them. Of text in twelve languages they make 306,000 and
 # 200,000 tokens a second and thread, measured on a machine that was busy; a large GPU takes more than half a million.
 _LIBRARY_CORES = 4
+
+# Two files at a time keep a fast disk busy; more would take cores from the engine, which is loading.
+_HASHING_THREADS = 2
 
 _logger = logging.getLogger("rankrt")
 
@@ -152,7 +159,7 @@ def open_variant(
     prepare: bool,
     gpu_memory_bytes: int | None = None,
 ) -> Backend | OrtCausal:
-    """Load a variant on a device; of the options each heeds its own. Raises ArtifactError or DeviceError."""
+    """Load a variant. CPU options are ignored on GPU and vice versa. Raises ArtifactError or DeviceError."""
     if device.is_gpu:
         return open_gpu(artifact, variant, device, memory_bytes=gpu_memory_bytes)
     return open_cpu(artifact, variant, this_machine(), n_threads, prepare=prepare)
@@ -160,27 +167,12 @@ def open_variant(
 
 def open_gpu(artifact: Artifact, variant: Variant, device: Device, *, memory_bytes: int | None = None) -> GpuBackend:
     """Load a variant on a GPU; for TensorRT the engines that were built for it. Raises ArtifactError or DeviceError."""
-    artifact.check_sizes(variant.files)
-    graph = artifact.path(variant.graph)
-    n_weight_bytes = artifact.n_weight_bytes(variant)
-    if device.target == "cuda":
-        return open_cuda(graph, variant.layout, device, n_weight_bytes=n_weight_bytes, memory_bytes=memory_bytes)
-    builds, build = Builds(), find_build(artifact, variant, device)
-    if build is None or build.max_length is None or not {*build.engines} <= {*builds.engine_names(build.built_for)}:
-        command = build_command(artifact.folder, device)
-        raise DeviceError(f"{variant.name} has no engines on this host, or not all of them. Build them: {command}")
-    backend = open_tensorrt(
-        graph,
-        variant.layout,
-        device,
-        max_length=build.max_length,
-        engines=builds.engines(build.built_for),
-        timings=builds.timings,
-        n_weight_bytes=n_weight_bytes,
-    )
-    if new := {*builds.engine_names(build.built_for)} - {*build.engines}:
-        _logger.warning("ONNX Runtime built engines again instead of loading them: %s", ", ".join(sorted(new)))
-    return backend
+    with _checked(artifact, variant, FileHashes(artifact.folder, _cache())):
+        graph = artifact.path(variant.graph)
+        if device.target == "cuda":
+            n_weight_bytes = artifact.n_weight_bytes(variant)
+            return open_cuda(graph, variant.layout, device, n_weight_bytes=n_weight_bytes, memory_bytes=memory_bytes)
+        return _open_engines(artifact, variant, device, graph)
 
 
 def open_cpu(
@@ -188,45 +180,32 @@ def open_cpu(
 ) -> Backend | OrtCausal:
     """Load a variant for the CPU, from the host's cache of prepared models if `prepare`."""
     artifact.check_sizes(variant.files)
-    graphs = _prepared_graphs(artifact, variant, machine) if prepare else None
-    if graphs is None:
-        return _opened([artifact.path(name) for name in variant.graphs], variant, n_threads, is_prepared=False)
-    try:
-        return _opened(graphs, variant, n_threads, is_prepared=True)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; this prepared model is damaged, remove it with: rankrt cache clear") from error
+    cache = _cache()
+    hashes = FileHashes(artifact.folder, cache)
+    prepared = _prepared(PreparedModels(cache), artifact, variant, machine, hashes) if prepare and cache else None
+    with _checked(artifact, variant, hashes):
+        if prepared is None:
+            graphs = [artifact.path(name) for name in variant.graphs]
+            return _opened(graphs, variant, n_threads, is_prepared=False)
+        graphs, use = prepared
+        backend = _opened(graphs, variant, n_threads, is_prepared=True)
+    use.until_gone(backend)
+    return backend
 
 
 def open_kept(artifact: Artifact, variant: Variant, *, n_threads: int) -> Backend | OrtCausal | None:
-    """Load a variant for the CPU from the prepared models alone, whatever has become of the artifact's folder.
+    """Load a variant for the CPU from the host's cache alone, whatever has become of the artifact's folder.
 
-    None if it is not for the CPU, or was never prepared here.
+    None if it is not for the CPU, or has no sound entry there.
     """
-    models = PreparedModels()
-    if variant.target != "cpu" or not models.has(entry := models.entry(artifact, variant, this_machine())):
+    cache = _cache()
+    found = PreparedModels(cache).find(artifact, variant, this_machine()) if cache and variant.target == "cpu" else None
+    if found is None:
         return None
-    return _opened(models.graphs(entry, artifact, variant), variant, n_threads, is_prepared=True)
-
-
-def open_tokenizer(artifact: Artifact, *, prepare: bool, n_cores: int = 1) -> TextTokenizer:
-    """Open an artifact's tokenizer: over a vocabulary in arrays, which are mapped if `prepare`, or the library's.
-
-    `n_cores` are those that it is to keep busy, for a GPU: many are only kept busy by the library. Ids are the same.
-    """
-    path = artifact.path(artifact.manifest.tokenizer)
-    if n_cores >= _LIBRARY_CORES:
-        return LibraryTokenizer.open(path)
-    if not prepare:
-        return UnigramTokenizer.read(path) or LibraryTokenizer.open(path)
-    models = PreparedModels()
-    try:
-        return models.tokenizer(artifact) or LibraryTokenizer.open(path)
-    except ValueError as error:
-        raise ArtifactError(
-            f"{models.folder} has a damaged vocabulary ({error}); remove it with: rankrt cache clear"
-        ) from error
-    except OSError:  # no room or no right to keep one, of which the model has warned
-        return open_tokenizer(artifact, prepare=False)
+    graphs, use = found
+    backend = _opened(graphs, variant, n_threads, is_prepared=True)
+    use.until_gone(backend)
+    return backend
 
 
 def _opened(graphs: Sequence[Path], variant: Variant, n_threads: int, *, is_prepared: bool) -> Backend | OrtCausal:
@@ -236,14 +215,93 @@ def _opened(graphs: Sequence[Path], variant: Variant, n_threads: int, *, is_prep
     return OrtCpu(graphs[0], variant.layout, **how)
 
 
-def _prepared_graphs(artifact: Artifact, variant: Variant, machine: Machine) -> list[Path] | None:
+def open_tokenizer(artifact: Artifact, *, prepare: bool, n_cores: int = 1) -> TextTokenizer:
+    """Open an artifact's tokenizer: over a vocabulary in arrays, which are mapped if `prepare`, or the library's.
+
+    `n_cores` are those that it is to keep busy, for a GPU: many are only kept busy by the library. Ids are the same.
+    Raises ArtifactError if the file is not the one that was exported.
+    """
+    name = artifact.manifest.tokenizer
+    path = artifact.path(name)
+    artifact.check_hashes([name])
+    if n_cores >= _LIBRARY_CORES:
+        return LibraryTokenizer.open(path)
+    if prepare and (cache := _cache()) is not None:
+        try:
+            return PreparedModels(cache).tokenizer(artifact) or LibraryTokenizer.open(path)
+        except CacheError as error:
+            _go_on_without(error)
+    return UnigramTokenizer.read(path) or LibraryTokenizer.open(path)
+
+
+@contextmanager
+def _checked(artifact: Artifact, variant: Variant, hashes: FileHashes) -> Iterator[None]:
+    """Compare a variant's files with the manifest while it is opened: small ones before, large ones beside.
+
+    A large file that is as it was when it was last read whole is not read again: 2.3 GB take 1.3 s of one core. What
+    the engine says of a changed file hides what happened, so the check's error goes first.
+    """
+    large = [name for name in variant.files if artifact.manifest.files[name].n_bytes > SMALL_BYTES]
+    artifact.check_hashes(set(variant.files).difference(large))
+    artifact.check_sizes(large)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        checks = [pool.submit(artifact.check_hashes, [name], hashes.sha256) for name in large]
+        try:
+            yield
+        finally:
+            for check in checks:
+                check.result()
+    hashes.save()
+
+
+def _prepared(
+    models: PreparedModels, artifact: Artifact, variant: Variant, machine: Machine, hashes: FileHashes
+) -> tuple[list[Path], Use] | None:
     """Return the prepared graphs, or None, with a warning, where the host has no room or no right to keep one."""
-    models = PreparedModels()
-    entry = models.entry(artifact, variant, machine)
-    if not models.has(entry):
-        _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, models.folder)
+    key = models.key(artifact, variant, machine)
     try:
-        return models.graphs(entry, artifact, variant)
-    except OSError as error:
-        _logger.warning("not using a prepared model, so loading takes longer and memory is not shared: %s", error)
+        return models.graphs(key, artifact, variant, hashes)
+    except CacheError as error:
+        _go_on_without(error)
         return None
+
+
+def _open_engines(artifact: Artifact, variant: Variant, device: Device, graph: Path) -> GpuBackend:
+    """Load the TensorRT engines that were built for a variant."""
+    missing = DeviceError(
+        f"{variant.name} has no engines on this host, or not all of them. Build them:"
+        f" {build_command(artifact.folder, device)}"
+    )
+    build = find_build(artifact, variant, device)
+    if build is None or build.max_length is None:
+        raise missing
+    builds = Builds()
+    if not {*build.engines} <= {*builds.engine_names(build.built_for)}:
+        raise missing
+    use = builds.use(build.built_for)
+    backend = open_tensorrt(
+        graph,
+        variant.layout,
+        device,
+        max_length=build.max_length,
+        engines=builds.engines(build.built_for),
+        timings=builds.timings,
+        n_weight_bytes=artifact.n_weight_bytes(variant),
+    )
+    use.until_gone(backend)
+    if new := {*builds.engine_names(build.built_for)} - {*build.engines}:
+        _logger.warning("ONNX Runtime built engines again instead of loading them: %s", ", ".join(sorted(new)))
+    return backend
+
+
+def _cache() -> HostCache | None:
+    """Return the host's cache, or None, with a warning, for a user who has no place for one."""
+    try:
+        return HostCache()
+    except CacheError as error:
+        _go_on_without(error)
+        return None
+
+
+def _go_on_without(error: CacheError) -> None:
+    warn_once(f"not using the cache, so loading takes longer and memory is not shared: {error}")

@@ -19,6 +19,8 @@ from rankrt import Reranker
 from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, Variant
 from rankrt.backends.ort import open_session, session_options
 from rankrt.cli import main
+from rankrt.hashes import FileHashes
+from rankrt.host_cache import HostCache
 from rankrt.machine import this_machine
 from rankrt.prepared import PreparedModels
 from rankrt.sources import Hub
@@ -239,9 +241,9 @@ def test_the_graph_for_avx2_derives_its_weights_from_the_8_bits(tmp_path: Path, 
 
 def test_the_derivation_is_folded_when_the_model_is_prepared(int8: Artifact, tmp_path: Path):
     variant = int8.choose("cpu", "int8", instruction_sets=("avx2",))
-    (graph,) = PreparedModels(tmp_path).graphs(
-        PreparedModels(tmp_path).entry(int8, variant, this_machine()), int8, variant
-    )
+    models = PreparedModels(HostCache(tmp_path))
+    key = models.key(int8, variant, this_machine())
+    (graph,), _ = models.graphs(key, int8, variant, FileHashes(int8.folder, None))
     operators = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
     assert "MatMulIntegerToFloat" in operators
     assert not {"BitShift", "BitwiseAnd"} & operators

@@ -279,7 +279,7 @@ def test_what_is_no_folder_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(Exception, match="no/such-model is no folder here and could not be fetched from the hub"):
+    with pytest.raises(Exception, match="no/such-model does not exist here and could not be fetched from the hub"):
         export("no/such-model", tmp_path / "artifact", Options())
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from rankrt import ArtifactError, DeviceError, Reranker
-from rankrt.artifact import Artifact, open_artifact, write_manifest
+from rankrt.artifact import Artifact, open_artifact, sha256_of, write_manifest
 from tests.support import tiny_artifact
 
 
@@ -35,7 +35,7 @@ def test_the_identity_changes_with_any_file(tmp_path: Path):
 
 
 def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
-    with pytest.raises(ArtifactError, match=r"is no rankrt artifact: it has no rankrt\.json"):
+    with pytest.raises(ArtifactError, match=r"is not a rankrt artifact: it has no rankrt\.json"):
         open_artifact(tmp_path)
 
 
@@ -145,7 +145,8 @@ def test_a_graph_cannot_read_data_outside_its_folder(artifact: Artifact, tmp_pat
         if entry.key == "location":
             entry.value = location.format(folder=tmp_path)
     onnx.save(model, graph)
-    rewrite(artifact, lambda m: m["files"]["cpu-fp32.onnx"].update(n_bytes=graph.stat().st_size))
+    content = {"n_bytes": graph.stat().st_size, "sha256": sha256_of(graph)}
+    rewrite(artifact, lambda m: m["files"]["cpu-fp32.onnx"].update(content))
     with pytest.raises(ArtifactError, match="cannot load"):
         Reranker.load(artifact.folder, prepare=False)
 

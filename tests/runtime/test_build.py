@@ -60,14 +60,14 @@ def test_engines_are_built_one_after_the_other_and_told(artifact: Artifact):
     assert len(done) == steps(artifact, TENSORRT)
     assert found.max_length == 512
     assert built(artifact, TENSORRT, max_length=1024).max_length == 1024
-    assert [build.max_length for build, _ in Builds().entries()] == [1024], "the record of before is replaced"
+    assert [build.max_length for build in Builds().all()] == [1024], "the record of before is replaced"
 
 
 def test_a_drift_above_the_limit_is_not_recorded(tmp_path: Path):
     artifact = drifting(tmp_path / "drifting", 0.01)
     with pytest.raises(ScoreError, match=r"cuda-fp32 differs from PyTorch by up to 0\.01 .* \(limit 0\.001\)"):
         built(artifact, CUDA)
-    assert Builds().entries() == []
+    assert Builds().all() == []
 
 
 def test_the_limit_is_twice_what_was_measured_at_export(tmp_path: Path):
@@ -81,7 +81,7 @@ def test_a_variant_that_answers_no_number_is_not_recorded(tmp_path: Path):
     artifact = drifting(tmp_path / "nan", np.nan)
     with pytest.raises(ScoreError, match="answers what is no number"):
         built(artifact, TENSORRT)
-    assert Builds().entries() == []
+    assert Builds().all() == []
 
 
 def test_every_engine_runs_a_row_of_its_greatest_length_and_a_full_run(artifact: Artifact, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_record_that_cannot_be_read_is_none(artifact: Artifact):
     found = built(artifact, CUDA)
     (Builds().engines(found.built_for) / "build.json").write_text("{}")
     assert Builds().find(found.built_for) is None
-    assert Builds().entries() == []
+    assert Builds().all() == []
 
 
 def test_the_command_says_what_is_ready(artifact: Artifact, capsys: Output):
@@ -164,9 +164,9 @@ def test_the_command_says_what_is_ready(artifact: Artifact, capsys: Output):
         " 0.0e+00 (limit 1.0e-03)\n"
     )
     assert main(["cache", "list"]) == 0
-    assert "tiny tensorrt-fp32  NVIDIA H100, driver 580.65.06" in capsys.readouterr().out
+    assert "tiny tensorrt-fp32  gpu NVIDIA H100, driver 580.65.06" in capsys.readouterr().out
     assert main(["cache", "clear"]) == 0
-    assert Builds().entries() == []
+    assert Builds().all() == []
 
 
 def test_the_command_without_a_gpu_is_one_sentence(artifact: Artifact, monkeypatch, capsys: Output):

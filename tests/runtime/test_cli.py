@@ -146,7 +146,7 @@ def test_doctor_finds_nothing_wrong_with_a_sound_artifact(artifact: Artifact, ca
 def test_doctor_without_an_artifact_examines_the_host(capsys: Output):
     assert run("doctor", "--json") == 0
     findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert {"software", "processor", "threads", "engine", "cache"} == findings.keys()
+    assert {"software", "processor", "threads", "engine", "telemetry", "limits", "cache"} == findings.keys()
     assert "onnxruntime" in findings["engine"]["detail"]
 
 
@@ -173,15 +173,53 @@ def test_doctor_notes_what_was_never_verified(tmp_path: Path, capsys: Output):
 
 def test_doctor_on_something_else_fails(tmp_path: Path, capsys: Output):
     assert run("doctor", tmp_path) == 1
-    assert "is no rankrt artifact" in capsys.readouterr().out
+    assert "is not a rankrt artifact" in capsys.readouterr().out
 
 
-def test_the_cache_is_listed_and_cleared(artifact: Artifact, documents: str, capsys: Output):
+def test_doctor_finds_damage_in_the_cache_that_loading_does_not_look_for(
+    artifact: Artifact, documents: str, capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("rankrt.seals.SMALL_BYTES", 8)
+    monkeypatch.setattr("rankrt.seals._SAMPLE_BYTES", 8)
     run("rerank", artifact.folder, "--query", "one", "--documents", documents)
-    run("cache", "list")
-    assert "tiny cpu-fp32  onnxruntime" in capsys.readouterr().out
-    assert run("cache", "clear") == 0
-    assert capsys.readouterr().out.startswith("freed ")
+    (graph,) = (tmp_path / "cache").glob("prepared/*/model.onnx")
+    content = graph.read_bytes()
+    graph.write_bytes(content[:100] + b"\0" * 10 + content[110:])
+    assert run("doctor") == 1
+    assert "model.onnx has other bytes than were written. Remove it: rankrt cache prune" in capsys.readouterr().out
+    assert run("cache", "prune") == 0
+    assert run("doctor") == 0
+
+
+def test_doctor_says_what_the_cache_takes_and_may_take(
+    artifact: Artifact, documents: str, capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
+    run("rerank", artifact.folder, "--query", "one", "--documents", documents)
+    run("doctor")
+    assert f"{tmp_path / 'cache'}: 1 entries, 0.00 GB, no limit" in capsys.readouterr().out
+    monkeypatch.setenv("RANKRT_CACHE_MAX", "20GB")
+    run("doctor")
+    assert "limit 20.00 GB" in capsys.readouterr().out
+    monkeypatch.setenv("RANKRT_CACHE_MAX", "much")
+    assert run("doctor") == 1
+    assert "RANKRT_CACHE_MAX='much' is not a size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [("1", "ok"), ("true", "ok"), ("0", "note"), ("", "note"), (None, "note")]
+)
+def test_doctor_says_whether_the_engine_reports_to_its_maker(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch, value: str | None, verdict: str
+):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
+    run("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["telemetry"]["verdict"] == verdict
+    assert "open files" in findings["limits"]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -189,14 +227,14 @@ def test_the_cache_is_listed_and_cleared(artifact: Artifact, documents: str, cap
     [
         (["rerank", "ARTIFACT", "--query", " ", "--documents", "DOCUMENTS"], "the query is empty"),
         (["rerank", "ARTIFACT", "--query", "one", "--documents", "/no/file"], "/no/file cannot be read: No such file"),
-        (["rerank", "/no/artifact", "--query", "one", "--documents", "DOCUMENTS"], "/no/artifact is no folder"),
+        (["rerank", "/no/artifact", "--query", "one", "--documents", "DOCUMENTS"], "/no/artifact does not exist"),
         (
             ["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--max-length", "99"],
             "at most 64 tokens",
         ),
         (["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--top-n", "-1"], "top_n=-1"),
         (["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--precision", "fp16"], "has no fp16"),
-        (["info", "/no/artifact"], "is no rankrt artifact"),
+        (["info", "/no/artifact"], "is not a rankrt artifact"),
         (["score", "ARTIFACT", "/no/file"], "/no/file cannot be read"),
     ],
 )

@@ -252,7 +252,7 @@ def test_what_a_build_belongs_to_is_all_of_it(unverified: Artifact):
         "580.65.06",
     )
     changed = [msgspec.structs.replace(key, **{name: "other"}) for name in key.__struct_fields__]
-    assert len({other.folder_name for other in [key, *changed]}) == 1 + len(changed)
+    assert len({other.key.folder_name for other in [key, *changed]}) == 1 + len(changed)
     assert all(Builds().find(other) is None for other in changed)
 
 

@@ -1,4 +1,4 @@
-"""The cache of prepared models: made once, by one process, from files that are what they should be."""
+"""Prepared models: made once, by one process, from files that are what they should be, and made again when damaged."""
 
 import logging
 import multiprocessing
@@ -9,8 +9,9 @@ import pytest
 
 from rankrt import ArtifactError, Reranker
 from rankrt.artifact import Artifact
+from rankrt.host_cache import HostCache, Item, Key
 from rankrt.machine import this_machine
-from rankrt.prepared import Prepared, PreparedModels
+from rankrt.prepared import PreparedModels
 from tests.support import in_threads, tiny_artifact
 
 
@@ -20,8 +21,12 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedModels:
     return PreparedModels()
 
 
-def entry_of(artifact: Artifact, models: PreparedModels) -> Prepared:
-    return models.entry(artifact, artifact.manifest.variants[0], this_machine())
+def key_of(artifact: Artifact, models: PreparedModels) -> Key:
+    return models.key(artifact, artifact.manifest.variants[0], this_machine())
+
+
+def prepared_items() -> list[Item]:
+    return [item for item in HostCache().items() if item.kind == "prepared" and item.state == "ready"]
 
 
 def test_loading_prepares_a_model_once(artifact: Artifact, models: PreparedModels):
@@ -40,14 +45,21 @@ def test_a_prepared_model_gives_the_same_scores(artifact: Artifact, models: Prep
 
 def test_preparing_can_be_switched_off(artifact: Artifact, models: PreparedModels):
     Reranker.load(artifact.folder, prepare=False).close()
-    assert models.entries() == []
+    assert prepared_items() == []
 
 
 def test_entries_differ_by_artifact_engine_and_processor(artifact: Artifact, models: PreparedModels, tmp_path: Path):
-    entry = entry_of(artifact, models)
-    other = entry_of(tiny_artifact(tmp_path / "other", max_length=32), models)
-    assert len({entry.folder_name, other.folder_name}) == 2
-    assert entry.engine and entry.instructions
+    key = key_of(artifact, models)
+    other = key_of(tiny_artifact(tmp_path / "other", max_length=32), models)
+    assert len({key.folder_name, other.folder_name}) == 2
+    assert {"engine", "processor", "artifact"} == key.depends_on.keys()
+
+
+def test_the_name_in_a_manifest_does_not_lead_outside_the_cache(models: PreparedModels):
+    for name in ("../../outside", "a/b", "\0", "x" * 300, "\u6f22" * 300, ".."):
+        path = models.cache.path(Key(kind="prepared", name=name, variant="cpu-fp32", depends_on={}))
+        assert path.parent == models.folder
+        assert len(path.name) < 120
 
 
 def test_threads_that_load_together_prepare_once_and_all_score(artifact: Artifact, models: PreparedModels):
@@ -56,7 +68,7 @@ def test_threads_that_load_together_prepare_once_and_all_score(artifact: Artifac
             return float(reranker.score([("one", "two")])[0])
 
     assert in_threads(8, load) == [3.0] * 8
-    assert len(models.entries()) == 1
+    assert len(prepared_items()) == 1
     assert not list(models.folder.glob(".unfinished-*"))
 
 
@@ -68,7 +80,7 @@ def _load_and_score(folder: Path) -> float:
 def test_processes_that_load_together_prepare_once_and_all_score(artifact: Artifact, models: PreparedModels):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.map(_load_and_score, [artifact.folder] * 3) == [3.0] * 3
-    assert len(models.entries()) == 1
+    assert len(prepared_items()) == 1
 
 
 def test_a_changed_data_file_is_not_prepared(artifact: Artifact, models: PreparedModels):
@@ -76,7 +88,7 @@ def test_a_changed_data_file_is_not_prepared(artifact: Artifact, models: Prepare
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ArtifactError, match="is not the file that was exported"):
         Reranker.load(artifact.folder)
-    assert models.entries() == []
+    assert prepared_items() == []
 
 
 def test_without_room_on_the_disk_the_model_is_loaded_as_it_is_and_says_so(
@@ -85,8 +97,18 @@ def test_without_room_on_the_disk_the_model_is_loaded_as_it_is_and_says_so(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
     with caplog.at_level(logging.WARNING, "rankrt"), Reranker.load(artifact.folder) as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
-    assert "not using a prepared model" in caplog.text
+    assert "not using the cache" in caplog.text
     assert "GB free, the prepared model takes" in caplog.text
+
+
+def test_above_the_limit_of_the_cache_the_model_is_loaded_as_it_is_and_says_so(
+    artifact: Artifact, models: PreparedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("RANKRT_CACHE_MAX", "10B")
+    with Reranker.load(artifact.folder) as reranker:
+        assert reranker.score([("one", "two")]).tolist() == [3.0]
+    assert "RANKRT_CACHE_MAX is 0.0 GB, the prepared model takes" in caplog.text
+    assert prepared_items() == []
 
 
 def test_a_cache_that_cannot_be_written_is_announced(
@@ -96,30 +118,31 @@ def test_a_cache_that_cannot_be_written_is_announced(
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING, "rankrt"), Reranker.load(artifact.folder) as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
-    assert "not using a prepared model" in caplog.text
+    assert "not using the cache" in caplog.text
 
 
-def test_a_damaged_entry_says_how_to_get_rid_of_it(artifact: Artifact, models: PreparedModels):
+@pytest.mark.parametrize("damage", ["zeros", "cut", "other bytes", "gone"])
+@pytest.mark.parametrize("name", ["model.onnx", "entry.json"])
+def test_a_damaged_prepared_model_is_made_again_and_scores_stay(
+    artifact: Artifact, models: PreparedModels, caplog: pytest.LogCaptureFixture, name: str, damage: str
+):
     Reranker.load(artifact.folder).close()
-    (graph,) = models.folder.glob("*/model.onnx")
-    graph.write_bytes(b"not a graph")
-    with pytest.raises(ArtifactError, match=r"cannot load .*model.onnx.*rankrt cache clear"):
-        Reranker.load(artifact.folder)
+    (file,) = models.folder.glob(f"*/{name}")
+    content = file.read_bytes()
+    damaged = {"zeros": b"\0" * len(content), "cut": content[:-1], "other bytes": b"x" + content[1:]}
+    file.write_bytes(damaged[damage]) if damage in damaged else file.unlink()
+    with Reranker.load(artifact.folder) as reranker:
+        assert reranker.score([("one", "two three")]).tolist() == [6.0]
+    assert f"is damaged: {name}" in caplog.text
+    assert [problem for _, problem in HostCache().damaged()] == []
+    assert len(prepared_items()) == 1
 
 
-def test_the_cache_can_be_listed_and_cleared(artifact: Artifact, models: PreparedModels):
-    Reranker.load(artifact.folder).close()
-    ((entry, n_bytes),) = models.entries()
-    assert (entry.name, entry.variant) == ("tiny", "cpu-fp32")
-    assert models.clear() == n_bytes > 0
-    assert models.entries() == []
-    Reranker.load(artifact.folder).close()
-    assert len(models.entries()) == 1
-
-
-def test_an_entry_that_cannot_be_read_is_listed_as_that(artifact: Artifact, models: PreparedModels):
-    Reranker.load(artifact.folder).close()
-    (path,) = models.folder.glob("*/prepared.json")
-    path.write_text('{"name": "of another version"}')
-    ((entry, _),) = models.entries()
-    assert (entry.name, entry.variant) == (path.parent.name, "unreadable")
+def test_a_file_of_a_prepared_model_that_is_not_the_engines_is_no_reason_to_end(
+    artifact: Artifact, models: PreparedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The engine reports a full disk as it reports everything: by an exception of its own."""
+    monkeypatch.setattr("rankrt.prepared._GRAPH", "no/such/folder{}.onnx")
+    with Reranker.load(artifact.folder) as reranker:
+        assert reranker.score([("one", "two")]).tolist() == [3.0]
+    assert "ONNX Runtime could not write a prepared model" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 
 import rankrt.backends.ort
 from rankrt import ArtifactError, DeviceError, InputError, MissingExtra, Reranker, Rules, ScoreError
-from rankrt.artifact import Artifact, Layout
+from rankrt.artifact import Artifact, Layout, sha256_of
 from rankrt.planner import Capacity
 from rankrt.reranker import best_rows, sigmoid
 from rankrt.text_tokenizer import LibraryTokenizer
@@ -224,7 +224,10 @@ def test_two_engines_at_once_are_refused(artifact: Artifact, monkeypatch: pytest
 
 def test_a_graph_that_the_engine_cannot_load_is_an_artifact_error(artifact: Artifact):
     path = artifact.folder / "cpu-fp32.onnx"
+    good = sha256_of(path)
     path.write_bytes(b"\0" * path.stat().st_size)
+    manifest = artifact.folder / "rankrt.json"
+    manifest.write_text(manifest.read_text().replace(good, sha256_of(path)))
     with pytest.raises(ArtifactError, match=r"ONNX Runtime \S+ cannot load .*cpu-fp32.onnx"):
         Reranker.load(artifact.folder, prepare=False)
 

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rankrt import ArtifactError, Reranker
-from rankrt.prepared import PreparedModels
+from rankrt import Reranker
+from rankrt.host_cache import HostCache
 from rankrt.text_tokenizer import LibraryTokenizer
 from rankrt.unigram import Unigram, Vocabulary
 from rankrt.unigram_tokenizer import UnigramTokenizer
@@ -135,14 +135,22 @@ def test_a_large_vocabulary_is_mapped_from_the_cache_and_scores_stay(tmp_path: P
     folder, pairs = large_artifact(tmp_path / "artifact"), [("a", "ab"), ("b", "<s> abc")]
     with Reranker.load(folder) as first, Reranker.load(folder) as again, Reranker.load(folder, prepare=False) as plain:
         assert first.encode(pairs).ids.tolist() == again.encode(pairs).ids.tolist() == plain.encode(pairs).ids.tolist()
-    assert "vocabulary" in [entry.variant for entry, _ in PreparedModels().entries()]
+    assert "vocabulary" in [item.variant for item in HostCache().items()]
 
 
-def test_a_damaged_vocabulary_says_how_to_get_rid_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", ["edges.npy", "pieces.npy", "scores.npy", "tokenizer.json", "added_tokens.json"])
+def test_a_vocabulary_with_holes_is_made_again_and_scores_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+):
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
-    folder = large_artifact(tmp_path / "artifact")
-    Reranker.load(folder).close()
-    (edges,) = (tmp_path / "cache").rglob("edges.npy")
-    edges.write_bytes(b"no array")
-    with pytest.raises(ArtifactError, match=r"damaged vocabulary.*rankrt cache clear"):
-        Reranker.load(folder)
+    folder, pairs = large_artifact(tmp_path / "artifact"), [("a", "ab"), ("b", "<s> abc")]
+    with Reranker.load(folder) as reranker:
+        ids = reranker.encode(pairs).ids.tolist()
+    (file,) = (tmp_path / "cache" / "prepared").rglob(name)
+    content = file.read_bytes()
+    half = len(content) // 2
+    file.write_bytes(content[:half] + b"\0" * (len(content) - half))
+    with Reranker.load(folder) as reranker:
+        assert reranker.encode(pairs).ids.tolist() == ids
+    assert f"{name} has other bytes than were written" in caplog.text
+    assert file.read_bytes() == content

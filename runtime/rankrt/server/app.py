@@ -350,7 +350,7 @@ class App:
 
         async def get(request: Request) -> Response:
             assert dialect.health is not None
-            if not self._service.state == "ready":
+            if self._service.state != "ready":
                 failure = Failure("unavailable", "the model is being loaded", retry_after_s=5.0)
                 return _json(dialect.error(failure, 503), status=503)
             said = dialect.health()

@@ -1,0 +1,29 @@
+"""Which user this process is, and the sentence for a file that this user may not open."""
+
+import os
+import pwd
+from pathlib import Path
+
+
+def this_user() -> str:
+    """Return the user as messages name it. A container's uid often has no name."""
+    uid = os.geteuid()
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def home_folder() -> Path | None:
+    """Return the user's home folder, or None for a user without HOME and without an entry in /etc/passwd."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Say which path cannot be read, as which user and why, and what to do if it is a question of rights."""
+    if isinstance(error, PermissionError):
+        return f"{path} cannot be read as {this_user()}: permission denied. Let that user read it: chmod -R a+rX {path}"
+    return f"{path} cannot be read: {error.strerror or error}"
