@@ -1,6 +1,6 @@
 """The reranker: encode, plan, run, score, and back into the caller's order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ from rankrt.variants import Variants, open_tokenizer, open_variant
 
 # Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
 _BLOCK_PAIRS = 4096
+# Where somebody watches: a large model on a CPU takes seconds for so many.
+_SHOWN_BLOCK_PAIRS = 256
 # For a GPU the next block is encoded while this one is scored: a few runs, so that the first does not wait for long.
 _GPU_BLOCK_PAIRS = 512
 
@@ -199,6 +201,7 @@ class Reranker:
         normalize: bool = False,
         refine: Precision | None = None,
         progressive: Progressive = False,
+        on_progress: Callable[[int], object] | None = None,
     ) -> Ranking:
         """Order documents by how well they answer the query; keep the best `top_n`, or all.
 
@@ -208,6 +211,7 @@ class Reranker:
         further than to the exit where that shows, by margins that were measured on text at export: True, or the share
         of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after
         all that might still be above the last hit. `ranking.progress` says what was saved.
+        `on_progress` is called with the number of documents of every block that was scored, but not by `progressive`.
         No documents give an empty ranking. Raises InputError for an empty query or for what is not text.
         """
         documents = _as_list(documents, "documents")
@@ -216,7 +220,7 @@ class Reranker:
         _check_query(query)
         if progressive is not False:
             return self._rank_progressively(query, documents, top_n, normalize, refine, progressive)
-        scored = self.evaluate([(query, document) for document in documents])
+        scored = self.evaluate([(query, document) for document in documents], on_progress=on_progress)
         order, n_refined = np.argsort(-scored.logits, kind="stable")[:top_n], 0
         if refine is not None and refine != self.variant.precision:
             order, scored, n_refined = self._refine(query, documents, scored, top_n, refine)
@@ -245,9 +249,16 @@ class Reranker:
         logits = self.evaluate(pairs).logits if cutoff_layers is None else self.logits_at(cutoff_layers, pairs)
         return sigmoid(logits) if normalize else logits
 
-    def evaluate(self, pairs: Sequence[Pair]) -> Scored:
-        """Score pairs and report what it took. An empty query is scored like any other text."""
-        blocks = [self._score_block(encoded) for encoded in self._encoded_blocks(pairs)]
+    def evaluate(self, pairs: Sequence[Pair], *, on_progress: Callable[[int], object] | None = None) -> Scored:
+        """Score pairs and report what it took. An empty query is scored like any other text.
+
+        `on_progress` is called with the number of pairs of every block that was scored.
+        """
+        blocks = []
+        for encoded in self._encoded_blocks(pairs, _BLOCK_PAIRS if on_progress is None else _SHOWN_BLOCK_PAIRS):
+            blocks.append(self._score_block(encoded))
+            if on_progress is not None:
+                on_progress(len(encoded.truncated))
         return Scored(
             logits=np.concatenate([block.logits for block in blocks]),
             spans=np.concatenate([block.spans for block in blocks]),
@@ -293,10 +304,10 @@ class Reranker:
                 f" {rules.max_length}. Build longer ones: {command}"
             )
 
-    def _encoded_blocks(self, pairs: Sequence[Pair]) -> Iterator[Encoded]:
-        """Encode pairs block by block; for a GPU the next block while this one is scored."""
+    def _encoded_blocks(self, pairs: Sequence[Pair], size: int) -> Iterator[Encoded]:
+        """Encode pairs block by block; for a GPU the next block, of its own size, while this one is scored."""
         if not self._backend.capacity.is_gpu:
-            yield from map(self.encode, _blocks(pairs))
+            yield from map(self.encode, _blocks(pairs, size))
             return
         first, *others = _blocks(pairs, _GPU_BLOCK_PAIRS)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
