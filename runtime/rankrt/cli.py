@@ -1,6 +1,7 @@
 """The `rankrt` command: a thin skin. Results go to standard output, talk to standard error; errors are one sentence."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -8,17 +9,16 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from tqdm import tqdm
 
-from rankrt import InputError, RankrtError, Reranker, ScoreError, __version__, inputs, outputs, streams
+from rankrt import InputError, RankrtError, Reranker, __version__, inputs, outputs, streams
 from rankrt.arguments import Parser, real, whole
 from rankrt.artifact import INSTRUCTION_SETS, PRECISIONS, open_artifact
 from rankrt.build import build as build_variant
@@ -29,20 +29,16 @@ from rankrt.devices import DEVICE_HELP, Device
 from rankrt.doctor import examine
 from rankrt.extras import EXTRAS, commands, load, missing
 from rankrt.finding import Finding
-from rankrt.inputs import STANDARD_INPUT, Document, PlacedPair, Query
-from rankrt.outputs import Answer, Table
+from rankrt.inputs import STANDARD_INPUT, Document, Query
 from rankrt.placement import variants_for
 from rankrt.prepared import PreparedModels
 from rankrt.progressive import Progressive
-from rankrt.reranker import Scored, sigmoid
+from rankrt.scoring import ranked, scored
 
-_T = TypeVar("_T")
-
-# A block is scored before its scores are written: enough rows for the planner to fill its runs, few enough that a large
-# model on a CPU writes something every few seconds. A GPU encodes the next 512 pairs of a block while it scores.
-_BLOCK_PAIRS, _GPU_BLOCK_PAIRS = 256, 1024
 _PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exact": "exact"}
 _TRACEBACK = "RANKRT_TRACEBACK"
+# What a write raises for a full disk, a quota, a limit, a damaged disk, and for a stream that is closed.
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 _EPILOG = f"""exit status:
   0    done
   1    an error, explained in a sentence; {_TRACEBACK}=1 shows where it was raised
@@ -69,9 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once, without a traceback
         return 130
-    except OSError as error:
-        streams.abandon_output()
-        return _fail(f"{error.filename or 'writing failed'}: {error.strerror or error}", error)
     except Exception as error:  # noqa: BLE001 - the last resort: a sentence, and the traceback for those who ask
         return _fail(_unforeseen(error), error)
 
@@ -107,6 +100,11 @@ def _fail(message: str, error: BaseException) -> int:
 
 
 def _unforeseen(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _OF_WRITING:
+        streams.abandon_output()
+        return f"writing failed: {error.strerror}"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"
     what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -130,102 +128,56 @@ def in_words_of_options(message: str, spelling: Mapping[str, str]) -> str:
 
 def rerank(options: argparse.Namespace) -> int:
     """Order documents by how well they answer a query, or each of several."""
-    queries, documents = _queries(options), _documents(options)
-    _check_candidates(queries, documents, options)
-    answers = [(query, documents if query.documents is None else query.documents) for query in queries]
-    are_several = options.queries is not None
-    table = Table(
-        outputs.columns(queries, documents or (), has_spans=options.long_documents == "chunk", are_several=are_several)
+    queries = inputs.with_documents(_queries(options), _documents(options))
+    style = outputs.Style.of(
+        options.output_format,
+        queries,
+        names_queries=options.queries is not None,
+        has_spans=options.long_documents == "chunk",
     )
-    if options.output_format == "csv":
-        print(table.header)
-    n_documents = sum(len(candidates or ()) for _, candidates in answers)
+    n_documents = sum(len(query.documents or ()) for query in queries)
     with _load(options) as reranker, _bar(n_documents, "document") as bar:
         if options.refine is not None and options.refine == reranker.variant.precision:
             raise InputError(
                 f"--refine {options.refine}: the documents are scored in {options.refine} already. Leave it out, or"
                 " name a faster --precision"
             )
-        for query, candidates in answers:
-            ranking = reranker.rank(
-                query.text,
-                [document.text for document in candidates or ()],
-                top_n=options.top_n,
-                normalize=options.normalize,
-                refine=options.refine,
-                progressive=_PROGRESSIVE[options.progressive],
-                on_progress=None if bar.disable else bar.update,
-            )
-            answer = Answer(query=query, documents=candidates or (), ranking=ranking, is_one_of_several=are_several)
-            bar.clear()
-            _print(outputs.written(answer, options.output_format, table))
+        answers = ranked(
+            reranker,
+            queries,
+            top_n=options.top_n,
+            normalize=options.normalize,
+            refine=options.refine,
+            progressive=_PROGRESSIVE[options.progressive],
+            on_progress=None if bar.disable else bar.update,
+        )
+        for line in style.lines(answers):
+            _print(line, bar)
     return 0
 
 
 def score(options: argparse.Namespace) -> int:
     """Score the pairs of a file, line by line."""
-    table: Table | None = None
-    n_scored, n_pairs = 0, _count_lines(options.pairs)
+    n_pairs = _count_lines(options.pairs)
     with inputs.open_input(options.pairs) as file, _load(options) as reranker, _bar(n_pairs, "pair") as bar:
         pairs = inputs.read_pairs(file, options.pairs, options.format)
-        for scored, block in _scored(reranker, pairs):
-            scores = sigmoid(scored.logits) if options.normalize else scored.logits
-            rows = [
-                outputs.beside({"score": float(value), "truncated": bool(truncated)}, pair.fields)
-                for value, truncated, pair in zip(scores, scored.truncated, block, strict=True)
-            ]
-            if options.output_format == "csv":
-                if table is None:
-                    table = Table(list(rows[0]))
-                    print(table.header)
-                _print(map(table.row, rows))
-            else:
-                _print(json.dumps(row, ensure_ascii=False) for row in rows)
-            n_scored += len(block)
-            bar.update(len(block))
-    if n_scored == 0:
+        rows = scored(reranker, pairs, normalize=options.normalize, on_progress=bar.update)
+        is_empty = True
+        for line in outputs.score_lines(rows, options.output_format):
+            _print(line, bar)
+            is_empty = False
+    if is_empty:
         _note_empty(options.pairs, "pairs")
     return 0
 
 
-def _scored(reranker: Reranker, pairs: Iterable[PlacedPair]) -> Iterator[tuple[Scored, Sequence[PlacedPair]]]:
-    """Yield the scores of pairs block by block; those before a pair that cannot be read or scored come all the same."""
-    size = _GPU_BLOCK_PAIRS if reranker.device.is_gpu else _BLOCK_PAIRS
-    remaining, unreadable = iter(pairs), None
-    while unreadable is None:
-        block: list[PlacedPair] = []
-        try:
-            for pair in islice(remaining, size):
-                block.append(pair)
-        except InputError as error:
-            unreadable = error
-        if not block:
-            break
-        yield from _scored_until_error(reranker, block)
-    if unreadable is not None:
-        raise unreadable
-
-
-def _scored_until_error(
-    reranker: Reranker, block: Sequence[PlacedPair]
-) -> Iterator[tuple[Scored, Sequence[PlacedPair]]]:
-    """Yield the scores of a block. A pair that cannot be scored is found by halves, and named."""
-    try:
-        scored = reranker.evaluate([placed.pair for placed in block])
-    except (InputError, ScoreError) as error:
-        if len(block) == 1:
-            raise type(error)(f"{block[0].place}: {error}") from error
-        middle = len(block) // 2
-        yield from _scored_until_error(reranker, block[:middle])
-        yield from _scored_until_error(reranker, block[middle:])
-        return
-    yield scored, block
-
-
 def _queries(options: argparse.Namespace) -> list[Query]:
     if options.queries is None:
-        _check_is_text("--query", options.query)
-        return [Query(text=options.query)]
+        try:
+            options.query.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--query {options.query!a} is not UTF-8; encode it as UTF-8") from error
+        return [Query(text=options.query, place="--query")]
     with inputs.open_input(options.queries) as file:
         queries = inputs.read_queries(file, options.queries)
     if not queries:
@@ -247,39 +199,10 @@ def _documents(options: argparse.Namespace) -> list[Document] | None:
     return documents
 
 
-def _check_candidates(
-    queries: Sequence[Query], documents: Sequence[Document] | None, options: argparse.Namespace
-) -> None:
-    """Raise InputError unless every query has documents, its own or those of the file, that can be written."""
-    for query in queries:
-        named = f"--query {query.text!r:.40}" if options.queries is None else f"{options.queries}: query {query.id}"
-        if (documents is None) == (query.documents is None):
-            raise InputError(
-                f'{named} has no documents; give --documents FILE, or "documents" beside every query of --queries'
-                if documents is None
-                else f'{named} has "documents" of its own; leave --documents out'
-            )
-    if options.output_format == "trec":
-        for query in queries:
-            outputs.trec_id(query.id, options.queries)
-            for document in query.documents or ():
-                outputs.trec_id(document.id, document.place)
-        for document in documents or ():
-            outputs.trec_id(document.id, document.place)
-
-
-def _check_is_text(option: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{option} {text!a} is not UTF-8; encode it as UTF-8") from error
-
-
-def _print(lines: Iterable[str]) -> None:
-    """Write lines now: what is scored is not lost if a later one fails."""
-    for line in lines:
-        print(line)
-    sys.stdout.flush()
+def _print(line: str, bar: Any) -> None:
+    """Write a line at once, so that it is not lost if a later one fails, and on a line of its own on a terminal."""
+    bar.clear()
+    print(line, flush=True)
 
 
 def _bar(total: int | None, unit: str) -> Any:

@@ -15,7 +15,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -104,9 +104,13 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What documents are ranked by. `documents` are its own candidates, None where it has none."""
+    """What documents are ranked by. `place` is the option or the line that it comes from.
+
+    documents   its candidates; None as long as it has none
+    """
 
     text: str
+    place: str
     index: int = 0
     fields: Mapping[str, Any] = field(default_factory=dict)
     documents: tuple[Document, ...] | None = None
@@ -150,31 +154,63 @@ def read_documents(
     name     the file's name, for messages and, unless `format` is given, for its format: text if it tells none
     column   the key or column that holds the text, or a column's number in a file without a header
     """
-    return [_document(record, column) for record in records(file, name, format or format_of(name), column)]
+    format, numbered = format or format_of(name), lines(file, name)
+    if format is None:
+        numbered = _not_json(numbered, name)
+    if format in (None, "text") and column is not None:
+        raise InputError(f"{_shown(name)} is read as text, which has no columns; leave --column out or give --format")
+    return [_document(record, column) for record in records(numbered, name, format or "text", column)]
 
 
-def read_queries(file: io.BufferedIOBase, name: str, format: Format | None = None) -> list[Query]:
-    """Return the queries of a file: texts, or objects with "query", perhaps an id and perhaps "documents"."""
-    return [_query(record) for record in records(file, name, format or format_of(name))]
+def read_queries(file: io.BufferedIOBase, name: str) -> list[Query]:
+    """Return the queries of a file: texts, or objects with "query", perhaps an id and perhaps "documents".
+
+    A file whose name tells no format is JSON if its first line is an object or begins an array.
+    """
+    format, numbered = format_of(name), lines(file, name)
+    if format is None:
+        first, numbered = _begun_lines(numbered)
+        format = "json" if _is_json_object(first) else "text"
+    return [_query(record) for record in records(numbered, name, format)]
+
+
+def with_documents(queries: Sequence[Query], documents: Sequence[Document] | None) -> list[Query]:
+    """Return queries with these documents, or with their own. Raises InputError for a query with both or neither."""
+    for query in queries:
+        if documents is None and query.documents is None:
+            raise InputError(f'{query.place} has no documents; give --documents FILE, or "documents" beside the query')
+        if documents is not None and query.documents is not None:
+            raise InputError(f'{query.place} has "documents" of its own; leave --documents out')
+    if documents is None:
+        return list(queries)
+    return [replace(query, documents=tuple(documents)) for query in queries]
 
 
 def read_pairs(file: io.BufferedIOBase, name: str, format: Format | None = None) -> Iterator[PlacedPair]:
-    """Yield the pairs of a file as they are read: objects with "query" and "passage". A blank line is an error."""
-    return map(_pair, records(file, name, format or format_of(name) or "jsonl", skips_blank=False))
+    """Yield the pairs of a file as they are read: objects with "query" and "passage". A blank line is an error.
+
+    format   by default what the name tells, else JSON
+    """
+    format = format or format_of(name) or "json"
+    return map(_pair, records(lines(file, name), name, format, skips_blank=False))
 
 
 def records(
-    file: io.BufferedIOBase, name: str, format: Format | None, column: str | None = None, *, skips_blank: bool = True
+    numbered: Iterator[tuple[int, str]],
+    name: str,
+    format: Format,
+    column: str | None = None,
+    *,
+    skips_blank: bool = True,
 ) -> Iterator[Record]:
-    """Yield the records of a file. The format None is text that must not look like JSON."""
-    numbered = lines(file, name)
-    if format == "csv" or format == "tsv":
-        return _rows(numbered, name, _DELIMITERS[format], column)
-    if format in ("json", "jsonl"):
-        return _json_records(numbered, name, skips_blank=skips_blank)
-    if column is not None:
-        raise InputError(f"{_shown(name)} is read as text, which has no columns; leave --column out or give --format")
-    return _text_records(numbered if format == "text" else _not_json(numbered, name), name)
+    """Yield the records that stand in numbered lines; `name` is for messages."""
+    match format:
+        case "csv" | "tsv":
+            return _rows(numbered, name, _DELIMITERS[format], column)
+        case "json" | "jsonl":
+            return _json_records(numbered, name, skips_blank=skips_blank)
+        case "text":
+            return _text_records(numbered, name)
 
 
 def lines(file: io.BufferedIOBase, name: str) -> Iterator[tuple[int, str]]:
@@ -255,15 +291,24 @@ def _text_records(numbered: Iterable[tuple[int, str]], name: str) -> Iterator[Re
 
 
 def _not_json(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines. Raises InputError if they look like JSON, which would be ranked as it stands."""
-    first = list(islice(numbered, _N_TRIED))
-    tried = [line.strip() for _, line in first if line.strip()]
-    if tried and (tried[0] in "[{" or _is_json(tried[:1], dict | list) or _is_json(tried, str)):
+    """Return the lines. Raises InputError if they look like JSON, which would be ranked as it stands."""
+    first, numbered = _begun_lines(numbered)
+    if _is_json_object(first) or (first and _is_json(first, str)):
         raise InputError(
             f"{_shown(name)} looks like JSON. Say --format jsonl to read it as such, or --format text to take every"
             " line as it stands"
         )
-    return chain(first, numbered)
+    return numbered
+
+
+def _begun_lines(numbered: Iterator[tuple[int, str]]) -> tuple[list[str], Iterator[tuple[int, str]]]:
+    """Return the first lines that are not blank, and all lines."""
+    first = list(islice(numbered, _N_TRIED))
+    return [line.strip() for _, line in first if line.strip()], chain(first, numbered)
+
+
+def _is_json_object(first: Sequence[str]) -> bool:
+    return bool(first) and (first[0] in "[{" or _is_json(first[:1], dict | list))
 
 
 def _is_json(texts: Sequence[str], kind: Any) -> bool:
@@ -385,7 +430,7 @@ def _query(record: Record) -> Query:
     found, rest = None, _others(content, key)
     if "documents" in rest:
         found, rest = _candidates(rest["documents"], place), _others(rest, "documents")
-    return Query(text=content[key], index=record.index, fields=rest, documents=found)
+    return Query(text=content[key], place=str(place), index=record.index, fields=rest, documents=found)
 
 
 def _candidates(documents: Any, place: Place) -> tuple[Document, ...]:

@@ -6,7 +6,7 @@ What stood beside a text in its file stands beside its score. Values in, lines o
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -25,12 +25,15 @@ _TREC_TAG = "rankrt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The ranking of a query's documents. `is_one_of_several` says whether the output has to name the query."""
+    """The ranking of a query's documents."""
 
     query: Query
-    documents: Sequence[Document]
     ranking: Ranking
-    is_one_of_several: bool = False
+
+    def document(self, hit: Hit) -> Document:
+        """Return the document of a hit."""
+        assert self.query.documents is not None
+        return self.query.documents[hit.index]
 
 
 class Table:
@@ -60,34 +63,65 @@ class Table:
         return line.getvalue().removesuffix("\r\n")
 
 
-def written(answer: Answer, format: RankingFormat, table: Table) -> Iterator[str]:
-    """Yield the lines of an answer; `table` is for CSV."""
-    match format:
-        case "text":
-            yield from _as_text(answer)
-        case "json":
-            yield json.dumps(_as_object(answer), ensure_ascii=False)
-        case "jsonl":
-            yield from (json.dumps(hit, ensure_ascii=False) for hit in _hits(answer))
-        case "csv":
-            yield from map(table.row, _hits(answer))
-        case "trec":
-            yield from _as_trec(answer)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """How rankings are written. `names_queries` says whether hits tell their query, as they must if there are several.
+
+    columns   of CSV
+    """
+
+    format: RankingFormat
+    names_queries: bool
+    columns: Sequence[str]
+
+    @classmethod
+    def of(cls, format: RankingFormat, queries: Sequence[Query], *, names_queries: bool, has_spans: bool) -> "Style":
+        """Return the style for these queries' rankings. Raises InputError for an id that a TREC run cannot hold."""
+        documents = [document for query in queries for document in query.documents or ()]
+        if format == "trec":
+            for query in queries:
+                _check_trec_id(query.id, query.place)
+            for document in documents:
+                _check_trec_id(document.id, document.place)
+        ours = [*(["query_id"] if names_queries else []), "rank", *_HIT_COLUMNS, *(["span"] if has_spans else [])]
+        fields = dict.fromkeys(name for document in documents for name in document.fields)
+        return cls(format=format, names_queries=names_queries, columns=list(beside(dict.fromkeys(ours), fields)))
+
+    def lines(self, answers: Iterable[Answer]) -> Iterator[str]:
+        """Yield the lines of answers, each as soon as its answer is there."""
+        table = Table(self.columns)
+        if self.format == "csv":
+            yield table.header
+        for answer in answers:
+            match self.format:
+                case "text":
+                    yield from _as_text(answer, names_query=self.names_queries)
+                case "json":
+                    yield _as_json(_as_object(answer, names_query=self.names_queries))
+                case "jsonl":
+                    yield from map(_as_json, _hits(answer, names_query=self.names_queries))
+                case "csv":
+                    yield from map(table.row, _hits(answer, names_query=self.names_queries))
+                case "trec":
+                    yield from _as_trec(answer)
 
 
-def columns(
-    queries: Sequence[Query], documents: Sequence[Document], *, has_spans: bool, are_several: bool
-) -> list[str]:
-    """Return the columns of CSV for rankings of these queries and documents."""
-    of_queries = [document for query in queries for document in query.documents or ()]
-    own = [*(["query_id"] if are_several else []), "rank", *_HIT_COLUMNS, *(["span"] if has_spans else [])]
-    names = dict.fromkeys(name for document in (*documents, *of_queries) for name in document.fields)
-    return list(beside(dict.fromkeys(own), names))
+def score_lines(rows: Iterable[Mapping[str, Any]], format: ScoreFormat) -> Iterator[str]:
+    """Yield the lines of scores; the first row says which columns CSV has."""
+    if format == "jsonl":
+        yield from map(_as_json, rows)
+        return
+    table: Table | None = None
+    for row in rows:
+        if table is None:
+            table = Table(list(row))
+            yield table.header
+        yield table.row(row)
 
 
-def beside(own: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+def beside(ours: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return our values with the fields of the input; one with the name of ours is called input_... ."""
-    joined = dict(own)
+    joined = dict(ours)
     for name, value in fields.items():
         while name in joined:
             name = f"input_{name}"
@@ -95,30 +129,22 @@ def beside(own: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     return joined
 
 
-def trec_id(name: str, place: object) -> str:
-    """Return an id that a TREC run can hold. Raises InputError for one with spaces, which part its columns."""
-    if not name or name.split() != [name]:
-        raise InputError(f"{place}: the id {name!r} is empty or has spaces, which a TREC run cannot hold")
-    return name
-
-
 _HIT_COLUMNS = ("index", "score", "document", "truncated")
 
 
-def _as_text(answer: Answer) -> Iterator[str]:
-    if answer.is_one_of_several:
+def _as_text(answer: Answer, *, names_query: bool) -> Iterator[str]:
+    if names_query:
         yield f"# {answer.query.id}: {_printable(answer.query.text)}"
     for rank, hit in enumerate(answer.ranking, 1):
         mark = " [truncated]" if hit.truncated else ""
-        place = answer.documents[hit.index].place.short
+        place = answer.document(hit).place.short
         yield f"{rank:>3}  {hit.score:>9.4f}  {place:<10}  {_printable(hit.document)}{mark}"
 
 
-def _as_object(answer: Answer) -> dict[str, Any]:
+def _as_object(answer: Answer, *, names_query: bool) -> dict[str, Any]:
     ranking = answer.ranking
-    asked = {"query": answer.query.text} if answer.is_one_of_several else {}
-    own = {
-        **asked,
+    ours = {
+        **({"query": answer.query.text} if names_query else {}),
         "results": [_with_fields(answer, hit) for hit in ranking],
         "n_documents": ranking.n_documents,
         "n_tokens": ranking.n_tokens,
@@ -127,33 +153,40 @@ def _as_object(answer: Answer) -> dict[str, Any]:
         **({"progress": asdict(ranking.progress)} if ranking.progress else {}),
         "query_truncated": ranking.query_truncated,
     }
-    return beside(own, answer.query.fields)
+    return beside(ours, answer.query.fields)
 
 
-def _hits(answer: Answer) -> Iterator[dict[str, Any]]:
-    named = {"query_id": answer.query.id} if answer.is_one_of_several else {}
+def _hits(answer: Answer, *, names_query: bool) -> Iterator[dict[str, Any]]:
+    query = {"query_id": answer.query.id} if names_query else {}
     for rank, hit in enumerate(answer.ranking, 1):
-        yield _with_fields(answer, hit, {**named, "rank": rank})
+        yield _with_fields(answer, hit, {**query, "rank": rank})
 
 
-def _with_fields(answer: Answer, hit: Hit, named: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    document = answer.documents[hit.index]
-    span = {} if hit.span is None else {"span": hit.span}
-    own = {
-        **(named or {}),
+def _with_fields(answer: Answer, hit: Hit, first: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    document = answer.document(hit)
+    ours = {
+        **(first or {}),
         "index": document.index,
         "score": hit.score,
         "document": hit.document,
         "truncated": hit.truncated,
-        **span,
+        **({} if hit.span is None else {"span": hit.span}),
     }
-    return beside(own, document.fields)
+    return beside(ours, document.fields)
 
 
 def _as_trec(answer: Answer) -> Iterator[str]:
     for rank, hit in enumerate(answer.ranking, 1):
-        document = answer.documents[hit.index]
-        yield f"{answer.query.id} Q0 {document.id} {rank} {hit.score!r} {_TREC_TAG}"
+        yield f"{answer.query.id} Q0 {answer.document(hit).id} {rank} {hit.score!r} {_TREC_TAG}"
+
+
+def _check_trec_id(name: str, place: object) -> None:
+    if not name or name.split() != [name]:
+        raise InputError(f"{place}: the id {name!r} is empty or has spaces, which a TREC run cannot hold")
+
+
+def _as_json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _printable(text: str) -> str:

@@ -219,12 +219,12 @@ def test_rankings_are_written_as_csv_and_as_json_lines(artifact: Artifact, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--query", "one"], "--query 'one' has no documents; give --documents FILE"),
+        (["--query", "one"], "--query has no documents; give --documents FILE"),
         (["--query", "\udce9", "--documents", "DOCUMENTS"], "--query '\\udce9' is not UTF-8"),
         (["--queries", "-", "--documents", "-"], "both standard input, which can be read only once"),
-        (["--queries", "OWN", "--documents", "DOCUMENTS"], 'query 0 has "documents" of its own'),
+        (["--queries", "OWN", "--documents", "DOCUMENTS"], 'own.jsonl, line 1 has "documents" of its own'),
         (["--queries", "OWN", "--column", "text"], "--column and --format are for the file of --documents"),
-        (["--queries", "DOCUMENTS"], "query 0 has no documents"),
+        (["--queries", "DOCUMENTS"], "documents.txt, line 1 has no documents"),
         (["--queries", "BLANK", "--documents", "DOCUMENTS"], "blank.jsonl, line 1: expected"),
         (["--queries", "OWN", "--output-format", "trec"], "item 1: the id 'a b' is empty or has spaces"),
         (["--query", "one", "--documents", "DOCUMENTS", "--refine", "fp32", "--top-n", "1"], "scored in fp32 already"),

@@ -201,6 +201,16 @@ def test_queries_are_texts_or_objects_with_candidates_of_their_own():
     assert third.text == "three"
 
 
+def test_queries_that_look_like_objects_are_read_as_such_whatever_the_name():
+    for content, text in [
+        (b'{"query": "one"}', "one"),
+        (b'["one"]', "one"),
+        (b'"an exact phrase"', '"an exact phrase"'),
+    ]:
+        (query,) = read_queries(io.BytesIO(content), "-")
+        assert query.text == text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -276,10 +286,10 @@ def test_any_bytes_are_documents_with_their_lines_or_an_error_that_names_the_fil
         assert all(document.text.encode() in numbered[document.index] for document in found)
 
 
-@given(content=_FILES, format=st.sampled_from([None, *FORMATS]))
-def test_any_bytes_are_queries_or_pairs_or_an_error_that_names_the_file(content: bytes, format: Format | None):
+@given(content=_FILES, ending=st.sampled_from(["txt", *FORMATS]))
+def test_any_bytes_are_queries_or_pairs_or_an_error_that_names_the_file(content: bytes, ending: str):
     for read in (read_queries, read_pairs):
         try:
-            assert all(list(read(io.BytesIO(content), "some.jsonl", format)))
+            assert all(list(read(io.BytesIO(content), f"some.{ending}")))
         except InputError as error:
-            assert "some.jsonl" in str(error)
+            assert f"some.{ending}" in str(error)

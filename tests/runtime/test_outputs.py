@@ -8,7 +8,7 @@ import pytest
 
 from rankrt import Hit, InputError, Ranking
 from rankrt.inputs import Document, Place, Query
-from rankrt.outputs import Answer, RankingFormat, Table, beside, columns, trec_id, written
+from rankrt.outputs import Answer, RankingFormat, Style, Table, beside, score_lines
 
 
 def document(index: int, text: str, **fields: Any) -> Document:
@@ -17,7 +17,7 @@ def document(index: int, text: str, **fields: Any) -> Document:
     )
 
 
-DOCUMENTS = [document(0, "one", id="d1"), document(2, "two\n\x1b[31mred", id="d2", score=0.5)]
+DOCUMENTS = (document(0, "one", id="d1"), document(2, "two\n\x1b[31mred", id="d2", score=0.5))
 RANKING = Ranking(
     hits=(
         Hit(index=1, score=2.5, document=DOCUMENTS[1].text, truncated=True),
@@ -29,11 +29,10 @@ RANKING = Ranking(
 )
 
 
-def output(format: RankingFormat, *, are_several: bool = False) -> list[str]:
-    query = Query(text="which?", fields={"id": "q1"})
-    answer = Answer(query=query, documents=DOCUMENTS, ranking=RANKING, is_one_of_several=are_several)
-    table = Table(columns([query], DOCUMENTS, has_spans=False, are_several=are_several))
-    return [*([table.header] if format == "csv" else []), *written(answer, format, table)]
+def output(format: RankingFormat, *, names_queries: bool = False, query: Query | None = None) -> list[str]:
+    query = query or Query(text="which?", place="--query", fields={"id": "q1"}, documents=DOCUMENTS)
+    style = Style.of(format, [query], names_queries=names_queries, has_spans=False)
+    return list(style.lines([Answer(query=query, ranking=RANKING)]))
 
 
 def test_a_table_has_one_line_a_hit_and_nothing_that_a_terminal_would_obey():
@@ -41,11 +40,11 @@ def test_a_table_has_one_line_a_hit_and_nothing_that_a_terminal_would_obey():
         "  1     2.5000  line 3      two \\x1b[31mred [truncated]",
         "  2    -1.0000  line 1      one",
     ]
-    assert output("text", are_several=True)[0] == "# q1: which?"
+    assert output("text", names_queries=True)[0] == "# q1: which?"
 
 
 def test_json_is_an_object_a_query_with_what_stood_beside_the_texts():
-    (line,) = output("json", are_several=True)
+    (line,) = output("json", names_queries=True)
     found = json.loads(line)
     assert (found["query"], found["id"], found["n_documents"]) == ("which?", "q1", 2)
     assert found["results"][0] == {
@@ -59,7 +58,7 @@ def test_json_is_an_object_a_query_with_what_stood_beside_the_texts():
 
 
 def test_json_lines_have_a_hit_each():
-    found = [json.loads(line) for line in output("jsonl", are_several=True)]
+    found = [json.loads(line) for line in output("jsonl", names_queries=True)]
     assert [(hit["query_id"], hit["rank"], hit["id"]) for hit in found] == [("q1", 1, "d2"), ("q1", 2, "d1")]
 
 
@@ -78,8 +77,20 @@ def test_a_trec_run_has_six_columns():
 
 @pytest.mark.parametrize("name", ["", "a b", "a\tb", " a"])
 def test_an_id_that_would_break_a_trec_run_is_refused(name: str):
-    with pytest.raises(InputError, match="which a TREC run cannot hold"):
-        trec_id(name, "documents.jsonl, line 3")
+    query = Query(text="which?", place="queries.jsonl, line 3", fields={"id": name}, documents=DOCUMENTS)
+    with pytest.raises(InputError, match=r"queries.jsonl, line 3: the id .* which a TREC run cannot hold"):
+        output("trec", query=query)
+
+
+def test_scores_are_written_as_json_lines_and_as_csv():
+    rows: list[dict[str, Any]] = [
+        {"score": 1.5, "truncated": False, "id": "é"},
+        {"score": 2.0, "truncated": True, "id": None},
+    ]
+    first, _ = score_lines(rows, "jsonl")
+    assert first == '{"score": 1.5, "truncated": false, "id": "é"}'
+    assert list(score_lines(rows, "csv")) == ["score,truncated,id", "1.5,false,é", "2.0,true,"]
+    assert list(score_lines([], "csv")) == []
 
 
 def test_a_value_without_a_column_is_refused_and_not_dropped():
