@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import json
 import logging
 import os
@@ -159,7 +160,7 @@ def rerank(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace) -> int:
     """Score the pairs of a file, line by line."""
     n_pairs = _count_lines(options.pairs)
-    with inputs.open_input(options.pairs) as file, _load(options) as reranker, _bar(n_pairs, "pair") as bar:
+    with _open(options.pairs) as file, _load(options) as reranker, _bar(n_pairs, "pair") as bar:
         pairs = inputs.read_pairs(file, options.pairs, options.format)
         rows = scored(reranker, pairs, normalize=options.normalize, on_progress=bar.update)
         is_empty = True
@@ -178,7 +179,7 @@ def _queries(options: argparse.Namespace) -> list[Query]:
         except UnicodeEncodeError as error:
             raise InputError(f"--query {options.query!a} is not UTF-8; encode it as UTF-8") from error
         return [Query(text=options.query, place="--query")]
-    with inputs.open_input(options.queries) as file:
+    with _open(options.queries) as file:
         queries = inputs.read_queries(file, options.queries)
     if not queries:
         _note_empty(options.queries, "queries")
@@ -192,11 +193,18 @@ def _documents(options: argparse.Namespace) -> list[Document] | None:
         return None
     if options.documents == options.queries == STANDARD_INPUT:
         raise InputError("--queries and --documents are both standard input, which can be read only once")
-    with inputs.open_input(options.documents) as file:
+    with _open(options.documents) as file:
         documents = inputs.read_documents(file, options.documents, options.format, options.column)
     if not documents:
         _note_empty(options.documents, "documents")
     return documents
+
+
+def _open(name: str) -> io.BufferedReader:
+    file = inputs.open_input(name)
+    if file.isatty():
+        print("rankrt: reading from the terminal; end with Ctrl-D", file=sys.stderr)
+    return file
 
 
 def _print(line: str, bar: Any) -> None:

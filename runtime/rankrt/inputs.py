@@ -256,7 +256,10 @@ def _raw_lines(file: io.BufferedIOBase, shown: str) -> Iterator[bytes]:
 
 def _begun(file: io.BufferedIOBase) -> tuple[bytes, io.BufferedIOBase]:
     """Return the first bytes of a stream, and a stream that begins with them still."""
-    head = file.read(len(max(_PACKED, key=len)))
+    n_bytes = len(max(_PACKED, key=len))
+    head = file.read(n_bytes)
+    if len(head) < n_bytes:  # it has ended; a terminal that is asked again would wait for another Ctrl-D
+        return head, io.BytesIO(head)
     return head, io.BufferedReader(_Rejoined(head, file), 1 << 16)
 
 
@@ -374,7 +377,14 @@ def _finite(text: str) -> float:
 
 def _rows(numbered: Iterator[tuple[int, str]], name: str, delimiter: str, column: str | None) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # 131,072 characters by default, which a document may have
-    reader = csv.reader((line for _, line in numbered), delimiter=delimiter, strict=True)
+    # As IANA defines TSV, and MS MARCO and TREC write it, a quote there is a character like any other.
+    is_quoted = delimiter != "\t"
+    reader = csv.reader(
+        (line for _, line in numbered),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+        strict=True,
+    )
     header: list[str] | None = None
     index, first = 0, 1
     try:

@@ -348,7 +348,22 @@ def test_a_name_that_the_system_refuses_is_a_sentence(capsys: Output):
 
 def test_a_model_called_like_a_command_does_not_load_that_command(documents: str, capsys: Output):
     assert main(["rerank", "serve", "--query", "one", "--documents", documents]) == 1
-    assert "serve is no folder" in capsys.readouterr().err or "serve is not" in capsys.readouterr().err
+    assert "error: serve is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--help"], ["serve", "x"], ["serve"]])
+def test_help_of_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(
+    arguments: list[str], capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "needy_server.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [EntryPoint(name, "needy_server", "rankrt.commands") for name in ("serve", "of_somebody_else")]
+    monkeypatch.setattr(rankrt.extras, "entry_points", lambda group: points)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error == "rankrt: error: rankrt serve needs no_such_module: pip install 'rankrt[cpu,server]'\n"
+    assert main(["info", "serve"]) == 1
+    assert "no_such_module" not in capsys.readouterr().err  # a folder of that name is meant
 
 
 def test_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(

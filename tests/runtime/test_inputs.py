@@ -145,6 +145,11 @@ def test_a_column_can_be_named_or_numbered():
     assert texts(b'{"title": "one"}', "documents.jsonl", column="title") == ["one"]
 
 
+def test_a_quote_is_a_character_in_tsv_and_not_in_csv():
+    assert texts(b'1\t"one" he said\n2\t"two\n', "collection.tsv", column="2") == ['"one" he said', '"two']
+    assert texts(b'text\n"one, ""two"""\n', "documents.csv") == ['one, "two"']
+
+
 def test_a_cell_may_be_longer_than_the_csv_module_allows_by_default():
     assert texts(b"text\n" + b"a" * 200_000, "documents.csv") == ["a" * 200_000]
 

@@ -156,6 +156,17 @@ def test_ctrl_c_leaves_what_was_scored_and_exit_status_130(artifact: Artifact, p
     process.stderr.close()
 
 
+def test_a_terminal_that_is_read_from_is_told_how_to_end(artifact: Artifact):
+    keyboard, terminal = os.openpty()
+    os.write(keyboard, b"two\n\x04")
+    rerank = ["rerank", str(artifact.folder), "--query", "one", "--documents", "-", "--no-prepare"]
+    finished = run(rerank, stdin=terminal, timeout=60)
+    assert (finished.returncode, finished.stderr) == (0, "rankrt: reading from the terminal; end with Ctrl-D\n")
+    assert "two" in finished.stdout
+    os.close(keyboard)
+    os.close(terminal)
+
+
 def test_progress_goes_to_a_terminal_only(rerank: list[str]):
     assert run(rerank).stderr == ""
     reader, writer = os.openpty()

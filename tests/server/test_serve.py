@@ -162,7 +162,7 @@ def test_it_serves_tls(tmp_path: Path):
         (["{folder}", "--ssl-certfile", "missing"], "--ssl-certfile and --ssl-keyfile belong together"),
         (["{folder}", "--ssl-certfile", "missing", "--ssl-keyfile", "missing"], "missing is no file"),
         (["{folder}", "--port", "{busy}"], "cannot be listened on: [Errno 98] Address already in use"),
-        (["{folder}", "--max-length", "4"], "max_length=4 cannot hold a pair"),
+        (["{folder}", "--max-length", "4"], "--max-length 4 cannot hold a pair"),
         (["{folder}", "--precision", "int8"], "int8"),
         (["{folder}", "a={folder}", "a={folder}"], "two models are called a; give one another name: NAME=PATH"),
     ],
@@ -184,6 +184,4 @@ def test_what_cannot_be_served_is_one_sentence(
     "arguments", [["--workers", "-1"], ["--cache-mb", "x"], ["--timeout-ms", "0"], ["--port", "70000"], []]
 )
 def test_options_that_make_no_sense_are_wrong_usage(arguments: list[str]):
-    with pytest.raises(SystemExit) as ended:
-        main(["serve", *([] if not arguments else ["folder"]), *arguments])
-    assert ended.value.code == 2
+    assert main(["serve", *([] if not arguments else ["folder"]), *arguments]) == 2
