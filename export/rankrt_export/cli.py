@@ -117,6 +117,8 @@ def check(arguments: argparse.Namespace) -> None:
     given = [option for option, value in limits.items() if value is not None]
     if given and set(precisions) == {"fp32"}:
         raise OptionsError(f"{given[0]} is for precisions below fp32, whose own limits are fixed. Leave it out")
+    if set(precisions) & set(_CALIBRATED):
+        given = []  # calibration keeps to the limits too, whether its result is verified or not
     given += ["--verify-with"] * (arguments.verify_with is not None)
     if given and arguments.no_verify:
         raise OptionsError(f"{given[0]} has no effect with --no-verify. Leave one of them out")

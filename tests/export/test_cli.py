@@ -28,7 +28,7 @@ def test_options_may_stand_before_the_model(make_checkpoint: Make, tmp_path: Pat
         ("--revision main", "--revision main is for a hub repository, but FOLDER is a folder"),
         ("--max-drift 1", "--max-drift is for precisions below fp32"),
         ("--min-tau 0.9", "--min-tau is for precisions below fp32"),
-        ("--precision int8 --no-verify --min-tau 0.9", "--min-tau has no effect with --no-verify"),
+        ("--precision fp16 --no-verify --min-tau 0.9", "--min-tau has no effect with --no-verify"),
         ("--no-verify --verify-with texts.jsonl", "--verify-with has no effect with --no-verify"),
     ],
 )
