@@ -15,7 +15,11 @@ GPU_EXTRAS ?= gpu,tensorrt
 FAKE_GPU_VENV := $(VENV)-fake-gpu
 FAKE_GPU_READY := $(FAKE_GPU_VENV)/.ready
 
-.PHONY: demo test test-gpu test-fake-gpu check docs bench bench-prepare bench-full clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-gpu test-fake-gpu check docs bench bench-prepare bench-full clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m benchmarks.demo
@@ -61,7 +65,7 @@ bench-full: $(READY)  ## every system on a quiet machine, for a committed record
 	    --systems $(SYSTEMS) --passages 16 --kinds mixed --rounds 3 --seconds 0 -o $(RECORD)
 	$(BIN)/python -m benchmarks.docs
 
-clean:
+clean:  ## remove the environments
 	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV)
 
 $(READY): pyproject.toml constraints.txt

@@ -96,7 +96,8 @@ def with_part(text: str, name: str, content: str) -> str:
 
 def cli() -> str:
     """Return the help of all commands as Markdown."""
-    parts = ["# The command line", "", "Generated from the commands themselves: `make docs`.", ""]
+    parts = ["# The command line", "", "Generated from the commands themselves: `make docs`."]
+    parts += ["What they read and write: [files](files.md).", ""]
     for command in COMMANDS:
         parts += [f"## rankrt {command}".rstrip(), "", "```", _help_of(command).rstrip(), "```", ""]
     return "\n".join(parts)

@@ -1,6 +1,8 @@
 """The documentation: what is generated is up to date, links lead somewhere, and the README's Python runs."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,13 @@ def test_the_usage_page_s_python_runs(artifact: Artifact, capsys: pytest.Capture
     exec(code.replace("./bge-m3", str(artifact.folder)), names)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "0"]
     assert names["logits"].shape == (2,)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_lists_every_target():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [line.split()[0] for line in listed] == targets.split()
 
 
 def test_every_extra_of_the_readme_exists():

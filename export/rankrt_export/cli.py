@@ -9,10 +9,15 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from rankrt.artifact import PRECISIONS, Artifact, Target
+from rankrt.arguments import Several, real, whole
+from rankrt.artifact import MANIFEST, PRECISIONS, Artifact, Target
 from rankrt.describe import describe
 from rankrt.sources import Hub
+from rankrt_export.errors import CheckpointError, OptionsError
 from rankrt_export.prompts import STYLES
+
+# What is calibrated, of all precisions.
+_CALIBRATED = ("int8", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,21 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", help="a folder with a Hugging Face checkpoint, or a hub id such as BAAI/bge-reranker-v2-m3"
     )
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     parser.add_argument(
         "--precision",
-        nargs="+",
-        choices=PRECISIONS,
+        action=Several,
+        values=PRECISIONS,
         default=["fp32"],
-        metavar="P",
-        help="fp32 (default), fp16, w8 (8-bit weights only), int8, fp8, int4",
+        metavar="P,...",
+        help="fp32 (default), fp16, w8 (8-bit weights only), int8, fp8, int4: one or several, with commas or spaces",
     )
     parser.add_argument(
         "--target",
-        nargs="+",
-        choices=get_args(Target),
+        action=Several,
+        values=get_args(Target),
         default=["cpu"],
-        metavar="T",
+        metavar="T,...",
         help="cpu (default), cuda, tensorrt: each gets those of the precisions that it has: GPUs fp32 and fp16,"
         " TensorRT int8 and fp8 too",
     )
@@ -47,21 +52,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cutoff-layers",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="layers of a layerwise model to read scores behind; default: every fourth that has a head",
+        action=Several,
+        convert=whole(),
+        metavar="N,...",
+        help="for a layerwise model: scores can be read after these layers; default: every fourth that has a head",
     )
     parser.add_argument(
         "--prompt", choices=STYLES, help="how a decoder is asked; default: as its architecture usually is"
     )
-    parser.add_argument("--no-verify", action="store_true", help="do not compare with PyTorch; `auto` will not load it")
-    parser.add_argument("--max-drift", type=float, metavar="X", help="largest difference in logits below fp32")
-    parser.add_argument("--min-tau", type=float, metavar="X", help="smallest mean Kendall tau per query below fp32")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not compare with PyTorch; precision auto will not load the result"
+    )
+    parser.add_argument(
+        "--max-drift", type=real(0), metavar="X", help="largest difference in logits, for precisions below fp32"
+    )
+    parser.add_argument(
+        "--min-tau", type=real(-1, 1), metavar="X", help="smallest mean Kendall tau of a query, for the same precisions"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, verify, and print what was made."""
+    """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
+    check(arguments)
     from rankrt_export.pipeline import Options, export
     from rankrt_export.texts import read_texts
 
@@ -82,6 +94,34 @@ def run(arguments: argparse.Namespace) -> int:
         for notice in notices(artifact):
             print(notice, file=sys.stderr)
     return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise OptionsError for an option without effect, and CheckpointError if the model is an artifact already."""
+    folder, precisions = Path(arguments.model).expanduser(), arguments.precision
+    if (folder / MANIFEST).exists():
+        raise CheckpointError(
+            f"{arguments.model} is an artifact already, because it has a {MANIFEST}. Load it as it is, or export the"
+            " checkpoint that it was made from"
+        )
+    if arguments.revision is not None and folder.is_dir():
+        raise OptionsError(
+            f"--revision {arguments.revision} is for a hub repository, but {arguments.model} is a folder. Leave it out"
+        )
+    if arguments.calibration is not None and not set(precisions) & set(_CALIBRATED):
+        raise OptionsError(
+            f"--calibration is for {' and '.join(_CALIBRATED)}, but --precision is {', '.join(precisions)}. Leave it"
+            " out, or add one of them"
+        )
+    limits = {"--max-drift": arguments.max_drift, "--min-tau": arguments.min_tau}
+    given = [option for option, value in limits.items() if value is not None]
+    if given and set(precisions) == {"fp32"}:
+        raise OptionsError(f"{given[0]} is for precisions below fp32, whose own limits are fixed. Leave it out")
+    if set(precisions) & set(_CALIBRATED):
+        given = []  # calibration keeps to the limits too, whether its result is verified or not
+    given += ["--verify-with"] * (arguments.verify_with is not None)
+    if given and arguments.no_verify:
+        raise OptionsError(f"{given[0]} has no effect with --no-verify. Leave one of them out")
 
 
 def notices(artifact: Artifact) -> Iterator[str]:

@@ -1,20 +1,26 @@
 """The `rankrt` command: a thin skin. Results go to standard output, talk to standard error; errors are one sentence."""
 
 import argparse
+import errno
+import io
 import json
 import logging
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 from tqdm import tqdm
 
-from rankrt import Hit, InputError, Ranking, RankrtError, Reranker, __version__, cache_command
+from rankrt import InputError, RankrtError, Reranker, __version__, cache_command, inputs, outputs, streams
+from rankrt.arguments import Parser, real, whole
 from rankrt.artifact import INSTRUCTION_SETS, PRECISIONS, open_artifact
 from rankrt.build import build as build_variant
 from rankrt.build import steps
@@ -23,32 +29,55 @@ from rankrt.devices import DEVICE_HELP, Device
 from rankrt.doctor import examine
 from rankrt.extras import EXTRAS, commands, load, missing
 from rankrt.finding import Finding
+from rankrt.inputs import STANDARD_INPUT, Document, Query
 from rankrt.placement import variants_for
 from rankrt.progressive import Progressive
-from rankrt.reranker import sigmoid
-from rankrt.tokenizer import Pair
+from rankrt.scoring import ranked, scored
 
-# Enough rows for the planner to fill its runs well, few enough that scores come out as they are made.
-_BLOCK_PAIRS = 1024
 _PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exact": "exact"}
+_TRACEBACK = "RANKRT_TRACEBACK"
+# What a write raises for a full disk, a quota, a limit, a damaged disk, and for a stream that is closed.
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+_EPILOG = f"""exit status:
+  0    done
+  1    an error, explained in a sentence; {_TRACEBACK}=1 shows where it was raised
+  2    wrong usage
+  130  interrupted with Ctrl-C; what was scored until then is written
+  141  the reader of a pipe has left
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 for an error that is explained, 2 for wrong usage."""
+    """Run the command line and return its exit status, one of those that its help lists."""
+    streams.mend()
     _show_notices()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    options = argparse.Namespace()
     try:
-        options = _parser(arguments).parse_args(arguments)
-        return _run(options)
+        status = _status(list(sys.argv[1:] if arguments is None else arguments), options)
+        sys.stdout.flush()
+        return status
     except RankrtError as error:
-        print(f"rankrt: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(in_words_of_options(str(error), getattr(options, "spelling", {})), error)
     except BrokenPipeError:
-        # Whoever read us has enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        streams.abandon_output()
+        return 141
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once, without a traceback
         return 130
+    except Exception as error:  # noqa: BLE001 - the last resort: a sentence, and the traceback for those who ask
+        return _fail(_unforeseen(error), error)
+
+
+def _status(arguments: Sequence[str], options: argparse.Namespace) -> int:
+    try:
+        parser = _parser(arguments)
+        if not arguments:
+            parser.print_help(sys.stderr)
+            return 2
+        parser.parse_args(arguments, options)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -60,37 +89,129 @@ def _run(options: argparse.Namespace) -> int:
         raise missing(options.command, error) from error
 
 
+def _fail(message: str, error: BaseException) -> int:
+    """Say on standard error what went wrong, and return the exit status."""
+    with suppress(OSError):
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(error)
+        print(f"rankrt: error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _OF_WRITING:
+        streams.abandon_output()
+        return f"writing failed: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error})" if str(error) else "not enough memory"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"{what:.300}. This is a mistake in rankrt {__version__}; please report it with what {_TRACEBACK}=1 prints and"
+        " with the output of `rankrt doctor`"
+    )
+
+
+def in_words_of_options(message: str, spelling: Mapping[str, str]) -> str:
+    """Return a message of the library with its parameters as the options that are typed.
+
+    `spelling` has the options by the parameters' names. Of names that are English words only name=value is replaced.
+    """
+    for name, option in spelling.items():
+        message = re.sub(rf"\b{name}=(['\"]?)([^\s'\",;)]+)\1", rf"{option} \2", message)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w/.-]){name}(?![\w/.])", option, message)
+    return re.sub(r"\(or None (for [^)]*)\)", r"(or leave it out \1)", message)
+
+
 def rerank(options: argparse.Namespace) -> int:
-    """Order the documents of a file by how well they answer a query."""
-    documents = _read_documents(options.documents)
-    with _load(options) as reranker:
-        ranking = reranker.rank(
-            options.query,
-            [text for _, text in documents],
+    """Order documents by how well they answer a query, or each of several."""
+    queries = inputs.with_documents(_queries(options), _documents(options))
+    style = outputs.Style.of(
+        options.output_format,
+        queries,
+        names_queries=options.queries is not None,
+        has_spans=options.long_documents == "chunk",
+    )
+    n_documents = sum(len(query.documents or ()) for query in queries)
+    with _load(options) as reranker, _bar(n_documents, "document") as bar:
+        answers = ranked(
+            reranker,
+            queries,
             top_n=options.top_n,
             normalize=options.normalize,
             refine=options.refine,
             progressive=_PROGRESSIVE[options.progressive],
+            on_progress=None if bar.disable else bar.update,
         )
-    lines = [number for number, _ in documents]
-    write = _print_ranking_json if options.json else _print_ranking
-    write(ranking, lines)
+        for line in style.lines(answers):
+            _print(line, bar)
     return 0
 
 
 def score(options: argparse.Namespace) -> int:
     """Score the pairs of a file, line by line."""
-    with _open(options.pairs) as file, _load(options) as reranker:
-        pairs = _read_pairs(file, options.pairs)
-        with tqdm(total=_count_lines(options.pairs), unit="pair", disable=not sys.stderr.isatty()) as bar:
-            while block := list(islice(pairs, _BLOCK_PAIRS)):
-                scored = reranker.evaluate(block)
-                scores = sigmoid(scored.logits) if options.normalize else scored.logits
-                for value, truncated in zip(scores, scored.truncated, strict=True):
-                    print(json.dumps({"score": float(value), "truncated": bool(truncated)}))
-                sys.stdout.flush()
-                bar.update(len(block))
+    n_pairs = _count_lines(options.pairs)
+    with _open(options.pairs) as file, _load(options) as reranker, _bar(n_pairs, "pair") as bar:
+        pairs = inputs.read_pairs(file, options.pairs, options.format)
+        rows = scored(reranker, pairs, normalize=options.normalize, on_progress=bar.update)
+        is_empty = True
+        for line in outputs.score_lines(rows, options.output_format):
+            _print(line, bar)
+            is_empty = False
+    if is_empty:
+        _note_empty(options.pairs, "pairs")
     return 0
+
+
+def _queries(options: argparse.Namespace) -> list[Query]:
+    if options.queries is None:
+        try:
+            options.query.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--query {options.query!a} is not UTF-8; encode it as UTF-8") from error
+        return [Query(text=options.query, place="--query")]
+    with _open(options.queries) as file:
+        queries = inputs.read_queries(file, options.queries)
+    if not queries:
+        _note_empty(options.queries, "queries")
+    return queries
+
+
+def _documents(options: argparse.Namespace) -> list[Document] | None:
+    if options.documents is None:
+        if options.column or options.format:
+            raise InputError("--column and --format are for the file of --documents, which is not given")
+        return None
+    if options.documents == options.queries == STANDARD_INPUT:
+        raise InputError("--queries and --documents are both standard input, which can be read only once")
+    with _open(options.documents) as file:
+        documents = inputs.read_documents(file, options.documents, options.format, options.column)
+    if not documents:
+        _note_empty(options.documents, "documents")
+    return documents
+
+
+def _open(name: str) -> io.BufferedReader:
+    file = inputs.open_input(name)
+    if file.isatty():
+        print("rankrt: reading from the terminal; end with Ctrl-D", file=sys.stderr)
+    return file
+
+
+def _print(line: str, bar: Any) -> None:
+    """Write a line at once, so that it is not lost if a later one fails, and on a line of its own on a terminal."""
+    bar.clear()
+    print(line, flush=True)
+
+
+def _bar(total: int | None, unit: str) -> Any:
+    return tqdm(total=total, unit=unit, leave=False, disable=not streams.is_terminal())
+
+
+def _note_empty(name: str, what: str) -> None:
+    print(f"rankrt: {name} has no {what}, so there is nothing to score", file=sys.stderr)
 
 
 def info(options: argparse.Namespace) -> int:
@@ -108,7 +229,7 @@ def build(options: argparse.Namespace) -> int:
     artifact, device = open_artifact(options.artifact), Device(options.target, options.device)
     for variant in variants_for(artifact, device, options.precision):
         n_steps = steps(artifact, device, options.max_length)
-        with tqdm(desc=variant.name, total=n_steps, disable=not sys.stderr.isatty()) as bar:
+        with tqdm(desc=variant.name, total=n_steps, disable=not streams.is_terminal()) as bar:
 
             def show(done: str, bar: Any = bar) -> None:
                 bar.set_postfix_str(f"{done} is ready")
@@ -144,80 +265,155 @@ class _Command:
     run: Callable[[argparse.Namespace], int]
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rankrt", description="Rerankers compiled for ONNX Runtime: export once, score anywhere, without torch."
+def _parser(arguments: Sequence[str]) -> Parser:
+    parser = Parser(
+        prog="rankrt",
+        description="Rerankers compiled for ONNX Runtime: export once, score anywhere, without torch.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rankrt {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    called = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, point in commands().items():
         subparser = subparsers.add_parser(name, help=EXTRAS[name].help, description=EXTRAS[name].help)
-        if name in arguments:  # another part is imported only when it is called
+        if name == called:  # another part is imported only when it is called
             module: Any = load(point)
             module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(run=module.run, spelling=_spelling(subparser))
     for name, command in _COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.help, description=command.help)
         command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, spelling=_spelling(subparser))
     return parser
+
+
+def _spelling(parser: Parser) -> dict[str, str]:
+    spelling = parser.spelling
+    return {**spelling, "n_threads": "--threads"} if "--threads" in spelling.values() else spelling
 
 
 def _rerank_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an artifact's folder, or a hub id")
-    parser.add_argument("--query", required=True)
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--query", metavar="TEXT", help="what to rank the documents by")
+    query.add_argument(
+        "--queries",
+        metavar="FILE",
+        help='several queries: a text a line, or JSON Lines or CSV with "query"; an "id" is kept, and "documents" of'
+        " its own take the place of --documents; - for standard input",
+    )
     parser.add_argument(
         "--documents",
-        required=True,
         metavar="FILE",
-        help='one document a line, - for standard input; *.jsonl: a string or {"text": ...} a line',
+        help='text, JSON or CSV: one document a line, or strings or objects with "text"; - for standard input',
     )
-    parser.add_argument("--top-n", type=int, metavar="N", help="print the best N only")
     parser.add_argument(
-        "--refine", choices=PRECISIONS, metavar="P", help="score again in this precision who may be among the top N"
+        "--format",
+        choices=inputs.FORMATS,
+        help="of the documents; default: by the file's name (.jsonl, .json, .csv, .tsv), else text",
+    )
+    parser.add_argument(
+        "--column",
+        metavar="NAME",
+        help="the key or column that holds a document's text, or a column's number if the file has no header;"
+        " default: text, document, passage or content",
+    )
+    parser.add_argument("--top-n", type=whole(), metavar="N", help="print the best N only")
+    parser.add_argument(
+        "--refine",
+        choices=PRECISIONS,
+        metavar="P",
+        help="score documents that may be among the top N again in this precision",
     )
     parser.add_argument(
         "--progressive",
         nargs="?",
         choices=["margins", "exact"],
         const="margins",
-        help="of a layerwise model: run documents only as far as the top N needs; exact: check those that stopped",
+        help="for a layerwise model: run documents only as far as the top N needs; exact: check those that stopped",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--output-format",
+        choices=outputs.RANKING_FORMATS,
+        default="text",
+        help="text: a table (default); json: one object a query; jsonl, csv: one hit a line; trec: a TREC run",
+    )
+    output.add_argument(
+        "--json", action="store_const", const="json", dest="output_format", help="short for --output-format json"
+    )
     _load_options(parser)
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an artifact's folder, or a hub id")
-    parser.add_argument("pairs", metavar="PAIRS", help='lines of {"query": ..., "passage": ...}; - for standard input')
+    parser.add_argument(
+        "pairs",
+        metavar="PAIRS",
+        help='JSON Lines, JSON or CSV with "query" and "passage"; other fields are kept; - for standard input',
+    )
+    parser.add_argument(
+        "--format",
+        choices=[format for format in inputs.FORMATS if format != "text"],
+        help="of the pairs; default: by the file's name (.jsonl, .json, .csv, .tsv), else jsonl",
+    )
+    parser.add_argument("--output-format", choices=outputs.SCORE_FORMATS, default="jsonl", help="default: jsonl")
     _load_options(parser)
 
 
 def _load_options(parser: argparse.ArgumentParser) -> None:
     """Declare what `Reranker.load` takes besides the model."""
     parser.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
-    parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto")
     parser.add_argument(
-        "--instruction-set", choices=INSTRUCTION_SETS, help="of int8; default: what this processor is fastest with"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument("--threads", type=int, dest="n_threads", metavar="N", help="default: the usable physical cores")
-    parser.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens of a row; default: 512 or the model's limit"
-    )
-    parser.add_argument("--query-max-length", type=int, metavar="N", help="default: three quarters of --max-length")
-    parser.add_argument("--truncation", choices=["only_passage", "longest_first"], default="only_passage")
-    parser.add_argument("--long-documents", choices=["truncate", "chunk"], default="truncate")
-    parser.add_argument(
-        "--cutoff-layer", type=int, metavar="N", help="of a layerwise model: read scores behind this layer"
+        "--precision", choices=["auto", *PRECISIONS], default="auto", help="default: auto, the best that is verified"
     )
     parser.add_argument(
-        "--gpu-memory-gb", type=float, metavar="N", help="the most that CUDA may take; default: no limit"
+        "--instruction-set",
+        choices=INSTRUCTION_SETS,
+        help="the int8 graph to take; default: the one for this processor",
     )
-    parser.add_argument("--normalize", action="store_true", help="sigmoid of the logits, in (0, 1)")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     parser.add_argument(
-        "--no-prepare", action="store_false", dest="prepare", help="do not use the prepared-model cache"
+        "--threads", type=whole(), dest="n_threads", metavar="N", help="default: the physical cores that may be used"
     )
+    parser.add_argument(
+        "--max-length", type=whole(), metavar="N", help="tokens of a row; default: 512 or the model's limit"
+    )
+    parser.add_argument(
+        "--query-max-length",
+        type=whole(),
+        metavar="N",
+        help="of a query; default: three quarters of --max-length",
+    )
+    parser.add_argument(
+        "--truncation",
+        choices=["only_passage", "longest_first"],
+        default="only_passage",
+        help="what loses tokens first where a row is too long; default: only_passage",
+    )
+    parser.add_argument(
+        "--long-documents",
+        choices=["truncate", "chunk"],
+        default="truncate",
+        help="truncate (default): score the beginning; chunk: score overlapping windows and take the best",
+    )
+    parser.add_argument(
+        "--cutoff-layer", type=whole(), metavar="N", help="for a layerwise model: the layer whose score is returned"
+    )
+    parser.add_argument(
+        "--gpu-memory-gb", type=_gigabytes, metavar="N", help="the most that CUDA may take; default: no limit"
+    )
+    parser.add_argument("--normalize", action="store_true", help="print the sigmoid of the logits, in (0, 1)")
+    parser.add_argument(
+        "--no-prepare", action="store_false", dest="prepare", help="do not use the cache of prepared models"
+    )
+
+
+def _gigabytes(text: str) -> float:
+    if (number := real()(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return number
 
 
 def _artifact_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,12 +429,12 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="tensorrt: build its engines and verify them; cuda: only verify",
     )
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU's number; default: 0")
+    parser.add_argument("--device", type=whole(0), default=0, metavar="N", help="the GPU's number; default: 0")
     parser.add_argument(
-        "--precision", choices=["auto", *PRECISIONS], default="auto", help="default: all that there are"
+        "--precision", choices=["auto", *PRECISIONS], default="auto", help="default: all that the artifact has"
     )
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens of a row; default: 512 or the model's limit"
+        "--max-length", type=whole(), metavar="N", help="tokens of a row; default: 512 or the model's limit"
     )
 
 
@@ -265,89 +461,12 @@ def _load(options: argparse.Namespace) -> Reranker:
     return Reranker.load(options.model, **{name: getattr(options, name) for name in names + rules})
 
 
-def _read_documents(name: str) -> list[tuple[int, str]]:
-    """Return the documents of a file with their line numbers, counted from 0; blank lines are none."""
-    decode = _json_document if name.endswith(".jsonl") else _plain_document
-    with _open(name) as file:
-        lines = [(number, line.rstrip("\n")) for number, line in enumerate(file)]
-    return [(number, decode(line, f"{name}, line {number + 1}")) for number, line in lines if line.strip()]
-
-
-def _plain_document(line: str, place: str) -> str:
-    return line
-
-
-def _json_document(line: str, place: str) -> str:
-    content = _parse_json(line, place)
-    text = content.get("text") if isinstance(content, dict) else content
-    if not isinstance(text, str):
-        raise InputError(f'{place}: expected a string or {{"text": ...}}, got {line:.80}')
-    return text
-
-
-def _read_pairs(lines: Iterable[str], name: str) -> Iterator[Pair]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise InputError(f"{name}, line {number} is blank; every line is a pair, so that scores and lines agree")
-        content = _parse_json(line, f"{name}, line {number}")
-        query, passage = (content.get(key) if isinstance(content, dict) else None for key in ("query", "passage"))
-        if not isinstance(query, str) or not isinstance(passage, str) or not query.strip():
-            raise InputError(
-                f'{name}, line {number}: expected {{"query": ..., "passage": ...}} with a query that is not empty,'
-                f" got {line.strip():.80}"
-            )
-        yield query, passage
-
-
-def _parse_json(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place} is not JSON: {error}") from error
-
-
-def _open(name: str) -> TextIO:
-    try:
-        return open(0 if name == "-" else name, encoding="utf-8", closefd=name != "-")
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}") from error
-
-
 def _count_lines(name: str) -> int | None:
-    if name == "-" or not Path(name).is_file():
+    """Return how many pairs a file may have, for the progress; None if that is not known without reading it twice."""
+    if name == STANDARD_INPUT or not Path(name).is_file() or not streams.is_terminal():
         return None
     with open(name, "rb") as file:
         return sum(1 for _ in file)
-
-
-def _print_ranking(ranking: Ranking, lines: Sequence[int]) -> None:
-    for rank, hit in enumerate(ranking, 1):
-        mark = " [truncated]" if hit.truncated else ""
-        print(f"{rank:>3}  {hit.score:>9.4f}  #{lines[hit.index]:<5} {hit.document}{mark}")
-
-
-def _print_ranking_json(ranking: Ranking, lines: Sequence[int]) -> None:
-    answer = {
-        "results": [_hit_as_json(hit, lines) for hit in ranking],
-        "n_documents": ranking.n_documents,
-        "n_tokens": ranking.n_tokens,
-        "n_refined": ranking.n_refined,
-        "n_saved_tokens": ranking.n_saved_tokens,
-        **({"progress": asdict(ranking.progress)} if ranking.progress else {}),
-        "query_truncated": ranking.query_truncated,
-    }
-    print(json.dumps(answer, ensure_ascii=False))
-
-
-def _hit_as_json(hit: Hit, lines: Sequence[int]) -> dict[str, Any]:
-    span = {} if hit.span is None else {"span": hit.span}
-    return {
-        "index": lines[hit.index],
-        "score": hit.score,
-        "document": hit.document,
-        "truncated": hit.truncated,
-        **span,
-    }
 
 
 def _show_notices() -> None:

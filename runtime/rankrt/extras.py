@@ -23,8 +23,8 @@ EXTRAS = {
 
 
 def commands() -> dict[str, EntryPoint]:
-    """Return the subcommands that other parts bring; none of them is imported."""
-    return {point.name: point for point in entry_points(group="rankrt.commands")}
+    """Return the subcommands that other parts of rankrt bring; none of them is imported."""
+    return {point.name: point for point in entry_points(group="rankrt.commands") if point.name in EXTRAS}
 
 
 def exporter() -> Callable[..., None]:

@@ -1,11 +1,11 @@
 """The reranker: encode, plan, run, score, and back into the caller's order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -30,8 +30,13 @@ from rankrt.variants import Variants
 
 # Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
 _BLOCK_PAIRS = 4096
+# Where progress is shown: a large model on a CPU takes seconds for so many.
+_SHOWN_BLOCK_PAIRS = 256
 # For a GPU the next block is encoded while this one is scored: a few runs, so that the first does not wait for long.
 _GPU_BLOCK_PAIRS = 512
+# Called with the number of pairs of a block that was scored.
+OnProgress: TypeAlias = Callable[[int], object]
+
 _RULES = tuple(field.name for field in fields(Rules))
 
 
@@ -206,6 +211,7 @@ class Reranker:
         normalize: bool = False,
         refine: Precision | None = None,
         progressive: Progressive = False,
+        on_progress: OnProgress | None = None,
     ) -> Ranking:
         """Order documents by how well they answer the query; keep the best `top_n`, or all.
 
@@ -215,6 +221,7 @@ class Reranker:
         further than to the exit where that shows, by margins that were measured on text at export: True, or the share
         of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after
         all that might still be above the last hit. `ranking.progress` says what was saved.
+        `on_progress` is called with the number of documents of every block that was scored, but not by `progressive`.
         Documents are a list, a tuple, a generator, an array or a column of texts; none give an empty ranking.
 
         Raises InputError, before anything is scored, for an empty query, for what is not text and for an option that
@@ -229,12 +236,18 @@ class Reranker:
             if progressive is not False:
                 return self._rank_progressively(query, documents, top_n, normalize, refine, progressive)
             exact = None if refine is None else self._refining(refine, top_n)
-            return self._rank(query, documents, top_n, normalize, exact)
+            return self._rank(query, documents, top_n, normalize, exact, on_progress)
 
     def _rank(
-        self, query: str, documents: Sequence[str], top_n: int | None, normalize: bool, exact: "Reranker | None"
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None,
+        normalize: bool,
+        exact: "Reranker | None",
+        on_progress: OnProgress | None,
     ) -> Ranking:
-        scored = self._evaluate([(query, document) for document in documents])
+        scored = self._evaluate([(query, document) for document in documents], on_progress)
         order, n_refined = np.argsort(-scored.logits, kind="stable")[:top_n], 0
         if exact is not None and top_n is not None:
             order, scored, n_refined = self._refine(query, documents, scored, top_n, exact)
@@ -267,15 +280,20 @@ class Reranker:
         logits = self.evaluate(pairs).logits if cutoff_layers is None else self.logits_at(cutoff_layers, pairs)
         return sigmoid(logits) if normalize else logits
 
-    def evaluate(self, pairs: Sequence[Pair]) -> Scored:
-        """Score pairs and report what it took. An empty query is scored like any other text."""
-        with self._variants.use():
-            return self._evaluate(pairs)
+    def evaluate(self, pairs: Sequence[Pair], *, on_progress: OnProgress | None = None) -> Scored:
+        """Score pairs and report what it took. An empty query is scored like any other text.
 
-    def _evaluate(self, pairs: Sequence[Pair]) -> Scored:
+        `on_progress` is called with the number of pairs of every block that was scored.
+        """
+        with self._variants.use():
+            return self._evaluate(pairs, on_progress)
+
+    def _evaluate(self, pairs: Sequence[Pair], on_progress: OnProgress | None = None) -> Scored:
         blocks: list[Scored] = []
-        for encoded in self._encoded_blocks(pairs):
+        for encoded in self._encoded_blocks(pairs, _BLOCK_PAIRS if on_progress is None else _SHOWN_BLOCK_PAIRS):
             blocks.append(self._score_block(encoded, sum(len(block.truncated) for block in blocks)))
+            if on_progress is not None:
+                on_progress(len(encoded.truncated))
         return Scored(
             logits=np.concatenate([block.logits for block in blocks]),
             spans=np.concatenate([block.spans for block in blocks]),
@@ -345,10 +363,10 @@ class Reranker:
                 f" {rules.max_length}. Build longer ones: {command}"
             )
 
-    def _encoded_blocks(self, pairs: Sequence[Pair]) -> Iterator[Encoded]:
-        """Encode pairs block by block; for a GPU the next block while this one is scored."""
+    def _encoded_blocks(self, pairs: Sequence[Pair], size: int) -> Iterator[Encoded]:
+        """Encode pairs block by block; for a GPU the next block, of its own size, while this one is scored."""
         if not self._backend.capacity.is_gpu:
-            yield from map(self.encode, _blocks(pairs))
+            yield from map(self.encode, _blocks(pairs, size))
             return
         first, *others = _blocks(pairs, _GPU_BLOCK_PAIRS)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:

@@ -1,17 +1,15 @@
 """The command line: results on standard output, talk on standard error, one sentence for an error."""
 
-import io
 import json
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 import rankrt.extras
+from rankrt import Reranker
 from rankrt.artifact import Artifact
-from rankrt.cli import main
+from rankrt.cli import in_words_of_options, main
 from tests.support import tiny_artifact
 
 Output = pytest.CaptureFixture[str]
@@ -37,7 +35,11 @@ def run(*arguments: object) -> int:
 
 def test_rerank_prints_a_table(artifact: Artifact, documents: str, capsys: Output):
     assert run("rerank", artifact.folder, "--query", "one", "--documents", documents, "--top-n", "2") == 0
-    assert capsys.readouterr().out.split() == ["1", "4.0000", "#2", "three", "2", "3.0000", "#3", "two"]
+    assert capsys.readouterr().out.split("\n") == [
+        "  1     4.0000  line 3      three",
+        "  2     3.0000  line 4      two",
+        "",
+    ]
 
 
 def test_rerank_prints_json_with_line_numbers(artifact: Artifact, documents: str, capsys: Output):
@@ -45,16 +47,6 @@ def test_rerank_prints_json_with_line_numbers(artifact: Artifact, documents: str
     answer = json.loads(capsys.readouterr().out)
     assert answer["results"][0] == {"index": 2, "score": 4.0, "document": "three", "truncated": False}
     assert (answer["n_documents"], answer["query_truncated"]) == (3, False)
-
-
-def test_rerank_reads_standard_input(artifact: Artifact, capsys: Output, monkeypatch: pytest.MonkeyPatch):
-    process = subprocess.run(
-        [sys.executable, "-m", "rankrt.cli", "rerank", artifact.folder, "--query", "one", "--documents", "-", "--json"],
-        input=b"two\nthree\n",
-        capture_output=True,
-        check=True,
-    )
-    assert [hit["index"] for hit in json.loads(process.stdout)["results"]] == [1, 0]
 
 
 def test_rerank_reads_json_lines_of_strings_and_objects(artifact: Artifact, tmp_path: Path, capsys: Output):
@@ -73,7 +65,7 @@ def test_rerank_marks_what_was_truncated(artifact: Artifact, tmp_path: Path, cap
 def test_score_answers_line_by_line(artifact: Artifact, pairs: Path, capsys: Output):
     assert run("score", artifact.folder, pairs) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [{"score": 3.0, "truncated": False}, {"score": 1.0, "truncated": False}]
+    assert lines == [{"score": 3.0, "truncated": False}, {"score": 1.0, "truncated": False, "label": 1}]
 
 
 def test_score_normalizes_when_asked(artifact: Artifact, tmp_path: Path, capsys: Output):
@@ -82,22 +74,12 @@ def test_score_normalizes_when_asked(artifact: Artifact, tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out)["score"] == 0.5
 
 
-def test_score_keeps_what_was_scored_before_a_bad_line(
-    artifact: Artifact, pairs: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("rankrt.cli._BLOCK_PAIRS", 1)
-    pairs.write_text(pairs.read_text() + "oops\n")
-    assert run("score", artifact.folder, pairs) == 1
-    output = capsys.readouterr()
-    assert len(output.out.splitlines()) == 2
-    assert "line 3 is not JSON" in output.err
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("", "line 1 is blank"),
-        ("[1, 2]", 'line 1: expected {"query": ..., "passage": ...}'),
+        ("[1, 2]", 'item 1: expected {"query": ..., "passage": ...}'),
+        ("7", 'line 1: expected {"query": ..., "passage": ...}'),
         ('{"query": "one"}', "line 1: expected"),
         ('{"query": "", "passage": "two"}', "with a query that is not empty"),
         ('{"query": 1, "passage": "two"}', "line 1: expected"),
@@ -109,10 +91,31 @@ def test_score_says_which_line_is_wrong(artifact: Artifact, tmp_path: Path, caps
     assert message in capsys.readouterr().err
 
 
-def test_an_empty_file_of_pairs_has_no_scores(artifact: Artifact, tmp_path: Path, capsys: Output):
+@pytest.mark.parametrize("output", ["jsonl", "csv"])
+def test_an_empty_file_of_pairs_has_no_scores(artifact: Artifact, tmp_path: Path, capsys: Output, output: str):
     (tmp_path / "pairs.jsonl").write_text("")
-    assert run("score", artifact.folder, tmp_path / "pairs.jsonl") == 0
-    assert capsys.readouterr().out == ""
+    assert run("score", artifact.folder, tmp_path / "pairs.jsonl", "--output-format", output) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "pairs.jsonl has no pairs, so there is nothing to score" in captured.err
+
+
+def test_an_empty_file_of_documents_has_an_empty_ranking(artifact: Artifact, tmp_path: Path, capsys: Output):
+    (tmp_path / "documents.txt").write_text("\n")
+    assert run("rerank", artifact.folder, "--query", "one", "--documents", tmp_path / "documents.txt", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["results"] == []
+    assert "documents.txt has no documents" in captured.err
+
+
+def test_score_reads_and_writes_csv(artifact: Artifact, tmp_path: Path, capsys: Output):
+    (tmp_path / "pairs.csv").write_text("id,query,passage\n7,one,two\n8,one,three\n")
+    assert run("score", artifact.folder, tmp_path / "pairs.csv", "--output-format", "csv") == 0
+    assert capsys.readouterr().out == "score,truncated,id\n3.0,false,7\n4.0,false,8\n"
+
+
+def test_a_field_that_csv_has_no_column_for_is_an_error(artifact: Artifact, pairs: Path, capsys: Output):
+    assert run("score", artifact.folder, pairs, "--output-format", "csv") == 1
+    assert "'label' is not in every record" in capsys.readouterr().err
 
 
 def test_info_shows_what_was_verified(artifact: Artifact, capsys: Output):
@@ -222,6 +225,61 @@ def test_doctor_says_whether_the_engine_reports_to_its_maker(
     assert "open files" in findings["limits"]["detail"]
 
 
+def test_several_queries_share_documents_or_bring_their_own(
+    artifact: Artifact, documents: str, tmp_path: Path, capsys: Output
+):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"query": "one", "id": "a"}\n{"query": "two", "id": "b"}\n')
+    rerank = ["rerank", artifact.folder, "--queries", queries, "--top-n", "1", "--output-format"]
+    assert run(*rerank, "trec", "--documents", documents) == 0
+    assert capsys.readouterr().out == "a Q0 2 1 4.0 rankrt\nb Q0 2 1 5.0 rankrt\n"
+    queries.write_text(
+        '{"query": "one", "documents": ["two", {"text": "four", "id": 7}]}\n{"query": "two", "documents": []}'
+    )
+    assert run(*rerank, "json") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["query"], second["query"], second["results"]) == ("one", "two", [])
+    assert first["results"] == [{"index": 1, "score": 5.0, "document": "four", "truncated": False, "id": 7}]
+
+
+def test_rankings_are_written_as_csv_and_as_json_lines(artifact: Artifact, tmp_path: Path, capsys: Output):
+    path = tmp_path / "documents.csv"
+    path.write_text('id,text\nx,"one\ntwo"\ny,four\n')
+    rerank = ["rerank", artifact.folder, "--query", "zero", "--documents", path, "--output-format"]
+    assert run(*rerank, "csv") == 0
+    assert capsys.readouterr().out == (
+        'rank,index,score,document,truncated,id\n1,1,4.0,four,false,y\n2,0,3.0,"one\ntwo",false,x\n'
+    )
+    assert run(*rerank, "jsonl", "--top-n", "1") == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--query", "one"], "--query has no documents; give --documents FILE"),
+        (["--query", "\udce9", "--documents", "DOCUMENTS"], "--query '\\udce9' is not UTF-8"),
+        (["--queries", "-", "--documents", "-"], "both standard input, which can be read only once"),
+        (["--queries", "OWN", "--documents", "DOCUMENTS"], 'own.jsonl, line 1 has "documents" of its own'),
+        (["--queries", "OWN", "--column", "text"], "--column and --format are for the file of --documents"),
+        (["--queries", "DOCUMENTS"], "documents.txt, line 1 has no documents"),
+        (["--queries", "BLANK", "--documents", "DOCUMENTS"], "blank.jsonl, line 1: expected"),
+        (["--queries", "OWN", "--output-format", "trec"], "item 1: the id 'a b' is empty or has spaces"),
+        (["--query", "one", "--documents", "DOCUMENTS", "--refine", "fp32", "--top-n", "1"], "scored in fp32 already"),
+    ],
+)
+def test_what_cannot_be_ranked_is_said_before_anything_is_scored(
+    artifact: Artifact, documents: str, tmp_path: Path, capsys: Output, arguments: list[str], message: str
+):
+    own, blank = tmp_path / "own.jsonl", tmp_path / "blank.jsonl"
+    own.write_text('{"query": "one", "documents": [{"text": "two", "id": "a b"}]}')
+    blank.write_text('{"query": " "}')
+    places = {"DOCUMENTS": documents, "OWN": str(own), "BLANK": str(blank)}
+    assert main(["rerank", str(artifact.folder), *(places.get(argument, argument) for argument in arguments)]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -232,7 +290,14 @@ def test_doctor_says_whether_the_engine_reports_to_its_maker(
             ["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--max-length", "99"],
             "at most 64 tokens",
         ),
-        (["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--top-n", "-1"], "top_n=-1"),
+        (
+            ["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--refine", "int8"],
+            "refine needs --top-n",
+        ),
+        (
+            ["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--device", "gpu"],
+            "--device gpu, expected 'auto', 'cpu'",
+        ),
         (["rerank", "ARTIFACT", "--query", "one", "--documents", "DOCUMENTS", "--precision", "fp16"], "has no fp16"),
         (["info", "/no/artifact"], "is not a rankrt artifact"),
         (["score", "ARTIFACT", "/no/file"], "/no/file cannot be read"),
@@ -248,19 +313,95 @@ def test_an_error_is_one_sentence_and_exit_status_one(
     assert message in error
 
 
-@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["rerank", "x"], ["cache", "eat"]])
-def test_wrong_usage_is_exit_status_two(arguments: list[str], capsys: Output):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert "usage: rankrt" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "'frobnicate' is not one of export, serve, rerank"),
+        (["rerank", "x"], "one of the arguments --query --queries is required"),
+        (["rerank", "x", "--query", "one", "--documents", "d", "--top-n", "0"], "argument --top-n: 0 is less than 1"),
+        (["rerank", "x", "--query", "one", "--max-length", "0"], "argument --max-length: 0 is less than 1"),
+        (["score", "x", "y", "--gpu-memory-gb", "nan"], "argument --gpu-memory-gb: 'nan' is not a finite number"),
+        (["score", "x", "y", "--threads", "two"], "argument --threads: 'two' is not a whole number"),
+        (["score", "x", "y", "--output-format", "josnl"], "did you mean jsonl?"),
+        (["rerank", "x", "--query", "y", "--json", "--output-format", "csv"], "not allowed with argument"),
+        (["cache", "eat"], "'eat' is not one of list, clear"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_status_two(arguments: list[str], message: str, capsys: Output):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("rankrt") and error.count("\n") == 2
 
 
-def test_help_lists_all_commands(capsys: Output):
-    with pytest.raises(SystemExit):
-        main(["--help"])
+def test_without_arguments_the_help_is_shown(capsys: Output):
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "usage: rankrt" in captured.err
+
+
+def test_help_lists_all_commands_and_exit_statuses(capsys: Output):
+    assert main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(command in output for command in ["export", "rerank", "score", "info", "doctor", "cache"])
+    assert all(f"\n  {status} " in output for status in [0, 1, 2, 130, 141])
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("top_n=0, expected at least 1 (or None for all)", "--top-n 0, expected at least 1 (or leave it out for all)"),
+        ("n_threads is for the CPU, device='cuda:0' does not", "--threads is for the CPU, --device cuda:0 does not"),
+        ("max_length=99 is too long; lower max_length", "--max-length 99 is too long; lower --max-length"),
+        ("query_max_length=9 is more than max_length=8", "--query-max-length 9 is more than --max-length 8"),
+        ("a device of another precision", "a device of another precision"),
+        ("the file my_max_length.txt", "the file my_max_length.txt"),
+    ],
+)
+def test_the_library_s_parameters_are_named_as_options(message: str, expected: str):
+    spelling = {name: f"--{name.replace('_', '-')}" for name in ("top_n", "device", "max_length", "query_max_length")}
+    assert in_words_of_options(message, {**spelling, "precision": "--precision", "n_threads": "--threads"}) == expected
+
+
+def test_an_error_that_nobody_foresaw_is_a_sentence_that_says_how_to_see_more(
+    artifact: Artifact, documents: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("mine")
+
+    monkeypatch.setattr(Reranker, "rank", fail)
+    rerank = ["rerank", str(artifact.folder), "--query", "one", "--documents", documents, "--no-prepare"]
+    assert main(rerank) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("rankrt: error: KeyError: 'mine'. This is a mistake in rankrt")
+    assert "RANKRT_TRACEBACK=1" in error and "rankrt doctor" in error
+    monkeypatch.setenv("RANKRT_TRACEBACK", "1")
+    assert main(rerank) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_name_that_the_system_refuses_is_a_sentence(capsys: Output):
+    assert main(["rerank", "a" * 300, "--query", "one", "--documents", "b" * 300]) == 1
+    assert capsys.readouterr().err == f"rankrt: error: {'b' * 300} cannot be read: File name too long\n"
+
+
+def test_a_model_called_like_a_command_does_not_load_that_command(documents: str, capsys: Output):
+    assert main(["rerank", "serve", "--query", "one", "--documents", documents]) == 1
+    assert "error: serve is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--help"], ["serve", "x"], ["serve"]])
+def test_help_of_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(
+    arguments: list[str], capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "needy_server.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [EntryPoint(name, "needy_server", "rankrt.commands") for name in ("serve", "of_somebody_else")]
+    monkeypatch.setattr(rankrt.extras, "entry_points", lambda group: points)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error == "rankrt: error: rankrt serve needs no_such_module: pip install 'rankrt[cpu,server]'\n"
+    assert main(["info", "serve"]) == 1
+    assert "no_such_module" not in capsys.readouterr().err  # a folder of that name is meant
 
 
 def test_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(
@@ -274,17 +415,3 @@ def test_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(
     assert main(["export"]) == 1
     error = capsys.readouterr().err
     assert error == "rankrt: error: rankrt export needs no_such_module: pip install 'rankrt[cpu,export]'\n"
-
-
-def test_a_closed_pipe_is_no_error(artifact: Artifact, pairs: Path):
-    pairs.write_text(pairs.read_text() * 20_000)
-    command = f"{sys.executable} -m rankrt.cli score {artifact.folder} {pairs} | head -n 1"
-    process = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert json.loads(process.stdout)["score"] == 3.0
-
-
-def test_progress_goes_to_a_terminal_only(artifact: Artifact, pairs: Path, capsys: Output):
-    assert not io.StringIO().isatty()
-    run("score", artifact.folder, pairs)
-    assert "pair" not in capsys.readouterr().err

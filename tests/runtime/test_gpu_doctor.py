@@ -151,4 +151,4 @@ def test_nodes_on_another_provider_are_a_failure(artifact: Artifact, monkeypatch
 
 def test_a_device_that_is_none_is_refused(capsys: Output):
     assert main(["doctor", "--device", "gpu"]) == 1
-    assert "device='gpu', expected" in capsys.readouterr().err
+    assert "--device gpu, expected" in capsys.readouterr().err

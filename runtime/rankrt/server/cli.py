@@ -5,7 +5,6 @@ import asyncio
 import logging
 import math
 import os
-import re
 import ssl
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from rankrt.artifact import PRECISIONS, Artifact
+from rankrt.artifact import PRECISIONS
 from rankrt.backends.in_flight import N_IN_FLIGHT
 from rankrt.devices import DEVICE_HELP, Device
 from rankrt.errors import InputError
@@ -237,42 +236,16 @@ def _check_models(settings: Settings) -> Settings:
     folders = [served.source for served in settings.models if Path(served.source).expanduser().is_dir()]
     if load.revision is not None and len(folders) == len(settings.models):
         raise InputError(f"--revision {load.revision} is of a hub repository, and {folders[0]} is a folder; drop it")
-    try:
-        found = [found_for(served, load) for served in settings.models]
-        for artifact, variant, _ in found:
-            artifact.check_sizes([artifact.manifest.tokenizer, *variant.files])
-            _check_lengths(artifact, load)
-    except InputError as error:
-        raise InputError(_with_options(str(error))) from error
+    found = [found_for(served, load) for served in settings.models]
+    for artifact, variant, _ in found:
+        artifact.check_sizes([artifact.manifest.tokenizer, *variant.files])
+        rules_for(artifact, load)
     for served, (artifact, _, _) in zip(settings.models, found, strict=True):
         if (name := served.name or artifact.manifest.name) in names:
             raise InputError(f"two models are called {name}; give one another name: NAME=MODEL")
         names.add(name)
     devices: list[Device] = [device for _, _, device in found]
-    if any(device.is_gpu for device in devices):
-        return _for_gpu(settings)
-    if load.gpu_memory_bytes is not None:
-        raise InputError("--gpu-memory-gb is for a GPU, and the models run on the CPU; drop it, or see --device")
-    return settings
-
-
-def _check_lengths(artifact: Artifact, load: LoadOptions) -> None:
-    rules = rules_for(artifact, load)
-    if rules.query_max_length is not None and rules.query_max_length > rules.max_length:
-        raise InputError(
-            f"--query-max-length {rules.query_max_length} is more than --max-length {rules.max_length}, which is for"
-            " the query and a document together"
-        )
-
-
-def _with_options(message: str) -> str:
-    """Say in a message of the library the options that were typed."""
-    named = re.sub(
-        r"\b(device|precision|truncation|long_documents|query_max_length|max_length)=",
-        lambda found: f"--{found[1].replace('_', '-')} ",
-        message,
-    )
-    return re.sub(r"\b(query_max_length|max_length)\b", lambda found: f"--{found[1].replace('_', '-')}", named)
+    return _for_gpu(settings) if any(device.is_gpu for device in devices) else settings
 
 
 def _for_gpu(settings: Settings) -> Settings:
