@@ -155,10 +155,10 @@ def score(options: argparse.Namespace) -> int:
     n_pairs = _count_lines(options.pairs)
     with _open(options.pairs) as file, _load(options) as reranker, _bar(n_pairs, "pair") as bar:
         pairs = inputs.read_pairs(file, options.pairs, options.format)
-        rows = scored(reranker, pairs, normalize=options.normalize, on_progress=bar.update)
+        blocks = scored(reranker, pairs, normalize=options.normalize, on_progress=bar.update)
         is_empty = True
-        for line in outputs.score_lines(rows, options.output_format):
-            _print(line, bar)
+        for lines in outputs.score_lines(blocks, options.output_format):
+            _print(lines, bar)  # a block at once, so that Ctrl-C loses nothing of one that was scored
             is_empty = False
     if is_empty:
         _note_empty(options.pairs, "pairs")
@@ -200,10 +200,10 @@ def _open(name: str) -> io.BufferedReader:
     return file
 
 
-def _print(line: str, bar: Any) -> None:
-    """Write a line at once, so that it is not lost if a later one fails, and on a line of its own on a terminal."""
+def _print(lines: str, bar: Any) -> None:
+    """Write lines at once, so that they are not lost if a later one fails, and apart from the bar on a terminal."""
     bar.clear()
-    print(line, flush=True)
+    print(lines, flush=True)
 
 
 def _bar(total: int | None, unit: str) -> Any:

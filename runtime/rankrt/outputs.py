@@ -106,17 +106,29 @@ class Style:
                     yield from _as_trec(answer)
 
 
-def score_lines(rows: Iterable[Mapping[str, Any]], format: ScoreFormat) -> Iterator[str]:
-    """Yield the lines of scores; the first row says which columns CSV has."""
+def score_lines(blocks: Iterable[Sequence[Mapping[str, Any]]], format: ScoreFormat) -> Iterator[str]:
+    """Yield the lines of each block of scores as one text; the first row says which columns CSV has.
+
+    Raises InputError at a row that CSV cannot hold, after the lines of those before it.
+    """
     if format == "jsonl":
-        yield from map(_as_json, rows)
+        yield from ("\n".join(map(_as_json, rows)) for rows in blocks)
         return
     table: Table | None = None
-    for row in rows:
+    for rows in blocks:
+        lines, unfit = [], None
         if table is None:
-            table = Table(list(row))
-            yield table.header
-        yield table.row(row)
+            table = Table(list(rows[0]))
+            lines.append(table.header)
+        try:
+            for row in rows:
+                lines.append(table.row(row))
+        except InputError as error:
+            unfit = error
+        if lines:
+            yield "\n".join(lines)
+        if unfit is not None:
+            raise unfit
 
 
 def beside(ours: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,15 +36,17 @@ def ranked(
 
 def scored(
     reranker: Reranker, pairs: Iterable[PlacedPair], *, normalize: bool, on_progress: Callable[[int], object]
-) -> Iterator[dict[str, Any]]:
-    """Yield for each pair its score, whether it was truncated, and its fields.
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield blocks: for each pair its score, whether it was truncated, and its fields. No block is empty.
 
     Raises InputError or ScoreError at a pair that cannot be read or scored, after the scores of those before it.
     """
     for found, block in _blocks(reranker, pairs):
         scores = sigmoid(found.logits) if normalize else found.logits
-        for value, truncated, placed in zip(scores, found.truncated, block, strict=True):
-            yield beside({"score": float(value), "truncated": bool(truncated)}, placed.fields)
+        yield [
+            beside({"score": float(value), "truncated": bool(truncated)}, placed.fields)
+            for value, truncated, placed in zip(scores, found.truncated, block, strict=True)
+        ]
         on_progress(len(block))
 
 

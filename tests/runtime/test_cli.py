@@ -265,7 +265,10 @@ def test_rankings_are_written_as_csv_and_as_json_lines(artifact: Artifact, tmp_p
         (["--queries", "DOCUMENTS"], "documents.txt, line 1 has no documents"),
         (["--queries", "BLANK", "--documents", "DOCUMENTS"], "blank.jsonl, line 1: expected"),
         (["--queries", "OWN", "--output-format", "trec"], "item 1: the id 'a b' is empty or has spaces"),
-        (["--query", "one", "--documents", "DOCUMENTS", "--refine", "fp32", "--top-n", "1"], "scored in fp32 already"),
+        (
+            ["--query", "one", "--documents", "DOCUMENTS", "--refine", "fp32", "--top-n", "1"],
+            "cpu-fp32 scores in that precision",
+        ),
     ],
 )
 def test_what_cannot_be_ranked_is_said_before_anything_is_scored(
@@ -324,7 +327,7 @@ def test_an_error_is_one_sentence_and_exit_status_one(
         (["score", "x", "y", "--threads", "two"], "argument --threads: 'two' is not a whole number"),
         (["score", "x", "y", "--output-format", "josnl"], "did you mean jsonl?"),
         (["rerank", "x", "--query", "y", "--json", "--output-format", "csv"], "not allowed with argument"),
-        (["cache", "eat"], "'eat' is not one of list, clear"),
+        (["cache", "eat"], "'eat' is not one of list, prune, clear"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_status_two(arguments: list[str], message: str, capsys: Output):
@@ -386,7 +389,7 @@ def test_a_name_that_the_system_refuses_is_a_sentence(capsys: Output):
 
 def test_a_model_called_like_a_command_does_not_load_that_command(documents: str, capsys: Output):
     assert main(["rerank", "serve", "--query", "one", "--documents", documents]) == 1
-    assert "error: serve is" in capsys.readouterr().err
+    assert "error: serve does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["serve", "--help"], ["serve", "x"], ["serve"]])

@@ -87,10 +87,17 @@ def test_scores_are_written_as_json_lines_and_as_csv():
         {"score": 1.5, "truncated": False, "id": "é"},
         {"score": 2.0, "truncated": True, "id": None},
     ]
-    first, _ = score_lines(rows, "jsonl")
+    first, _ = next(score_lines([rows], "jsonl")).split("\n")
     assert first == '{"score": 1.5, "truncated": false, "id": "é"}'
-    assert list(score_lines(rows, "csv")) == ["score,truncated,id", "1.5,false,é", "2.0,true,"]
+    assert list(score_lines([rows[:1], rows[1:]], "csv")) == ["score,truncated,id\n1.5,false,é", "2.0,true,"]
     assert list(score_lines([], "csv")) == []
+
+
+def test_scores_before_a_row_that_csv_cannot_hold_are_kept():
+    lines = score_lines([[{"score": 1.5}, {"score": 2.0, "id": 7}]], "csv")
+    assert next(lines) == "score\n1.5"
+    with pytest.raises(InputError, match="id"):
+        next(lines)
 
 
 def test_a_value_without_a_column_is_refused_and_not_dropped():
