@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layers of a layerwise model to read scores behind; default: every fourth that has a head",
     )
     parser.add_argument(
-        "--prompt", choices=STYLES, help="how a decoder is asked; default: as its architecture usually is"
+        "--prompt", choices=STYLES, help="how a decoder is asked, where neither its files nor its name say it"
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare with PyTorch; `auto` will not load it")
     parser.add_argument("--max-drift", type=float, metavar="X", help="largest difference in logits below fp32")
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, verify, and print what was made."""
+    from rankrt_export.errors import PartialError
     from rankrt_export.pipeline import Options, export
     from rankrt_export.texts import read_texts
 
@@ -76,7 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
         cutoff_layers=arguments.cutoff_layers,
         prompt=arguments.prompt,
     )
-    artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
+    try:
+        artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
+    except PartialError as error:
+        print(describe(error.artifact))
+        raise
     print(describe(artifact))
     if options.is_verified:
         for notice in notices(artifact):
