@@ -45,7 +45,8 @@ def cross_encoder(folder: Path, out: Path, answers: tuple[str, str | None]) -> A
     tokenizer.chat_template = template.read_text() if template.exists() else None
     tokenizer.save_pretrained(folder)
     model = Transformer(str(folder), transformer_task="text-generation")
-    yes, no = (None if answer is None else model.tokenizer.convert_tokens_to_ids(answer) for answer in answers)
+    ids: Any = model.tokenizer.get_vocab()
+    yes, no = ids[answers[0]], ids.get(answers[1])
     encoder = sentence_transformers.CrossEncoder(modules=[model, LogitScore(true_token_id=yes, false_token_id=no)])
     encoder.save_pretrained(str(out))
     return encoder

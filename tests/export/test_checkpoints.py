@@ -43,7 +43,7 @@ def shard(folder: Path, write: Callable[[dict[str, Any], Path], None], form: str
     """Divide the weights into two files and an index."""
     tensors, stem, ending = tensors_of(folder), *form.split(".", 1)
     (folder / "model.safetensors").unlink()
-    places = {}
+    places: dict[str, str] = {}
     for part in range(2):
         names = sorted(tensors)[part::2]
         file = f"{stem}-0000{part + 1}-of-00002.{ending}"
@@ -178,10 +178,10 @@ def tokens_of_another_model(folder: Path) -> None:
 
 
 QUERY = "roberta.encoder.layer.0.attention.self.query.weight"
-REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an index of nothing": (lambda folder: index(folder), "has no weight_map"),
     "an index that is no JSON": (
-        lambda folder: (folder / "model.safetensors.index.json").write_text("{") and None,
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
         r"index\.json is not JSON",
     ),
     "an index that leaves the folder": (
@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         r"config\.json has no num_attention_heads, which this model needs",
     ),
     "a config that is not UTF-8": (
-        lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xff"}') and None,
+        lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xff"}'),
         r"config\.json is not JSON: 'utf-8' codec",
     ),
     "a tokenizer of another model": (tokens_of_another_model, "has tokens up to number 5000, and the model has 400"),
