@@ -155,7 +155,7 @@ def _exported(checkpoint: Path, precisions: Sequence[Precision]) -> Path:
         _say(f"exporting {checkpoint.name}")
         # Random weights drift more than any limit allows, and how far is what is asked.
         limits: dict[str, Any] = {"is_verified": False, "max_difference": np.inf, "min_tau": -1.0}
-        export(str(checkpoint), artifact, Options(precisions=precisions, **limits))
+        export(str(checkpoint), artifact, Options(precisions=precisions, prompt="flagembedding", **limits))
     return artifact
 
 

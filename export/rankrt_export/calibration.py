@@ -5,7 +5,6 @@ outlier channels from the activations into the weights; each layer's cost is mea
 rounding causes; and the costliest layers stay as they are, fp32 or on a GPU fp16, until the whole is within its limits.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from rankrt.arrays import Float32Array
 from rankrt.artifact import KeptLayer, unquantized
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint import Checkpoint
-from rankrt_export.errors import CheckpointError, VerificationError
+from rankrt_export.errors import CheckpointError, VariantError
 from rankrt_export.fixed_scales import FORMATS, fixed_recipes
 from rankrt_export.layers import LayerGroup, layers_of
 from rankrt_export.pytorch import load_model, scores, tensors, tokenized
@@ -44,8 +43,6 @@ _SHARE_OF_LIMIT = 0.7
 _TABLES_SHARE_OF_LIMIT = 0.25
 # Below this share a variant is hardly faster than fp32 and only less exact.
 LEAST_INT8_SHARE = 0.25
-
-_logger = logging.getLogger("rankrt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +102,11 @@ def calibrate(
     kinds: Sequence[Kind] = KINDS_FOR_CPUS,
     progress: Progress = lambda n_done: None,
     asked: Asked | None = None,
-) -> dict[Kind, Calibration]:
+) -> tuple[dict[Kind, Calibration], list[VariantError]]:
     """Find scales, costs, and the most int8 that is within the limits on the text; `progress` is told of pairs done.
 
-    `asked` says how a decoder is asked. A kind for which the limits cannot be met is left out, with a notice. Raises
-    CheckpointError for an architecture that is traced, VerificationError if no kind is left.
+    Return what was found, and an error for each kind for which the limits cannot be met. `asked` says how a decoder is
+    asked. Raises CheckpointError for an architecture that is traced.
     """
     if checkpoint.architecture not in ARCHITECTURES:
         raise CheckpointError(f"{checkpoint.architecture} is traced; int8 is for {', '.join(ARCHITECTURES)}")
@@ -120,13 +117,9 @@ def calibrate(
             trial.round_for(kind)
         try:
             found[kind] = _calibration(trial, texts, limits)
-        except VerificationError as error:
+        except VariantError as error:
             failures.append(error)
-    if not found:
-        raise failures[0]
-    for failure in failures:
-        _logger.warning("%s", failure)
-    return found
+    return found, failures
 
 
 def _calibration(trial: "_Trial", texts: Texts, limits: Limits) -> Calibration:
@@ -149,11 +142,12 @@ def fewest_kept(trial: "_Trial", limits: Limits) -> int:
     if not trial.meets(enough, limits):
         drift, tau = trial.drift_and_tau(enough)
         kept = f"{enough} of {len(trial.costliest)} layers in {unquantized(trial.kind.target)}"
-        raise VerificationError(
+        raise VariantError(
             f"{trial.kind} is not written: it cannot be within {limits.max_difference:.2g} of PyTorch on the"
             f" calibration text. With {kept} it still differs by {drift:.2g}, with a mean Kendall's tau of {tau:.3f}"
-            f" (at least {limits.min_tau:g} asked for). Allow more with --max-drift and --min-tau, or leave"
-            f" {trial.kind.precision} out"
+            f" (at least {limits.min_tau:g})",
+            variant=trial.kind.name,
+            excess=max(1.0, drift / limits.max_difference),
         )
     while enough - too_few > 1:
         middle = (too_few + enough) // 2

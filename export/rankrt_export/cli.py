@@ -10,10 +10,10 @@ from typing import get_args
 from tqdm import tqdm
 
 from rankrt.arguments import Several, real, whole
-from rankrt.artifact import MANIFEST, PRECISIONS, Artifact, Target
+from rankrt.artifact import PRECISIONS, Artifact, Target
 from rankrt.describe import describe
 from rankrt.sources import Hub
-from rankrt_export.errors import CheckpointError, OptionsError
+from rankrt_export.errors import OptionsError
 from rankrt_export.prompts import STYLES
 
 # What is calibrated, of all precisions.
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for a layerwise model: scores can be read after these layers; default: every fourth that has a head",
     )
     parser.add_argument(
-        "--prompt", choices=STYLES, help="how a decoder is asked; default: as its architecture usually is"
+        "--prompt", choices=STYLES, help="how a decoder is asked, where neither its files nor its name say it"
     )
     parser.add_argument(
         "--no-verify", action="store_true", help="do not compare with PyTorch; precision auto will not load the result"
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
     check(arguments)
+    from rankrt_export.errors import PartialError
     from rankrt_export.pipeline import Options, export
     from rankrt_export.texts import read_texts
 
@@ -88,7 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
         cutoff_layers=arguments.cutoff_layers,
         prompt=arguments.prompt,
     )
-    artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
+    try:
+        artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
+    except PartialError as error:
+        print(describe(error.artifact))
+        raise
     print(describe(artifact))
     if options.is_verified:
         for notice in notices(artifact):
@@ -97,13 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raise OptionsError for an option without effect, and CheckpointError if the model is an artifact already."""
+    """Raise OptionsError for an option without effect."""
     folder, precisions = Path(arguments.model).expanduser(), arguments.precision
-    if (folder / MANIFEST).exists():
-        raise CheckpointError(
-            f"{arguments.model} is an artifact already, because it has a {MANIFEST}. Load it as it is, or export the"
-            " checkpoint that it was made from"
-        )
     if arguments.revision is not None and folder.is_dir():
         raise OptionsError(
             f"--revision {arguments.revision} is for a hub repository, but {arguments.model} is a folder. Leave it out"

@@ -1,27 +1,36 @@
 """What can go wrong in an export.
 
 ExportError (rankrt.errors)
-├── CheckpointError     the checkpoint is damaged, incomplete, or no reranker that can be exported
-├── OptionsError        what is asked for does not exist
-├── OutputError         the artifact cannot be written where it should go
+├── CheckpointError     the checkpoint is damaged, incomplete, or not a reranker that can be exported
+│   └── RangeError      a weight has a value that a precision cannot hold
+├── OptionsError        an option asks for something that does not exist
+├── OutputError         the artifact cannot be written to the given folder
 ├── TextError           a file of queries and passages cannot be read
 └── VerificationError   a variant differs from the PyTorch model by more than its limit
-    └── DriftError      by how much, which int8 answers with more layers in fp32
+    ├── VariantError    one variant, which the others do not depend on
+    └── PartialError    the artifact was written without that variant
 """
 
+import math
+
+from rankrt.artifact import Artifact
 from rankrt.errors import ExportError
 
 
 class CheckpointError(ExportError):
-    """The checkpoint is damaged, incomplete, or no reranker that can be exported."""
+    """The checkpoint is damaged, incomplete, or not a reranker that can be exported."""
+
+
+class RangeError(CheckpointError):
+    """A weight has a value that a precision cannot hold."""
 
 
 class OptionsError(ExportError):
-    """What is asked for does not exist."""
+    """An option asks for something that does not exist."""
 
 
 class OutputError(ExportError):
-    """The artifact cannot be written where it should go."""
+    """The artifact cannot be written to the given folder."""
 
 
 class TextError(ExportError):
@@ -32,13 +41,22 @@ class VerificationError(ExportError):
     """A variant differs from the PyTorch model by more than its limit."""
 
 
-class DriftError(VerificationError):
-    """As far as it was measured: `excess` is how many times the drift that is allowed there was, at least 1.
+class VariantError(VerificationError):
+    """One variant cannot be written within its limits; the others do not depend on it.
 
-    `variant` is the name of the variant that drifted.
+    variant  its name
+    excess   how many times the allowed drift was measured, at least 1; infinite where there is no number
     """
 
-    def __init__(self, message: str, *, variant: str, excess: float) -> None:
+    def __init__(self, message: str, *, variant: str, excess: float = math.inf) -> None:
         super().__init__(message)
         self.variant = variant
         self.excess = excess
+
+
+class PartialError(VerificationError):
+    """Some of the precisions that were asked for were left out; `artifact` has the others, verified."""
+
+    def __init__(self, message: str, *, artifact: Artifact) -> None:
+        super().__init__(message)
+        self.artifact = artifact

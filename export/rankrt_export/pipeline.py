@@ -1,14 +1,14 @@
 """From a checkpoint to an artifact: open, write, verify, and only then give it its name."""
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from rankrt.artifact import (
     FORMAT_VERSION,
+    PRECISIONS,
     Artifact,
     Exit,
     File,
@@ -37,11 +38,19 @@ from rankrt_export.blueprint import Blueprint, Readout, Section
 from rankrt_export.calibration import Calibration, calibrate
 from rankrt_export.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.data import DataFiles
-from rankrt_export.errors import CheckpointError, DriftError, OutputError
+from rankrt_export.errors import (
+    CheckpointError,
+    OptionsError,
+    OutputError,
+    PartialError,
+    RangeError,
+    VariantError,
+    VerificationError,
+)
 from rankrt_export.graph import Graph
 from rankrt_export.loading import can_run, load
 from rankrt_export.memory import available_bytes
-from rankrt_export.prompts import STYLES, Style, prompted_template, style_of
+from rankrt_export.prompts import prompted_template, style_for
 from rankrt_export.pytorch_decoder import Asked
 from rankrt_export.readouts import readouts_of
 from rankrt_export.recipes import Kind, Recipe
@@ -50,7 +59,7 @@ from rankrt_export.template import read_tokenizer, template_of, write_tokenizer
 from rankrt_export.texts import Texts, sample
 from rankrt_export.traced import DATA as TRACED_DATA
 from rankrt_export.traced import trace
-from rankrt_export.variants import asked_variants, is_explicit, kinds_of, precision_of, recipes_of
+from rankrt_export.variants import Name, asked_variants, is_explicit, kinds_of, precision_of, recipes_of
 from rankrt_export.verify import Reference, decoder_reference, example_pairs, limits_for, reference, verify
 from rankrt_export.weights import hashed_in_background
 
@@ -87,7 +96,7 @@ class Options:
     is_verified   False writes variants that only an explicit precision will load
     max_difference, min_tau   limits in place of the precisions' own; fp32's are fixed
     cutoff_layers  behind which layers a layerwise model's scores can be read; by default every fourth that has a head
-    prompt         how a decoder is asked, a name of `prompts.STYLES`; by default as its architecture usually is
+    prompt         how a decoder is asked, a name of `prompts.STYLES`; by default as its files or its name say
     """
 
     precisions: Sequence[Precision] = ("fp32",)
@@ -101,56 +110,112 @@ class Options:
     prompt: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The variants to write.
+
+    names     targets in precisions
+    recipes   for those that are written by one: a variant each
+    left_out  of those that were asked for: why they are not written
+    """
+
+    names: Sequence[Name]
+    recipes: Mapping[Kind, Recipe] = field(default_factory=dict)
+    left_out: tuple[VariantError, ...] = ()
+
+    @classmethod
+    def of(cls, options: Options) -> "Plan":
+        """Return the plan of all that is asked for, without recipes. Raises OptionsError for what no target has."""
+        return cls(names=asked_variants(options.targets, options.precisions))
+
+    def without(self, name: Name, error: VariantError) -> "Plan":
+        """Return the plan that leaves out a target in a precision."""
+        return Plan(
+            names=[other for other in self.names if other != name],
+            recipes={kind: recipe for kind, recipe in self.recipes.items() if (kind.target, kind.precision) != name},
+            left_out=(*self.left_out, error),
+        )
+
+
 def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, bar: Bar = no_bar) -> Artifact:
     """Export a checkpoint, a folder or a hub id, into a folder that does not exist yet.
 
     The folder appears when everything in it is written and verified, or not at all. int8 that drifts too far is tried
     again with more layers kept as they are. A variant that this host cannot run is written without verification. Raises
-    CheckpointError, OptionsError, OutputError or VerificationError.
+    CheckpointError, OptionsError or OutputError; VerificationError if no precision is within its limits, or fp32 is
+    not; PartialError, which has the artifact, if some are and others are not.
     """
     check_is_new(out)
-    # Refuses before anything is read what no target has.
-    asked_variants(options.targets, options.precisions)
+    check_limits(options)
+    plan = Plan.of(options)
     checkpoint = open_checkpoint(source, hub or Hub())
     check_has_targets(checkpoint, options.targets)
+    check_has_prompt(checkpoint, options)
     check_has_room(checkpoint, out, options)
     check_has_memory(checkpoint, options)
-    calibrations = _calibrations(checkpoint, options, bar)
-    recipes = {kind: found.recipe(found.n_kept) for kind, found in calibrations.items()}
-    while True:
+    calibrations, failures = _calibrations(checkpoint, options, bar)
+    plan = replace(plan, recipes={kind: found.recipe(found.n_kept) for kind, found in calibrations.items()})
+    for failure in failures:
+        plan = _plan_after(failure, plan, calibrations)
+    verifier = _Verifier(checkpoint, options, bar)
+    while plan.names:
         try:
-            return _export_once(checkpoint, out, options, recipes, bar)
-        except DriftError as error:
-            recipes = _tighter(calibrations, recipes, error)
+            artifact = _export_once(checkpoint, out, options, plan, verifier, bar)
+        except VariantError as error:
+            plan = _plan_after(error, plan, calibrations)
+        else:
+            break
+    else:
+        raise VerificationError(f"{_reasons(plan)}; nothing was written. {_advice(plan)}")
+    if plan.left_out:
+        written = ", ".join(variant.name for variant in artifact.manifest.variants)
+        raise PartialError(
+            f"{_reasons(plan)}; {out} was written with {written} only. {_advice(plan)}",
+            artifact=artifact,
+        )
+    return artifact
 
 
-def _tighter(
-    calibrations: Mapping[Kind, Calibration], recipes: Mapping[Kind, Recipe], error: DriftError
-) -> dict[Kind, Recipe]:
-    """Return recipes of which the one that drifted keeps more layers, or is left out where too little int8 is left.
+def _plan_after(error: VariantError, plan: Plan, calibrations: Mapping[Kind, Calibration]) -> Plan:
+    """Return a plan in which the variant that failed keeps more layers as they are, or is left out.
 
-    Raises the error if there is no other recipe, or if it was not int8 that drifted.
+    Raises VerificationError if it is fp32: then it is the graph that is wrong.
     """
-    if (drifted := next((kind for kind in recipes if kind.name == error.variant), None)) is None:
-        raise error
-    others = {kind: recipe for kind, recipe in recipes.items() if kind != drifted}
-    tighter = calibrations[drifted].tighter(recipes[drifted], _AIM / error.excess)
-    if tighter is not None:
-        return {kind: tighter if kind == drifted else recipes[kind] for kind in recipes}
-    if not others:
-        raise error
-    _logger.warning("left out %s: %s", drifted, error)
-    return others
+    if (kind := next((kind for kind in calibrations if kind.name == error.variant), None)) is not None:
+        tighter = calibrations[kind].tighter(plan.recipes[kind], _AIM / error.excess)
+        if tighter is not None:
+            return replace(plan, recipes={**plan.recipes, kind: tighter})
+    others = {other: recipe for other, recipe in plan.recipes.items() if other.name != error.variant}
+    name = next((name for name in plan.names if f"{error.variant}-".startswith("-".join(name) + "-")), None)
+    if name is None:  # left out already, for another set of instructions
+        return replace(plan, left_out=(*plan.left_out, error))
+    if any((other.target, other.precision) == name for other in others):
+        _logger.warning("left out %s: %s", error.variant, error)
+        return replace(plan, recipes=others)
+    if name[1] == PRECISIONS[0]:
+        raise VerificationError(f"{error}; nothing was written, as fp32 has to be exact") from error
+    return plan.without(name, error)
+
+
+def _reasons(plan: Plan) -> str:
+    return "; ".join(map(str, plan.left_out))
+
+
+def _advice(plan: Plan) -> str:
+    """Say how a precision that was left out could be had."""
+    if all(math.isinf(error.excess) for error in plan.left_out):
+        return "Choose other precisions with --precision"
+    return "Allow more with --max-drift and --min-tau, or choose other precisions with --precision"
 
 
 def _export_once(
-    checkpoint: Checkpoint, out: Path, options: Options, recipes: Mapping[Kind, Recipe], bar: Bar
+    checkpoint: Checkpoint, out: Path, options: Options, plan: Plan, verifier: "_Verifier", bar: Bar
 ) -> Artifact:
     try:
         with new_folder(out) as folder:
-            manifest = write(checkpoint, folder, options, bar, recipes)
+            manifest = write(checkpoint, folder, options, bar, plan)
             if options.is_verified:
-                manifest = verified(checkpoint, folder, manifest, options, bar)
+                manifest = verifier.verified(folder, manifest)
             write_manifest(manifest, folder)
     except OSError as error:
         raise OutputError(f"{out} could not be written ({error.strerror or error}); nothing was left there") from error
@@ -160,28 +225,20 @@ def _export_once(
 def export_into(source: str, folder: Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> None:
     """Export a checkpoint in fp32, verified, into an empty folder: what the runtime calls for its cache."""
     checkpoint = open_checkpoint(source, Hub(revision=revision, cache_dir=cache_dir))
+    check_has_prompt(checkpoint, Options())
     check_has_room(checkpoint, folder, Options())
     check_has_memory(checkpoint, Options())
-    manifest = write(checkpoint, folder, Options(), no_bar)
-    write_manifest(verified(checkpoint, folder, manifest, Options(), no_bar), folder)
+    manifest = write(checkpoint, folder, Options(), no_bar, Plan.of(Options()))
+    write_manifest(_Verifier(checkpoint, Options(), no_bar).verified(folder, manifest), folder)
 
 
-def write(
-    checkpoint: Checkpoint,
-    folder: Path,
-    options: Options,
-    bar: Bar,
-    recipes: Mapping[Kind, Recipe] = MappingProxyType({}),
-) -> Manifest:
-    """Write the files of all variants and return the manifest that describes them, nothing verified yet.
-
-    `recipes` say how int8 is computed, if that is one of the precisions: a variant for each.
-    """
+def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, plan: Plan) -> Manifest:
+    """Write the files of all variants and return the manifest that describes them, nothing verified yet."""
     tokenizer = write_tokenizer(checkpoint, folder / TOKENIZER)
     template, readouts = asked(checkpoint, tokenizer, options)
     with hashed_in_background(checkpoint.weights) as weights_sha256:
         if checkpoint.architecture in ARCHITECTURES:
-            variants, data = written(checkpoint, folder, options, bar, recipes, readouts)
+            variants, data = written(checkpoint, folder, options, bar, plan, readouts)
         else:
             variants, data = traced(checkpoint, folder, options, bar)
         source = Source(id=checkpoint.id, revision=checkpoint.revision, weights_sha256=weights_sha256.result())
@@ -205,7 +262,7 @@ def write(
 def asked(checkpoint: Checkpoint, tokenizer: Tokenizer, options: Options) -> tuple[Template, list[Readout]]:
     """Return how a row is put together, and of a decoder where its score is read."""
     if checkpoint.is_decoder:
-        style = style_for(checkpoint, options)
+        style = style_for(checkpoint, tokenizer, options.prompt)
         readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
         return prompted_template(tokenizer, style, checkpoint.tokenizer_config), readouts
     for name in ("cutoff_layers", "prompt"):
@@ -214,25 +271,23 @@ def asked(checkpoint: Checkpoint, tokenizer: Tokenizer, options: Options) -> tup
     return template_of(tokenizer), []
 
 
-def style_for(checkpoint: Checkpoint, options: Options) -> Style:
-    """Return how a decoder is asked."""
-    return STYLES[options.prompt] if options.prompt else style_of(checkpoint.architecture)
-
-
 def written(
     checkpoint: Checkpoint,
     folder: Path,
     options: Options,
     bar: Bar,
-    recipes: Mapping[Kind, Recipe],
+    plan: Plan,
     readouts: Sequence[Readout],
 ) -> tuple[list[Variant], dict[str, File]]:
-    """Write graphs node by node for each target and precision; weights are shared where their bytes are the same."""
+    """Write graphs node by node for each target and precision; weights are shared where their bytes are the same.
+
+    Raises VariantError if a weight has a value that a precision cannot hold.
+    """
     variants = []
     n_bytes = _n_bytes(checkpoint, options)
     with bar("writing", n_bytes, "B") as progress, DataFiles(folder, progress) as data:
-        for target, name in asked_variants(options.targets, options.precisions):
-            for recipe in recipes_of(target, name, recipes):
+        for target, name in plan.names:
+            for recipe in recipes_of(target, name, plan.recipes):
                 precision = precision_of(target, name, recipe, is_causal=checkpoint.is_decoder)
                 blueprint = Blueprint(
                     config=checkpoint.config,
@@ -242,7 +297,10 @@ def written(
                     max_length=checkpoint.max_length,
                     new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=precision),
                 )
-                sections = ARCHITECTURES[checkpoint.architecture](blueprint)
+                try:
+                    sections = ARCHITECTURES[checkpoint.architecture](blueprint)
+                except RangeError as error:
+                    raise VariantError(str(error), variant=f"{target}-{name}") from error
                 variants.append(_saved(sections, folder, target, name, recipe))
     return variants, data.files
 
@@ -284,39 +342,64 @@ def traced(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar) -> 
     return [_variant("cpu", "fp32", name, "stacked", [TRACED_DATA], None)], {TRACED_DATA: _file(folder / TRACED_DATA)}
 
 
-def verified(checkpoint: Checkpoint, folder: Path, manifest: Manifest, options: Options, bar: Bar) -> Manifest:
-    """Return the manifest with the figures of every variant that can be run here, and examples for other hosts."""
-    write_manifest(manifest, folder)
-    artifact = open_artifact(folder)
-    against = _reference(checkpoint, artifact, options, bar)
-    variants = [_verified(artifact, variant, checkpoint, against, options, bar) for variant in manifest.variants]
-    return msgspec.structs.replace(manifest, variants=tuple(variants), examples=against.examples)
+class _Verifier:
+    """Compares variants with the PyTorch model, and remembers the reference and the figures from try to try.
+
+    What a variant computes depends on the checkpoint and its own recipe only, so its figures hold in the next try.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: Options, bar: Bar) -> None:
+        self._checkpoint = checkpoint
+        self._options = options
+        self._bar = bar
+        self._reference: Reference | None = None
+        self._verified: dict[Variant, Variant] = {}
+
+    def verified(self, folder: Path, manifest: Manifest) -> Manifest:
+        """Return the manifest with the figures of every variant that can be run here, and examples for other hosts.
+
+        Raises VariantError for the first that is outside its limits.
+        """
+        write_manifest(manifest, folder)
+        artifact = open_artifact(folder)
+        against = self._reference = self._reference or self._scored(artifact)
+        for variant in manifest.variants:
+            if variant not in self._verified:
+                self._verified[variant] = self._compared(artifact, variant, against)
+        variants = tuple(self._verified[variant] for variant in manifest.variants)
+        return msgspec.structs.replace(manifest, variants=variants, examples=against.examples)
+
+    def _compared(self, artifact: Artifact, variant: Variant, against: Reference) -> Variant:
+        """Return a variant with its figures, or as it is if this host cannot run it."""
+        if not can_run(variant):
+            return variant
+        options, is_decoder = self._options, self._checkpoint.is_decoder
+        limits = limits_for(variant.precision, options.max_difference, options.min_tau, is_decoder=is_decoder)
+        n_pairs = len(against.texts.pairs)
+        with closing(load(artifact, variant)) as scorer, self._bar(variant.name, n_pairs, "pair") as progress:
+            return verify(scorer, against, limits, progress)
+
+    def _scored(self, artifact: Artifact) -> Reference:
+        """Score the sample, the user's text and the examples with PyTorch."""
+        checkpoint, options, rows = self._checkpoint, self._options, RowMaker.open(artifact)
+        texts = sample()
+        examples = example_pairs(texts, rows, N_EXAMPLES)
+        texts = texts + options.texts if options.texts else texts
+        with self._bar("PyTorch", len(texts.pairs) + len(examples), "pair") as progress:
+            if not checkpoint.is_decoder:
+                return reference(checkpoint, rows, texts, examples, progress)
+            tokenizer = Tokenizer.from_file(str(artifact.path(TOKENIZER)))
+            style = style_for(checkpoint, tokenizer, options.prompt)
+            readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
+            return decoder_reference(checkpoint, rows, style, readouts, texts, examples, progress)
 
 
-def _verified(
-    artifact: Artifact, variant: Variant, checkpoint: Checkpoint, against: Reference, options: Options, bar: Bar
-) -> Variant:
-    """Return a variant with its figures, or as it is if this host cannot run it."""
-    if not can_run(variant):
-        return variant
-    limits = limits_for(variant.precision, options.max_difference, options.min_tau, is_decoder=checkpoint.is_decoder)
-    n_pairs = len(against.texts.pairs)
-    with closing(load(artifact, variant)) as scorer, bar(variant.name, n_pairs, "pair") as progress:
-        return verify(scorer, against, limits, progress)
-
-
-def _reference(checkpoint: Checkpoint, artifact: Artifact, options: Options, bar: Bar) -> Reference:
-    """Score the sample, the user's text and the examples with PyTorch."""
-    texts, rows = sample(), RowMaker.open(artifact)
-    examples = example_pairs(texts, rows, N_EXAMPLES)
-    texts = texts + options.texts if options.texts else texts
-    with bar("PyTorch", len(texts.pairs) + len(examples), "pair") as progress:
-        if not checkpoint.is_decoder:
-            return reference(checkpoint, rows, texts, examples, progress)
-        style = style_for(checkpoint, options)
-        tokenizer = Tokenizer.from_file(str(artifact.path(TOKENIZER)))
-        readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
-        return decoder_reference(checkpoint, rows, style, readouts, texts, examples, progress)
+def check_limits(options: Options) -> None:
+    """Raise OptionsError for limits that nothing or everything would be within."""
+    if (drift := options.max_difference) is not None and not drift > 0:
+        raise OptionsError(f"--max-drift {drift:g}: a difference in logits is a number above 0")
+    if (tau := options.min_tau) is not None and not -1 <= tau <= 1:
+        raise OptionsError(f"--min-tau {tau:g}: Kendall's tau lies between -1 and 1")
 
 
 def check_is_new(out: Path) -> None:
@@ -333,6 +416,12 @@ def check_has_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None
             f"{checkpoint.architecture} is exported by tracing, for the CPU only, not for {' and '.join(others)};"
             f" GPU targets are for {', '.join(ARCHITECTURES)}"
         )
+
+
+def check_has_prompt(checkpoint: Checkpoint, options: Options) -> None:
+    """Raise CheckpointError, before anything is computed, if nothing says how a decoder is asked."""
+    if checkpoint.is_decoder:
+        style_for(checkpoint, read_tokenizer(checkpoint), options.prompt)
 
 
 def check_has_room(checkpoint: Checkpoint, out: Path, options: Options) -> None:
@@ -379,10 +468,12 @@ def _n_bytes(checkpoint: Checkpoint, options: Options) -> int:
     return int(4 * _n_parameters(checkpoint) * share)
 
 
-def _calibrations(checkpoint: Checkpoint, options: Options, bar: Bar) -> dict[Kind, Calibration]:
+def _calibrations(
+    checkpoint: Checkpoint, options: Options, bar: Bar
+) -> tuple[dict[Kind, Calibration], list[VariantError]]:
     kinds = kinds_of(asked_variants(options.targets, options.precisions))
     if not kinds:
-        return {}
+        return {}, []
     limits = limits_for(kinds[0].precision, options.max_difference, options.min_tau)
     with bar("calibrating", 0, "pair") as progress:
         texts, asked_how = options.calibration or sample(), _asked(checkpoint, options)
@@ -393,8 +484,9 @@ def _asked(checkpoint: Checkpoint, options: Options) -> Asked | None:
     """Return how a decoder is asked for calibration: behind its last exit."""
     if not checkpoint.is_decoder:
         return None
-    style = style_for(checkpoint, options)
-    readouts = readouts_of(checkpoint, read_tokenizer(checkpoint), style, options.cutoff_layers)
+    tokenizer = read_tokenizer(checkpoint)
+    style = style_for(checkpoint, tokenizer, options.prompt)
+    readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
     return Asked(style=style, readout=readouts[-1])
 
 

@@ -26,20 +26,48 @@ def load_model(checkpoint: Checkpoint) -> Any:
     logging.disable_progress_bar()
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, output_loading_info=True
+            checkpoint.folder,
+            config=config_of(checkpoint),
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except Exception as error:
-        raise CheckpointError(f"transformers cannot load {checkpoint.folder}: {error}") from error
+        raise CheckpointError(f"transformers cannot load {checkpoint.folder}: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(f"{checkpoint.folder} lacks the weights {', '.join(missing)}: its scores would be random")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and (n := int((~tensor.isfinite()).sum())):
+            raise CheckpointError(
+                f"{checkpoint.folder} is damaged: {name} has {n} values of {tensor.numel()} that are NaN or infinity"
+            )
     return model.eval()
+
+
+def config_of(checkpoint: Checkpoint) -> Any:
+    """Return transformers' configuration. It is made of the fields that are there: on num_labels = null 5.24 fails."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**checkpoint.config)
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says first; transformers goes on with advice on its own options."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def tokenized(checkpoint: Checkpoint, pairs: Sequence[Pair], max_length: int) -> list[Row]:
     """Return the rows that the checkpoint's own tokenizer makes of pairs, cut longest first."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.folder, config=config_of(checkpoint), trust_remote_code=False
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers cannot load the tokenizer of {checkpoint.folder}: {first_line(error)}"
+        ) from error
     # A list of pairs, because transformers takes a lone ("query", "") for a text without a second one.
     rows = tokenizer(list(pairs), truncation="longest_first", max_length=max_length)
     return [{key: values[i] for key, values in rows.items()} for i in range(len(pairs))]

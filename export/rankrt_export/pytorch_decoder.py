@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from rankrt.arrays import Float32Array
-from rankrt.forms import Form
 from rankrt.tokenizer import Pair
 from rankrt_export.blueprint import Readout
 from rankrt_export.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError
-from rankrt_export.prompts import Style, token_of
-from rankrt_export.pytorch import Row
+from rankrt_export.prompts import Style, forms, token_of
+from rankrt_export.pytorch import Row, config_of, first_line
 from rankrt_export.weights import read
 
 
@@ -68,7 +67,7 @@ def _flagembedding_row(
     ids: Callable[[str], list[int]], bos: int | None, pad: int | None, style: Style, pair: Pair, max_length: int
 ) -> list[int]:
     """As FlagEmbedding 1.4.2: query and passage cut apart, then the passage with its separator to what is left."""
-    query_form, passage_form = _forms(style)
+    query_form, passage_form = forms(style)
     separator, question = ids(style.separator), ids(style.suffix[-1])
     first = ([] if bos is None or bos == pad else [bos]) + ids(query_form.around(pair[0]))[: max_length * 3 // 4]
     second = separator + ids(passage_form.around(pair[1]))[:max_length]
@@ -80,21 +79,13 @@ def _whole_row(
     ids: Callable[[str], list[int]], bos: int | None, pad: int | None, style: Style, pair: Pair, max_length: int
 ) -> list[int]:
     """As Qwen3-Reranker's model card: query and passage tokenized as one text; cut as rankrt does if they are long."""
-    query, passage = (form.around(text) for form, text in zip(_forms(style), pair, strict=True))
+    query, passage = (form.around(text) for form, text in zip(forms(style), pair, strict=True))
     prefix, suffix = ids(style.prefix), ids("".join(style.suffix))
     room, middle = max_length - len(prefix) - len(suffix), ids(query + passage)
     if len(middle) > room:
         query_ids = ids(query)[: max_length * 3 // 4]
         middle = query_ids + ids(passage)[: room - len(query_ids)]
     return prefix + middle + suffix
-
-
-def _forms(style: Style) -> tuple[Form, Form]:
-    prompt = style.prompt
-    return (
-        Form(instruction=prompt.query_instruction, format=prompt.query_format),
-        Form(instruction=prompt.passage_instruction, format=prompt.passage_format),
-    )
 
 
 def decoder_logits(
@@ -142,11 +133,11 @@ def whole_decoder(checkpoint: Checkpoint, readout: Readout) -> Any:
 def _model(checkpoint: Checkpoint, *, n_layers: int, n_pieces: int) -> Any:
     """Return transformers' model of the checkpoint without head or weights, with so many layers and pieces."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     config = _granite_config(checkpoint) if checkpoint.config["model_type"] == "minicpm" else None
     try:
-        config = config or AutoConfig.from_pretrained(checkpoint.folder)
+        config = config or config_of(checkpoint)
         if getattr(config, "hidden_act", "") == "gelu" and config.model_type == "gemma":
             config.hidden_act = "gelu_pytorch_tanh"  # what it means; see architectures/decoder.py
         config.num_hidden_layers, config.vocab_size, config.pad_token_id = n_layers, n_pieces, None
@@ -154,7 +145,9 @@ def _model(checkpoint: Checkpoint, *, n_layers: int, n_pieces: int) -> Any:
             config.layer_types = config.layer_types[:n_layers]
         return AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
     except Exception as error:
-        raise CheckpointError(f"transformers cannot make a model of {checkpoint.folder}: {error}") from error
+        raise CheckpointError(
+            f"transformers cannot make a model of {checkpoint.folder}: {first_line(error)}"
+        ) from error
 
 
 def _granite_config(checkpoint: Checkpoint) -> Any:

@@ -3,6 +3,7 @@
 One JSON object a line: {"query": str, "pos": [str], "neg": [str]}; `prompt` and scores may be there and are not used.
 """
 
+import codecs
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import msgspec
 
 from rankrt.tokenizer import Pair
 from rankrt_export.errors import TextError
+
+_EXPECTED = '{"query": str, "pos": [str], "neg": [str]}'
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,19 +69,21 @@ def read_texts(path: Path) -> Texts:
 
 
 def parse(content: bytes, name: str) -> Texts:
-    """Decode lines of JSON; `name` is for messages."""
-    lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    """Decode lines of JSON; `name` is for messages. A byte order mark at the beginning is not part of the text."""
+    lines = [(n, line) for n, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1) if line.strip()]
     questions = [_question(line, f"{name}, line {number}") for number, line in lines]
     if not questions:
-        raise TextError(f'{name} has no text; expected lines of {{"query": ..., "pos": [...], "neg": [...]}}')
+        raise TextError(f"{name} has no text; expected lines of {_EXPECTED}")
     return Texts(questions=questions, sha256=hashlib.sha256(content).hexdigest())
 
 
 def _question(line: bytes, place: str) -> Question:
     try:
-        question = msgspec.json.decode(line, type=Question)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TextError(f'{place}: {error}; expected {{"query": str, "pos": [str], "neg": [str]}}') from error
+        question = msgspec.json.decode(line.decode(), type=Question)
+    except UnicodeDecodeError as error:
+        raise TextError(f"{place} is not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TextError(f"{place}: {error}; expected {_EXPECTED}") from error
     if not question.query.strip() or not question.passages:
         raise TextError(f"{place}: an empty query, or no passage in pos and neg")
     return question

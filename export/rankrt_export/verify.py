@@ -19,7 +19,7 @@ from rankrt.progressive import overtaken_gaps
 from rankrt.tokenizer import Pair
 from rankrt_export.blueprint import Readout
 from rankrt_export.checkpoint import Checkpoint
-from rankrt_export.errors import DriftError, VerificationError
+from rankrt_export.errors import VariantError, VerificationError
 from rankrt_export.loading import Scorer
 from rankrt_export.prompts import Style
 from rankrt_export.pytorch import Row, load_model, scores, tokenized
@@ -166,7 +166,7 @@ def _check_ids(theirs: Sequence[Sequence[int]], rows: RowMaker, pairs: Sequence[
 def verify(scorer: Scorer, against: Reference, limits: Limits, progress: Progress) -> Variant:
     """Compare a variant's logits with the reference's, question by question; return the variant with what was found.
 
-    Raises VerificationError, with the figures, if the variant is outside its limits or answers what is no number.
+    Raises VariantError, with the figures, if the variant is outside its limits or answers NaN or infinity.
     """
     variant, blocks = scorer.variant, []
     for question in against.texts.questions:
@@ -202,10 +202,9 @@ def margins_of(here: Float32Array, at_end: Float32Array, texts: Texts) -> Margin
 def _checked(name: str, variant: Variant, logits: Float32Array, against: Reference, limits: Limits) -> Verification:
     found = compare(logits, against)
     if found.max_difference > limits.max_difference or found.mean_tau < limits.min_tau:
-        raise DriftError(
+        raise VariantError(
             f"{name} differs from PyTorch by up to {found.max_difference:.2g} (limit {limits.max_difference:g}), with a"
-            f" mean Kendall's tau of {found.mean_tau:.3f} (at least {limits.min_tau:g}); nothing was written. Leave"
-            " this precision out, or allow more with --max-drift and --min-tau",
+            f" mean Kendall's tau of {found.mean_tau:.3f} (at least {limits.min_tau:g})",
             variant=variant.name,
             excess=max(1.0, found.max_difference / limits.max_difference),
         )
@@ -218,7 +217,7 @@ def _logits(scorer: Scorer, question: Question) -> Float32Array:
         exits = [end.layer for end in scorer.variant.exits]
         return scorer.score(pairs, cutoff_layers=exits) if exits else scorer.score(pairs)
     except ScoreError as error:
-        raise VerificationError(f"{error} ({question.query!r}); nothing was written") from error
+        raise VariantError(f"{error} ({question.query!r})", variant=scorer.variant.name) from error
 
 
 def limits_for(

@@ -1,11 +1,10 @@
-"""The weights of a checkpoint, read tensor by tensor: safetensors, whole or in shards, and pytorch_model.bin.
+"""The weights of a checkpoint, read tensor by tensor: safetensors and pytorch_model.bin, whole or in shards.
 
 Nothing is held: a tensor, or a block of its rows, is read when it is asked for and comes as float32.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 from rankrt.arrays import Float32Array
 from rankrt_export.errors import CheckpointError
+from rankrt_export.fields import read_object
 
 # Large tensors are read in blocks of about this size: the word table of XLM-R alone has 1 GB.
 _BLOCK_BYTES = 1 << 25
+# As safetensors calls them.
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Weights(Protocol):
@@ -51,15 +53,40 @@ class Weights(Protocol):
 def open_weights(folder: Path) -> Weights:
     """Find the weights of a checkpoint. Raises CheckpointError if there are none or a file is damaged."""
     if (index := folder / "model.safetensors.index.json").exists():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        return SafetensorsWeights([folder / shard for shard in shards])
+        shards = _shards(index)
+        return _with_all(SafetensorsWeights(sorted(set(shards.values()))), shards, index)
     if (single := folder / "model.safetensors").exists():
         return SafetensorsWeights([single])
+    if (index := folder / "pytorch_model.bin.index.json").exists():
+        shards = _shards(index)
+        return _with_all(TorchWeights(sorted(set(shards.values()))), shards, index)
     if (pickled := folder / "pytorch_model.bin").exists():
-        return TorchWeights(pickled)
+        return TorchWeights([pickled])
     raise CheckpointError(
-        f"{folder} has no weights: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin"
+        f"{folder} has no weights: expected model.safetensors or pytorch_model.bin, or the index of one of them"
+        " (model.safetensors.index.json, pytorch_model.bin.index.json)"
     )
+
+
+def _shards(index: Path) -> dict[str, Path]:
+    """Return the file of each tensor that an index names."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map, which names the file of each tensor")
+    for file in places.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{index} names {file!r} in its weight_map, which is not a file beside it")
+    return {name: index.parent / file for name, file in places.items()}
+
+
+def _with_all(weights: "SafetensorsWeights | TorchWeights", shards: Mapping[str, Path], index: Path) -> Weights:
+    """Return the weights if they have all tensors of their index."""
+    if missing := sorted(shards.keys() - weights.names):
+        raise CheckpointError(
+            f"{shards[missing[0]]} has no tensor {missing[0]}, which {index.name} places there ({len(missing)} are"
+            " missing): download the checkpoint again"
+        )
+    return weights
 
 
 class SafetensorsWeights:
@@ -87,9 +114,12 @@ class SafetensorsWeights:
 
         The file is opened anew each time: it is mapped, and closing it is what takes the pages out of our memory.
         """
-        with _open_safetensors(self._file(name)) as tensors:
-            found: Float32Array = tensors.get_slice(name)[rows].astype(np.float32, copy=False)
-        return found
+        with _open_safetensors(file := self._file(name)) as tensors:
+            part = tensors.get_slice(name)
+            if (dtype := part.get_dtype()) not in _FLOATS:
+                raise _not_floats(file, name, dtype)
+            found: Float32Array = part[rows].astype(np.float32, copy=False)
+        return _finite(found, file, name, rows)
 
     def blocks(self, name: str) -> Iterator[Float32Array]:
         """Yield a tensor in blocks of its first axis."""
@@ -104,16 +134,20 @@ class SafetensorsWeights:
 
 
 class TorchWeights:
-    """Tensors in a file that torch.save wrote; read with weights_only, so no code in it is run."""
+    """Tensors in files that torch.save wrote; read with weights_only, so no code in them is run."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, files: list[Path]) -> None:
         import torch
 
-        self.files = (file,)
-        try:
-            self._tensors: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{file} cannot be read as PyTorch weights: {error}") from error
+        self.files = tuple(files)
+        self._tensors: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
+        for file in files:
+            tensors = _load_pickled(file)
+            if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+                raise CheckpointError(f"{file} does not hold tensors by name: save the model again with safetensors")
+            self._tensors |= tensors
+            self._file_of |= dict.fromkeys(tensors, file)
 
     @property
     def names(self) -> frozenset[str]:
@@ -131,8 +165,10 @@ class TorchWeights:
 
     def part(self, name: str, rows: slice) -> Float32Array:
         """Return some rows of a tensor."""
-        found: Float32Array = self._tensor(name)[rows].float().numpy()
-        return found
+        tensor = self._tensor(name)
+        if not tensor.is_floating_point():
+            raise _not_floats(self._file_of[name], name, tensor.dtype)
+        return _finite(tensor[rows].float().numpy(), self._file_of[name], name, rows)
 
     def _tensor(self, name: str) -> Any:
         try:
@@ -178,6 +214,35 @@ def _open_safetensors(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file} is missing: the index names it; download the checkpoint again") from None
     except SafetensorError as error:
         raise CheckpointError(f"{file} is cut or damaged ({error}); download the checkpoint again") from error
+
+
+def _load_pickled(file: Path) -> Any:
+    import torch
+
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing: the index names it; download the checkpoint again")
+    try:
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{file} cannot be read as PyTorch weights: {error}") from error
+
+
+def _finite(values: Float32Array, file: Path, name: str, rows: slice) -> Float32Array:
+    """Return values if all of them are numbers. A sum is quick to compute, and finite only if they are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()) or (n := int((~np.isfinite(values)).sum())) == 0:
+            return values
+    raise CheckpointError(
+        f"{file} is damaged: {name} has NaN or infinity ({n} of {values.size} values from row {rows.start or 0} on), so"
+        " no precision can score. Save it again from a state of training that scores"
+    )
+
+
+def _not_floats(file: Path, name: str, dtype: Any) -> CheckpointError:
+    return CheckpointError(
+        f"{file} stores {name} as {dtype}, not as floating-point numbers of 16 bits or more: it is quantized already."
+        " Export the checkpoint that it was made from"
+    )
 
 
 def _no_tensor(name: str, files: tuple[Path, ...]) -> CheckpointError:

@@ -62,6 +62,9 @@ class FlagReranker(_Scorer):
 
     `use_fp16` has no effect on a CPU, there as here. `batch_size` bounds memory there; here the planner does, and the
     scores do not depend on it. `trust_remote_code` is refused: rankrt runs no code that comes with a model.
+
+    Scores differ for a checkpoint whose tokenizer_class is PreTrainedTokenizerFast: rankrt and transformers add its
+    special tokens to a pair. FlagEmbedding joins ids by prepare_for_model, which adds none for that class.
     """
 
     def __init__(

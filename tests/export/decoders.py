@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from rankrt_export.prompts import STYLES, forms
 from tests.export.conftest import torch, transformers
 
 ANSWERS = ("Yes", "yes", "no")
@@ -53,14 +54,30 @@ LAYERWISE: dict[str, Any] = {
 
 
 def make_decoder(folder: Path, family: str, dtype: str = "float32", **changes: Any) -> Path:
-    """Write a checkpoint of a family's ...ForCausalLM."""
+    """Write a checkpoint of a family's ...ForCausalLM, whose chat template says how it is asked."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**(SHAPE | FAMILIES[family] | changes))
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     _spread(model)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     write_tokenizer(folder)
+    write_chat_template(folder, "qwen3-reranker" if family == "Qwen3" else "flagembedding")
     return folder
+
+
+def write_chat_template(folder: Path, style: str) -> None:
+    """Write the template by which sentence-transformers asks as a style does."""
+    words, (query, passage) = STYLES[style], (f"{{{{ {text_of(role)} }}}}" for role in ("query", "document"))
+    of_query, of_passage = (form.around(text) for form, text in zip(forms(words), (query, passage), strict=True))
+    first = "{{ bos_token }}" if words.begins else ""
+    template = first + words.prefix + of_query + words.separator + of_passage + "".join(words.suffix)
+    # jinja takes one line's end from the end of a template
+    (folder / "chat_template.jinja").write_text(template + "\n" * template.endswith("\n"))
+
+
+def text_of(role: str) -> str:
+    """Return the expression for the text of a role."""
+    return f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
 
 
 def make_layerwise(folder: Path, **changes: Any) -> Path:

@@ -60,4 +60,4 @@ def test_a_wrong_value_is_wrong_usage(capsys: Output, options: str, message: str
 
 def test_an_artifact_is_not_exported_again(artifact: Artifact, tmp_path: Path, capsys: Output):
     assert main(["export", str(artifact.folder), str(tmp_path / "out")]) == 1
-    assert f"{artifact.folder} is an artifact already, because it has a rankrt.json" in capsys.readouterr().err
+    assert f"{artifact.folder} is an artifact already: it has a rankrt.json" in capsys.readouterr().err

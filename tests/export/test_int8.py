@@ -358,7 +358,8 @@ def test_the_int8_variant_needs_nothing_of_the_fp32_one(int8: Artifact, tmp_path
 
 def test_the_costliest_layers_stay_in_fp32_until_the_limits_are_met(make_checkpoint: Make):
     checkpoint = open_checkpoint(str(make_checkpoint()), Hub())
-    found = [calibrate(checkpoint, sample(), Limits(max_difference=limit, min_tau=-1.0)) for limit in (1e9, 0.05)]
+    limits = [Limits(max_difference=limit, min_tau=-1.0) for limit in (1e9, 0.05)]
+    found = [calibrate(checkpoint, sample(), limit)[0] for limit in limits]
     loose, tight = (result[VNNI].recipe(result[VNNI].n_kept) for result in found)
     assert not loose.kept
     assert loose.share == 1

@@ -40,3 +40,25 @@ def test_the_sample_has_many_languages_and_long_rows():
     questions = sample().questions
     assert len(questions) >= 13
     assert max(len(passage) for _, passage in sample().pairs) > 3000
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path):
+    content = b'{"query": "who?", "pos": ["me"]}\n'
+    (tmp_path / "marked.jsonl").write_bytes(b"\xef\xbb\xbf" + content)
+    assert read_texts(tmp_path / "marked.jsonl").pairs == parse(content, "x").pairs
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"query": "who?", "pos": ["me"]}\n\n{"query": "caf\xe9", "pos": ["me"]}\n', "line 3 is not UTF-8"),
+        (b'{"query": "who?", "pos": ["me"]}\r\n\x0c{"query"\r\n', "line 2"),
+        (b"\xff\xfe{\x00", "line 1 is not UTF-8"),
+        (b"[" * 100000, "line 1"),
+        (b'{"query": "\\ud800", "pos": ["me"]}', "line 1"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_line(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "text.jsonl").write_bytes(content)
+    with pytest.raises(TextError, match=rf"text\.jsonl, {message}"):
+        read_texts(tmp_path / "text.jsonl")

@@ -1,6 +1,7 @@
 """Which targets and precisions go together, and what is said where they do not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,20 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Pat
     targets, precisions, message = REFUSED[kind]
     with pytest.raises(OptionsError, match=message):
         export("no/such-model", tmp_path / "artifact", Options(targets=targets, precisions=precisions))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_difference": -1.0}, "--max-drift -1: a difference in logits is a number above 0"),
+        ({"max_difference": float("nan")}, "--max-drift nan"),
+        ({"min_tau": 1.5}, "--min-tau 1.5: Kendall's tau lies between -1 and 1"),
+        ({"min_tau": float("nan")}, "--min-tau nan"),
+    ],
+)
+def test_limits_that_are_none_are_refused_before_anything_is_read(tmp_path: Path, limits: dict[str, Any], message: str):
+    with pytest.raises(OptionsError, match=message):
+        export("no/such-model", tmp_path / "artifact", Options(**limits))
 
 
 def test_models_that_are_traced_are_for_the_cpu(make_checkpoint: Make, tmp_path: Path):

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.errors import CheckpointError
+from rankrt_export.errors import RangeError
 from rankrt_export.graph import FLOAT, MICROSOFT, Graph
 
 # Returns x @ W.T + bias, if there is one, for W as it is stored, (n_out, n_in).
@@ -51,7 +51,7 @@ class Float32:
 def stored(graph: Graph, weight: str, file: str, dtype: type[np.floating[Any]]) -> ir.Value:
     """Return a weight in a data file, in another type if that is asked for.
 
-    Raises CheckpointError where a weight has a value that the type has not, and would become infinite.
+    Raises RangeError where a weight has a value that the type has not, and would become infinite.
     """
     key = f"{weight}.{np.dtype(dtype).name}"
     return graph.external(file, key, dtype, graph.weights.shape(weight), lambda: _within(graph, weight, dtype))
@@ -62,7 +62,7 @@ def _within(graph: Graph, weight: str, dtype: type[np.floating[Any]]) -> Iterato
     limit = float(np.finfo(dtype).max)
     for block in graph.weights.blocks(weight):
         if dtype is np.float16 and not (largest := float(np.abs(block).max(initial=0))) <= limit:
-            raise CheckpointError(
+            raise RangeError(
                 f"{weight} has a value of {largest:.4g}, and half precision ends at {limit:g}: export this model"
                 " without fp16"
             )

@@ -23,7 +23,10 @@ from rankrt_export.precision.float32 import Float32
 from rankrt_export.quantization import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
 from rankrt_export.recipes import Recipe, TableRecipe, TokenRecipe
 
-LAYERS_DATA, EMBEDDINGS_DATA = "layers.int8.data", "embeddings.int8.data"
+LAYERS_DATA = "layers.int8.data"
+# Tables whose columns are divided before their rows are rounded, and tables whose rows are rounded as they are. Their
+# bytes differ, so they have files of their own: in one, w8 read int8's table and drifted by 12 instead of 2.4.
+DIVIDED_DATA, ROWS_DATA = "embeddings.int8.data", "embeddings.rows.data"
 # A bit for each weight: which half the graph for AVX2 takes.
 HALVES_DATA = "halves.int8.data"
 # Layers that stay in fp32 have a file of their own, so that the int8 variant can be copied without the fp32 one.
@@ -76,13 +79,9 @@ def rounded_rows(graph: Graph, ids: ir.Value, table: str, recipe: TableRecipe) -
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return recipe.blocks(graph.weights.blocks(table))
 
-    key = f"{table}.int8"
-    integers = graph.external(
-        EMBEDDINGS_DATA, key, np.int8, (n_rows, n_features), lambda: (integers for integers, _ in blocks())
-    )
-    scales = graph.external(
-        EMBEDDINGS_DATA, f"{key}.scales", np.float32, (n_rows, 1), lambda: (scales for _, scales in blocks())
-    )
+    key, file = f"{table}.int8", ROWS_DATA if recipe.factors is None else DIVIDED_DATA
+    integers = graph.external(file, key, np.int8, (n_rows, n_features), lambda: (integers for integers, _ in blocks()))
+    scales = graph.external(file, f"{key}.scales", np.float32, (n_rows, 1), lambda: (scales for _, scales in blocks()))
     rows = graph.op("Cast", graph.op("Gather", integers, ids), to=ir.DataType.FLOAT)
     rows = graph.op("Mul", rows, graph.op("Gather", scales, ids))
     return rows if recipe.factors is None else graph.op("Mul", rows, graph.array(f"{key}.factors", recipe.factors))
