@@ -25,7 +25,7 @@ from rankrt.server.limits import Limits
 from rankrt.server.models import Model, Models
 from rankrt.server.queue import Job
 from rankrt.server.scheduler import Scheduler
-from rankrt.tokenizer import Encoded, Pair
+from rankrt.tokenizer import Encoded, Pair, Worded
 
 # Requests take turns at the tokenizer in blocks of so many pairs.
 _BLOCK_PAIRS = 32
@@ -182,7 +182,7 @@ class Engine:
         self, evaluation: "_Evaluation", pairs: Sequence[Pair], before: Future[None] | None, in_order: bool
     ) -> None:
         started = time.monotonic()
-        encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules)
+        encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules, evaluation.queries)
         seconds = time.monotonic() - started
         if before is not None:
             before.result()  # it began earlier, so it never waits for this one
@@ -213,6 +213,7 @@ class _Evaluation:
         )
         self._seconds = seconds
         self._deadline = self._loop.time() + seconds
+        self.queries: dict[str, Worded] = {}  # tokenized once a request
         self._blocks: list[Encoded] = []
         self._started = time.monotonic()
         self._tokenization = 0.0
