@@ -82,7 +82,8 @@ class Vocabulary:
         """The characters of the longest piece."""
         node, depth = len(self.edges), 0  # the last node is one of the deepest
         while node:
-            node, depth = int(self.edges[node - 1]) >> _CODE_POINT_BITS, depth + 1
+            node = int(self.edges[node - 1]) >> _CODE_POINT_BITS
+            depth += 1
         return depth
 
     def find(self, codes: CodePoints, starts: Int64Array) -> Iterator[tuple[Int64Array, Int64Array, Int32Array]]:
@@ -235,7 +236,7 @@ class LongWord:
     def _common_place(self) -> int:
         """Return the last place that is on the best paths to all of the last places."""
         last = len(self._ids) - 1 - len(self._codes)
-        open_ = {*range(max(0, last - self._unigram.longest + 1), last + 1)}
+        open_: set[int] = {*range(max(0, last - self._unigram.longest + 1), last + 1)}
         while len(open_) > 1:
             place = max(open_)
             open_.remove(place)

@@ -135,10 +135,7 @@ class App:
         request = exchange.request
         self._check_key(request)
         with self._service.in_flight.request() as body:
-            content = await self._body(request, body)
-            endpoint = choose(endpoints, request.headers, content)
-            exchange.dialect = endpoint.dialect
-            decoded = await _decoded(content, endpoint.request)
+            endpoint, decoded = await self._decoded(exchange, await self._body(request, body), endpoints)
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             answer = await _unless_client_leaves(request, self._service.engine.evaluate(ask))
@@ -156,7 +153,7 @@ class App:
         self._check_key(request)
         async with contextlib.AsyncExitStack() as stack:
             body = stack.enter_context(self._service.in_flight.request())
-            decoded = await _decoded(await self._body(request, body), JinaRerank)
+            _, decoded = await self._decoded(exchange, await self._body(request, body), (endpoint,))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             progress = await stack.enter_async_context(contextlib.aclosing(self._service.engine.stream(ask)))
@@ -251,6 +248,7 @@ class App:
                 f"{stage}_seconds": round(getattr(answer.timings, stage), 6)
                 for stage in ("tokenization", "queue", "inference")
             }
+        self._service.idle.note()
         _logger.info("request", extra={name: value for name, value in line.items() if value is not None})
         self._service.tracer.note(f"POST {line['path']}", exchange.request.headers, line, answer)
 
@@ -261,6 +259,19 @@ class App:
     async def _body(self, request: Request, body: Body) -> bytes:
         bodies.check_headers(request.headers, body)
         return await bodies.read(request.stream(), body, self._service.settings.limits.body_timeout_s)
+
+    async def _decoded(
+        self, exchange: _Exchange, content: bytes, endpoints: Sequence[Endpoint]
+    ) -> tuple[Endpoint, Any]:
+        """Return which endpoint a body is for, and the body; only here are its bytes in memory, too."""
+
+        def decode() -> tuple[Endpoint, Any]:
+            endpoint = choose(endpoints, exchange.request.headers, content)
+            exchange.dialect = endpoint.dialect
+            bodies.check_values(content, 100 * self._service.settings.limits.max_documents)
+            return endpoint, bodies.decode(content, endpoint.request)
+
+        return decode() if len(content) < _DECODE_ELSEWHERE_BYTES else await asyncio.to_thread(decode)
 
     async def _get_openapi(self, request: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
@@ -346,12 +357,6 @@ def _exchange(request: Request, dialect: Dialect) -> _Exchange:
     return _Exchange(request=request, id=name, started=time.monotonic(), dialect=dialect)
 
 
-async def _decoded(content: bytes, shape: type[T]) -> T:
-    if len(content) < _DECODE_ELSEWHERE_BYTES:
-        return bodies.decode(content, shape)
-    return await asyncio.to_thread(bodies.decode, content, shape)
-
-
 async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return what the work returns; cancel it and raise ClientDisconnect if the client leaves before."""
     task, leaving = asyncio.create_task(work), asyncio.create_task(_leaving(request.receive()))
@@ -382,7 +387,7 @@ def _answer_headers(exchange: _Exchange, answer: Answer) -> dict[str, str]:
     timings = answer.timings
     headers = {
         "x-compute-type": "cpu",
-        "x-compute-time": _milliseconds(timings.tokenization + timings.inference),
+        "x-compute-time": _milliseconds(timings.compute),
         "x-compute-tokens": str(answer.n_tokens),
         "x-total-time": _milliseconds(exchange.seconds),
         "x-tokenization-time": _milliseconds(timings.tokenization),

@@ -55,11 +55,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds: in the tokenizer, waiting for the first run, from there to the last score, and all together."""
+    """Seconds: in the tokenizer, waiting for the first run, from there to the last score, and all together.
+
+    The tokenizer goes on while the first rows run. `compute` counts that time once: all together without the waiting.
+    """
 
     tokenization: float
     queue: float
     inference: float
+    compute: float
     total: float
 
 
@@ -183,10 +187,10 @@ class Engine:
     ) -> None:
         started = time.monotonic()
         encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules, evaluation.queries)
-        seconds = time.monotonic() - started
+        stopped = time.monotonic()
         if before is not None:
             before.result()  # it began earlier, so it never waits for this one
-        evaluation.add(encoded, seconds)
+        evaluation.add(encoded, started, stopped)
         order = range(encoded.n_rows) if in_order else by_length(encoded.lengths).tolist()
         self.scheduler.submit(evaluation.job, encoded, order)
 
@@ -217,6 +221,8 @@ class _Evaluation:
         self._blocks: list[Encoded] = []
         self._started = time.monotonic()
         self._tokenization = 0.0
+        self._tokenized_from: float | None = None
+        self._tokenized_to = 0.0
         self._is_late = False
 
     @asynccontextmanager
@@ -230,9 +236,13 @@ class _Evaluation:
             if not self.ask.is_partial:
                 raise self._too_late() from None
 
-    def add(self, encoded: Encoded, seconds: float) -> None:
-        """Take the rows of the next pairs. Raises a Failure if they were cut and may not be."""
-        self._tokenization += seconds
+    def add(self, encoded: Encoded, started: float, stopped: float) -> None:
+        """Take the rows of the next pairs, made in this time. Raises a Failure if they were cut and may not be."""
+        if self._tokenized_from is None:
+            self._tokenized_from = started
+        # Blocks that were tokenized side by side count once.
+        self._tokenization += max(0.0, stopped - max(started, self._tokenized_to))
+        self._tokenized_to = max(stopped, self._tokenized_to)
         if not self.ask.may_cut and (encoded.truncated | encoded.query_truncated).any():
             index = sum(len(block.truncated) for block in self._blocks)
             index += int(np.flatnonzero(encoded.truncated | encoded.query_truncated)[0])
@@ -296,10 +306,12 @@ class _Evaluation:
         submitted = job.submitted_at or now
         first_run = job.first_run_at or submitted
         done = max(job.done_at or first_run, first_run)
+        inference = done - first_run
         return Timings(
             tokenization=self._tokenization,
             queue=first_run - submitted,
-            inference=done - first_run,
+            inference=inference,
+            compute=submitted - (self._tokenized_from or submitted) + inference,
             total=now - self._started,
         )
 

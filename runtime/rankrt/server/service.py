@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rankrt.backends.idle import Idle
 from rankrt.errors import RankrtError
 from rankrt.machine import usable_cores
+from rankrt.resident import release_free_memory
 from rankrt.server.cache import ScoreCache
 from rankrt.server.engine import Engine
 from rankrt.server.keys import ApiKeys
@@ -21,6 +23,8 @@ from rankrt.server.workers import LocalWorker, Worker
 
 # One process serves its lanes well; more of them keep a worker's threads on one part of a large machine.
 _CORES_A_WORKER = 16
+# When no request has come for so long, the memory that bodies and texts have left is given back.
+_IDLE_S = 1.0
 
 _logger = logging.getLogger("rankrt.server")
 
@@ -61,6 +65,7 @@ class Service:
         self.in_flight = InFlight(settings.limits)
         self.tracer = tracer or NoTracer()
         self.error: RankrtError | None = None
+        self.idle = Idle(release_free_memory, _IDLE_S)
         self._on_failure = on_failure
         self._loading: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
@@ -109,6 +114,7 @@ class Service:
         """Stop; requests were answered before, or never will be."""
         if self._loading is not None:
             self._loading.cancel()
+        self.idle.close()
         self.engine.close()
         await asyncio.to_thread(self.scheduler.close)
         for worker in self.workers:
