@@ -23,7 +23,6 @@ _CANDIDATE = re.compile(r"\S(?=\S| \S)")
 # Runs of one character are looked for in pieces that became long, and pieces that stay longer than this are refused.
 _LONG_PIECE_CHARS, _LONGEST_PIECE_CHARS = 1 << 15, 1 << 20
 _RUN_CHARS = 64
-_RUN = re.compile(rf"(.)\1{{{_RUN_CHARS},}}", re.DOTALL)
 # Of these, what joins a neighbour all the same: Thai's and Lao's AM, Malayalam's dot reph, and Hangul in
 # parts, also those in circles or of half width, which NFKC joins.
 _JOINING = re.compile(
@@ -75,7 +74,7 @@ class Cuts:
             stop = self.next(text, start + n_chars)
             piece = text[start:stop]
             if len(piece) > _LONG_PIECE_CHARS:
-                piece = _RUN.sub(self._shortened, piece)
+                piece = self._without_long_runs(piece)
             if len(piece) > _LONGEST_PIECE_CHARS:
                 raise InputError(
                     f"from character {start} on a text has {len(piece)} characters that each belong to the one before"
@@ -84,10 +83,15 @@ class Cuts:
             yield piece
             start = stop
 
-    def _shortened(self, run: re.Match[str]) -> str:
-        """Return a run of one character, or 64 of them where more have the same normal form or leave no word."""
-        once, twice = self._normalize(run[1] * _RUN_CHARS), self._normalize(run[1] * 2 * _RUN_CHARS)
-        return run[1] * _RUN_CHARS if once == twice or not twice.strip(" ") else run[0]
+    def _without_long_runs(self, piece: str) -> str:
+        """Shorten runs of a character to 64 where more have the same normal form or leave no word."""
+        for character in set(piece):
+            run = character * _RUN_CHARS
+            if run + character in piece:
+                once, twice = self._normalize(run), self._normalize(run + run)
+                if once == twice or not twice.strip(" "):
+                    piece = re.sub(f"({re.escape(run)}){re.escape(character)}+", r"\1", piece)
+        return piece
 
     def _are_joined(self, before: str, after: str) -> bool:
         if not self._joined:

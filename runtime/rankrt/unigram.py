@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankrt.arrays import Float64Array, Int32Array, Int64Array
+from rankrt.errors import InputError
 
 CodePoints: TypeAlias = npt.NDArray[np.uint32]
 
@@ -28,6 +29,8 @@ _CODE_POINT_BITS, _MARK = 21, 0x1FFFFF
 _BLOCK_CHARS = 1 << 13
 # Most words of a text came before. A word of this length takes some 300 bytes with its ids.
 _MAX_REMEMBERED_WORDS, _MAX_REMEMBERED_CHARS = 16_384, 32
+# The most characters of a word that are read to decide its next piece. Only a word like "aaaa" needs more than some 50.
+_MAX_UNDECIDED_CHARS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,11 +203,20 @@ class LongWord:
         self._scores = [0.0]  # of the best paths to these characters, and to the one after the last
         self._decided = 0  # the place up to which all is decided; from there on, for each place:
         self._lengths, self._ids = array("H", [0]), array("i", [0])  # the best path's last piece
+        self._open: Piece | None = None  # an unknown piece at the end of what is decided, which may still grow
         self._next_look = 0
 
     def add(self, part: str) -> list[Piece]:
-        """Take the next characters; return the pieces that are decided now."""
+        """Take the next characters; return the pieces that are decided now.
+
+        Raises InputError if nothing is decided of a million characters, which takes 2 s of a core.
+        """
         self._take(part)
+        if len(self._ids) > _MAX_UNDECIDED_CHARS:
+            raise InputError(
+                f"a text repeats itself for more than {_MAX_UNDECIDED_CHARS} characters without a space, so that its"
+                " first token depends on its last character; shorten it"
+            )
         self._walk(max(0, len(self._codes) - self._unigram.longest + 1))
         if len(self._ids) <= self._next_look:
             return []
@@ -244,7 +256,7 @@ class LongWord:
         return self._decided + open_.pop()
 
     def _settle(self, stop: int, *, is_end: bool = False) -> list[Piece]:
-        """Return the pieces up to a place, and forget them; an unknown one at the end may still grow."""
+        """Return the pieces up to a place, and forget them."""
         path: list[Piece] = []
         place, first, unknown = stop, self._decided, self._unigram.unknown
         while place > first:
@@ -255,10 +267,12 @@ class LongWord:
                 path.append(Piece(id_, place - length, place))
             place -= length
         path.reverse()
-        if path and not is_end and path[-1].id == unknown:
-            stop = path.pop().start
         del self._lengths[: stop - first], self._ids[: stop - first]
         self._decided = stop
+        if self._open is not None:
+            is_longer = bool(path) and path[0].id == unknown
+            path[: int(is_longer)] = [self._open._replace(stop=path[0].stop) if is_longer else self._open]
+        self._open = path.pop() if path and not is_end and path[-1].id == unknown else None
         return path
 
 

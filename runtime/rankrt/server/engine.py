@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -27,8 +27,8 @@ from rankrt.server.queue import Job
 from rankrt.server.scheduler import Scheduler
 from rankrt.tokenizer import Encoded, Pair, Worded
 
-# Requests take turns at the tokenizer in blocks of so many pairs.
-_BLOCK_PAIRS = 32
+# Requests take turns at the tokenizer in blocks of so many pairs, or fewer with so many characters or more.
+_BLOCK_PAIRS, _BLOCK_CHARS = 32, 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +172,9 @@ class Engine:
         is_gpu = evaluation.model.served.capacity.is_gpu
         n_at_once = self._n_threads if is_gpu else 1
         before: Future[None] | None = None
-        for start in range(0, len(pairs), _BLOCK_PAIRS):
+        for block in _blocks(pairs):
             if len(running) == n_at_once:
                 await asyncio.wrap_future(running.popleft())
-            block = pairs[start : start + _BLOCK_PAIRS]
             pool = self._first_blocks if is_gpu or before is None else self._later_blocks
             before = pool.submit(self._submit_block, evaluation, block, before, in_order)
             running.append(before)
@@ -321,6 +320,16 @@ class _Evaluation:
             f"{int(self.answer().is_scored.sum())} of {len(self.ask.pairs)} documents were scored within"
             f" {self._seconds * 1000:.0f} ms; ask for partial_results to get those",
         )
+
+
+def _blocks(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
+    """Yield pairs in blocks that take a thread about equally long, so that others have their turn."""
+    start = n_chars = 0
+    for i, (_, passage) in enumerate(pairs):
+        n_chars += len(passage)
+        if i + 1 - start == _BLOCK_PAIRS or n_chars >= _BLOCK_CHARS or i + 1 == len(pairs):
+            yield pairs[start : i + 1]
+            start, n_chars = i + 1, 0
 
 
 def _rules(model: Model, changes: Mapping[str, Any]) -> Rules:
