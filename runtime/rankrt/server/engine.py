@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,8 @@ class _Evaluation:
         self.job = Job(
             model=model.served,
             priority=ask.priority,
-            notify=self._notify,
+            # Not a method of this evaluation: in a circle, its texts would stay until the garbage is collected.
+            notify=partial(self._loop.call_soon_threadsafe, self._changed.set),
             is_streamed=is_streamed,
         )
         self._seconds = seconds
@@ -277,9 +279,6 @@ class _Evaluation:
             n_cached=self.job.n_cached,
             timings=self._timings(),
         )
-
-    def _notify(self) -> None:
-        self._loop.call_soon_threadsafe(self._changed.set)
 
     def _rows(self) -> tuple[Int64Array, Int64Array]:
         """Return the length of each row of all blocks, and its pair."""
