@@ -26,7 +26,7 @@ _UNKNOWN_PENALTY = 10.0
 # A node and a code point (at most 0x10FFFF) make one number. The mark, which no text has, stands behind every word.
 _CODE_POINT_BITS, _MARK = 21, 0x1FFFFF
 # The arrays and lists that find pieces take about 500 bytes a character.
-_BLOCK_CHARS = 1 << 13
+_BLOCK_CHARS = 1 << 14
 # Most words of a text came before. A word of this length takes some 300 bytes with its ids.
 _MAX_REMEMBERED_WORDS, _MAX_REMEMBERED_CHARS = 16_384, 32
 # The most characters of a word that are read to decide its next piece. Only a word like "aaaa" needs more than some 50.

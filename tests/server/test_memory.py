@@ -41,7 +41,7 @@ def megabytes(pid: int, name: str) -> float:
 
 
 @contextmanager
-def server_process(folder: Path, cache: Path, most_bytes: int | None = None) -> Iterator[tuple[str, int]]:
+def server_process(folder: Path, cache: Path, most_bytes: int) -> Iterator[tuple[str, int]]:
     """Serve an artifact in a process that may not have more memory than this; yield its address and number."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -50,7 +50,7 @@ def server_process(folder: Path, cache: Path, most_bytes: int | None = None) -> 
         [sys.executable, "-c", command, "serve", str(folder), "--port", str(port), "--threads", "2"],
         env={**os.environ, "RANKRT_CACHE": str(cache)},
         stderr=subprocess.DEVNULL,
-        preexec_fn=most_bytes and (lambda: resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes)),
     )
     try:
         address = f"http://127.0.0.1:{port}"

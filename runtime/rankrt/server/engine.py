@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -205,15 +204,18 @@ class _Evaluation:
     """One ask on its way."""
 
     def __init__(self, ask: Ask, model: Model, seconds: float, *, is_streamed: bool) -> None:
-        self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._changed = loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def notify() -> None:  # not a method: in a circle with the job, texts would stay until garbage is collected
+            loop.call_soon_threadsafe(changed.set)
+
         self.ask = ask
         self.model = model
         self.rules = _rules(model, ask.rules)
         self.job = Job(
             model=model.served,
             priority=ask.priority,
-            # Not a method of this evaluation: in a circle, its texts would stay until the garbage is collected.
-            notify=partial(self._loop.call_soon_threadsafe, self._changed.set),
+            notify=notify,
             is_streamed=is_streamed,
         )
         self._seconds = seconds
