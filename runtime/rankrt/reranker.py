@@ -25,7 +25,7 @@ from rankrt.planner import plan
 from rankrt.progressive import Policy, Progressive
 from rankrt.ranking import Hit, Ranking, Stages
 from rankrt.rules import Rules, default_length
-from rankrt.tokenizer import Encoded, Pair, PairTokenizer
+from rankrt.tokenizer import Encoded, Pair, PairTokenizer, Worded
 from rankrt.variants import Variants
 
 # Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
@@ -365,14 +365,19 @@ class Reranker:
 
     def _encoded_blocks(self, pairs: Sequence[Pair], size: int) -> Iterator[Encoded]:
         """Encode pairs block by block; for a GPU the next block, of its own size, while this one is scored."""
+        queries: dict[str, Worded] = {}  # tokenized once for all blocks
+
+        def encode(block: Sequence[Pair]) -> Encoded:
+            return self._tokenizer.encode(block, self.rules, queries)
+
         if not self._backend.capacity.is_gpu:
-            yield from map(self.encode, _blocks(pairs, size))
+            yield from map(encode, _blocks(pairs, size))
             return
         first, *others = _blocks(pairs, _GPU_BLOCK_PAIRS)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
-            ahead = pool.submit(self.encode, first)
+            ahead = pool.submit(encode, first)
             for block in others:
-                encoded, ahead = ahead.result(), pool.submit(self.encode, block)
+                encoded, ahead = ahead.result(), pool.submit(encode, block)
                 yield encoded
             yield ahead.result()
 

@@ -5,7 +5,7 @@ Hugging Face kind does with the two texts of a pair, so a query is tokenized onc
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -21,9 +21,6 @@ from rankrt.text_tokenizer import Located, TextTokenizer
 Pair: TypeAlias = tuple[str, str]
 _Found = TypeVar("_Found")
 
-# A head of 8 characters a token held the 512 tokens asked for in all of XQuAD's 12 languages; where it does not, the
-# whole text is tokenized after all. Without heads a 10 MB passage takes 7 s of which 512 tokens are used.
-_HEAD_CHARS_PER_TOKEN = 8
 # Windows of a long passage share a quarter of their tokens, so that an answer on a border is whole in one of them.
 _CHUNK_OVERLAP = 4
 
@@ -91,8 +88,8 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Worded:
-    """The tokens of a text with the words around it.
+class Worded:
+    """The tokens of a text with the words around it, or as many of them as a row can need and one more.
 
     spans     of each the characters that it stands for, where they are known
     n_before  how many tokens are of the words before the text, where something is cut between these and the text
@@ -100,12 +97,12 @@ class _Worded:
     """
 
     ids: Int32Array
-    spans: Sequence[Span] = ()
+    spans: Int64Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     n_before: int = 0
     n_behind: int = 0
 
     @classmethod
-    def of(cls, located: Located, form: Form, text: str) -> "_Worded":
+    def of(cls, located: Located, form: Form, text: str) -> "Worded":
         """Tell the words around a text, which a window or a cut from the left keeps, from the text itself."""
         start = form.n_before
         stop = start + len(text)
@@ -113,8 +110,8 @@ class _Worded:
         return cls(
             ids=located.ids,
             spans=located.spans,
-            n_before=sum(end <= start for _, end in located.spans) if start else 0,
-            n_behind=sum(begin >= stop for begin, _ in located.spans) if n_words else 0,
+            n_before=int((located.spans[:, 1] <= start).sum()) if start else 0,
+            n_behind=int((located.spans[:, 0] >= stop).sum()) if n_words else 0,
         )
 
     def kept(self, n_tokens: int, rules: Rules) -> Int32Array:
@@ -132,22 +129,28 @@ class PairTokenizer:
         self._text_tokenizer = text_tokenizer
         self._template = template
 
-    def encode(self, pairs: Sequence[Pair], rules: Rules) -> Encoded:
+    def encode(self, pairs: Sequence[Pair], rules: Rules, queries: dict[str, Worded] | None = None) -> Encoded:
         """Tokenize, cut and join pairs; rows come in the order of the pairs.
 
-        Raises InputError for what is not text: another type, or a lone surrogate.
+        `queries` are those that were tokenized by these rules before; new ones are added. Raises InputError for what is
+        not text: another type, or a lone surrogate.
         """
         _check_texts(pairs)
-        template = self.template(rules)
-        asked = list(dict.fromkeys(query for query, _ in pairs))
-        queries = dict(zip(asked, self._words(asked, query_form(rules, template), rules), strict=True))
+        template, queries = self.template(rules), {} if queries is None else queries
         form, room = passage_form(rules, template), template.room(rules.max_length)
+        new = [query for query in dict.fromkeys(query for query, _ in pairs) if query not in queries]
+        most = rules.n_query_tokens if rules.truncation == "only_passage" else room
+        queries |= zip(new, self._words(new, query_form(rules, template), rules, most), strict=True)
         if rules.long_documents == "chunk":
             located = self._located([passage for _, passage in pairs], form)
             chunks = (self._chunks(i, queries[q], located[i], room, rules) for i, (q, _) in enumerate(pairs))
             rows = [replace(row, span=form.inside(row.span, pairs[row.pair][1])) for found in chunks for row in found]
         else:
-            passages = self._words([passage for _, passage in pairs], form, rules, is_passage=True)
+            # Around a question there may be more room than max_length, but never for the passage alone.
+            most = rules.max_length if rules.truncation == "only_passage" else room
+            passages = self._words([passage for _, passage in pairs], form, rules, most)
+            if rules.truncation == "longest_first" and room % 2:
+                self._find_longer(pairs, queries, passages, rules)
             rows = [self._cut(i, queries[q], passages[i], room, rules) for i, (q, _) in enumerate(pairs)]
         return self._join(rows, len(pairs), template)
 
@@ -164,38 +167,44 @@ class PairTokenizer:
         suffix = (*self._template.separator, *self._ids([rules.question])[0].tolist())
         return msgspec.structs.replace(self._template, suffix=suffix)
 
-    def _words(self, texts: Sequence[str], form: Form, rules: Rules, *, is_passage: bool = False) -> list[_Worded]:
-        """Tokenize texts in their words; a cut from the left has to know which tokens are the words'."""
+    def _words(self, texts: Sequence[str], form: Form, rules: Rules, most: int) -> list[Worded]:
+        """Tokenize texts in their words; of a long one `most` tokens and one more, so that a cut is noticed.
+
+        A cut from the left has to know which tokens are the words', for which the whole text is tokenized.
+        """
         if rules.truncation_side == "left" and form.instruction is not None:
             return self._located(texts, form)
-        worded = [form.around(text) for text in texts]
-        found = self._encode_passages(worded, rules) if is_passage else self._ids(worded)
-        return [_Worded(ids=ids) for ids in found]
+        tokenizer = self._text_tokenizer
+        some = tokenizer.heads if rules.truncation_side == "right" else tokenizer.tails
+        found = _checked(lambda worded: some(worded, most + 1), [form.around(text) for text in texts])
+        return [Worded(ids=ids) for ids in found]
 
-    def _located(self, texts: Sequence[str], form: Form) -> list[_Worded]:
+    def _located(self, texts: Sequence[str], form: Form) -> list[Worded]:
         found = _checked(self._text_tokenizer.located, [form.around(text) for text in texts])
-        return [_Worded.of(located, form, text) for located, text in zip(found, texts, strict=True)]
+        return [Worded.of(located, form, text) for located, text in zip(found, texts, strict=True)]
 
-    def _encode_passages(self, texts: Sequence[str], rules: Rules) -> list[Int32Array]:
-        """Tokenize passages; a long one only as far as a row can hold, and further so that a cut is noticed."""
-        is_whole = rules.truncation == "longest_first" or rules.truncation_side == "left"
-        if is_whole or not self._text_tokenizer.has_separate_words:
-            return self._ids(texts)
-        heads = [_head(text, rules.max_length * _HEAD_CHARS_PER_TOKEN) for text in texts]
-        ids = self._ids(heads)
-        short = [i for i, head in enumerate(heads) if len(head) < len(texts[i]) and len(ids[i]) <= rules.max_length]
-        for i, whole in zip(short, self._ids([texts[i] for i in short]), strict=True):
-            ids[i] = whole
-        return ids
+    def _find_longer(
+        self, pairs: Sequence[Pair], queries: dict[str, Worded], passages: list[Worded], rules: Rules
+    ) -> None:
+        """Tokenize in whole where both texts are cut to half: the longer one keeps the odd token."""
+        template = self.template(rules)
+        room, of_query, of_passage = (
+            template.room(rules.max_length),
+            query_form(rules, template),
+            passage_form(rules, template),
+        )
+        for i, (query, passage) in enumerate(pairs):
+            if min(len(queries[query].ids), len(passages[i].ids)) > room:
+                queries[query] = replace(queries[query], ids=self._ids([of_query.around(query)])[0])
+                passages[i] = replace(passages[i], ids=self._ids([of_passage.around(passage)])[0])
 
-    def _cut(self, pair: int, query: _Worded, passage: _Worded, room: int, rules: Rules) -> _Row:
+    def _cut(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> _Row:
         n_all = len(passage.ids)
         n_wanted = n_all if rules.passage_max_length is None else min(n_all, rules.passage_max_length)
         if rules.truncation == "longest_first":
             n_query, n_passage = longest_first(len(query.ids), n_wanted, room)
         else:
             n_query = self._n_query(query, room, rules)
-            # Around a question there may be more room than max_length, but never for the passage alone.
             n_passage = min(n_wanted, room - n_query, rules.max_length)
         return _Row(
             pair=pair,
@@ -205,7 +214,7 @@ class PairTokenizer:
             truncated=n_passage < n_all,
         )
 
-    def _n_query(self, query: _Worded, room: int, rules: Rules) -> int:
+    def _n_query(self, query: Worded, room: int, rules: Rules) -> int:
         n_query = min(len(query.ids), rules.n_query_tokens)
         if n_query >= room:
             # The reference truncates nothing here, and the row is longer than max_length.
@@ -215,7 +224,7 @@ class PairTokenizer:
             )
         return n_query
 
-    def _chunks(self, pair: int, query: _Worded, passage: _Worded, room: int, rules: Rules) -> Iterator[_Row]:
+    def _chunks(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> Iterator[_Row]:
         """Cut a passage into windows; each is a passage with the words around it."""
         kept = query.kept(self._n_query(query, room, rules), rules)
         n_words = passage.n_before + passage.n_behind

@@ -5,9 +5,11 @@ build. Here they are a trie in 8 MB of arrays, mapped from a file. Knows single 
 them. Ids are those of the library (`models/unigram/model.rs`, encode_optimized), ties included.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, islice
+from math import inf
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankrt.arrays import Float64Array, Int32Array, Int64Array
+from rankrt.errors import InputError
 
 CodePoints: TypeAlias = npt.NDArray[np.uint32]
 
@@ -22,10 +25,12 @@ CodePoints: TypeAlias = npt.NDArray[np.uint32]
 _UNKNOWN_PENALTY = 10.0
 # A node and a code point (at most 0x10FFFF) make one number. The mark, which no text has, stands behind every word.
 _CODE_POINT_BITS, _MARK = 21, 0x1FFFFF
-# The arrays that find pieces take about 200 bytes a character.
-_BLOCK_CHARS = 1 << 16
+# The arrays and lists that find pieces take about 500 bytes a character.
+_BLOCK_CHARS = 1 << 14
 # Most words of a text came before. A word of this length takes some 300 bytes with its ids.
 _MAX_REMEMBERED_WORDS, _MAX_REMEMBERED_CHARS = 16_384, 32
+# The most characters of a word that are read to decide its next piece. Only a word like "aaaa" needs more than some 50.
+_MAX_UNDECIDED_CHARS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,15 @@ class Vocabulary:
         mapped = {field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in fields(cls)}
         return cls(**{name: np.asarray(array) for name, array in mapped.items()})
 
+    @property
+    def longest(self) -> int:
+        """The characters of the longest piece."""
+        node, depth = len(self.edges), 0  # the last node is one of the deepest
+        while node:
+            node = int(self.edges[node - 1]) >> _CODE_POINT_BITS
+            depth += 1
+        return depth
+
     def find(self, codes: CodePoints, starts: Int64Array) -> Iterator[tuple[Int64Array, Int64Array, Int32Array]]:
         """Yield the pieces that begin at one of `starts`, by ascending length: their starts, stops and ids."""
         nodes, stops = np.zeros(len(starts), np.int64), starts
@@ -100,8 +114,9 @@ class Unigram:
     """Cuts words into their most likely pieces. Threads may share one."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.longest = vocabulary.longest
+        self.unknown = int(vocabulary.unknown[0])
         self._vocabulary = vocabulary
-        self._unknown = int(vocabulary.unknown[0])
         self._unknown_score = float(vocabulary.scores.min()) - _UNKNOWN_PENALTY
         self._remembered: dict[str, tuple[int, ...]] = {}
 
@@ -140,22 +155,21 @@ class Unigram:
         scores = np.full(len(codes), -np.inf)
         scores[word_starts] = 0
         best, origins, ids = scores.tolist(), [0] * len(codes), [0] * len(codes)
-        for start, stop, id_, score in self._candidates(codes):
+        for start, stop, id_, score in self.candidates(codes, np.flatnonzero(codes != _MARK)):
             through = best[start] + score
             if through > best[stop]:
                 best[stop], origins[stop], ids[stop] = through, start, id_
         return origins, ids
 
-    def _candidates(self, codes: CodePoints) -> Iterator[tuple[int, int, int, float]]:
-        """Yield all pieces in a text in the order of their first characters: start, stop, id and score."""
-        places = np.flatnonzero(codes != _MARK)
+    def candidates(self, codes: CodePoints, places: Int64Array) -> Iterator[tuple[int, int, int, float]]:
+        """Yield all pieces that begin at one of `places`, in their order: start, stop, id and score."""
         for i in range(0, len(places), _BLOCK_CHARS):
             found = [*self._vocabulary.find(codes, places[i : i + _BLOCK_CHARS])]
             starts, stops, ids = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
             scores = self._vocabulary.scores[ids]
             lonely = np.setdiff1d(places[i : i + _BLOCK_CHARS], found[0][0], assume_unique=True)
             starts, stops = np.concatenate([starts, lonely]), np.concatenate([stops, lonely + 1])
-            ids = np.concatenate([ids, np.full(len(lonely), self._unknown, np.int32)])
+            ids = np.concatenate([ids, np.full(len(lonely), self.unknown, np.int32)])
             scores = np.concatenate([scores, np.full(len(lonely), self._unknown_score)])
             order = np.argsort(starts, kind="stable")
             yield from zip(*(array[order].tolist() for array in (starts, stops, ids, scores)), strict=True)
@@ -165,12 +179,101 @@ class Unigram:
         place = stop
         while place > start:
             origin, id_ = origins[place], ids[place]
-            if path and id_ == path[-1].id == self._unknown:
+            if path and id_ == path[-1].id == self.unknown:
                 path[-1] = Piece(id_, origin - start, path[-1].stop)
             else:
                 path.append(Piece(id_, origin - start, place - start))
             place = origin
         return path[::-1]
+
+
+class LongWord:
+    """A word that comes part by part, and is cut as far as nothing that may still come can change.
+
+    `Unigram` finds, for every place, the best path from the word's beginning to it. No piece has more than `longest`
+    characters. So the best path of the whole word goes through one of the last `longest` places, whatever follows, and
+    up to there it is the best path to that place. What the best paths to all these places have in common is therefore
+    decided. Only what is not yet decided is kept: some 20 characters of most text, everything of a word like "aaaa",
+    whose first piece can depend on its length.
+    """
+
+    def __init__(self, unigram: Unigram) -> None:
+        self._unigram = unigram
+        self._codes = np.zeros(0, np.uint32)  # of the characters that no path has left yet
+        self._scores = [0.0]  # of the best paths to these characters, and to the one after the last
+        self._decided = 0  # the place up to which all is decided; from there on, for each place:
+        self._lengths, self._ids = array("H", [0]), array("i", [0])  # the best path's last piece
+        self._open: Piece | None = None  # an unknown piece at the end of what is decided, which may still grow
+        self._next_look = 0
+
+    def add(self, part: str) -> list[Piece]:
+        """Take the next characters; return the pieces that are decided now.
+
+        Raises InputError if nothing is decided of a million characters, which takes 2 s of a core.
+        """
+        self._take(part)
+        if len(self._ids) > _MAX_UNDECIDED_CHARS:
+            raise InputError(
+                f"a text repeats itself for more than {_MAX_UNDECIDED_CHARS} characters without a space, so that its"
+                " first token depends on its last character; shorten it"
+            )
+        self._walk(max(0, len(self._codes) - self._unigram.longest + 1))
+        if len(self._ids) <= self._next_look:
+            return []
+        pieces = self._settle(self._common_place())
+        self._next_look = 2 * len(self._ids)  # looking costs what is undecided: once each time that this has doubled
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        """Return the rest of the pieces."""
+        self._walk(len(self._codes))
+        return self._settle(self._decided + len(self._ids) - 1, is_end=True)
+
+    def _take(self, part: str) -> None:
+        self._codes = np.concatenate([self._codes, np.frombuffer(part.encode("utf-32-le"), np.uint32)])
+        self._scores += [-inf] * len(part)
+        self._lengths.extend(bytes(len(part)))
+        self._ids.extend(bytes(len(part)))
+
+    def _walk(self, n_places: int) -> None:
+        """Extend the best paths from the next places by all pieces that begin there."""
+        codes = np.append(self._codes, np.uint32(_MARK))
+        first, scores, lengths, ids = len(self._ids) - len(codes), self._scores, self._lengths, self._ids
+        for start, stop, id_, score in self._unigram.candidates(codes, np.arange(n_places)):
+            through = scores[start] + score
+            if through > scores[stop]:
+                scores[stop], lengths[first + stop], ids[first + stop] = through, stop - start, id_
+        self._codes, self._scores = self._codes[n_places:], scores[n_places:]
+
+    def _common_place(self) -> int:
+        """Return the last place that is on the best paths to all of the last places."""
+        last = len(self._ids) - 1 - len(self._codes)
+        open_: set[int] = {*range(max(0, last - self._unigram.longest + 1), last + 1)}
+        while len(open_) > 1:
+            place = max(open_)
+            open_.remove(place)
+            open_.add(place - self._lengths[place])
+        return self._decided + open_.pop()
+
+    def _settle(self, stop: int, *, is_end: bool = False) -> list[Piece]:
+        """Return the pieces up to a place, and forget them."""
+        path: list[Piece] = []
+        place, first, unknown = stop, self._decided, self._unigram.unknown
+        while place > first:
+            length, id_ = self._lengths[place - first], self._ids[place - first]
+            if path and id_ == path[-1].id == unknown:
+                path[-1] = Piece(id_, place - length, path[-1].stop)
+            else:
+                path.append(Piece(id_, place - length, place))
+            place -= length
+        path.reverse()
+        del self._lengths[: stop - first], self._ids[: stop - first]
+        self._decided = stop
+        if self._open is not None:
+            is_longer = bool(path) and path[0].id == unknown
+            path[: int(is_longer)] = [self._open._replace(stop=path[0].stop) if is_longer else self._open]
+        self._open = path.pop() if path and not is_end and path[-1].id == unknown else None
+        return path
 
 
 def _with_marks(words: Sequence[str]) -> tuple[CodePoints, Int64Array]:

@@ -1,18 +1,23 @@
 """The tokenizer over mapped arrays gives what the library gives: ids, places, for any text."""
 
 import json
+import random
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rankrt import Reranker
+from rankrt import InputError, Reranker
 from rankrt.host_cache import HostCache
 from rankrt.text_tokenizer import LibraryTokenizer
-from rankrt.unigram import Unigram, Vocabulary
+from rankrt.unigram import LongWord, Unigram, Vocabulary
 from rankrt.unigram_tokenizer import UnigramTokenizer
 from tests.support import tiny_artifact
 
@@ -87,7 +92,94 @@ def test_ids_are_the_librarys(mapped: UnigramTokenizer, many: list[str]):
 def test_places_are_the_librarys(mapped: UnigramTokenizer, text: str):
     (found,), (expected,) = mapped.located([text]), LIBRARY.located([text])
     assert found.ids.tolist() == expected.ids.tolist()
-    assert [*found.spans] == [*expected.spans]
+    assert found.spans.tolist() == expected.spans.tolist()
+
+
+@contextmanager
+def in_small_pieces() -> Iterator[None]:
+    """Let what is meant for megabytes happen in a few characters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rankrt.text_tokenizer._CHARS_PER_TOKEN", 1)
+        patch.setattr("rankrt.text_tokenizer._PART_CHARS", 6)
+        patch.setattr("rankrt.unigram_tokenizer._LONG_CHARS", 8)
+        patch.setattr("rankrt.unigram_tokenizer._PIECE_CHARS", 3)
+        patch.setattr("rankrt.cuts._LONG_PIECE_CHARS", 4)
+        patch.setattr("rankrt.cuts._RUN_CHARS", 2)
+        yield
+
+
+long_texts = st.lists(texts | with_special | st.text(max_size=20), max_size=4).map("".join)
+
+
+@settings(deadline=None)
+@given(text=long_texts, n_tokens=st.integers(1, 20))
+@example("abc" * 20, 3)
+@example("a" * 60, 3)
+@example("水" * 61, 2)
+@example("x" * 60, 1)
+@example("ab  " * 20 + "<s>" + "\u0301" * 20, 30)
+def test_heads_and_tails_are_those_of_the_whole_text(mapped: UnigramTokenizer, text: str, n_tokens: int):
+    whole = LIBRARY.ids([text])[0].tolist()
+    with in_small_pieces():
+        (head,), (tail,), (ids,) = mapped.heads([text], n_tokens), mapped.tails([text], n_tokens), mapped.ids([text])
+    assert head.tolist() == whole[: len(head)]
+    assert tail.tolist() == whole[len(whole) - len(tail) :]
+    assert min(len(head), len(tail)) >= min(n_tokens, len(whole))
+    assert ids.tolist() == whole
+
+
+@settings(deadline=None)
+@given(text=long_texts)
+def test_places_are_the_librarys_where_a_text_is_located_in_parts(mapped: UnigramTokenizer, text: str):
+    (expected,) = LIBRARY.located([text])
+    with in_small_pieces():
+        (found,) = mapped.located([text])
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.spans.tolist() == expected.spans.tolist()
+
+
+@given(
+    pieces=st.lists(st.tuples(st.text("ab", min_size=1, max_size=4), st.integers(-9, 0)), min_size=1, max_size=9),
+    parts=st.lists(st.text("abx", max_size=9), max_size=9),
+)
+def test_a_word_in_parts_is_cut_as_in_one(pieces: list[tuple[str, int]], parts: list[str]):
+    model = Unigram(Vocabulary.of([("?", -1.0), *((piece, float(score)) for piece, score in pieces)], 0))
+    word, found = LongWord(model), []
+    for part in parts:
+        found += word.add(part)
+    assert [*found, *word.finish()] == model.pieces(["".join(parts)])[0]
+
+
+def test_what_is_not_decided_of_a_long_word_is_short(mapped: UnigramTokenizer):
+    word = LongWord(mapped._unigram)
+    text = "".join(random.Random(1).choices("abc水", k=20_000))
+    found = [piece for i in range(0, len(text), 100) for piece in word.add(text[i : i + 100])]
+    assert found[-1].stop > len(text) - 250
+
+
+def test_a_word_whose_first_piece_depends_on_its_length_is_refused_when_it_is_too_long(mapped: UnigramTokenizer):
+    odd, even = (mapped.ids(["水" * n])[0][:3].tolist() for n in (20_001, 20_000))
+    assert odd != even
+    with pytest.raises(InputError, match="a text repeats itself for more than 1048576 characters without a space"):
+        mapped.heads(["水" * 1_100_000], 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("abc" * 300_000, " " * 3_000_000, "abc " * 300_000),
+        *("".join(random.Random(1).choices(alphabet, k=1_000_000)) for alphabet in ("ab水", "a水水", "+/aBc9")),
+    ],
+)
+def test_a_text_of_megabytes_is_read_as_far_as_a_row_needs(mapped: UnigramTokenizer, text: str):
+    tracemalloc.start()
+    started = time.process_time()
+    (ids,) = mapped.heads([text], 100)
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(ids) >= 100 or not text.strip()
+    assert peak < 4 << 20
+    assert seconds < 4.0  # with tracing; all of it takes 10 s and more
 
 
 def test_a_word_is_cut_alike_when_it_is_met_again_and_when_memory_is_full(monkeypatch: pytest.MonkeyPatch):

@@ -146,12 +146,7 @@ class App:
         request = exchange.request
         self._check_key(request)
         with self._service.in_flight.request() as body:
-            content = await self._body(request, body)
-            given = await _read(content, fields.read)
-            endpoint = choose(endpoints, request.headers, given)
-            exchange.dialect = endpoint.dialect
-            exchange.unknown_fields = endpoint.check(given)
-            decoded = await _read(content, lambda found: bodies.decode(found, endpoint.request))
+            endpoint, decoded = await self._decoded(exchange, body, await self._body(request, body), endpoints)
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             answer = await _unless_client_leaves(request, self._service.engine.evaluate(ask))
@@ -169,9 +164,7 @@ class App:
         self._check_key(request)
         async with contextlib.AsyncExitStack() as stack:
             body = stack.enter_context(self._service.in_flight.request())
-            content = await self._body(request, body)
-            exchange.unknown_fields = endpoint.check(await _read(content, fields.read))
-            decoded = await _read(content, lambda found: bodies.decode(found, JinaRerank))
+            _, decoded = await self._decoded(exchange, body, await self._body(request, body), (endpoint,))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             progress = await stack.enter_async_context(contextlib.aclosing(self._service.engine.stream(ask)))
@@ -275,6 +268,7 @@ class App:
                 f"{stage}_seconds": round(getattr(answer.timings, stage), 6)
                 for stage in ("tokenization", "queue", "inference")
             }
+        self._service.idle.note()
         _logger.info("request", extra={name: value for name, value in line.items() if value is not None})
         self._service.tracer.note(f"POST {line['path']}", exchange.request.headers, line, answer)
 
@@ -292,6 +286,17 @@ class App:
     async def _body(self, request: Request, body: Body) -> bytes:
         bodies.check_headers(request.headers, body)
         return await bodies.read(request.stream(), body, self._service.settings.limits.body_timeout_s)
+
+    async def _decoded(
+        self, exchange: _Exchange, body: Body, content: bytes, endpoints: Sequence[Endpoint]
+    ) -> tuple[Endpoint, Any]:
+        """Return which endpoint a body is for, and the body; only here are its bytes in memory, too."""
+        body.add_values(await _read(content, bodies.n_values))
+        given = await _read(content, fields.read)
+        endpoint = choose(endpoints, exchange.request.headers, given)
+        exchange.dialect = endpoint.dialect
+        exchange.unknown_fields = endpoint.check(given)
+        return endpoint, await _read(content, lambda found: bodies.decode(found, endpoint.request))
 
     async def _get_openapi(self, request: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
@@ -326,6 +331,7 @@ class App:
             self._check_key(request)
             with self._service.in_flight.request() as body:
                 content = await self._body(request, body)
+                body.add_values(await _read(content, bodies.n_values))
                 asked = await _read(content, lambda found: bodies.decode(found, TeiTokenize))
                 with self._service.models.use(asked.model) as model:
                     return _json(await asyncio.to_thread(tokens.of_request, asked, model))
@@ -466,7 +472,7 @@ def _answer_headers(exchange: _Exchange, answer: Answer) -> dict[str, str]:
     timings = answer.timings
     headers = {
         "x-compute-type": "gpu" if answer.model.served.capacity.is_gpu else "cpu",
-        "x-compute-time": _milliseconds(timings.tokenization + timings.inference),
+        "x-compute-time": _milliseconds(timings.compute),
         "x-compute-tokens": str(answer.n_tokens),
         "x-total-time": _milliseconds(exchange.seconds),
         "x-tokenization-time": _milliseconds(timings.tokenization),

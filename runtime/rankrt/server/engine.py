@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -28,10 +28,10 @@ from rankrt.server.models import Model, Models
 from rankrt.server.queue import MOST_URGENT, Job
 from rankrt.server.scheduler import Scheduler
 from rankrt.server.workers import RunFailed
-from rankrt.tokenizer import Encoded, Pair
+from rankrt.tokenizer import Encoded, Pair, Worded
 
-# Requests take turns at the tokenizer in blocks of so many pairs.
-_BLOCK_PAIRS = 32
+# Requests take turns at the tokenizer in blocks of so many pairs, or fewer with so many characters or more.
+_BLOCK_PAIRS, _BLOCK_CHARS = 32, 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +58,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds: in the tokenizer, waiting for the first run, from there to the last score, and all together."""
+    """Seconds: in the tokenizer, waiting for the first run, from there to the last score, and all together.
+
+    The tokenizer goes on while the first rows run. `compute` counts that time once: all together without the waiting.
+    """
 
     tokenization: float
     queue: float
     inference: float
+    compute: float
     total: float
 
 
@@ -172,7 +176,6 @@ class Engine:
                 yield evaluation
             finally:
                 self.scheduler.cancel(evaluation.job)
-                evaluation.forget()
 
     async def _submit(self, evaluation: "_Evaluation", *, in_order: bool) -> None:
         """Tokenize pairs block by block and queue their rows in that order; for a GPU in all threads at once.
@@ -183,10 +186,9 @@ class Engine:
         is_gpu = evaluation.model.served.capacity.is_gpu
         n_at_once = self.n_threads if is_gpu else 1
         before: Future[None] | None = None
-        for start in range(0, len(pairs), _BLOCK_PAIRS):
+        for block in _blocks(pairs):
             if len(running) == n_at_once:
                 await asyncio.wrap_future(running.popleft())
-            block = pairs[start : start + _BLOCK_PAIRS]
             pool = self._first_blocks if is_gpu or before is None else self._later_blocks
             before = pool.submit(self._submit_block, evaluation, block, before, in_order)
             running.append(before)
@@ -197,11 +199,11 @@ class Engine:
         self, evaluation: "_Evaluation", pairs: Sequence[Pair], before: Future[None] | None, in_order: bool
     ) -> None:
         started = time.monotonic()
-        encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules)
-        seconds = time.monotonic() - started
+        encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules, evaluation.queries)
+        stopped = time.monotonic()
         if before is not None:
             before.result()  # it began earlier, so it never waits for this one
-        evaluation.add(encoded, seconds)
+        evaluation.add(encoded, started, stopped)
         order = range(encoded.n_rows) if in_order else by_length(encoded.lengths).tolist()
         self.scheduler.submit(evaluation.job, encoded, order)
 
@@ -216,23 +218,30 @@ class _Evaluation:
     def __init__(
         self, ask: Ask, model: Model, seconds: float, *, outage: Callable[[], RankrtError | None], is_streamed: bool
     ) -> None:
-        self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._changed = loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def notify() -> None:  # not a method: in a circle with the job, texts would stay until garbage is collected
+            loop.call_soon_threadsafe(changed.set)
+
         self.ask = ask
         self.model = model
         self.rules = _rules(model, ask.rules)
         self.job = Job(
             model=model.served,
             priority=ask.priority,
-            notify=self._notify,
+            notify=notify,
             is_streamed=is_streamed,
             is_partial=ask.is_partial,
             deadline=self._loop.time() + seconds,
         )
         self._seconds = seconds
         self._outage = outage
+        self.queries: dict[str, Worded] = {}  # tokenized once a request
         self._blocks: list[Encoded] = []
         self._started = time.monotonic()
         self._tokenization = 0.0
+        self._tokenized_from: float | None = None
+        self._tokenized_to = 0.0
         self._is_late = False
 
     @asynccontextmanager
@@ -246,9 +255,13 @@ class _Evaluation:
             if not self.ask.is_partial:
                 raise self._too_late() from None
 
-    def add(self, encoded: Encoded, seconds: float) -> None:
-        """Take the rows of the next pairs. Raises a Failure if they were cut and may not be."""
-        self._tokenization += seconds
+    def add(self, encoded: Encoded, started: float, stopped: float) -> None:
+        """Take the rows of the next pairs, made in this time. Raises a Failure if they were cut and may not be."""
+        if self._tokenized_from is None:
+            self._tokenized_from = started
+        # Blocks that were tokenized side by side count once.
+        self._tokenization += max(0.0, stopped - max(started, self._tokenized_to))
+        self._tokenized_to = max(stopped, self._tokenized_to)
         if not self.ask.may_cut and (encoded.truncated | encoded.query_truncated).any():
             index = sum(len(block.truncated) for block in self._blocks)
             index += int(np.flatnonzero(encoded.truncated | encoded.query_truncated)[0])
@@ -285,13 +298,6 @@ class _Evaluation:
             timings=self._timings(),
         )
 
-    def forget(self) -> None:
-        """Let go of the job, which knows this: texts and models in a circle stay until the collector finds them."""
-        self.job.notify = lambda: None
-
-    def _notify(self) -> None:
-        self._loop.call_soon_threadsafe(self._changed.set)
-
     def _rows(self) -> tuple[Int64Array, Int64Array]:
         """Return the length of each row of all blocks, and its pair."""
         firsts = itertools.accumulate((len(block.truncated) for block in self._blocks), initial=0)
@@ -316,10 +322,12 @@ class _Evaluation:
         submitted = job.submitted_at or now
         first_run = job.first_run_at or submitted
         done = max(job.done_at or first_run, first_run)
+        inference = done - first_run
         return Timings(
             tokenization=self._tokenization,
             queue=first_run - submitted,
-            inference=done - first_run,
+            inference=inference,
+            compute=submitted - (self._tokenized_from or submitted) + inference,
             total=now - self._started,
         )
 
@@ -329,6 +337,16 @@ class _Evaluation:
         if (outage := self._outage()) is not None:
             return Failure("unavailable", f"{scored}: {outage}", retry_after_s=5.0)
         return Failure("timeout", f"{scored}; ask for partial_results to get those")
+
+
+def _blocks(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
+    """Yield pairs in blocks that take a thread about equally long, so that others have their turn."""
+    start = n_chars = 0
+    for i, (_, passage) in enumerate(pairs):
+        n_chars += len(passage)
+        if i + 1 - start == _BLOCK_PAIRS or n_chars >= _BLOCK_CHARS or i + 1 == len(pairs):
+            yield pairs[start : i + 1]
+            start, n_chars = i + 1, 0
 
 
 def _rules(model: Model, changes: Mapping[str, Any]) -> Rules:

@@ -10,6 +10,10 @@ from rankrt.server.queue import LEAST_ROW_TOKENS, ROW_MEMORY
 # What a body takes of the server's memory while it is worked on, in bytes a byte: 7.5 were measured for text with an
 # emoji in it (Python keeps four bytes a character), 5 for many small documents, 3 to 5 for others.
 MEMORY_A_BODY_BYTE = 8
+# A string, list or object takes 160 bytes of memory beside its text, which counts as so many bytes of a body.
+BYTES_A_VALUE = 160 // MEMORY_A_BODY_BYTE
+# No document has so many parts and fields. A body of "a", that is not refused would be 39 bytes of memory a byte.
+_MOST_VALUES_A_DOCUMENT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +67,12 @@ class InFlight:
     def __init__(self, limits: Limits) -> None:
         self.n_bytes = 0
         self.n_requests = 0
-        self._limits = limits
+        self.limits = limits
 
     def check_body(self, n_bytes: int) -> None:
         """Raise a Failure if one body is larger than it may be."""
-        if n_bytes > self._limits.max_body_bytes:
-            raise Failure(
-                "body_too_large", f"the body has more than {self._limits.max_body_bytes} bytes, the most here"
-            )
+        if n_bytes > self.limits.max_body_bytes:
+            raise Failure("body_too_large", f"the body has more than {self.limits.max_body_bytes} bytes, the most here")
 
     @contextmanager
     def request(self) -> Iterator["Body"]:
@@ -85,17 +87,17 @@ class InFlight:
 
     def add(self, n_bytes: int) -> None:
         """Raise a Failure if so many more bytes do not fit."""
-        if self.n_bytes + n_bytes > self._limits.max_inflight_bytes:
+        if self.n_bytes + n_bytes > self.limits.max_inflight_bytes:
             raise Failure(
                 "overloaded",
-                f"requests of {self.n_bytes} bytes are worked on, at most {self._limits.max_inflight_bytes} may be",
+                f"requests of {self.n_bytes} bytes are worked on, at most {self.limits.max_inflight_bytes} may be",
                 retry_after_s=1.0,
             )
         self.n_bytes += n_bytes
 
 
 class Body:
-    """The bytes of one body, as they come."""
+    """What one body counts as: its bytes as they come, then its values."""
 
     def __init__(self, in_flight: InFlight) -> None:
         self.n_bytes = 0
@@ -108,5 +110,14 @@ class Body:
     def add(self, n_bytes: int) -> None:
         """Account for more bytes. Raises a Failure if they are too many, for one request or for all."""
         self._in_flight.check_body(self.n_bytes + n_bytes)
+        self._in_flight.add(n_bytes)
+        self.n_bytes += n_bytes
+
+    def add_values(self, n_values: int) -> None:
+        """Account for the strings, lists and objects of a body, before they take memory. Raises a Failure as `add`."""
+        limits = self._in_flight.limits
+        if n_values > (most := _MOST_VALUES_A_DOCUMENT * limits.max_documents):
+            raise Failure("invalid", f"the body has {n_values} strings, lists and objects; at most {most} may be")
+        n_bytes = BYTES_A_VALUE * n_values
         self._in_flight.add(n_bytes)
         self.n_bytes += n_bytes

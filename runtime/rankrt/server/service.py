@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from rankrt.backends.idle import Idle
 from rankrt.errors import RankrtError
 from rankrt.machine import usable_cores
+from rankrt.resident import release_free_memory
 from rankrt.server.background import Background
 from rankrt.server.cache import ScoreCache
 from rankrt.server.engine import Engine
@@ -27,6 +29,8 @@ State: TypeAlias = Literal["ready", "loading", "unavailable", "stopping"]
 
 # One process serves its lanes well; more of them keep a worker's threads on one part of a large machine.
 _CORES_A_WORKER = 16
+# When no request has come for so long, the memory that bodies and texts have left is given back.
+_IDLE_S = 1.0
 
 # What a refused job takes to become an answer.
 _REFUSING_S = 0.2
@@ -72,6 +76,7 @@ class Service:
         self.tracer = tracer or NoTracer()
         self.error: RankrtError | None = None
         self.is_stopping = False
+        self.idle = Idle(release_free_memory, _IDLE_S)
         self._on_ready = on_ready
         self._on_failure = on_failure
         self._background = Background()
@@ -150,6 +155,7 @@ class Service:
     async def close(self) -> None:
         """Stop; requests were answered before, or never will be."""
         self.is_stopping = True
+        self.idle.close()
         self.scheduler.stop()
         await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self.workers))
         await asyncio.to_thread(self.scheduler.close)
