@@ -203,7 +203,7 @@ def _open(name: str) -> io.BufferedReader:
 def _print(lines: str, bar: Any) -> None:
     """Write lines at once, so that they are not lost if a later one fails, and apart from the bar on a terminal."""
     bar.clear()
-    print(lines, flush=True)
+    print(f"{lines}\n", end="", flush=True)  # in one piece, also where Ctrl-C comes between
 
 
 def _bar(total: int | None, unit: str) -> Any:

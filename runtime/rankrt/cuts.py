@@ -21,7 +21,7 @@ _CONTROL = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 # The character before a cut, and the one or two after it.
 _CANDIDATE = re.compile(r"\S(?=\S| \S)")
 # Runs of one character are looked for in pieces that became long, and pieces that stay longer than this are refused.
-_LONG_PIECE_CHARS, _LONGEST_PIECE_CHARS = 1 << 15, 1 << 20
+_LONG_PIECE_CHARS, MOST_UNDIVIDED_CHARS = 1 << 15, 1 << 20
 _RUN_CHARS = 64
 # Of these, what joins a neighbour all the same: Thai's and Lao's AM, Malayalam's dot reph, and Hangul in
 # parts, also those in circles or of half width, which NFKC joins.
@@ -34,6 +34,14 @@ _HIGH = re.compile("[\U0001f1e6-\U0001faff\U00020000-\U000323af]")
 _LOCAL = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD"} | {"Nmt", "Lowercase", "StripAccents", "BertNormalizer"}
 # Patterns of `Replace` that match spaces only, of which there is none at a cut.
 _PATTERNS_OF_SPACES = (" {2,}", r"\s+", " +")
+
+
+def undivided() -> InputError:
+    """Return the refusal of a text that is too long to be read whole, which takes 300 bytes a character."""
+    return InputError(
+        f"a text has more than {MOST_UNDIVIDED_CHARS} characters in a row that the tokenizer cannot divide (no spaces,"
+        " or no character that it knows); shorten it"
+    )
 
 
 class Cuts:
@@ -75,10 +83,10 @@ class Cuts:
             piece = text[start:stop]
             if len(piece) > _LONG_PIECE_CHARS:
                 piece = self._without_long_runs(piece)
-            if len(piece) > _LONGEST_PIECE_CHARS:
+            if len(piece) > MOST_UNDIVIDED_CHARS:
                 raise InputError(
                     f"from character {start} on a text has {len(piece)} characters that each belong to the one before"
-                    f" (combining marks, joiners, parts of Hangul); {_LONGEST_PIECE_CHARS} in a row are the most"
+                    f" (combining marks, joiners, parts of Hangul); {MOST_UNDIVIDED_CHARS} in a row are the most"
                 )
             yield piece
             start = stop

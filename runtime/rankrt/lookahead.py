@@ -68,8 +68,8 @@ class Lookahead:
         )
         return cls(tokenizer) if is_known else None
 
-    def first_ids(self, text: str, n_tokens: int) -> Int32Array:
-        """Return at least the first `n_tokens` ids of a text, or all."""
+    def first_ids(self, text: str, n_tokens: int) -> Int32Array | None:
+        """Return at least the first `n_tokens` ids of a text; None if its beginning does not decide them."""
         text = text if self._ends is None else self._ends.sub(r"\1", text)
         for factor in _FACTORS:
             n_chars = n_tokens * factor
@@ -79,7 +79,7 @@ class Lookahead:
             ids = self._decided(text[:stop])
             if len(ids) >= n_tokens:
                 return np.array(ids, np.int32)
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        return None
 
     def _normal(self, text: str) -> str:
         return text if self._normalizer is None else str(self._normalizer.normalize_str(text))

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rankrt.arrays import Int32Array, Int64Array
+from rankrt.cuts import MOST_UNDIVIDED_CHARS, undivided
 from rankrt.errors import ArtifactError
 from rankrt.lookahead import Lookahead
 
@@ -95,18 +96,25 @@ class LibraryTokenizer:
         """Return the ids of each text; if there are more than `n_tokens`, the first ones, at least so many."""
 
         def head(text: str) -> Int32Array:
-            return self._lookahead.first_ids(text, n_tokens) if self._lookahead else self.ids([text])[0]
+            ids = self._lookahead.first_ids(text, n_tokens) if self._lookahead else None
+            return self._whole_ids(text) if ids is None else ids
 
         return tried(texts, n_tokens, self.ids, head_to_space if self._splits_at_spaces else head_if_short, head)
 
     def tails(self, texts: Sequence[str], n_tokens: int) -> list[Int32Array]:
         """Return the ids of each text; if there are more than `n_tokens`, the last ones, at least so many."""
         cut = tail_from_space if self._splits_at_spaces else head_if_short
-        return tried(texts, n_tokens, self.ids, cut, lambda text: self.ids([text])[0])
+        return tried(texts, n_tokens, self.ids, cut, self._whole_ids)
 
     def located(self, texts: Sequence[str]) -> list[Located]:
         """Return the ids of each text with the characters they stand for."""
         return [self._located(text) for text in texts]
+
+    def _whole_ids(self, text: str) -> Int32Array:
+        """Return the ids of a text that has to be read whole. Raises InputError for a part that is too long."""
+        if len(text) > MOST_UNDIVIDED_CHARS and max(len(part) for _, part in self._parts(text)) > MOST_UNDIVIDED_CHARS:
+            raise undivided()
+        return self.ids([text])[0]
 
     def _ids_by_part(self, text: str) -> Int32Array:
         encodings = (self._tokenizer.encode(part, add_special_tokens=False) for _, part in self._parts(text))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from rankrt import InputError
 from rankrt.lookahead import Lookahead
 from rankrt.text_tokenizer import LibraryTokenizer
 
@@ -94,8 +95,10 @@ def test_a_megabyte_without_a_space_is_read_as_far_as_a_row_needs(tokenizer: Lib
 
 
 def test_a_long_word_is_unknown_to_wordpiece_and_what_follows_is_found():
-    text = "a" * 2_000_000 + " b!"
+    text = "a" * 1_000_000 + " b!"
     assert KINDS["BERT"].heads([text], 5)[0].tolist() == KINDS["BERT"].ids([text])[0].tolist()
+    with pytest.raises(InputError, match="1048576 characters in a row that the tokenizer cannot divide"):
+        KINDS["BERT"].heads([f"{text[:-3]}{text}"], 5)  # the library would take 300 bytes for each
 
 
 @pytest.mark.parametrize(

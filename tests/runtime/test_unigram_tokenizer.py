@@ -154,7 +154,7 @@ def test_what_is_not_decided_of_a_long_word_is_short(mapped: UnigramTokenizer):
     word = LongWord(mapped._unigram)
     text = "".join(random.Random(1).choices("abc水", k=20_000))
     found = [piece for i in range(0, len(text), 100) for piece in word.add(text[i : i + 100])]
-    assert found[-1].stop > len(text) - 250
+    assert found[-1].stop > len(text) - 1000  # what is undecided doubles before it is looked at
 
 
 def test_a_word_whose_first_piece_depends_on_its_length_is_refused_when_it_is_too_long(mapped: UnigramTokenizer):

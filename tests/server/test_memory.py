@@ -104,7 +104,7 @@ BODIES = {
     "Chinese": body(["水" * (10 * MB)]),
     "a query": body(["two"], query=WIDE),
     "10,000 documents": body(["two two x one " * 200] * 10_000),
-    "escapes": body(["x"]).replace(b"x", b"\\u4e00" * (5 * MB)),
+    "escapes": body(["x"]).replace(b"x", b"\\u6c34" * (5 * MB)),
 }
 
 
@@ -120,6 +120,16 @@ def test_a_body_takes_no_more_memory_than_is_said_and_gives_it_back(process: tup
     assert peak - before < MEMORY_A_BODY_BYTE * weight / MB + 30
     time.sleep(2.5)
     assert megabytes(pid, "VmRSS") < before + 0.25 * (peak - before) + 15
+
+
+def test_a_text_that_can_only_be_read_whole_is_refused_before_it_takes_memory(process: tuple[str, int]):
+    """The library would take 300 bytes for each of these characters, of which its vocabulary has none."""
+    address, pid = process
+    time.sleep(2.5)
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    before, content = megabytes(pid, "VmRSS"), body(["\u4e00" * (10 * MB)])
+    assert post(address, content) == 422
+    assert megabytes(pid, "VmHWM") - before < MEMORY_A_BODY_BYTE * len(content) / MB + 30
 
 
 def test_millions_of_tiny_strings_are_refused_before_they_take_memory(process: tuple[str, int]):
