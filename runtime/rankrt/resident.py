@@ -8,9 +8,12 @@ of rows. Given back, they are mapped again when they are read.
 
 import ctypes
 import mmap
+import os
 import re
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +26,19 @@ _LARGEST_KEPT_BYTES = 8 << 20
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)$")
 # mmap.MADV_DONTNEED, where there is one, by its number on Linux.
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", 4)
+
+
+# How often a session was about to be opened or to go, and how many are at it now.
+_lock, _n_changes, _n_changing = threading.RLock(), 0, 0
+
+
+def _begin_in_child() -> None:
+    global _lock, _n_changing
+    _lock, _n_changing = threading.RLock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class Mapping(NamedTuple):
@@ -59,12 +75,31 @@ def unmap_largest(folder: Path) -> None:
 
     In every reranker that is the word table: a vocabulary is larger than four times the width. What was written into a
     mapping would be lost, so one with pages of its own stays as it is; ONNX Runtime maps its weights so that it might.
+    Nothing happens while a session is opened or goes: what is mapped next at its addresses would lose its content.
     """
-    found = [mapping for mapping in mappings() if mapping.file and Path(mapping.file).parent == folder]
-    largest = max((mapping.n_bytes for mapping in found), default=0)
-    for mapping in found:
-        if mapping.n_bytes == largest and mapping.anonymous_kb == 0:
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.n_bytes), _DONTNEED)
+    with _lock:
+        n_changes = _n_changes
+        found = [mapping for mapping in mappings() if mapping.file and Path(mapping.file).parent == folder]
+        largest = max((mapping.n_bytes for mapping in found), default=0)
+        madvise = ctypes.CDLL(None).madvise
+        for mapping in found:
+            if mapping.n_bytes == largest and mapping.anonymous_kb == 0:
+                start, n_bytes = ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.n_bytes)
+                if not _n_changing and _n_changes == n_changes:  # the collector may let a session go in this thread
+                    madvise(start, n_bytes, _DONTNEED)
+
+
+@contextmanager
+def changing_mappings() -> Iterator[None]:
+    """Let no pages go while the block opens a session, or lets one go."""
+    global _n_changes, _n_changing
+    with _lock:
+        _n_changes, _n_changing = _n_changes + 1, _n_changing + 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_changing -= 1
 
 
 def mappings(smaps: Path = Path("/proc/self/smaps")) -> list[Mapping]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from queue import SimpleQueue
 
+import numpy as np
 import pytest
 
 from rankrt import Reranker
@@ -14,7 +15,8 @@ from rankrt.artifact import Artifact
 from rankrt.backends import cpu_lanes
 from rankrt.backends.idle import Idle
 from rankrt.prepared import PreparedModels
-from rankrt.resident import Mapping, mappings, unmap_largest
+from rankrt.resident import Mapping, changing_mappings, mappings, unmap_largest
+from tests.support import POINTS, in_threads, tiny_artifact
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells what is mapped in /proc")
 
@@ -73,6 +75,40 @@ def test_what_was_written_into_a_mapping_is_kept(tmp_path: Path):
         table[0:1] = b"z"
         unmap_largest(tmp_path)
         assert table[0:1] == b"z"
+
+
+@on_linux
+def test_nothing_is_let_go_while_a_session_is_opened_or_goes(tmp_path: Path):
+    (tmp_path / "table").write_bytes(b"x" * (1 << 20))
+    with mapped(tmp_path / "table") as table, changing_mappings():
+        assert len(set(table[:])) == 1
+        before = resident_kb(tmp_path)
+        unmap_largest(tmp_path)
+        assert resident_kb(tmp_path) == before
+
+
+@on_linux
+def test_models_come_and_go_while_pages_are_let_go(tmp_path: Path):
+    """Pages that another thread had mapped anew at the same address were lost: a crash, or other scores."""
+    artifact = tiny_artifact(tmp_path / "tiny", points={"fp32": np.repeat(POINTS, 20_000)})
+    with Reranker.load(artifact.folder) as reranker:
+        folder = PreparedModels().folder / next(path for path in PreparedModels().folder.iterdir() if path.is_dir())
+        expected = reranker.score([("one", "two three")]).tolist()
+    is_over = threading.Event()
+    releasing = threading.Thread(target=lambda: [unmap_largest(folder) for _ in iter(is_over.is_set, True)])
+    releasing.start()
+
+    def come_and_go(i: int) -> list[list[float]]:
+        found = []
+        for _ in range(10):
+            with Reranker.load(artifact.folder) as reranker:
+                found.append(reranker.score([("one", "two three")]).tolist())
+        return found
+
+    answers = in_threads(3, come_and_go)
+    is_over.set()
+    releasing.join()
+    assert answers == [[expected] * 10] * 3
 
 
 def test_a_model_that_is_idle_gives_memory_back_and_scores_as_before(

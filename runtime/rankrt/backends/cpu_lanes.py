@@ -1,10 +1,7 @@
 """Lanes on a CPU: what is loaded for them, and the memory that they give back when nothing runs."""
 
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,25 +15,6 @@ _Loaded = TypeVar("_Loaded")
 
 # Giving memory back and taking it again costs milliseconds, which nobody notices after such a pause.
 _IDLE_S = 1.0
-
-# No session may go while pages are let go of: what is mapped next at its address would lose its content.
-_mapped = threading.RLock()
-
-
-def _begin_in_child() -> None:
-    global _mapped
-    _mapped = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_child)
-
-
-@contextmanager
-def mapped() -> Iterator[None]:
-    """Let nobody else let go of pages, or of a session that has some, until the end of the block."""
-    with _mapped:
-        yield
 
 
 def n_narrow_lanes(n_threads: int, *, is_prepared: bool) -> int:
@@ -79,6 +57,5 @@ class CpuLanes(Lanes):
         super().close()
 
     def _release(self) -> None:
-        with mapped():
-            unmap_largest(self._folder)
+        unmap_largest(self._folder)
         release_free_memory()

@@ -12,6 +12,7 @@ from weakref import WeakSet
 from rankrt.artifact import InstructionSet
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
 from rankrt.machine import this_machine
+from rankrt.resident import changing_mappings
 from rankrt.telemetry import warn_if_too_late
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
@@ -116,7 +117,8 @@ def open_session(
     try:
         # Without the last argument a provider that fails is replaced by the CPU, with a line on standard output.
         providers = [(provider, dict(settings or {}))]
-        session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
+        with changing_mappings():
+            session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
     except Exception as error:  # the engine's exceptions share no base of their own
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}") from error
     _sessions.add(session)

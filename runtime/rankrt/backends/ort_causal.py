@@ -15,11 +15,12 @@ import numpy as np
 from rankrt import progressive
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
 from rankrt.artifact import InstructionSet
-from rankrt.backends.cpu_lanes import CpuLanes, mapped, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.ort import import_onnxruntime, open_session, session_options
 from rankrt.planner import Capacity, Plan, plan
 from rankrt.prefixes import Prefixes
 from rankrt.progressive import Policy, Progress
+from rankrt.resident import changing_mappings
 from rankrt.tokenizer import Encoded
 
 # A tensor that stays where ONNX Runtime made it.
@@ -192,11 +193,11 @@ class OrtCausal:
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
         self._lanes.close()
-        with mapped():
+        with changing_mappings():
             self._wide, self._narrow, self.no_prefix = [], [], ()
 
     def __del__(self) -> None:
-        with mapped():
+        with changing_mappings():
             self._wide, self._narrow, self.no_prefix = [], [], ()
 
     def _outputs(self, session: Any, feed: dict[str, Any], names: list[str]) -> dict[str, OrtValue]:

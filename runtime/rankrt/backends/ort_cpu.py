@@ -12,10 +12,11 @@ import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact import InstructionSet, Layout
-from rankrt.backends.cpu_lanes import CpuLanes, mapped, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.ort import open_session, session_options
 from rankrt.batch import BATCHES
 from rankrt.planner import Capacity, Plan
+from rankrt.resident import changing_mappings
 from rankrt.tokenizer import Encoded
 
 
@@ -60,11 +61,11 @@ class OrtCpu:
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
         self._lanes.close()
-        with mapped():
+        with changing_mappings():
             self._wide = self._narrow = None
 
     def __del__(self) -> None:
-        with mapped():
+        with changing_mappings():
             self._wide = self._narrow = None
 
     def _logits(self, session: Any, encoded: Encoded, rows: Int64Array) -> Float32Array:
