@@ -27,6 +27,9 @@ demo: $(READY)  ## export the tiny model, rerank in several languages, compare w
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest
 
+test-fast: $(READY)  ## the runtime's tests but the slow ones, in a minute
+	$(BIN)/python -m pytest -q -m "not slow" tests/runtime tests/test_wall.py
+
 test-gpu: $(GPU_READY)  ## what needs an NVIDIA GPU: scores, kernels, engines; skipped with the reason where there is none
 	$(GPU_VENV)/bin/python -m rankrt.cli doctor --device cuda || true
 	$(GPU_VENV)/bin/python -m pytest -rs -m gpu tests/gpu
