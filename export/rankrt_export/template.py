@@ -81,7 +81,7 @@ def _explained(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise CheckpointError(f"{what}: {error}") from error
+            raise CheckpointError(f"{what}: {' '.join(str(error).split())}") from error
         raise
 
 
