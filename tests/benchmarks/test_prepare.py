@@ -27,7 +27,7 @@ def test_each_system_is_loaded_once_or_says_why_not(lab: Lab):
 
 def test_a_name_or_a_model_that_means_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert prepare.main(["--systems", STEADY, "--model", str(tmp_path)]) == 1
-    assert "is no checkpoint" in capsys.readouterr().err
+    assert "is not a checkpoint" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare.main(["--systems", "tensorflow", "--model", str(CHECKPOINT)])
     assert "there is no system 'tensorflow'" in capsys.readouterr().err

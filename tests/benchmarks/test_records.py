@@ -147,7 +147,7 @@ def test_what_is_no_record_or_no_model_is_said(tmp_path: Path, capsys: pytest.Ca
     assert report.main([str(tmp_path / "other.json")]) == 1
     assert "is no record of `python -m benchmarks.run`" in capsys.readouterr().err
     assert main(["latency", "--systems", STEADY, "--model", str(tmp_path)]) == 1
-    assert "is no checkpoint" in capsys.readouterr().err
+    assert "is not a checkpoint" in capsys.readouterr().err
     assert main(["latency", "--systems", STEADY, "--model", str(CHECKPOINT), "--text", str(tmp_path)]) == 1
     assert "docs_ar.jsonl" in capsys.readouterr().err
 
