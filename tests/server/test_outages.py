@@ -143,8 +143,12 @@ def test_what_was_answered_or_replaced_leaves_at_once_and_not_with_the_collector
                 assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200
                 tiny_artifact(folder, max_length=32 + i)
                 reload(service)
-            found = [thing for thing in gc.get_objects() if isinstance(thing, models.Model)]
-            assert [model for model in found if model.artifact.folder == folder] == list(service.models)
+
+            def known() -> list[models.Model]:
+                found = [thing for thing in gc.get_objects() if isinstance(thing, models.Model)]
+                return [model for model in found if model.artifact.folder == folder]
+
+            wait_until(lambda: known() == list(service.models))  # a thread may still hold the last request
         finally:
             gc.enable()
 
