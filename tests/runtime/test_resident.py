@@ -95,7 +95,12 @@ def test_models_come_and_go_while_pages_are_let_go(tmp_path: Path):
         folder = PreparedModels().folder / next(path for path in PreparedModels().folder.iterdir() if path.is_dir())
         expected = reranker.score([("one", "two three")]).tolist()
     is_over = threading.Event()
-    releasing = threading.Thread(target=lambda: [unmap_largest(folder) for _ in iter(is_over.is_set, True)])
+
+    def release() -> None:
+        while not is_over.is_set():
+            unmap_largest(folder)
+
+    releasing = threading.Thread(target=release)
     releasing.start()
 
     def come_and_go(i: int) -> list[list[float]]:
