@@ -28,7 +28,7 @@ from rankrt.server.draining import DrainingServer
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
 from rankrt.server.logs import log_to_stderr
-from rankrt.server.models import LoadOptions, Served, found_for, rules_for
+from rankrt.server.models import LoadOptions, Served, found_for, name_of, rules_for
 from rankrt.server.service import Service, Settings
 from rankrt.server.tracing import OtlpTracer
 
@@ -241,7 +241,7 @@ def _check_models(settings: Settings) -> Settings:
         artifact.check_sizes([artifact.manifest.tokenizer, *variant.files])
         rules_for(artifact, load)
     for served, (artifact, _, _) in zip(settings.models, found, strict=True):
-        if (name := served.name or artifact.manifest.name) in names:
+        if (name := name_of(artifact, served)) in names:
             raise InputError(f"two models are called {name}; give one another name: NAME=MODEL")
         names.add(name)
     devices: list[Device] = [device for _, _, device in found]

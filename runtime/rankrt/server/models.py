@@ -160,7 +160,7 @@ class Models:
         options, machine = self._options, this_machine()
         artifact, variant, device = found_for(served, options)
         check_servable(variant)
-        name = served.name or name_of(artifact, served.source)
+        name = name_of(artifact, served)
         known = self._models.get(name)
         if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
             return known
@@ -240,13 +240,15 @@ def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, 
     return artifact, variant, device
 
 
-def name_of(artifact: Artifact, source: str) -> str:
-    """Return what a model is called that was not named: as on the hub, or after the folder that is served.
+def name_of(artifact: Artifact, served: Served) -> str:
+    """Return what a model is called: as it was named, or else as on the hub, or after the folder that is served.
 
     The manifest calls one that was exported from a folder after that folder, often `checkpoint` or `model`.
     """
+    if served.name is not None:
+        return served.name
     exported = artifact.manifest.source.id
-    return artifact.manifest.name if "/" in exported else Path(os.path.abspath(Path(source).expanduser())).name
+    return artifact.manifest.name if "/" in exported else Path(os.path.abspath(Path(served.source).expanduser())).name
 
 
 def check_servable(variant: Variant) -> None:
