@@ -22,7 +22,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m examples.demo
 
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest
@@ -31,7 +31,7 @@ test-fast: $(READY)  ## the runtime's tests but the slow ones, in a minute
 	$(BIN)/python -m pytest -q -m "not slow" tests/runtime tests/test_wall.py
 
 test-gpu: $(GPU_READY)  ## what needs an NVIDIA GPU: scores, kernels, engines; skipped with the reason where there is none
-	$(GPU_VENV)/bin/python -m rankrt.cli doctor --device cuda || true
+	$(GPU_VENV)/bin/python -m rankrt.cli.main doctor --device cuda || true
 	$(GPU_VENV)/bin/python -m pytest -rs -m gpu tests/gpu
 
 test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
@@ -43,7 +43,7 @@ check: $(READY)  ## what a change has to pass besides the tests
 	$(BIN)/mypy
 
 docs: $(READY)  ## write again what is generated in README.md and docs/
-	$(BIN)/python -m benchmarks.docs
+	$(BIN)/python -m scripts.docs
 
 MODEL ?= tiny_reranker/checkpoint
 NAME ?= $(if $(filter tiny_reranker/checkpoint,$(MODEL)),tiny-reranker,$(notdir $(MODEL)))
@@ -54,7 +54,7 @@ bench: $(READY)  ## the short suite on this machine, and its report; MODEL=./che
 	$(BIN)/python -m benchmarks.run latency throughput quality startup --model $(MODEL) --name $(NAME) \
 	    --systems rankrt-fp32 rankrt-int8 torch-sdpa sentence-transformers-torch \
 	    --passages 1 8 32 --kinds short mixed 512 --seconds 1 --questions 30 --processes 1 2 -o $(REPORT)/local.json
-	$(BIN)/python -m benchmarks.report $(REPORT)/local.json -o $(REPORT)
+	$(BIN)/python -m benchmarks.records.report $(REPORT)/local.json -o $(REPORT)
 	$(BIN)/python -m webbrowser -t file://$(CURDIR)/$(REPORT)/index.html
 
 SUITES ?= throughput roofline
@@ -66,7 +66,7 @@ bench-prepare: $(READY)  ## what bench-full would do once: environments, servers
 bench-full: $(READY)  ## every system on a quiet machine, for a committed record; SUITES and ARGUMENTS say what else
 	$(BIN)/python -m benchmarks.run $(SUITES) --model $(MODEL) --name $(NAME) $(ARGUMENTS) \
 	    --systems $(SYSTEMS) --passages 16 --kinds mixed --rounds 3 --seconds 0 -o $(RECORD)
-	$(BIN)/python -m benchmarks.docs
+	$(BIN)/python -m scripts.docs
 
 clean:  ## remove the environments
 	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV)

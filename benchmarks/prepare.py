@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.environments import python_of
-from benchmarks.lab import Lab, Settings, open_model, pinned_cpus
+from benchmarks.harness.environments import python_of
+from benchmarks.harness.lab import Lab, Settings, open_model, pinned_cpus
+from benchmarks.harness.worker import Budget, SystemFailed
+from benchmarks.harness.workloads import Source, read
 from benchmarks.suites.load import SERVERS, tools_of
 from benchmarks.systems import CEILINGS, SYSTEMS, entry_of, members
-from benchmarks.worker import Budget, SystemFailed
-from benchmarks.workloads import Source, read
 from rankrt.errors import RankrtError
-from rankrt.machine import this_machine
+from rankrt.host.cpu import this_machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,9 +20,11 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.environments import cache_folder
-from benchmarks.lab import REFERENCE, Case, Lab, Settings, open_model, pinned_cpus
-from benchmarks.record import (
+from benchmarks.harness.environments import cache_folder
+from benchmarks.harness.lab import REFERENCE, Case, Lab, Settings, open_model, pinned_cpus
+from benchmarks.harness.worker import Budget, SystemFailed
+from benchmarks.harness.workloads import KINDS, Source, read
+from benchmarks.records.record import (
     Accelerator,
     Key,
     Record,
@@ -39,10 +41,8 @@ from benchmarks.record import (
 )
 from benchmarks.suites import SUITES
 from benchmarks.systems import SYSTEMS, entry_of, members
-from benchmarks.worker import Budget, SystemFailed
-from benchmarks.workloads import KINDS, Source, read
 from rankrt.errors import RankrtError
-from rankrt.machine import this_machine
+from rankrt.host.cpu import this_machine
 
 RESULTS = Path(__file__).with_name("results")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rankrt import Reranker
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 from tests.support import tiny_artifact
 
 # What the clients' packages read before they report to their makers, or fetch a list of prices.

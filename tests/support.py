@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import (
+from rankrt.artifact.manifest import (
     FORMAT_VERSION,
     Artifact,
     Example,
@@ -28,8 +28,8 @@ from rankrt.artifact import (
     sha256_of,
     write_manifest,
 )
-from rankrt.planner import Capacity, Plan
-from rankrt.tokenizer import Encoded
+from rankrt.backends.planner import Capacity, Plan
+from rankrt.text.pairs import Encoded
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "zero", "one", "two", "three", "four", "nan"]
 POINTS = np.array([0, 0, 0, 0, 0, 1, 2, 3, 4, np.nan], np.float32)

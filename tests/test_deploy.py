@@ -13,7 +13,7 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 
-from rankrt.server.connections import files_for  # noqa: E402
+from rankrt.server.http.connections import files_for  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_replicas_share_a_volume_and_survive_the_loss_of_a_node(objects: Any):
 
 def test_the_autoscaler_looks_at_a_figure_that_the_server_has(objects: Any):
     (metric,) = objects["HorizontalPodAutoscaler"]["spec"]["metrics"]
-    assert f'"{metric["pods"]["metric"]["name"]}"' in (ROOT / "runtime/rankrt/server/metrics.py").read_text()
+    assert f'"{metric["pods"]["metric"]["name"]}"' in (ROOT / "runtime/rankrt/server/telemetry/metrics.py").read_text()
 
 
 def test_everything_is_about_the_same_pods_and_port(objects: Any, pod: Any, container: Any):

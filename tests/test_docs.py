@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rankrt import Reranker
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 
 ROOT = Path(__file__).resolve().parents[1]
 # Written in plain English, and checked for it; the other pages follow.
@@ -24,7 +24,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tin
 
 
 def test_generated_parts_are_up_to_date():
-    docs = pytest.importorskip("benchmarks.docs")
+    docs = pytest.importorskip("scripts.docs")
     stale = [path.name for path, text in docs.generated().items() if not path.exists() or path.read_text() != text]
     assert stale == [], "run: make docs"
 

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import rankrt
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 
 BANNED = ["torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors", "scipy", "rankrt_export"]
 
@@ -38,7 +38,7 @@ PROBE = """
     os.environ["RANKRT_CACHE"] = cache
     reranker = rankrt.Reranker.load(folder)
     score = reranker.rank("one", ["two"])[0].score
-    from rankrt.cli import main
+    from rankrt.cli.main import main
 
     main(["doctor", folder])
     print(json.dumps({"score": score, "asked": sorted(Recorder.asked)}))

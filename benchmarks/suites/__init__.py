@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.lab import Case, Lab
+from benchmarks.harness.lab import Case, Lab
 from benchmarks.suites import export, latency, load, quality, roofline, scaling, startup, throughput
 
 SUITES: Mapping[str, Callable[[Lab, str], Sequence[Case]]] = {

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from benchmarks.conversions import cost_of
-from benchmarks.lab import Case, Lab, Measured
+from benchmarks.harness.conversions import cost_of
+from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.worker import SystemFailed
 from benchmarks.systems import CONVERSIONS, entry_of
-from benchmarks.worker import SystemFailed
 
 
 def cases(lab: Lab, system: str) -> list[Case]:

@@ -3,7 +3,7 @@
 from functools import partial
 from itertools import product
 
-from benchmarks.lab import Case, Lab, Measured
+from benchmarks.harness.lab import Case, Lab, Measured
 
 
 def cases(lab: Lab, system: str) -> list[Case]:

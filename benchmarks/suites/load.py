@@ -22,14 +22,14 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
-from benchmarks.arrivals import Send, capacity_per_s, offer, poisson_arrivals
-from benchmarks.conversions import compiled
-from benchmarks.environments import cache_folder, pinned, python_of
-from benchmarks.lab import Case, Lab, Measured
-from benchmarks.record import System
-from benchmarks.statistics import percentiles_ms
-from benchmarks.worker import ROOT, Budget, SystemFailed, environment, last_words
-from benchmarks.workloads import Workload
+from benchmarks.harness.arrivals import Send, capacity_per_s, offer, poisson_arrivals
+from benchmarks.harness.conversions import compiled
+from benchmarks.harness.environments import cache_folder, pinned, python_of
+from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.worker import ROOT, Budget, SystemFailed, environment, last_words
+from benchmarks.harness.workloads import Workload
+from benchmarks.records.record import System
+from benchmarks.records.statistics import percentiles_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Server:
         return self.command.startswith(("http://", "https://"))
 
 
-_RANKRT = "{python} -m rankrt.cli serve {model} --port {port} --threads {threads} --precision "
+_RANKRT = "{python} -m rankrt.cli.main serve {model} --port {port} --threads {threads} --precision "
 _RANKRT_PARTS = ("onnxruntime", "starlette", "uvicorn")
 SERVERS: Mapping[str, Server] = {
     "rankrt-fp32": Server(command=f"{_RANKRT} fp32", environment="rankrt-server", parts=_RANKRT_PARTS),

@@ -6,11 +6,11 @@ from statistics import fmean
 
 import numpy as np
 
-from benchmarks.lab import Case, Lab, Measured
-from benchmarks.workloads import Workload
+from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.workloads import Workload
 from rankrt.arrays import Float32Array
-from rankrt_export.ranks import overlap, tau
-from rankrt_export.texts import Question
+from rankrt_export.text.ranks import overlap, tau
+from rankrt_export.text.texts import Question
 from tiny_reranker.ranking import ndcg, reciprocal_rank
 
 _TOP = 10

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.lab import Case, Lab, Measured
-from benchmarks.worker import SystemFailed
+from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.worker import SystemFailed
 
 _LENGTHS = (32, 128, 512)
 

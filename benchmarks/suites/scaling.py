@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from functools import partial
 
-from benchmarks.lab import Case, Lab, Measured
-from benchmarks.statistics import percentiles_ms, spread
-from benchmarks.worker import Worker
-from benchmarks.workloads import Workload
+from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.worker import Worker
+from benchmarks.harness.workloads import Workload
+from benchmarks.records.statistics import percentiles_ms, spread
 
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 _N_ROWS = (1, 2, 4, 8, 16)

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks.lab import Case, Lab, Measured
-from benchmarks.record import memory_bytes
-from benchmarks.worker import SystemFailed, Worker
-from benchmarks.workloads import Workload
+from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.worker import SystemFailed, Worker
+from benchmarks.harness.workloads import Workload
+from benchmarks.records.record import memory_bytes
 
 
 def cases(lab: Lab, system: str) -> list[Case]:

@@ -3,8 +3,8 @@
 from functools import partial
 from typing import get_args
 
-from benchmarks.lab import Case, Lab, Measured
-from benchmarks.record import Given
+from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.records.record import Given
 from benchmarks.systems import entry_of
 
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import ClassVar
 
 from rankrt import Reranker
-from rankrt.artifact import Precision
+from rankrt.artifact.manifest import Precision
 
 
 class Float32:

@@ -12,7 +12,7 @@ import transformers
 from benchmarks.systems import batches
 
 _GRAPH = "openvino_model.xml"
-_SAMPLE = Path(__file__).resolve().parents[2] / "export" / "rankrt_export" / "sample.jsonl"
+_SAMPLE = Path(__file__).resolve().parents[2] / "export" / "rankrt_export" / "text" / "sample.jsonl"
 _N_CALIBRATED = 100
 
 

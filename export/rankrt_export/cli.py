@@ -9,12 +9,12 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from rankrt.arguments import Several, real, whole
-from rankrt.artifact import PRECISIONS, Artifact, Target
-from rankrt.describe import describe
-from rankrt.sources import Hub
+from rankrt.artifact.describe import describe
+from rankrt.artifact.manifest import PRECISIONS, Artifact, Target
+from rankrt.artifact.source import Hub
+from rankrt.cli.arguments import Several, real, whole
+from rankrt_export.decoders.prompts import STYLES
 from rankrt_export.errors import OptionsError
-from rankrt_export.prompts import STYLES
 
 # What is calibrated, of all precisions.
 _CALIBRATED = ("int8", "fp8")
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     check(arguments)
     from rankrt_export.errors import PartialError
     from rankrt_export.pipeline import Options, export
-    from rankrt_export.texts import read_texts
+    from rankrt_export.text.texts import read_texts
 
     options = Options(
         precisions=tuple(dict.fromkeys(arguments.precision)),

@@ -13,7 +13,7 @@ ExportError (rankrt.errors)
 
 import math
 
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 from rankrt.errors import ExportError
 
 

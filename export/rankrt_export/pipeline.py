@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from rankrt.artifact import (
+from rankrt.artifact.manifest import (
     FORMAT_VERSION,
     PRECISIONS,
     Artifact,
@@ -31,13 +31,17 @@ from rankrt.artifact import (
     sha256_of,
     write_manifest,
 )
-from rankrt.atomic import new_folder
-from rankrt.sources import Hub
+from rankrt.artifact.source import Hub
+from rankrt.files.folders import new_folder
 from rankrt_export.architectures import ARCHITECTURES
-from rankrt_export.blueprint import Blueprint, Readout, Section
-from rankrt_export.calibration import Calibration, calibrate
-from rankrt_export.checkpoint import Checkpoint, open_checkpoint
-from rankrt_export.data import DataFiles
+from rankrt_export.architectures.traced import DATA as TRACED_DATA
+from rankrt_export.architectures.traced import trace
+from rankrt_export.calibrate.calibration import Calibration, calibrate
+from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from rankrt_export.checkpoint.tokenizer import read_tokenizer, template_of, write_tokenizer
+from rankrt_export.checkpoint.weights import hashed_in_background
+from rankrt_export.decoders.prompts import prompted_template, style_for
+from rankrt_export.decoders.readouts import readouts_of
 from rankrt_export.errors import (
     CheckpointError,
     OptionsError,
@@ -47,21 +51,17 @@ from rankrt_export.errors import (
     VariantError,
     VerificationError,
 )
-from rankrt_export.graph import Graph
-from rankrt_export.loading import can_run, load
-from rankrt_export.memory import available_bytes
-from rankrt_export.prompts import prompted_template, style_for
-from rankrt_export.pytorch_decoder import Asked
-from rankrt_export.readouts import readouts_of
-from rankrt_export.recipes import Kind, Recipe
-from rankrt_export.rows import RowMaker
-from rankrt_export.template import read_tokenizer, template_of, write_tokenizer
-from rankrt_export.texts import Texts, sample
-from rankrt_export.traced import DATA as TRACED_DATA
-from rankrt_export.traced import trace
+from rankrt_export.graph.blueprint import Blueprint, Readout, Section
+from rankrt_export.graph.data_files import DataFiles
+from rankrt_export.graph.graph import Graph
+from rankrt_export.precision.recipes import Kind, Recipe
+from rankrt_export.reference.pytorch_decoder import Asked
+from rankrt_export.text.texts import Texts, sample
 from rankrt_export.variants import Name, asked_variants, is_explicit, kinds_of, precision_of, recipes_of
-from rankrt_export.verify import Reference, decoder_reference, example_pairs, limits_for, reference, verify
-from rankrt_export.weights import hashed_in_background
+from rankrt_export.verify.memory import available_bytes
+from rankrt_export.verify.rows import RowMaker
+from rankrt_export.verify.scorers import can_run, load
+from rankrt_export.verify.verify import Reference, decoder_reference, example_pairs, limits_for, reference, verify
 
 TOKENIZER = "tokenizer.json"
 # A variant's bytes beside those of the weights as float32.

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from rankrt.artifact import Precision as PrecisionName
-from rankrt.artifact import Target
+from rankrt.artifact.manifest import Precision as PrecisionName
+from rankrt.artifact.manifest import Target
 from rankrt_export.errors import OptionsError
-from rankrt_export.graph import Precision
-from rankrt_export.precision.explicit import Explicit
-from rankrt_export.precision.float16 import Float16
+from rankrt_export.graph.graph import Precision
+from rankrt_export.precision.float16 import Half
+from rankrt_export.precision.float16_storage import Float16
 from rankrt_export.precision.float32 import Float32, fused_matmul, matmul
-from rankrt_export.precision.half import Half
 from rankrt_export.precision.int8 import Int8
+from rankrt_export.precision.qdq import Explicit
+from rankrt_export.precision.recipes import KINDS_FOR_CPUS, Kind, Recipe
 from rankrt_export.precision.weight_only import INT4, W8
-from rankrt_export.recipes import KINDS_FOR_CPUS, Kind, Recipe
 
 # fp16 is half the download for a CPU, which computes in fp32; a GPU computes in it.
 _FIXED: Mapping[Target, Mapping[PrecisionName, Precision]] = {

@@ -18,10 +18,10 @@ from rankrt.errors import (
     RankrtError,
     ScoreError,
 )
+from rankrt.host.telemetry import turn_off
 from rankrt.ranking import Hit, Ranking
 from rankrt.reranker import Reranker
-from rankrt.rules import Rules
-from rankrt.telemetry import turn_off
+from rankrt.text.options import Rules
 
 turn_off()
 

@@ -3,7 +3,8 @@
 Follows FlagEmbedding 1.4's encoder-only, LLM and layerwise rerankers on one device: the same constructors, ids, scores
 and result shapes. What it ignores without a word, and what cannot be honoured here, is an error.
 
-Pairs may come as arrays and frames, too (see `rankrt.containers`). A reranker is pickled and copied as a `Reranker` is.
+Pairs may come as arrays and frames, too (see `rankrt.text.containers`).
+A reranker is pickled and copied as a `Reranker` is.
 One thing differs: of a checkpoint whose tokenizer_class is PreTrainedTokenizerFast, FlagEmbedding joins the two texts
 without special tokens; transformers and rankrt put in those that tokenizer.json names.
 """
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from rankrt.arrays import Float32Array
-from rankrt.containers import is_one_pair, pairs_of
 from rankrt.errors import DeviceError, InputError
 from rankrt.options import check_flag, check_whole, is_whole
 from rankrt.reranker import Reranker
-from rankrt.tokenizer import Pair
+from rankrt.text.containers import is_one_pair, pairs_of
+from rankrt.text.pairs import Pair
 
 # Options of older releases and of the README's examples, which FlagEmbedding 1.4 stores and never reads.
 _IGNORED_THERE = {

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from rankrt.rules import Span
+from rankrt.text.options import Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,22 +11,22 @@ import numpy as np
 
 from rankrt import cascade
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
-from rankrt.artifact import PRECISIONS, Artifact, InstructionSet, Precision, Variant, Verification
+from rankrt.artifact.manifest import PRECISIONS, Artifact, InstructionSet, Precision, Variant, Verification
 from rankrt.backends import Backend
-from rankrt.backends.ort_causal import OrtCausal, progressively
-from rankrt.builds import build_command
-from rankrt.containers import documents_of, pairs_of
-from rankrt.depth import Depth, checked_exits
-from rankrt.devices import Device
+from rankrt.backends.cpu_causal import OrtCausal, progressively
+from rankrt.backends.planner import plan
 from rankrt.errors import DeviceError, InputError, ScoreError
-from rankrt.loading import OPTIONS, Loading, fingerprint, open_again, rooted
+from rankrt.host.device import Device
+from rankrt.llm.exits import Depth, checked_exits
+from rankrt.llm.progressive import Policy, Progressive
+from rankrt.loading.builds import build_command
+from rankrt.loading.loading import OPTIONS, Loading, fingerprint, open_again, rooted
+from rankrt.loading.open import Variants
 from rankrt.options import check_choice, check_flag, check_names, check_whole
-from rankrt.planner import plan
-from rankrt.progressive import Policy, Progressive
 from rankrt.ranking import Hit, Ranking, Stages
-from rankrt.rules import Rules, default_length
-from rankrt.tokenizer import Encoded, Pair, PairTokenizer, Worded
-from rankrt.variants import Variants
+from rankrt.text.containers import documents_of, pairs_of
+from rankrt.text.options import Rules, default_length
+from rankrt.text.pairs import Encoded, Pair, PairTokenizer, Worded
 
 # Pairs are encoded in blocks, so that a million of them need memory for their texts and scores only.
 _BLOCK_PAIRS = 4096

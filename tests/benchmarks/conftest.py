@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lab import Lab, Settings, open_model, pinned_cpus
-from benchmarks.worker import Budget
-from benchmarks.workloads import Source
-from rankrt_export.texts import sample
+from benchmarks.harness.lab import Lab, Settings, open_model, pinned_cpus
+from benchmarks.harness.worker import Budget
+from benchmarks.harness.workloads import Source
+from rankrt_export.text.texts import sample
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tiny_reranker" / "checkpoint"

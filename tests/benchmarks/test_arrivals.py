@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from benchmarks.arrivals import capacity_per_s, offer, poisson_arrivals
+from benchmarks.harness.arrivals import capacity_per_s, offer, poisson_arrivals
 
 
 def test_arrivals_are_those_of_a_poisson_process():

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import llm_speed
-from benchmarks.worker import Answer, SystemFailed
-from benchmarks.workloads import Workload
+from benchmarks.harness.worker import Answer, SystemFailed
+from benchmarks.harness.workloads import Workload
+from benchmarks.studies import llm_speed
 
 WORKLOAD = Workload(name="2 mixed", query="why?", passages=("a", "b"), max_length=512, n_tokens=9, longest=5)
 CONDITIONS: dict[str, Any] = {

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 
 
 def test_the_memory_probe_reports_what_it_measured(artifact: Artifact):
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", "--artifact", str(artifact.folder), "--probe", "reranker"],
+        [sys.executable, "-m", "benchmarks.studies.memory", "--artifact", str(artifact.folder), "--probe", "reranker"],
         check=True,
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import prepare
-from benchmarks.lab import Lab
+from benchmarks.harness.lab import Lab
 from benchmarks.systems import Entry
 from tests.benchmarks.conftest import CHECKPOINT, STEADY
 

@@ -11,15 +11,15 @@ import jsonschema
 import msgspec
 import pytest
 
-from benchmarks import compare, report
-from benchmarks.plots import COLORS, pareto
-from benchmarks.record import Record, RecordError, describe_accelerator, read_record, write_record
+from benchmarks.records import compare, report
+from benchmarks.records.plots import COLORS, pareto
+from benchmarks.records.record import Record, RecordError, describe_accelerator, read_record, write_record
+from benchmarks.records.tables import Table, figure
 from benchmarks.run import main
-from benchmarks.tables import Table, figure
 from tests.benchmarks.conftest import CHECKPOINT, ROOT, STEADY
 
 SLOWER, CRASHES = "tests.benchmarks.fakes:Slower", "tests.benchmarks.fakes:Crashes"
-SCHEMA = json.loads((ROOT / "benchmarks" / "record.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "benchmarks" / "records" / "record.schema.json").read_text())
 RECORDS = [path for path in (ROOT / "benchmarks" / "results").glob("*.json") if "schema_version" in path.read_text()]
 
 

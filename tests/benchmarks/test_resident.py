@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.resident import table
-from benchmarks.resident_probe import by_part
-from rankrt.resident import Mapping
+from benchmarks.studies.resident import table
+from benchmarks.studies.resident_probe import by_part
+from rankrt.host.memory import Mapping
 
 FOUND = [
     Mapping(0, 256_000_000, "/cache/prepared/m3/weights.data", 120_000, 0),

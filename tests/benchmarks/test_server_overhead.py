@@ -7,7 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-overhead = pytest.importorskip("benchmarks.server_overhead", reason="needs the source tree and the export package")
+overhead = pytest.importorskip(
+    "benchmarks.studies.server_overhead", reason="needs the source tree and the export package"
+)
 
 
 class FakeServer:

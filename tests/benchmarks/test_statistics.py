@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import gmean, iqr
 
-from benchmarks.statistics import change, mean_change, percentiles_ms, ratio, spread
+from benchmarks.records.statistics import change, mean_change, percentiles_ms, ratio, spread
 
 
 @pytest.fixture

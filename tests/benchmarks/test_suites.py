@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.lab import Lab, Settings, open_model
-from benchmarks.record import Row
+from benchmarks.harness.lab import Lab, Settings, open_model
+from benchmarks.harness.workloads import Source, read
+from benchmarks.records.record import Row
 from benchmarks.run import measured
 from benchmarks.suites.roofline import Shape
 from benchmarks.suites.startup import memory_mb
-from benchmarks.workloads import Source, read
 from tests.benchmarks.conftest import CHECKPOINT, STEADY, with_server
 from tests.benchmarks.fakes import CALL_S
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.environments import LOCKS, pinned, python_of
+from benchmarks.harness.environments import LOCKS, pinned, python_of
+from benchmarks.harness.worker import Budget, SystemFailed, Worker
 from benchmarks.suites.load import SERVERS
 from benchmarks.systems import CONVERSIONS, PROGRAMS, SYSTEMS, all_entries, entry_of, members, open_system
-from benchmarks.worker import Budget, SystemFailed, Worker
 
 BUDGET = Budget(n_threads=1, cpus=(0,), load_s=30, call_s=0.5)
 
@@ -110,8 +110,8 @@ def test_loading_has_a_limit_of_its_own(tmp_path: Path):
 
 
 def test_an_environment_that_cannot_be_installed_gives_pip_s_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.environments.LOCKS", tmp_path)
-    monkeypatch.setattr("benchmarks.environments.ROOT", tmp_path)
+    monkeypatch.setattr("benchmarks.harness.environments.LOCKS", tmp_path)
+    monkeypatch.setattr("benchmarks.harness.environments.ROOT", tmp_path)
     (tmp_path / "broken.txt").write_text("./nowhere\n")
     with pytest.raises(SystemFailed, match="it cannot be installed: ERROR"):
         python_of("broken")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from rankrt_export.prompts import STYLES, forms
+from rankrt_export.decoders.prompts import STYLES, forms
 from tests.export.conftest import torch, transformers
 
 ANSWERS = ("Yes", "yes", "no")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rankrt import Reranker
-from rankrt.tokenizer import Pair
+from rankrt.text.pairs import Pair
 from rankrt_export.errors import CheckpointError
 from rankrt_export.pipeline import Options, export
 from tests.export.conftest import Make, change_config, torch, transformers

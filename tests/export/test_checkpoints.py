@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rankrt import MissingExtra, RankrtError, Reranker
-from rankrt.tokenizer import Pair
+from rankrt.text.pairs import Pair
 from rankrt_export import pipeline
 from rankrt_export.errors import CheckpointError
 from rankrt_export.pipeline import Options, export
-from rankrt_export.texts import Texts, parse
+from rankrt_export.text.texts import Texts, parse
 from tests.export.conftest import Make, change_config, torch, transformers
 from tests.export.decoders import make_decoder
 

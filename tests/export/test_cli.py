@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rankrt.artifact import Artifact, open_artifact
-from rankrt.cli import main
+from rankrt.artifact.manifest import Artifact, open_artifact
+from rankrt.cli.main import main
 from tests.export.conftest import Make
 
 pytestmark = pytest.mark.export

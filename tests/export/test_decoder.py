@@ -12,15 +12,15 @@ import pytest
 from tokenizers import Tokenizer
 
 from rankrt import InputError, Reranker
-from rankrt.artifact import Precision
-from rankrt.cli import main
+from rankrt.artifact.manifest import Precision
+from rankrt.cli.main import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
-from rankrt.tokenizer import Pair
+from rankrt.text.pairs import Pair
 from rankrt_export import pipeline
 from rankrt_export.errors import CheckpointError, OutputError
-from rankrt_export.memory import available_bytes
 from rankrt_export.pipeline import Options, export
-from rankrt_export.texts import Texts, parse
+from rankrt_export.text.texts import Texts, parse
+from rankrt_export.verify.memory import available_bytes
 from tests.export.conftest import change_config, torch, transformers
 from tests.export.decoders import FAMILIES, make_decoder, make_layerwise, write_tokenizer
 

@@ -12,24 +12,24 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from rankrt.artifact import Artifact, Variant
-from rankrt.backends.ort import gpu_session_options, import_onnxruntime
-from rankrt.backends.ort_tensorrt import open_tensorrt
-from rankrt.batch import padded
-from rankrt.cli import main
-from rankrt.devices import Device
-from rankrt.tokenizer import Encoded
-from rankrt_export.data import DataFiles
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.backends.batch import padded
+from rankrt.backends.session import gpu_session_options, import_onnxruntime
+from rankrt.backends.tensorrt_engines import open_tensorrt
+from rankrt.cli.main import main
+from rankrt.host.device import Device
+from rankrt.text.pairs import Encoded
 from rankrt_export.errors import VerificationError
-from rankrt_export.fixed_scales import FP8, INT8, FixedRecipe, Format, fixed_recipes, half
-from rankrt_export.graph import FLOAT, HALF, Graph
+from rankrt_export.graph.data_files import DataFiles
+from rankrt_export.graph.graph import FLOAT, HALF, Graph
 from rankrt_export.pipeline import Options, export
-from rankrt_export.precision.explicit import Explicit
-from rankrt_export.proof import GraphOnCpu, rounded
-from rankrt_export.quantization import weight_scales
-from rankrt_export.recipes import Kind, Recipe
-from rankrt_export.rows import RowMaker
-from rankrt_export.texts import parse, sample
+from rankrt_export.precision.fixed_scales import FP8, INT8, FixedRecipe, Format, fixed_recipes, half
+from rankrt_export.precision.int8_numbers import weight_scales
+from rankrt_export.precision.qdq import Explicit
+from rankrt_export.precision.recipes import Kind, Recipe
+from rankrt_export.text.texts import parse, sample
+from rankrt_export.verify.rows import RowMaker
+from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu, rounded
 from tests.export.conftest import Make, assert_more_is_kept_for_less_drift
 from tests.export.test_gpu_graphs import CHECKPOINT, TENSORRT_OPERATORS, graph_of, inferred, variant_of
 from tests.export.test_int8 import _OneWeight, random_rows

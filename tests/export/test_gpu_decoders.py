@@ -11,15 +11,15 @@ from onnx import TensorProto
 
 from rankrt import InputError, Reranker
 from rankrt.arrays import Float32Array, Int32Array
-from rankrt.artifact import Artifact, Precision, Variant
-from rankrt.batch import padded
-from rankrt.build import build
-from rankrt.devices import Device
-from rankrt.tokenizer import Encoded, Pair
+from rankrt.artifact.manifest import Artifact, Precision, Variant
+from rankrt.backends.batch import padded
+from rankrt.host.device import Device
+from rankrt.loading.build import build
+from rankrt.text.pairs import Encoded, Pair
 from rankrt_export import pipeline
 from rankrt_export.pipeline import Options, export
-from rankrt_export.proof import GraphOnCpu
-from rankrt_export.rows import RowMaker
+from rankrt_export.verify.rows import RowMaker
+from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu
 from tests.export.contrib import evaluator
 from tests.export.decoders import make_decoder, make_layerwise
 from tests.export.test_decoder import few_texts

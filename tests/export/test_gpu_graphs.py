@@ -10,15 +10,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rankrt import Reranker
 from rankrt.arrays import Float32Array, Int64Array
-from rankrt.artifact import Artifact, Precision, Variant
-from rankrt.backends.ort import import_onnxruntime
-from rankrt.batch import padded, varlen
-from rankrt.tokenizer import Encoded
+from rankrt.artifact.manifest import Artifact, Precision, Variant
+from rankrt.backends.batch import padded, varlen
+from rankrt.backends.session import import_onnxruntime
+from rankrt.text.pairs import Encoded
 from rankrt_export.errors import VerificationError
 from rankrt_export.pipeline import Options, export
-from rankrt_export.proof import GraphOnCpu, rounded
-from rankrt_export.rows import RowMaker
-from rankrt_export.texts import sample
+from rankrt_export.text.texts import sample
+from rankrt_export.verify.rows import RowMaker
+from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu, rounded
 from tests.export.conftest import Make
 from tests.export.contrib import evaluator
 

@@ -16,25 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankrt import Reranker
-from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, Variant
-from rankrt.backends.ort import open_session, session_options
-from rankrt.cli import main
-from rankrt.hashes import FileHashes
-from rankrt.host_cache import HostCache
-from rankrt.machine import this_machine
-from rankrt.prepared import PreparedModels
-from rankrt.sources import Hub
-from rankrt_export import calibration
-from rankrt_export.calibration import calibrate, few_pairs
-from rankrt_export.checkpoint import open_checkpoint
-from rankrt_export.data import DataFiles
+from rankrt.artifact.hashes import FileHashes
+from rankrt.artifact.manifest import INSTRUCTION_SETS, Artifact, InstructionSet, Variant
+from rankrt.artifact.source import Hub
+from rankrt.backends.session import open_session, session_options
+from rankrt.cli.main import main
+from rankrt.files.cache import HostCache
+from rankrt.host.cpu import this_machine
+from rankrt.loading.prepared import PreparedModels
+from rankrt_export.calibrate import calibration
+from rankrt_export.calibrate.calibration import calibrate, few_pairs
+from rankrt_export.calibrate.layers import LayerGroup, layers_of
+from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
-from rankrt_export.graph import FLOAT, Graph
-from rankrt_export.layers import LayerGroup, layers_of
+from rankrt_export.graph.data_files import DataFiles
+from rankrt_export.graph.graph import FLOAT, Graph
 from rankrt_export.pipeline import Options, export
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.precision.int8 import halves, integers
-from rankrt_export.quantization import (
+from rankrt_export.precision.int8_numbers import (
     GELU_MINIMUM,
     LARGEST_ACTIVATION,
     LARGEST_HALF,
@@ -50,7 +50,7 @@ from rankrt_export.quantization import (
     token_scales,
     weight_scales,
 )
-from rankrt_export.recipes import (
+from rankrt_export.precision.recipes import (
     KINDS_FOR_CPUS,
     Scaling,
     Seen,
@@ -59,8 +59,8 @@ from rankrt_export.recipes import (
     group_scalings,
     token_recipe,
 )
-from rankrt_export.texts import sample
-from rankrt_export.verify import Limits
+from rankrt_export.text.texts import sample
+from rankrt_export.verify.verify import Limits
 from tests.export.conftest import Make, assert_more_is_kept_for_less_drift
 from tests.support import in_threads
 
@@ -264,7 +264,7 @@ import numpy as np
 from dataclasses import replace
 from pathlib import Path
 from rankrt.backends import ort
-from rankrt.backends.ort import open_session, session_options
+from rankrt.backends.session import open_session, session_options
 emulated = replace(ort.this_machine(), instructions=("avx2", "fma"))  # /proc/cpuinfo is the host's
 ort.this_machine = lambda: emulated
 for instruction_set in ("vnni", "avx2"):

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from rankrt import Reranker
-from rankrt.artifact import Precision
-from rankrt.tokenizer import Pair
+from rankrt.artifact.manifest import Precision
+from rankrt.text.pairs import Pair
 from rankrt_export import pipeline
 from rankrt_export.errors import PartialError, VerificationError
 from rankrt_export.pipeline import Options, export

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from rankrt import DeviceError, Reranker
-from rankrt.cli import main
+from rankrt.cli.main import main
 from rankrt_export import pipeline
+from rankrt_export.checkpoint.tokenizer import template_of
 from rankrt_export.errors import CheckpointError, OutputError, VerificationError
-from rankrt_export.graph import Graph
+from rankrt_export.graph.graph import Graph
 from rankrt_export.pipeline import N_EXAMPLES, Options, export
-from rankrt_export.template import template_of
-from rankrt_export.texts import Texts, parse, sample
+from rankrt_export.text.texts import Texts, parse, sample
 from tests.export.conftest import Make, change_config
 
 pytestmark = pytest.mark.export
@@ -144,7 +144,7 @@ def test_ctrl_c_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path):
     program = """
         import signal, sys, time
         from rankrt_export import pipeline
-        from rankrt.cli import main
+        from rankrt.cli.main import main
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it
 

@@ -10,17 +10,17 @@ import onnx
 import pytest
 
 from rankrt import Reranker
-from rankrt.artifact import Manifest, Precision
-from rankrt.cli import main
-from rankrt.sources import Hub
-from rankrt_export.calibration import calibrate
-from rankrt_export.checkpoint import Checkpoint, open_checkpoint
+from rankrt.artifact.manifest import Manifest, Precision
+from rankrt.artifact.source import Hub
+from rankrt.cli.main import main
+from rankrt_export.calibrate.calibration import calibrate
+from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.errors import PartialError, VerificationError
 from rankrt_export.pipeline import Options, Plan, export, no_bar, write
-from rankrt_export.recipes import Kind, Recipe
-from rankrt_export.texts import Texts, sample
+from rankrt_export.precision.recipes import Kind, Recipe
+from rankrt_export.text.texts import Texts, sample
 from rankrt_export.variants import Name, asked_variants, kinds_of
-from rankrt_export.verify import Limits
+from rankrt_export.verify.verify import Limits
 from tests.export.conftest import Make
 
 pytestmark = pytest.mark.export

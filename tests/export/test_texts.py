@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rankrt_export.errors import TextError
-from rankrt_export.texts import parse, read_texts, sample
+from rankrt_export.text.texts import parse, read_texts, sample
 
 
 def test_a_line_is_a_query_with_its_passages():

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from rankrt.artifact import Precision, Target
-from rankrt.cli import main
-from rankrt.devices import Device
+from rankrt.artifact.manifest import Precision, Target
+from rankrt.cli.main import main
 from rankrt.errors import DeviceError
-from rankrt_export import loading
+from rankrt.host.device import Device
 from rankrt_export.errors import CheckpointError, OptionsError
 from rankrt_export.pipeline import Options, export
 from rankrt_export.variants import asked_variants
+from rankrt_export.verify import scorers as loading
 from tests.export.conftest import Make
 
 pytestmark = pytest.mark.export

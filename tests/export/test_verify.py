@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("scipy", reason="needs the export extra")
 
 from rankrt_export.pipeline import Options, export
-from rankrt_export.ranks import overlap, tau
-from rankrt_export.rows import RowMaker
-from rankrt_export.texts import parse, sample
-from rankrt_export.verify import DEFAULT_LIMITS, EXAMPLE_LENGTH, Reference, compare, example_pairs, limits_for
+from rankrt_export.text.ranks import overlap, tau
+from rankrt_export.text.texts import parse, sample
+from rankrt_export.verify.rows import RowMaker
+from rankrt_export.verify.verify import DEFAULT_LIMITS, EXAMPLE_LENGTH, Reference, compare, example_pairs, limits_for
 
 pytestmark = pytest.mark.export
 CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"

@@ -7,7 +7,7 @@ import pytest
 
 from rankrt import Reranker
 from rankrt_export.pipeline import Options, export
-from rankrt_export.texts import sample
+from rankrt_export.text.texts import sample
 from tests.export.conftest import Make, torch, transformers
 
 pytestmark = pytest.mark.export

@@ -1,6 +1,6 @@
 """What happens to a server, under load: nothing wrong, nothing unanswered, and all as it was when it is over.
 
-`python -m benchmarks.server_soak` does the same for half an hour, beside overload and clients that misbehave.
+`python -m benchmarks.studies.server_soak` does the same for half an hour, beside overload and clients that misbehave.
 """
 
 import ast
@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
-crowd = pytest.importorskip("benchmarks.crowd", reason="needs the source tree")
-faults = pytest.importorskip("benchmarks.faults", reason="needs the source tree")
+crowd = pytest.importorskip("benchmarks.harness.crowd", reason="needs the source tree")
+faults = pytest.importorskip("benchmarks.studies.faults", reason="needs the source tree")
 
 import rankrt  # noqa: E402
 from tests.support import POINTS, tiny_artifact  # noqa: E402

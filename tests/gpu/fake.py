@@ -33,13 +33,13 @@ PROBE = """
     import json, os, sys
     from pathlib import Path
     import numpy as np
-    from rankrt.artifact import open_artifact
+    from rankrt.artifact.manifest import open_artifact
     from rankrt.backends.gpu import placements
-    from rankrt.devices import Device
-    from rankrt.placement import variants_for
-    from rankrt.planner import plan
-    from rankrt.tokenizer import Encoded
-    from rankrt.variants import open_gpu
+    from rankrt.host.device import Device
+    from rankrt.loading.choose import variants_for
+    from rankrt.backends.planner import plan
+    from rankrt.text.pairs import Encoded
+    from rankrt.loading.open import open_gpu
 
     asked = json.load(sys.stdin)
     artifact, device = open_artifact(Path(asked["artifact"])), Device("cuda")

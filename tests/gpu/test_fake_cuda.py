@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rankrt.artifact import Artifact, Precision
+from rankrt.artifact.manifest import Artifact, Precision
 from tests.gpu import fake
 
 pytest.importorskip("torch", reason="exporting needs the export extra")

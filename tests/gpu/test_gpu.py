@@ -14,14 +14,14 @@ import pytest
 
 from rankrt import DeviceError, Reranker
 from rankrt.arrays import Float32Array
-from rankrt.artifact import Artifact, Precision, open_artifact
+from rankrt.artifact.manifest import Artifact, Precision, open_artifact
 from rankrt.backends.providers import gpu_for
-from rankrt.build import build
-from rankrt.builds import Builds, drift_limit
-from rankrt.cli import main
-from rankrt.devices import Device
-from rankrt.gpu_doctor import examine_gpu, examine_variant
-from rankrt.placement import variants_for
+from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
+from rankrt.cli.main import main
+from rankrt.host.device import Device
+from rankrt.loading.build import build
+from rankrt.loading.builds import Builds, drift_limit
+from rankrt.loading.choose import variants_for
 from tests.support import in_threads
 
 pytestmark = [pytest.mark.gpu, pytest.mark.export]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rankrt.tokenizer import Pair
+from rankrt.text.pairs import Pair
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 LANGUAGES = ["ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"]

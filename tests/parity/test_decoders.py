@@ -9,7 +9,7 @@ import pytest
 
 from rankrt import Reranker
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
-from rankrt.tokenizer import Pair
+from rankrt.text.pairs import Pair
 from rankrt_export.pipeline import Options, export
 
 pytestmark = [pytest.mark.export, pytest.mark.filterwarnings("ignore")]

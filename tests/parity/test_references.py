@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from rankrt import Reranker
 from rankrt.compat import FlagReranker
-from rankrt.tokenizer import Pair
+from rankrt.text.pairs import Pair
 
 pytestmark = pytest.mark.export
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rankrt.backends import providers
-from rankrt.gpus import Gpu, Gpus
+from rankrt.host.gpus import Gpu, Gpus
 
 DRIVER = "580.65.06"
 
@@ -21,10 +21,10 @@ def gpus(*names: str, cuda: tuple[int, int] = (13, 0)) -> Gpus:
 
 def show(monkeypatch: pytest.MonkeyPatch, found: Gpus) -> None:
     """Let the driver say this, and that 3 GiB more are used each time it is asked."""
-    monkeypatch.setattr("rankrt.gpus.find_gpus", lambda: found)
-    monkeypatch.setattr("rankrt.gpus.has_driver", lambda: True)
+    monkeypatch.setattr("rankrt.host.gpus.find_gpus", lambda: found)
+    monkeypatch.setattr("rankrt.host.gpus.has_driver", lambda: True)
     used = iter(range(0, 1 << 40, 3 << 30))
-    monkeypatch.setattr("rankrt.gpus.used_bytes", lambda index: next(used))
+    monkeypatch.setattr("rankrt.host.gpus.used_bytes", lambda index: next(used))
 
 
 def compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rankrt.arguments import Parser, Several, real, whole
+from rankrt.cli.arguments import Parser, Several, real, whole
 
 Output = pytest.CaptureFixture[str]
 

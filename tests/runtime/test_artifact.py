@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from rankrt import ArtifactError, DeviceError, Reranker
-from rankrt.artifact import Artifact, open_artifact, sha256_of, write_manifest
+from rankrt.artifact.manifest import Artifact, open_artifact, sha256_of, write_manifest
 from tests.support import tiny_artifact
 
 

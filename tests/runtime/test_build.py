@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from rankrt import ArtifactError, DeviceError, InputError, Reranker, ScoreError
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 from rankrt.backends.gpu import GpuBackend
-from rankrt.backends.ort_tensorrt import buckets, open_tensorrt
-from rankrt.build import build, steps
-from rankrt.builds import Builds, find_build
-from rankrt.cli import main
-from rankrt.devices import Device
-from rankrt.placement import variants_for
+from rankrt.backends.tensorrt_engines import buckets, open_tensorrt
+from rankrt.cli.main import main
+from rankrt.host.device import Device
+from rankrt.loading.build import build, steps
+from rankrt.loading.builds import Builds, find_build
+from rankrt.loading.choose import variants_for
 from tests.runtime.gpus import compute_on_the_cpu, gpus, show
 from tests.support import POINTS, VERIFICATION, tiny_artifact
 
@@ -99,7 +99,7 @@ def test_every_engine_runs_a_row_of_its_greatest_length_and_a_full_run(artifact:
 
 
 def test_engines_that_are_gone_are_not_built_while_somebody_waits(artifact: Artifact, monkeypatch):
-    keep_engines(monkeypatch, "rankrt.build.open_tensorrt")
+    keep_engines(monkeypatch, "rankrt.loading.build.open_tensorrt")
     found = built(artifact, TENSORRT)
     assert found.engines == ("128x128_1.engine", "32x512_1.engine")
     (Builds().engines(found.built_for) / "32x512_1.engine").unlink()
@@ -108,9 +108,9 @@ def test_engines_that_are_gone_are_not_built_while_somebody_waits(artifact: Arti
 
 
 def test_engines_that_the_engine_did_not_recognise_are_announced(artifact: Artifact, monkeypatch, caplog):
-    keep_engines(monkeypatch, "rankrt.build.open_tensorrt")
+    keep_engines(monkeypatch, "rankrt.loading.build.open_tensorrt")
     built(artifact, TENSORRT)
-    keep_engines(monkeypatch, "rankrt.variants.open_tensorrt", number=2)
+    keep_engines(monkeypatch, "rankrt.loading.open.open_tensorrt", number=2)
     with caplog.at_level(logging.WARNING), Reranker.load(artifact.folder, device="tensorrt") as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
     assert "built engines again instead of loading them: 128x128_2.engine, 32x512_2.engine" in caplog.text

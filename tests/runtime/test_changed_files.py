@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rankrt import ArtifactError, Reranker
-from rankrt.artifact import Artifact, sha256_of
-from rankrt.hashes import FileHashes
-from rankrt.host_cache import HostCache
+from rankrt.artifact.hashes import FileHashes
+from rankrt.artifact.manifest import Artifact, sha256_of
+from rankrt.files.cache import HostCache
 from tests.support import tiny_artifact
 
 
@@ -16,8 +16,8 @@ from tests.support import tiny_artifact
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An own cache, and files of all sizes treated as large ones are, which a test cannot write."""
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("rankrt.hashes.SMALL_BYTES", 8)
-    monkeypatch.setattr("rankrt.variants.SMALL_BYTES", 8)
+    monkeypatch.setattr("rankrt.artifact.hashes.SMALL_BYTES", 8)
+    monkeypatch.setattr("rankrt.loading.open.SMALL_BYTES", 8)
     return tmp_path / "cache"
 
 
@@ -30,7 +30,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return sha256_of(path)
 
-    monkeypatch.setattr("rankrt.hashes.sha256_of", read)
+    monkeypatch.setattr("rankrt.artifact.hashes.sha256_of", read)
     return names
 
 
@@ -89,7 +89,7 @@ def test_a_file_that_was_cut_is_refused_before_it_is_mapped(artifact: Artifact, 
 
 def test_a_large_file_is_read_whole_once(artifact: Artifact, reads: list[str], monkeypatch: pytest.MonkeyPatch):
     for _ in range(3):
-        monkeypatch.setattr("rankrt.hashes._of_this_process", {})
+        monkeypatch.setattr("rankrt.artifact.hashes._of_this_process", {})
         Reranker.load(artifact.folder, prepare=False).close()
     assert sorted(reads) == ["cpu-fp32.onnx", "points.fp32.data"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import rankrt
-from rankrt.artifact import Artifact
-from rankrt.child import _import_path, child_command
-from rankrt.devices import Device
-from rankrt.gpu_doctor import _attention
-from rankrt.server.process import ProcessWorker
+from rankrt.artifact.manifest import Artifact
+from rankrt.cli.gpu_doctor import _attention
+from rankrt.host.child import _import_path, child_command
+from rankrt.host.device import Device
+from rankrt.server.workers.process import ProcessWorker
 from tests.server.support import model_files, run_of
 from tests.support import tiny_artifact
 
@@ -72,17 +72,17 @@ def test_the_command_imports_nothing_of_the_caller(callers: Path):
     """The script that pip writes has its own folder on the import path, and not the current one."""
     script = callers.parent / "bin" / "rankrt"
     script.parent.mkdir()
-    script.write_text("import sys\nfrom rankrt.cli import main\nsys.exit(main())\n")
+    script.write_text("import sys\nfrom rankrt.cli.main import main\nsys.exit(main())\n")
     assert output([sys.executable, str(script), "--version"]) == f"rankrt {rankrt.__version__}\n"
     assert ran(callers) == []
 
 
 def test_pythonpath_is_the_user_s_own_wish_even_for_the_current_folder(callers: Path, monkeypatch: pytest.MonkeyPatch):
-    assert str(callers) not in _import_path("rankrt.cli")
+    assert str(callers) not in _import_path("rankrt.cli.main")
     monkeypatch.setenv("PYTHONPATH", ":")
-    assert str(callers) not in _import_path("rankrt.cli"), "an empty name means the current folder, by accident"
+    assert str(callers) not in _import_path("rankrt.cli.main"), "an empty name means the current folder, by accident"
     monkeypatch.setenv("PYTHONPATH", str(callers))
-    assert str(callers) in _import_path("rankrt.cli")
+    assert str(callers) in _import_path("rankrt.cli.main")
 
 
 def test_a_child_has_its_parent_s_rankrt_wherever_that_came_from(tmp_path: Path):
@@ -90,7 +90,9 @@ def test_a_child_has_its_parent_s_rankrt_wherever_that_came_from(tmp_path: Path)
     copy = tmp_path / "rankrt"
     shutil.copytree(Path(rankrt.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "where.py").write_text("import rankrt\nprint(rankrt.__file__)\n")
-    parent = "import subprocess; from rankrt.child import child_command; subprocess.run(child_command('rankrt.where'))"
+    parent = (
+        "import subprocess; from rankrt.host.child import child_command; subprocess.run(child_command('rankrt.where'))"
+    )
     process = subprocess.run([sys.executable, "-c", parent], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert process.stdout == f"{copy / '__init__.py'}\n"
 

@@ -8,8 +8,8 @@ import pytest
 
 import rankrt.extras
 from rankrt import Reranker
-from rankrt.artifact import Artifact
-from rankrt.cli import in_words_of_options, main
+from rankrt.artifact.manifest import Artifact
+from rankrt.cli.main import in_words_of_options, main
 from tests.support import tiny_artifact
 
 Output = pytest.CaptureFixture[str]
@@ -183,8 +183,8 @@ def test_doctor_finds_damage_in_the_cache_that_loading_does_not_look_for(
     artifact: Artifact, documents: str, capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("rankrt.seals.SMALL_BYTES", 8)
-    monkeypatch.setattr("rankrt.seals._SAMPLE_BYTES", 8)
+    monkeypatch.setattr("rankrt.files.seals.SMALL_BYTES", 8)
+    monkeypatch.setattr("rankrt.files.seals._SAMPLE_BYTES", 8)
     run("rerank", artifact.folder, "--query", "one", "--documents", documents)
     (graph,) = (tmp_path / "cache").glob("prepared/*/model.onnx")
     content = graph.read_bytes()

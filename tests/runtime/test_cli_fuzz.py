@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankrt.cli import main
+from rankrt.cli.main import main
 from tests.support import tiny_artifact
 
 _FILES = {

@@ -3,7 +3,7 @@
 import pytest
 
 from rankrt import DeviceError, InputError
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 from rankrt.compat import FlagReranker
 
 

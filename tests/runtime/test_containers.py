@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rankrt import InputError, Reranker
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 from rankrt.compat import FlagReranker
 
 TEXTS = ["one", "three", "two"]

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from rankrt import InputError, cuts
-from rankrt.cuts import Cuts, is_local
+from rankrt import InputError
+from rankrt.text import cuts
+from rankrt.text.cuts import Cuts, is_local
 
 # Marks, Hangul in parts, flags, joiners, what NFKC takes apart or joins, and plain text of many scripts.
 ODD = [

@@ -8,10 +8,10 @@ import pytest
 
 from rankrt import DeviceError, InputError
 from rankrt.backends import providers
-from rankrt.backends.ort_cuda import open_cuda
+from rankrt.backends.cuda import open_cuda
 from rankrt.backends.providers import gpu_for, tensorrt_libraries, tensorrt_library
-from rankrt.devices import Device
-from rankrt.gpus import find_gpus, has_driver, used_bytes
+from rankrt.host.device import Device
+from rankrt.host.gpus import find_gpus, has_driver, used_bytes
 from tests.runtime.gpus import DRIVER, Driver, gpus, install, onnxruntime, show
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"

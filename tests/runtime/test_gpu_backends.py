@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from rankrt import ArtifactError, DeviceError
 from rankrt.arrays import Int32Array
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
+from rankrt.backends.batch import padded, varlen
+from rankrt.backends.cpu import OrtCpu
+from rankrt.backends.cuda import cuda_settings, open_cuda
 from rankrt.backends.gpu import GpuBackend, placements
 from rankrt.backends.in_flight import N_IN_FLIGHT, InFlight, Memory, Slot
-from rankrt.backends.ort import gpu_session_options, open_session, session_options
-from rankrt.backends.ort_cpu import OrtCpu
-from rankrt.backends.ort_cuda import cuda_settings, open_cuda
-from rankrt.backends.ort_tensorrt import Bucket, buckets, open_tensorrt, tensorrt_settings
-from rankrt.batch import padded, varlen
-from rankrt.devices import Device
-from rankrt.planner import GPU_RUN_TOKENS, Filling, divide, padded_length, plan
-from rankrt.tokenizer import Encoded
+from rankrt.backends.planner import GPU_RUN_TOKENS, Filling, divide, padded_length, plan
+from rankrt.backends.session import gpu_session_options, open_session, session_options
+from rankrt.backends.tensorrt_engines import Bucket, buckets, open_tensorrt, tensorrt_settings
+from rankrt.host.device import Device
+from rankrt.text.pairs import Encoded
 from tests.runtime.gpus import compute_on_the_cpu
 from tests.support import in_threads, tiny_artifact
 

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from rankrt.artifact import Artifact
-from rankrt.cli import main
-from rankrt.devices import Device
-from rankrt.finding import Finding
-from rankrt.gpu_doctor import _attention, kernels_of, misfits
+from rankrt.artifact.manifest import Artifact
+from rankrt.cli.finding import Finding
+from rankrt.cli.gpu_doctor import _attention, kernels_of, misfits
+from rankrt.cli.main import main
+from rankrt.host.device import Device
 from tests.runtime.gpus import compute_on_the_cpu, gpus, show
 from tests.support import VERIFICATION, tiny_artifact
 
@@ -89,7 +89,7 @@ def test_flash_attention_is_expected_where_there_is_a_kernel_for_it(
 ):
     found = gpus("A GPU")
     gpu = replace(found.found[0], capability=capability)
-    monkeypatch.setattr("rankrt.gpu_doctor.gpu_for", lambda device: gpu)
+    monkeypatch.setattr("rankrt.cli.gpu_doctor.gpu_for", lambda device: gpu)
     printed = f"Operator=PackedMultiHeadAttention SdpaKernel={kernel}\n"
     monkeypatch.setattr("subprocess.run", lambda *a, **k: CompletedProcess([], 0, stdout=printed, stderr=""))
     variant = msgspec.structs.replace(artifact.manifest.variants[1], precision=precision)
@@ -118,7 +118,7 @@ def test_without_a_gpu_every_finding_says_why(artifact: Artifact, monkeypatch, c
 
 def test_where_everything_is_there_the_examples_are_scored(artifact: Artifact, monkeypatch, capsys: Output):
     compute_on_the_cpu(monkeypatch, "NVIDIA H100")
-    monkeypatch.setattr("rankrt.gpu_doctor._attention", lambda *arguments: ATTENTION)
+    monkeypatch.setattr("rankrt.cli.gpu_doctor._attention", lambda *arguments: ATTENTION)
     _, findings = doctor(capsys, artifact.folder, "--device", "cuda")
     assert findings["driver"]["detail"] == "580.65.06, runs CUDA up to 13.0; 1 GPUs are visible"
     assert findings["gpu"]["detail"] == "NVIDIA H100 (compute capability 9.0, 80 GiB)"
@@ -143,7 +143,7 @@ def test_engines_that_are_missing_are_a_finding_with_the_command(artifact: Artif
 
 def test_nodes_on_another_provider_are_a_failure(artifact: Artifact, monkeypatch, capsys: Output):
     compute_on_the_cpu(monkeypatch, "NVIDIA H100")
-    monkeypatch.setattr("rankrt.gpu_doctor.placements", lambda session: {"CPUExecutionProvider": 9, "Other": 1})
+    monkeypatch.setattr("rankrt.cli.gpu_doctor.placements", lambda session: {"CPUExecutionProvider": 9, "Other": 1})
     _, findings = doctor(capsys, artifact.folder, "--device", "cuda")
     assert findings["nodes"]["detail"] == "some nodes of cuda-fp32 run on Other instead of CPUExecutionProvider"
     assert "attention" not in findings

@@ -11,11 +11,11 @@ import pytest
 from filelock import FileLock
 
 from rankrt import InputError, Reranker
-from rankrt.artifact import Artifact
-from rankrt.cli import main
+from rankrt.artifact.manifest import Artifact
+from rankrt.cli.main import main
 from rankrt.errors import CacheError
-from rankrt.host_cache import HostCache, Key, parse_size
-from rankrt.seals import SMALL_BYTES, Seal
+from rankrt.files.cache import HostCache, Key, parse_size
+from rankrt.files.seals import SMALL_BYTES, Seal
 
 Output = pytest.CaptureFixture[str]
 

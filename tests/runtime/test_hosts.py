@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from rankrt import ArtifactError, Reranker
-from rankrt.artifact import Artifact
-from rankrt.cli import main
+from rankrt.artifact.manifest import Artifact
+from rankrt.cli.main import main
 from rankrt.errors import CacheError
-from rankrt.host_cache import HostCache, Key
-from rankrt.rights import this_user
+from rankrt.files.cache import HostCache, Key
+from rankrt.files.rights import this_user
 
 Output = pytest.CaptureFixture[str]
 
@@ -41,7 +41,7 @@ def documents(tmp_path: Path) -> str:
 
 def without_rights(arguments: Sequence[object], **options: object) -> "subprocess.CompletedProcess[str]":
     """Run rankrt as a user whom the modes of files bind, as they bind everyone but root."""
-    command = [sys.executable, "-m", "rankrt.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "rankrt.cli.main", *map(str, arguments)]
     if os.geteuid() == 0:
         if (setpriv := shutil.which("setpriv")) is None:
             pytest.skip("the tests run as root, whom no mode binds, and setpriv is not here to take that away")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankrt import InputError
-from rankrt.inputs import (
+from rankrt.cli.inputs import (
     FORMATS,
     Document,
     Format,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from rankrt import InputError
-from rankrt.lookahead import Lookahead
-from rankrt.text_tokenizer import LibraryTokenizer
+from rankrt.text.lookahead import Lookahead
+from rankrt.text.tokenizers import LibraryTokenizer
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 ALPHABET = [*"aabbccABé水火'!- \n1234", "'ll", "'re", "\u0301", "<s>", "  ", "각"]
@@ -74,8 +74,8 @@ def tokenizer(request: pytest.FixtureRequest) -> LibraryTokenizer:
 @given(kind=st.sampled_from(sorted(KINDS)), text=texts, n_tokens=st.integers(1, 30))
 def test_the_first_tokens_are_those_of_the_whole_text(kind: str, text: str, n_tokens: int):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rankrt.text_tokenizer._CHARS_PER_TOKEN", 1)
-        patch.setattr("rankrt.lookahead._FACTORS", (1, 3, 6))
+        patch.setattr("rankrt.text.tokenizers._CHARS_PER_TOKEN", 1)
+        patch.setattr("rankrt.text.lookahead._FACTORS", (1, 3, 6))
         (whole,), (head,), (tail,) = (
             KINDS[kind].ids([text]),
             KINDS[kind].heads([text], n_tokens),

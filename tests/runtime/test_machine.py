@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rankrt.machine import cpu_quota, this_machine, usable_cores
+from rankrt.host.cpu import cpu_quota, this_machine, usable_cores
 
 
 @pytest.fixture

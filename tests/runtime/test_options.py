@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rankrt import ArtifactError, InputError, RankrtError, Reranker, ScoreError
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.source import Hub, find_artifact
 from rankrt.compat import FlagReranker
-from rankrt.sources import Hub, find_artifact
 from tests.support import POINTS, FakeBackend, tiny_artifact
 
 Call = Callable[[Reranker], object]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rankrt import Hit, InputError, Ranking
-from rankrt.inputs import Document, Place, Query
-from rankrt.outputs import Answer, RankingFormat, Style, Table, beside, score_lines
+from rankrt.cli.inputs import Document, Place, Query
+from rankrt.cli.outputs import Answer, RankingFormat, Style, Table, beside, score_lines
 
 
 def document(index: int, text: str, **fields: Any) -> Document:

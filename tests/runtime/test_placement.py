@@ -11,14 +11,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from rankrt import DeviceError, InputError, Reranker
-from rankrt.artifact import Artifact, Target
-from rankrt.build import build
-from rankrt.builds import Builds, built_for
-from rankrt.devices import Device
-from rankrt.placement import place, variants_for
-from rankrt.text_tokenizer import LibraryTokenizer
-from rankrt.unigram_tokenizer import UnigramTokenizer
-from rankrt.variants import open_tokenizer
+from rankrt.artifact.manifest import Artifact, Target
+from rankrt.host.device import Device
+from rankrt.loading.build import build
+from rankrt.loading.builds import Builds, built_for
+from rankrt.loading.choose import place, variants_for
+from rankrt.loading.open import open_tokenizer
+from rankrt.text.tokenizers import LibraryTokenizer
+from rankrt.text.unigram import UnigramTokenizer
 from tests.runtime.gpus import compute_on_the_cpu, gpus, show
 from tests.runtime.test_unigram_tokenizer import description
 from tests.runtime.test_variants import machine
@@ -93,7 +93,7 @@ def test_auto_says_that_an_artifact_has_nothing_for_a_gpu(only_cpu: Artifact, ca
 
 def test_auto_says_that_the_engine_cannot_use_the_gpu(verified: Artifact, monkeypatch, caplog):
     show(monkeypatch, gpus("NVIDIA H100"))
-    monkeypatch.setattr("rankrt.gpus.find_gpus", _never)  # CUDA is not initialised where it is not used
+    monkeypatch.setattr("rankrt.host.gpus.find_gpus", _never)  # CUDA is not initialised where it is not used
     monkeypatch.setattr("rankrt.backends.providers.import_onnxruntime", lambda: _OnlyCpu)
     with caplog.at_level(logging.WARNING):
         assert place(verified, None, "auto", CPU).name == "cpu-fp32"
@@ -112,8 +112,8 @@ class _OnlyCpu:
 
 
 def test_a_host_without_a_gpu_uses_the_cpu_and_says_nothing(verified: Artifact, monkeypatch, caplog):
-    monkeypatch.setattr("rankrt.gpus.find_gpus", _never)
-    monkeypatch.setattr("rankrt.gpus.has_driver", lambda: False)
+    monkeypatch.setattr("rankrt.host.gpus.find_gpus", _never)
+    monkeypatch.setattr("rankrt.host.gpus.has_driver", lambda: False)
     with caplog.at_level(logging.INFO):
         assert place(verified, None, "auto", CPU).name == "cpu-fp32"
     assert caplog.records == []

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankrt.arrays import Int64Array
-from rankrt.artifact import Layout
-from rankrt.planner import (
+from rankrt.artifact.manifest import Layout
+from rankrt.backends.planner import (
     GPU_RUN_TOKENS,
     LONGEST_NARROW_ROW,
     RUN_TOKENS,

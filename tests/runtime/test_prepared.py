@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from rankrt import ArtifactError, Reranker
-from rankrt.artifact import Artifact
-from rankrt.host_cache import HostCache, Item, Key
-from rankrt.machine import this_machine
-from rankrt.prepared import PreparedModels
+from rankrt.artifact.manifest import Artifact
+from rankrt.files.cache import HostCache, Item, Key
+from rankrt.host.cpu import this_machine
+from rankrt.loading.prepared import PreparedModels
 from tests.support import in_threads, tiny_artifact
 
 
@@ -142,7 +142,7 @@ def test_a_file_of_a_prepared_model_that_is_not_the_engines_is_no_reason_to_end(
     artifact: Artifact, models: PreparedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """The engine reports a full disk as it reports everything: by an exception of its own."""
-    monkeypatch.setattr("rankrt.prepared._GRAPH", "no/such/folder{}.onnx")
+    monkeypatch.setattr("rankrt.loading.prepared._GRAPH", "no/such/folder{}.onnx")
     with Reranker.load(artifact.folder) as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
     assert "ONNX Runtime could not write a prepared model" in caplog.text

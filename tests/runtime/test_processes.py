@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from rankrt import ArtifactError, ClosedError, DeviceError, Reranker, Rules
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
+from rankrt.backends.planner import Capacity
 from rankrt.compat import FlagReranker
-from rankrt.devices import Device
-from rankrt.planner import Capacity
-from rankrt.text_tokenizer import LibraryTokenizer
-from rankrt.tokenizer import PairTokenizer
-from rankrt.variants import Variants
+from rankrt.host.device import Device
+from rankrt.loading.open import Variants
+from rankrt.text.pairs import PairTokenizer
+from rankrt.text.tokenizers import LibraryTokenizer
 from tests.support import TEMPLATE, FakeBackend, tiny_artifact, tiny_tokenizer
 
 PAIRS = [("zero", "one two three " * n) for n in range(1, 40)]

@@ -8,8 +8,8 @@ from hypothesis.extra.numpy import arrays
 
 from rankrt import InputError
 from rankrt.arrays import Float32Array, Int64Array
-from rankrt.artifact import Exit, Margins, Variant
-from rankrt.progressive import Policy, overtaken_gaps, run
+from rankrt.artifact.manifest import Exit, Margins, Variant
+from rankrt.llm.progressive import Policy, overtaken_gaps, run
 
 LAYERS = (2, 4, 8)
 scores_of_rows = arrays(np.float32, (3, 12), elements=st.integers(-20, 20).map(np.float32), unique=True)

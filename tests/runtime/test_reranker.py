@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import rankrt.backends.ort
+import rankrt.backends.session
 from rankrt import ArtifactError, DeviceError, InputError, MissingExtra, Reranker, Rules, ScoreError
-from rankrt.artifact import Artifact, Layout, sha256_of
-from rankrt.planner import Capacity
+from rankrt.artifact.manifest import Artifact, Layout, sha256_of
+from rankrt.backends.planner import Capacity
+from rankrt.loading.open import Variants
 from rankrt.reranker import best_rows, sigmoid
-from rankrt.text_tokenizer import LibraryTokenizer
-from rankrt.tokenizer import PairTokenizer
-from rankrt.variants import Variants
+from rankrt.text.pairs import PairTokenizer
+from rankrt.text.tokenizers import LibraryTokenizer
 from tests.support import TEMPLATE, FakeBackend, in_threads, tiny_artifact, tiny_tokenizer
 
 
@@ -211,13 +211,13 @@ def test_options_that_cannot_be_honoured_are_refused(artifact: Artifact, options
 
 
 def test_a_missing_engine_names_the_pip_command(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rankrt.backends.ort, "import_module", _no_such_module)
+    monkeypatch.setattr(rankrt.backends.session, "import_module", _no_such_module)
     with pytest.raises(MissingExtra, match=r"no engine is installed: pip install 'rankrt\[cpu\]'"):
         Reranker.load(artifact.folder)
 
 
 def test_two_engines_at_once_are_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rankrt.backends.ort, "version", lambda name: "1.0")
+    monkeypatch.setattr(rankrt.backends.session, "version", lambda name: "1.0")
     with pytest.raises(DeviceError, match="onnxruntime and onnxruntime-gpu are both installed"):
         Reranker.load(artifact.folder)
 

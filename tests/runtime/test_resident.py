@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from rankrt import Reranker
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 from rankrt.backends import cpu_lanes
 from rankrt.backends.idle import Idle
-from rankrt.prepared import PreparedModels
-from rankrt.resident import Mapping, changing_mappings, mappings, unmap_largest
+from rankrt.host.memory import Mapping, changing_mappings, mappings, unmap_largest
+from rankrt.loading.prepared import PreparedModels
 from tests.support import POINTS, in_threads, tiny_artifact
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells what is mapped in /proc")

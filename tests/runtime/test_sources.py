@@ -11,9 +11,9 @@ import pytest
 
 import rankrt.extras
 from rankrt import ArtifactError, MissingExtra, Reranker
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 from rankrt.errors import CacheError
-from rankrt.host_cache import HostCache
+from rankrt.files.cache import HostCache
 from tests.support import tiny_artifact
 
 
@@ -172,7 +172,7 @@ def test_an_export_in_a_newer_format_is_left_alone_and_another_is_made(
 ):
     """A rollback of rankrt works with what the newer one has left."""
     with monkeypatch.context() as newer:
-        newer.setattr("rankrt.sources.FORMAT_VERSION", 99)
+        newer.setattr("rankrt.artifact.source.FORMAT_VERSION", 99)
         Reranker.load(checkpoint).close()
     Reranker.load(checkpoint).close()
     assert len(exported) == 2

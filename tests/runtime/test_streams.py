@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 
-RANKRT = [sys.executable, "-m", "rankrt.cli"]
+RANKRT = [sys.executable, "-m", "rankrt.cli.main"]
 Finished = subprocess.CompletedProcess[str]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rankrt.artifact import Artifact
+from rankrt.artifact.manifest import Artifact
 
 # ONNX Runtime 1.32 calls 10, 15 and 24 s after it was imported.
 WATCHED_S = 40
@@ -35,16 +35,17 @@ sys.meta_path.insert(0, Look())
     "entered",
     [
         _LOAD,
-        "from rankrt.backends.ort import import_onnxruntime; import_onnxruntime()",
+        "from rankrt.backends.session import import_onnxruntime; import_onnxruntime()",
         "from rankrt.compat import FlagReranker; FlagReranker(sys.argv[1], max_length=64)",
-        "from rankrt.cli import main; main(['doctor', sys.argv[1]])",
-        "from rankrt.server.workers import LocalWorker; from rankrt.doctor import examine; [*examine(None, None)]",
-        pytest.param("import rankrt_export.proof, onnxruntime", marks=pytest.mark.export),
+        "from rankrt.cli.main import main; main(['doctor', sys.argv[1]])",
+        "from rankrt.server.workers.local import LocalWorker; from rankrt.cli.doctor import examine; "
+        "[*examine(None, None)]",
+        pytest.param("import rankrt_export.verify.tensorrt_on_cpu, onnxruntime", marks=pytest.mark.export),
     ],
 )
 def test_reports_are_off_before_the_engine_is_imported_whatever_is_entered_first(artifact: Artifact, entered: str):
     if "rankrt_export" in entered:
-        pytest.importorskip("rankrt_export.proof", reason="needs the export extra")
+        pytest.importorskip("rankrt_export.verify.tensorrt_on_cpu", reason="needs the export extra")
     assert "engine 1" in _run(_LOOK + entered, str(artifact.folder)).stdout.splitlines()
 
 
@@ -77,10 +78,10 @@ def test_nothing_calls_and_no_file_appears_in_forty_seconds(artifact: Artifact, 
     folder = str(artifact.folder)
     commands = {
         "library": [sys.executable, "-c", f"import sys, time; {_LOAD}; time.sleep(99)", folder],
-        "command": [sys.executable, "-m", "rankrt.cli", "score", folder, "-"],
+        "command": [sys.executable, "-m", "rankrt.cli.main", "score", folder, "-"],
     }
     if all(map(importlib.util.find_spec, ("starlette", "uvicorn", "prometheus_client"))):
-        commands["server"] = [sys.executable, "-m", "rankrt.cli", "serve", folder, "--port", "0", "--workers", "2"]
+        commands["server"] = [sys.executable, "-m", "rankrt.cli.main", "serve", folder, "--port", "0", "--workers", "2"]
     if importlib.util.find_spec("transformers"):
         export = "from rankrt_export.pipeline import export_into; from pathlib import Path"
         (tmp_path / "exported").mkdir()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rankrt import ArtifactError, InputError, Rules
-from rankrt.artifact import Template
-from rankrt.rules import longest_first, windows
-from rankrt.text_tokenizer import LibraryTokenizer
-from rankrt.tokenizer import Encoded, PairTokenizer
+from rankrt.artifact.manifest import Template
+from rankrt.text.options import longest_first, windows
+from rankrt.text.pairs import Encoded, PairTokenizer
+from rankrt.text.tokenizers import LibraryTokenizer
 from tests.support import TEMPLATE, tiny_tokenizer
 
 S, END, ONE, TWO, THREE, FOUR = 0, 2, 5, 6, 7, 8

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rankrt import InputError, Reranker
-from rankrt.host_cache import HostCache
-from rankrt.text_tokenizer import LibraryTokenizer
-from rankrt.unigram import LongWord, Unigram, Vocabulary
-from rankrt.unigram_tokenizer import UnigramTokenizer
+from rankrt.files.cache import HostCache
+from rankrt.text.tokenizers import LibraryTokenizer
+from rankrt.text.unigram import UnigramTokenizer
+from rankrt.text.unigram_model import LongWord, Unigram, Vocabulary
 from tests.support import tiny_artifact
 
 # Equal sums (ab + c and a + bc), pieces inside of pieces, a piece that looks like an added token, and no piece for "x".
@@ -99,12 +99,12 @@ def test_places_are_the_librarys(mapped: UnigramTokenizer, text: str):
 def in_small_pieces() -> Iterator[None]:
     """Let what is meant for megabytes happen in a few characters."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rankrt.text_tokenizer._CHARS_PER_TOKEN", 1)
-        patch.setattr("rankrt.text_tokenizer._PART_CHARS", 6)
-        patch.setattr("rankrt.unigram_tokenizer._LONG_CHARS", 8)
-        patch.setattr("rankrt.unigram_tokenizer._PIECE_CHARS", 3)
-        patch.setattr("rankrt.cuts._LONG_PIECE_CHARS", 4)
-        patch.setattr("rankrt.cuts._RUN_CHARS", 2)
+        patch.setattr("rankrt.text.tokenizers._CHARS_PER_TOKEN", 1)
+        patch.setattr("rankrt.text.tokenizers._PART_CHARS", 6)
+        patch.setattr("rankrt.text.unigram._LONG_CHARS", 8)
+        patch.setattr("rankrt.text.unigram._PIECE_CHARS", 3)
+        patch.setattr("rankrt.text.cuts._LONG_PIECE_CHARS", 4)
+        patch.setattr("rankrt.text.cuts._RUN_CHARS", 2)
         yield
 
 
@@ -183,7 +183,7 @@ def test_a_text_of_megabytes_is_read_as_far_as_a_row_needs(mapped: UnigramTokeni
 
 
 def test_a_word_is_cut_alike_when_it_is_met_again_and_when_memory_is_full(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rankrt.unigram._MAX_REMEMBERED_WORDS", 2)
+    monkeypatch.setattr("rankrt.text.unigram_model._MAX_REMEMBERED_WORDS", 2)
     model = Unigram(Vocabulary.of(PIECES, 3))
     first = [model.ids([[word]])[0].tolist() for word in ("abc", "ax", "cab", "abc")]
     assert first == [ids.tolist() for ids in model.ids([["abc"], ["ax"], ["cab"], ["abc"]])]
@@ -192,7 +192,7 @@ def test_a_word_is_cut_alike_when_it_is_met_again_and_when_memory_is_full(monkey
 def test_a_word_longer_than_a_block_is_cut_in_one(monkeypatch: pytest.MonkeyPatch):
     model, word = Unigram(Vocabulary.of(PIECES, 3)), "abcxab水水水" * 5
     whole = model.pieces([word])
-    monkeypatch.setattr("rankrt.unigram._BLOCK_CHARS", 4)
+    monkeypatch.setattr("rankrt.text.unigram_model._BLOCK_CHARS", 4)
     assert model.pieces([word]) == whole
     assert "".join(word[piece.start : piece.stop] for piece in whole[0]) == word
 

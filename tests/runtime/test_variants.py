@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rankrt import DeviceError, InputError, Reranker
-from rankrt.artifact import INSTRUCTION_SETS, Artifact, InstructionSet, open_artifact, write_manifest
-from rankrt.backends import ort
-from rankrt.machine import Cores, Machine
-from rankrt.variants import choose
+from rankrt.artifact.manifest import INSTRUCTION_SETS, Artifact, InstructionSet, open_artifact, write_manifest
+from rankrt.backends import session as ort
+from rankrt.host.cpu import Cores, Machine
+from rankrt.loading.open import choose
 from tests.support import POINTS, VERIFICATION, tiny_artifact
 
 # The int8 variant answers up to half a point too much or too little: "three" is worth 2.6, "two" 2.4.

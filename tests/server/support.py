@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import Artifact
-from rankrt.devices import Device
+from rankrt.artifact.manifest import Artifact
+from rankrt.backends.planner import Capacity
 from rankrt.errors import RankrtError
-from rankrt.planner import Capacity
-from rankrt.server.queue import Job
-from rankrt.server.workers import ModelFiles, Run, ServedModel, WorkerLost
-from rankrt.tokenizer import Encoded
+from rankrt.host.device import Device
+from rankrt.server.scheduling.queue import Job
+from rankrt.server.workers.local import ModelFiles, Run, ServedModel, WorkerLost
+from rankrt.text.pairs import Encoded
 
 CAPACITY = Capacity(layout="packed", n_threads=2, n_narrow=2)
 
@@ -135,8 +135,8 @@ def serving_with_service(*folders: Path | str, **changes: Any) -> Iterator[tuple
     """Serve artifacts as `rankrt serve` does, and yield the service too. `tls` is a certificate and its key."""
     import uvicorn
 
-    from rankrt.server.app import App
-    from rankrt.server.connections import Connection, Gate, Loop, listen
+    from rankrt.server.http.app import App
+    from rankrt.server.http.connections import Connection, Gate, Loop, listen
     from rankrt.server.models import Served
     from rankrt.server.service import Service, Settings
 

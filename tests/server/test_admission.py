@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankrt.rules import Rules
-from rankrt.server.admission import Pace, Refused, backlog_s, expected_tokens, place
+from rankrt.server.scheduling.admission import Pace, Refused, backlog_s, expected_tokens, place
+from rankrt.text.options import Rules
 
 NOW = 1000.0
 

@@ -18,7 +18,7 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
-from rankrt.server.connections import SPARE_CONNECTIONS, Loop, files_for  # noqa: E402
+from rankrt.server.http.connections import SPARE_CONNECTIONS, Loop, files_for  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
 from tests.server.support import certificate_in, serving_with_service  # noqa: E402
 
@@ -234,7 +234,7 @@ def in_python(code: str, *, soft: int, hard: int) -> str:
 
 ALLOWED = """
 from rankrt import InputError
-from rankrt.server.connections import allow_connections
+from rankrt.server.http.connections import allow_connections
 try:
     print(allow_connections({asked}, 2), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 except InputError as error:
@@ -260,7 +260,7 @@ def test_as_many_connections_are_allowed_as_files_can_be_open(asked: int | None,
 
 WITHOUT_FILES = """
 import os, socket
-from rankrt.server.connections import Gate, listen
+from rankrt.server.http.connections import Gate, listen
 gate = Gate(1000, greets=True)
 (listener,) = listen("127.0.0.1", 0, gate)
 listener.listen()

@@ -11,7 +11,7 @@ pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt.server.dialects import Endpoint, fields
 from rankrt.server.failures import Failure
-from rankrt.server.routes import BARE, ENDPOINTS, choose, prefixed
+from rankrt.server.http.routes import BARE, ENDPOINTS, choose, prefixed
 
 PATHS = list(prefixed().items())
 LENIENT = [(path, endpoint) for path, endpoint in PATHS if not endpoint.dialect.is_strict]

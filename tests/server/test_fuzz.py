@@ -21,7 +21,7 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 
 from rankrt import ArtifactError, RankrtError, Reranker
-from rankrt.artifact import parse_manifest
+from rankrt.artifact.manifest import parse_manifest
 
 SECONDS = float(os.environ.get("RANKRT_FUZZ_SECONDS", "0"))
 QUICK = settings(

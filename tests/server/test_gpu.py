@@ -7,16 +7,16 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
-from rankrt.artifact import Artifact, open_artifact  # noqa: E402
-from rankrt.build import build  # noqa: E402
-from rankrt.cli import main  # noqa: E402
-from rankrt.devices import Device  # noqa: E402
-from rankrt.placement import variants_for  # noqa: E402
+from rankrt.artifact.manifest import Artifact, open_artifact  # noqa: E402
+from rankrt.cli.main import main  # noqa: E402
+from rankrt.host.device import Device  # noqa: E402
+from rankrt.loading.build import build  # noqa: E402
+from rankrt.loading.choose import variants_for  # noqa: E402
 from rankrt.server.cli import _for_gpu  # noqa: E402
 from rankrt.server.models import LoadOptions  # noqa: E402
-from rankrt.server.process import _Load, _obey  # noqa: E402
 from rankrt.server.service import Settings  # noqa: E402
-from rankrt.server.workers import LocalWorker  # noqa: E402
+from rankrt.server.workers.local import LocalWorker  # noqa: E402
+from rankrt.server.workers.process import _Load, _obey  # noqa: E402
 from tests.runtime.gpus import compute_on_the_cpu, gpus, show  # noqa: E402
 from tests.server.support import serving_with_service  # noqa: E402
 from tests.support import tiny_artifact  # noqa: E402

@@ -19,8 +19,8 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
-from rankrt.server import bodies  # noqa: E402
 from rankrt.server.failures import Failure  # noqa: E402
+from rankrt.server.http import bodies  # noqa: E402
 from rankrt.server.limits import BYTES_A_VALUE, MEMORY_A_BODY_BYTE, InFlight, Limits  # noqa: E402
 from tests.server.support import serving  # noqa: E402
 from tests.support import tiny_artifact  # noqa: E402
@@ -46,7 +46,7 @@ def server_process(folder: Path, cache: Path, most_bytes: int) -> Iterator[tuple
     """Serve an artifact in a process that may not have more memory than this; yield its address and number."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = "import sys; from rankrt.cli import main; sys.exit(main())"
+    command = "import sys; from rankrt.cli.main import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", command, "serve", str(folder), "--port", str(port), "--threads", "2"],
         env={**os.environ, "RANKRT_CACHE": str(cache)},

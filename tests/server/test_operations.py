@@ -18,13 +18,13 @@ pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt import ArtifactError, InputError  # noqa: E402
-from rankrt.artifact import open_artifact  # noqa: E402
-from rankrt.server.app import App  # noqa: E402
+from rankrt.artifact.manifest import open_artifact  # noqa: E402
+from rankrt.server.http.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
-from rankrt.server.logs import JsonLines  # noqa: E402
 from rankrt.server.models import check_servable  # noqa: E402
-from rankrt.server.tracing import OtlpTracer  # noqa: E402
+from rankrt.server.telemetry.logs import JsonLines  # noqa: E402
+from rankrt.server.telemetry.tracing import OtlpTracer  # noqa: E402
 from tests.server.support import reload, serving, serving_with_service, wait_until  # noqa: E402
 from tests.support import POINTS, tiny_artifact  # noqa: E402
 

@@ -25,7 +25,7 @@ pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt import RankrtError, Reranker  # noqa: E402
-from rankrt.artifact import Prompt, Template, open_artifact  # noqa: E402
+from rankrt.artifact.manifest import Prompt, Template, open_artifact  # noqa: E402
 from rankrt.server import models  # noqa: E402
 from rankrt.server.background import Background  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
@@ -108,7 +108,7 @@ def test_an_error_that_ends_a_thread_is_in_the_log():
     """In a process of its own, as the hook is the process's."""
     source = """
 import threading
-from rankrt.server.logs import log_to_stderr
+from rankrt.server.telemetry.logs import log_to_stderr
 log_to_stderr("json", "info")
 thread = threading.Thread(target=lambda: 1 // 0, name="lane 3")
 thread.start()

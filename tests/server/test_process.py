@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from rankrt import ArtifactError
-from rankrt.artifact import Artifact
-from rankrt.server.process import ProcessWorker
-from rankrt.server.workers import ArtifactReplaced, LocalWorker, RunFailed, WorkerLost
+from rankrt.artifact.manifest import Artifact
+from rankrt.server.workers.local import ArtifactReplaced, LocalWorker, RunFailed, WorkerLost
+from rankrt.server.workers.process import ProcessWorker
 from tests.server.support import model_files, run_of, wait_until
 from tests.support import POINTS, tiny_artifact
 
@@ -207,8 +207,8 @@ def test_a_process_ends_when_its_server_does(artifact: Artifact):
     """However that ends: its sockets are closed."""
     source = f"""
 from pathlib import Path
-from rankrt.artifact import open_artifact
-from rankrt.server.process import ProcessWorker
+from rankrt.artifact.manifest import open_artifact
+from rankrt.server.workers.process import ProcessWorker
 from tests.server.support import model_files
 worker = ProcessWorker(1)
 worker.load(model_files(open_artifact(Path({str(artifact.folder)!r}))))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankrt.server.queue import Job, Row, RowQueue
+from rankrt.server.scheduling.queue import Job, Row, RowQueue
 from tests.server.support import model
 
 MODEL = model()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from rankrt import ScoreError
-from rankrt.artifact import Layout
-from rankrt.planner import GPU_RUN_TOKENS, LONGEST_NARROW_ROW, RUN_TOKENS, Capacity
-from rankrt.server.cache import ENTRY_BYTES, ScoreCache
-from rankrt.server.queue import Job
-from rankrt.server.scheduler import MOST_RUN_TOKENS, Finished, QueueFull, Scheduler, Stopping, TooLate
-from rankrt.server.workers import Run, RunFailed, WorkerLost
+from rankrt.artifact.manifest import Layout
+from rankrt.backends.planner import GPU_RUN_TOKENS, LONGEST_NARROW_ROW, RUN_TOKENS, Capacity
+from rankrt.server.scheduling.queue import Job
+from rankrt.server.scheduling.scheduler import MOST_RUN_TOKENS, Finished, QueueFull, Scheduler, Stopping, TooLate
+from rankrt.server.scheduling.score_cache import ENTRY_BYTES, ScoreCache
+from rankrt.server.workers.local import Run, RunFailed, WorkerLost
 from tests.server.support import FakeWorker, Waiting, model, rows_of
 
 MODEL = model()

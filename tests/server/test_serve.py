@@ -21,7 +21,7 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
-from rankrt.cli import main  # noqa: E402
+from rankrt.cli.main import main  # noqa: E402
 from tests.server.support import certificate_in  # noqa: E402
 from tests.support import tiny_artifact  # noqa: E402
 
@@ -36,7 +36,7 @@ class Served:
         command = [
             sys.executable,
             "-m",
-            "rankrt.cli",
+            "rankrt.cli.main",
             "serve",
             *map(str, arguments),
             "--port",
@@ -254,7 +254,17 @@ def test_the_address_is_said_at_the_start_and_when_the_models_are_ready(served: 
 def test_the_log_is_text_for_a_terminal(tmp_path: Path):
     tiny_artifact(tmp_path / "served")
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "rankrt.cli", "serve", str(tmp_path / "served"), "--port", "0", "--workers", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "rankrt.cli.main",
+        "serve",
+        str(tmp_path / "served"),
+        "--port",
+        "0",
+        "--workers",
+        "0",
+    ]
     process = subprocess.Popen(command, stderr=theirs)
     os.close(theirs)
     try:

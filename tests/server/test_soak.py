@@ -1,4 +1,4 @@
-"""A few seconds of what benchmarks/server_soak.py does for half an hour."""
+"""A few seconds of what benchmarks/studies/server_soak.py does for half an hour."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,8 @@ from tests.server.support import serving
 
 pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
-crowd = pytest.importorskip("benchmarks.crowd", reason="needs the source tree")
-soak = pytest.importorskip("benchmarks.server_soak", reason="needs the source tree")
+crowd = pytest.importorskip("benchmarks.harness.crowd", reason="needs the source tree")
+soak = pytest.importorskip("benchmarks.studies.server_soak", reason="needs the source tree")
 
 
 def test_overload_misbehaviour_and_a_killed_worker_harm_nobody(tiny_folder: Path):

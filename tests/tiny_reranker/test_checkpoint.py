@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankrt import Reranker
 from rankrt_export.pipeline import Options, export
-from rankrt_export.texts import sample
+from rankrt_export.text.texts import sample
 
 pytestmark = pytest.mark.export
 FOLDER = Path(__file__).resolve().parents[2] / "tiny_reranker"

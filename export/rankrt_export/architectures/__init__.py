@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from rankrt_export.architectures import decoder, xlm_roberta
-from rankrt_export.blueprint import Architecture
+from rankrt_export.graph.blueprint import Architecture
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "XLMRobertaForSequenceClassification": xlm_roberta.build,

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.blueprint import Blueprint, Readout, Section
+from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
-from rankrt_export.graph import CausalEngine, Graph, RotaryTables
+from rankrt_export.graph.blueprint import Blueprint, Readout, Section
+from rankrt_export.graph.graph import CausalEngine, Graph, RotaryTables
 from rankrt_export.targets import CAUSAL_TARGETS
 from rankrt_export.targets.segment import SegmentShape
-from rankrt_export.weights import read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

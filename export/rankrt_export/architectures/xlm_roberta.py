@@ -10,12 +10,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rankrt_export.blueprint import Blueprint, Section
+from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
-from rankrt_export.graph import COMMON_DATA, Engine, Graph
+from rankrt_export.graph.blueprint import Blueprint, Section
+from rankrt_export.graph.graph import COMMON_DATA, Engine, Graph
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.targets import TARGETS
-from rankrt_export.weights import read
 
 # The head is 0.3 % of the work of one short row and decides everything: it stays in fp32.
 _HEAD = Float32(matrices=COMMON_DATA)

@@ -1,29 +1,30 @@
-"""Weights stored in half precision and computed in single: half the download, for hosts that compute in fp32.
+"""Half precision throughout, for GPUs: weights, products and states; the bytes of the weights are those of Float16.
 
-ONNX Runtime folds the casts of the matrices when it loads the graph; rows of a table are cast as they are looked up.
-Only weights have to fit into half precision, which is refused where they do not: activations may be of any size.
+Tensor cores multiply half precision with sums in single. What is delicate is the engines' to keep in fp32: sums of
+squares in norms, and softmax. The head is fp32 as everywhere.
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.graph import FLOAT, Graph
-from rankrt_export.precision.float32 import gemm, stored
+from rankrt_export.graph.graph import HALF, Graph
+from rankrt_export.precision.float16_storage import EMBEDDINGS_DATA, LAYERS_DATA
+from rankrt_export.precision.float32 import Multiply, gemm, stored
 
-LAYERS_DATA, EMBEDDINGS_DATA = "layers.fp16.data", "embeddings.fp16.data"
 
+class Half:
+    """Half precision in storage and in computation. `matrices` is the data file for the weights of linear layers."""
 
-class Float16:
-    """Half precision in storage."""
+    states = HALF
 
-    states = FLOAT
+    def __init__(self, matrices: str = LAYERS_DATA, multiply: Multiply = gemm) -> None:
+        self._matrices = matrices
+        self._multiply = multiply
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
-        """Return x @ W.T + bias, computed in float32."""
-        half = stored(graph, weight, LAYERS_DATA, np.float16)
-        return gemm(graph, x, graph.op("Cast", half, to=ir.DataType.FLOAT), bias)
+        """Return x @ W.T + bias, all in half precision."""
+        return self._multiply(graph, x, stored(graph, weight, self._matrices, np.float16), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
-        """Return rows of a table, as float32."""
-        half = stored(graph, table, EMBEDDINGS_DATA, np.float16)
-        return graph.op("Cast", graph.op("Gather", half, ids), to=ir.DataType.FLOAT)
+        """Return rows of a table, as half precision."""
+        return graph.op("Gather", stored(graph, table, EMBEDDINGS_DATA, np.float16), ids)

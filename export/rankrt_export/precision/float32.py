@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt_export.errors import RangeError
-from rankrt_export.graph import FLOAT, MICROSOFT, Graph
+from rankrt_export.graph.graph import FLOAT, MICROSOFT, Graph
 
 # Returns x @ W.T + bias, if there is one, for W as it is stored, (n_out, n_in).
 Multiply: TypeAlias = Callable[[Graph, ir.Value, ir.Value, ir.Value | None], ir.Value]

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.graph import FLOAT, MICROSOFT, Graph
-from rankrt_export.precision.float16 import Float16
+from rankrt_export.graph.graph import FLOAT, MICROSOFT, Graph
+from rankrt_export.precision.float16_storage import Float16
 from rankrt_export.precision.float32 import Float32
-from rankrt_export.quantization import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
-from rankrt_export.recipes import Recipe, TableRecipe, TokenRecipe
+from rankrt_export.precision.int8_numbers import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
+from rankrt_export.precision.recipes import Recipe, TableRecipe, TokenRecipe
 
 LAYERS_DATA = "layers.int8.data"
 # Tables whose columns are divided before their rows are rounded, and tables whose rows are rounded as they are. Their

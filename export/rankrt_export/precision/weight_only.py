@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array, UInt8Array
-from rankrt_export.graph import FLOAT, MICROSOFT, Graph
+from rankrt_export.graph.graph import FLOAT, MICROSOFT, Graph
 from rankrt_export.precision.int8 import rounded_rows
-from rankrt_export.quantization import TINIEST_SCALE
-from rankrt_export.recipes import TableRecipe
+from rankrt_export.precision.int8_numbers import TINIEST_SCALE
+from rankrt_export.precision.recipes import TableRecipe
 
 # MatMulNBits' name for 8-bit activations.
 _ACCURACY_LEVEL = 4

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from rankrt.artifact import Target
-from rankrt_export.graph import CausalEngine, Engine, Graph
+from rankrt.artifact.manifest import Target
+from rankrt_export.graph.graph import CausalEngine, Engine, Graph
 from rankrt_export.targets.cpu import CpuEngine
 from rankrt_export.targets.cpu_causal import CausalCpuEngine
 from rankrt_export.targets.cuda import CudaEngine

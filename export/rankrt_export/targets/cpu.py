@@ -12,10 +12,10 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import Layout
-from rankrt_export.graph import MICROSOFT, Graph
+from rankrt.artifact.manifest import Layout
+from rankrt_export.checkpoint.weights import read
+from rankrt_export.graph.graph import MICROSOFT, Graph
 from rankrt_export.targets.each_row import Row, each_row
-from rankrt_export.weights import read
 
 
 class CpuEngine:

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import Layout
-from rankrt_export.graph import MICROSOFT, Graph, RotaryTables
+from rankrt.artifact.manifest import Layout
+from rankrt_export.graph.graph import MICROSOFT, Graph, RotaryTables
 from rankrt_export.targets import fused
 from rankrt_export.targets.each_row import Row, each_row
 from rankrt_export.targets.segment import SegmentShape

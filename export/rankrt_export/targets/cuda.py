@@ -15,9 +15,9 @@ The host computes the places, which it knows, so no operator removes padding or 
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import Layout
-from rankrt_export.graph import MICROSOFT, Graph
-from rankrt_export.weights import read
+from rankrt.artifact.manifest import Layout
+from rankrt_export.checkpoint.weights import read
+from rankrt_export.graph.graph import MICROSOFT, Graph
 
 
 class CudaEngine:

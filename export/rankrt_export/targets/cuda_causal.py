@@ -11,7 +11,7 @@ As in `cuda`, the operators are written as they are to run, and none computes a 
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
-from rankrt_export.graph import MICROSOFT, RotaryTables
+from rankrt_export.graph.graph import MICROSOFT, RotaryTables
 from rankrt_export.targets import fused
 from rankrt_export.targets.padded_causal import PaddedCausalEngine
 

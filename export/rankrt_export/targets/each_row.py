@@ -5,7 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from rankrt_export.graph import Graph
+from rankrt_export.graph.graph import Graph
 
 
 class Row:

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
-from rankrt_export.graph import MICROSOFT, Graph
+from rankrt_export.graph.graph import MICROSOFT, Graph
 
 
 def rms_norm(graph: Graph, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from rankrt.artifact import Layout
-from rankrt_export.graph import Graph
+from rankrt.artifact.manifest import Layout
+from rankrt_export.graph.graph import Graph
 from rankrt_export.targets.segment import SegmentShape
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.graph import FLOAT, HALF, Graph
+from rankrt_export.graph.graph import FLOAT, HALF, Graph
 
 # What hides a place: exp() of it is 0, and no score that is added to it makes it infinite.
 _HIDDEN = np.float32(-1e30)

@@ -8,8 +8,8 @@ norms and softmax are fp32 whatever the states are, by casts that fuse with what
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact import Layout
-from rankrt_export.graph import Graph
+from rankrt.artifact.manifest import Layout
+from rankrt_export.graph.graph import Graph
 from rankrt_export.targets import plain
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
-from rankrt_export.graph import Graph, RotaryTables
+from rankrt_export.graph.graph import Graph, RotaryTables
 from rankrt_export.targets import plain
 from rankrt_export.targets.padded_causal import PaddedCausalEngine
 from rankrt_export.targets.segment import SegmentShape

@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from rankrt.arrays import Float32Array
-from rankrt.planner import Capacity, Plan
-from rankrt.tokenizer import Encoded
+from rankrt.backends.planner import Capacity, Plan
+from rankrt.text.pairs import Encoded
 
 
 class Backend(Protocol):

@@ -8,8 +8,8 @@ from typing import TypeVar
 from rankrt.arrays import Int64Array
 from rankrt.backends.idle import Idle
 from rankrt.backends.lanes import Lanes
-from rankrt.planner import Capacity, Plan
-from rankrt.resident import keep_freed_memory, release_free_memory, unmap_largest
+from rankrt.backends.planner import Capacity, Plan
+from rankrt.host.memory import keep_freed_memory, release_free_memory, unmap_largest
 
 _Loaded = TypeVar("_Loaded")
 

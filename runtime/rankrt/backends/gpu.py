@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
-from rankrt.artifact import Layout
+from rankrt.artifact.manifest import Layout
+from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.in_flight import N_IN_FLIGHT, InFlight, Memory
 from rankrt.backends.lanes import Lanes
-from rankrt.backends.ort import gpu_session_options, open_session
+from rankrt.backends.planner import Capacity, Plan
 from rankrt.backends.providers import PROVIDERS, gpu_for
-from rankrt.batch import GPU_BATCHES
-from rankrt.devices import Device
+from rankrt.backends.session import gpu_session_options, open_session
 from rankrt.errors import DeviceError
-from rankrt.planner import Capacity, Plan
-from rankrt.tokenizer import Encoded
+from rankrt.host.device import Device
+from rankrt.text.pairs import Encoded
 
 
 class ForRows(NamedTuple):

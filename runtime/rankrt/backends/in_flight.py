@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rankrt.arrays import Float32Array, Int32Array
-from rankrt.backends.ort import import_onnxruntime
+from rankrt.backends.session import import_onnxruntime
 
 # One run computes while the next is prepared; a third would wait, with memory of its own.
 N_IN_FLIGHT = 2

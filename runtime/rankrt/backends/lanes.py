@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from rankrt.arrays import Int64Array
-from rankrt.planner import Plan
+from rankrt.backends.planner import Plan
 
 
 class Lanes:

@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rankrt import gpus
-from rankrt.artifact import Target
-from rankrt.backends.ort import import_onnxruntime, installed_engines
-from rankrt.devices import Device
+from rankrt.artifact.manifest import Target
+from rankrt.backends.session import import_onnxruntime, installed_engines
 from rankrt.errors import DeviceError
-from rankrt.gpus import Gpu, Gpus
+from rankrt.host import gpus
+from rankrt.host.device import Device
+from rankrt.host.gpus import Gpu, Gpus
 
 _NO_LIBRARY = re.compile(r"Failed to load [^:]*: (.*)")
 # The images in onnxruntime-gpu 1.31.1 (cuobjdump): sm_75, 80, 86, 89, 90a, 120a. That of 8.0 runs on each 8.x.

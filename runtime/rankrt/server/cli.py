@@ -17,20 +17,20 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from rankrt.artifact import PRECISIONS
+from rankrt.artifact.manifest import PRECISIONS
 from rankrt.backends.in_flight import N_IN_FLIGHT
-from rankrt.devices import DEVICE_HELP, Device
 from rankrt.errors import InputError
-from rankrt.machine import usable_cores
-from rankrt.server.app import App
-from rankrt.server.connections import Connection, Gate, Listener, Loop, allow_connections, listen
-from rankrt.server.draining import DrainingServer
+from rankrt.host.cpu import usable_cores
+from rankrt.host.device import DEVICE_HELP, Device
+from rankrt.server.http.app import App
+from rankrt.server.http.connections import Connection, Gate, Listener, Loop, allow_connections, listen
+from rankrt.server.http.draining import DrainingServer
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
-from rankrt.server.logs import log_to_stderr
 from rankrt.server.models import LoadOptions, Served, found_for, name_of, rules_for
 from rankrt.server.service import Service, Settings
-from rankrt.server.tracing import OtlpTracer
+from rankrt.server.telemetry.logs import log_to_stderr
+from rankrt.server.telemetry.tracing import OtlpTracer
 
 # A thread that tokenizes keeps the interpreter for so long before others get it, and a request asks for it about six
 # times on its way, a run three times: with Python's own 5 ms a request waits for 30.

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
+from rankrt.backends.planner import RUN_TOKENS, by_length
 from rankrt.errors import RankrtError
-from rankrt.planner import RUN_TOKENS, by_length
 from rankrt.reranker import best_rows
-from rankrt.rules import Rules
-from rankrt.server.admission import expected_tokens
 from rankrt.server.failures import Failure
 from rankrt.server.limits import Limits
 from rankrt.server.models import Model, Models
-from rankrt.server.queue import MOST_URGENT, Job
-from rankrt.server.scheduler import Scheduler
-from rankrt.server.workers import RunFailed
-from rankrt.tokenizer import Encoded, Pair, Worded
+from rankrt.server.scheduling.admission import expected_tokens
+from rankrt.server.scheduling.queue import MOST_URGENT, Job
+from rankrt.server.scheduling.scheduler import Scheduler
+from rankrt.server.workers.local import RunFailed
+from rankrt.text.options import Rules
+from rankrt.text.pairs import Encoded, Pair, Worded
 
 # Requests take turns at the tokenizer in blocks of so many pairs, or fewer with so many characters or more.
 _BLOCK_PAIRS, _BLOCK_CHARS = 32, 1 << 18

@@ -3,8 +3,8 @@
 from typing import Literal, TypeAlias
 
 from rankrt.errors import DeviceError, InputError, RankrtError, ScoreError
-from rankrt.server.scheduler import QueueFull, Stopping, TooLate
-from rankrt.server.workers import RunFailed, WorkerLost
+from rankrt.server.scheduling.scheduler import QueueFull, Stopping, TooLate
+from rankrt.server.workers.local import RunFailed, WorkerLost
 
 Kind: TypeAlias = Literal[
     "syntax",  # the body is not JSON

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rankrt.server.failures import Failure
-from rankrt.server.queue import LEAST_ROW_TOKENS, ROW_MEMORY
+from rankrt.server.scheduling.queue import LEAST_ROW_TOKENS, ROW_MEMORY
 
 # What a body takes of the server's memory while it is worked on, in bytes a byte: 7.5 were measured for text with an
 # emoji in it (Python keeps four bytes a character), 5 for many small documents, 3 to 5 for others.

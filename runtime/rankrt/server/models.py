@@ -13,18 +13,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rankrt.artifact import Artifact, Precision, Variant
-from rankrt.devices import Device, check_heeded
+from rankrt.artifact.manifest import Artifact, Precision, Variant
+from rankrt.artifact.source import Hub, find_artifact
 from rankrt.errors import ArtifactError, RankrtError
-from rankrt.machine import this_machine
-from rankrt.placement import device_of, place
-from rankrt.resident import release_free_memory
-from rankrt.rules import Rules, default_length
+from rankrt.host.cpu import this_machine
+from rankrt.host.device import Device, check_heeded
+from rankrt.host.memory import release_free_memory
+from rankrt.loading.choose import device_of, place
+from rankrt.loading.open import open_tokenizer
 from rankrt.server.failures import Failure
-from rankrt.server.workers import ModelFiles, ServedModel, Worker, WorkerLost
-from rankrt.sources import Hub, find_artifact
-from rankrt.tokenizer import PairTokenizer
-from rankrt.variants import open_tokenizer
+from rankrt.server.workers.local import ModelFiles, ServedModel, Worker, WorkerLost
+from rankrt.text.options import Rules, default_length
+from rankrt.text.pairs import PairTokenizer
 
 _logger = logging.getLogger("rankrt.server")
 

@@ -10,19 +10,19 @@ from typing import Any, Literal, TypeAlias
 
 from rankrt.backends.idle import Idle
 from rankrt.errors import RankrtError
-from rankrt.machine import usable_cores
-from rankrt.resident import release_free_memory
+from rankrt.host.cpu import usable_cores
+from rankrt.host.memory import release_free_memory
 from rankrt.server.background import Background
-from rankrt.server.cache import ScoreCache
 from rankrt.server.engine import Engine
 from rankrt.server.keys import ApiKeys
 from rankrt.server.limits import InFlight, Limits
-from rankrt.server.metrics import Metrics
 from rankrt.server.models import LoadOptions, Models, Served
-from rankrt.server.process import ProcessWorker
-from rankrt.server.scheduler import Scheduler
-from rankrt.server.tracing import NoTracer, Tracer
-from rankrt.server.workers import ArtifactReplaced, LocalWorker, Worker
+from rankrt.server.scheduling.scheduler import Scheduler
+from rankrt.server.scheduling.score_cache import ScoreCache
+from rankrt.server.telemetry.metrics import Metrics
+from rankrt.server.telemetry.tracing import NoTracer, Tracer
+from rankrt.server.workers.local import ArtifactReplaced, LocalWorker, Worker
+from rankrt.server.workers.process import ProcessWorker
 
 # Whether requests can be answered now: models are loaded for the first time, no worker can score, or it is the end.
 State: TypeAlias = Literal["ready", "loading", "unavailable", "stopping"]

@@ -10,7 +10,7 @@ from rankrt.server.dialects import is_set
 from rankrt.server.dialects.tei import TeiToken, TeiTokenize
 from rankrt.server.failures import Failure
 from rankrt.server.models import Model
-from rankrt.text_tokenizer import Located
+from rankrt.text.tokenizers import Located
 
 # A text is not cut here, and takes about 0.2 s a megabyte.
 _MAX_CHARACTERS = 1 << 20

@@ -27,7 +27,7 @@ from rankrt.server.dialects.openai import OpenAIError, error_of, models_of
 from rankrt.server.dialects.texts import Document, Documents, QueryDocument, Text, check_query, texts_of
 from rankrt.server.engine import Answer, Ask
 from rankrt.server.failures import Failure, Kind
-from rankrt.tokenizer import Pair
+from rankrt.text.pairs import Pair
 
 Length: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, le=1_000_000_000)]
 # One text, or a list of them; parts of content stand in an object here, as a list of lists would be two things.

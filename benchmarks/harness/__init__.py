@@ -1,0 +1,1 @@
+"""How measuring is done: environments, workloads, processes, load."""

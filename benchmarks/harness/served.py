@@ -1,0 +1,133 @@
+"""A server in a process of its own, and a client that costs little, as it shares the machine."""
+
+import http.client
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from rankrt.host.child import child_command
+
+# The server closes a connection that nothing was asked on for 75 s; closed here, it is opened again.
+_KEEP_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came back, and how long it took."""
+
+    status: int
+    seconds: float
+    n_tokens: int
+    body: bytes
+
+
+class Server:
+    """A process with `rankrt serve`."""
+
+    def __init__(
+        self, artifact: str, *options: str, prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start one and wait until it is ready; `prefix` is a command that runs it, as another user for example."""
+        self.artifact = Path(artifact)
+        self.port = _free_port()
+        command = child_command("rankrt.cli.main", "serve", artifact, "--port", str(self.port))
+        command = [*prefix, *command, "--log-level", "error", *options]
+        self.process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+        self._wait_until_ready()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        return b'"ready"' in get(self.port, "/ready")
+
+    def metrics(self) -> dict[str, float]:
+        text = get(self.port, "/metrics").decode()
+        lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
+    def workers(self) -> list[int]:
+        """Return the ids of the processes that score."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(pid) for thread in threads for pid in thread.read_text().split()]
+
+    def cpu_s(self) -> dict[str, float]:
+        """Return the processor time until now of the server and of its workers, those that have ended left out."""
+        return {"server": _cpu_s(self.pid), "workers": sum(map(_cpu_s, self.workers()))}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait_until_ready(self) -> None:
+        while True:
+            if self.process.poll() is not None:
+                raise RuntimeError("the server ended")
+            with suppress(ConnectionError):
+                if self.is_ready:
+                    return
+            time.sleep(0.05)
+
+
+class Client:
+    """One connection that is kept. No two of its queries are the same, so that no score is known before."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        self._answered = time.perf_counter()
+
+    def rank(self, query: str, passages: Sequence[str], **fields: Any) -> Reply:
+        asked = {"query": new_query(query), "texts": list(passages), "raw_scores": True, **fields}
+        body = json.dumps(asked).encode()
+        if time.perf_counter() - self._answered > _KEEP_S:
+            self._connection.close()
+        started = time.perf_counter()
+        self._connection.request("POST", "/rerank", body, {"content-type": "application/json"})
+        response = self._connection.getresponse()
+        content = response.read()
+        self._answered = time.perf_counter()
+        seconds = self._answered - started
+        n_tokens = int(response.headers.get("x-compute-tokens", 0))
+        return Reply(status=response.status, seconds=seconds, n_tokens=n_tokens, body=content)
+
+
+def new_query(query: str) -> str:
+    """Return a query that was not asked before, of the same length in tokens up to a few."""
+    return f"{query} {next(Client._numbers)}"
+
+
+def get(port: int, path: str) -> bytes:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

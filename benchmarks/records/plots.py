@@ -1,0 +1,224 @@
+"""The report's pictures, drawn by matplotlib as SVG that keeps its text as text and fits a phone's width.
+
+Colours are the page's: text and axes have that of its text, colour i is var(--ci), so that a dark page has its own.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
+
+from benchmarks.records.record import Record, Row
+from benchmarks.systems import SYSTEMS
+
+# Inches: at a phone's 360 CSS pixels a point of type is about a pixel.
+_WIDTH, _HEIGHT = 5.0, 3.9
+COLORS = ("#0b6e4f", "#c1440e", "#2b59c3", "#8f2d91", "#b8860b", "#00838f", "#5d4037", "#d81b60", "#607d8b", "#7cb342")
+_INK = "#1b1f23"
+_MARKERS = "os^Dv<>PX*"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "rankrt",
+}
+
+
+def latency_over_load(record: Record) -> str | None:
+    """Draw the median and p95 of a request over the load that is offered."""
+
+    def draw(axes: Axes) -> None:
+        for style, (system, rows) in _systems(_measured(record, "load")):
+            offered = [row.size["offered_per_s"] for row in rows]
+            axes.plot(offered, _values(rows, "p50_ms"), label=system, **style)
+            tail = [(x, row.metrics["p95_ms"]) for x, row in zip(offered, rows, strict=True) if row.metrics["p95_ms"]]
+            axes.plot(*zip(*tail, strict=True), ls=":", c=style["c"]) if tail else None
+        _labels(axes, "requests offered a second", "latency, ms (dotted: p95)")
+
+    return _drawn(draw) if _measured(record, "load") else None
+
+
+def throughput_over_length(record: Record) -> str | None:
+    """Draw the tokens a second over the length of one row."""
+    rows = [row for row in _measured(record, "scaling") if row.case.startswith("length")]
+
+    def draw(axes: Axes) -> None:
+        for style, (system, of_system) in _systems(rows):
+            lengths = [row.size["longest"] for row in of_system]
+            axes.plot(lengths, _values(of_system, "tokens_per_s"), label=system, **style)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _labels(axes, "tokens of a row", "tokens a second")
+
+    return _drawn(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
+
+
+def speed_against_quality(record: Record) -> str | None:
+    """Draw each system's best throughput over its mean drift from PyTorch, and join those that nothing dominates."""
+    best: dict[str, Row] = {}
+    for row in _measured(record, "throughput"):
+        speed = row.metrics["pairs_per_s"] or 0.0
+        if row.metrics.get("mean_drift") is not None and speed > (_speed(best.get(row.system)) or 0.0):
+            best[row.system] = row
+    points = {system: (_drift(row), _speed(row)) for system, row in best.items()}
+
+    def draw(axes: Axes) -> None:
+        front = pareto(points)
+        axes.plot(*zip(*(points[system] for system in front), strict=True), c="#999999", lw=1, zorder=1)
+        for system, point in points.items():
+            axes.plot(*point, ls="", label=system, **_marked(system), zorder=2)
+        axes.set_xscale("log")
+        _labels(axes, "mean drift of a logit from PyTorch fp32 (left is better)", "pairs a second")
+
+    return _drawn(draw, height=_HEIGHT + 0.14 * len(points)) if points else None
+
+
+def memory(record: Record) -> str | None:
+    """Draw what processes take together, shared pages counted once."""
+    rows = [row for row in _measured(record, "startup") if row.case.endswith("processes")]
+    systems = list(dict.fromkeys(row.system for row in rows))
+    counts = sorted({int(row.size["n_processes"]) for row in rows}, reverse=True)
+
+    def draw(axes: Axes) -> None:
+        for i, n in enumerate(counts):
+            found = {row.system: row.metrics["pss_mb"] for row in rows if row.size["n_processes"] == n}
+            width = 0.8 / len(counts)
+            places = [systems.index(system) + (i - (len(counts) - 1) / 2) * -width for system in found]
+            axes.barh(
+                places,
+                [value or 0.0 for value in found.values()],
+                height=width * 0.9,
+                label=f"{n} process{'es' * (n > 1)}",
+                color=COLORS[i],
+            )
+        axes.set_yticks(range(len(systems)), systems)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("MB in all")
+
+    return _drawn(draw, height=1.4 + 0.45 * len(systems)) if rows else None
+
+
+def roofline(record: Record) -> str | None:
+    """Draw each row's rate under the machine's own: bandwidth times intensity, and matrix products."""
+    rows = _measured(record, "roofline")
+
+    def draw(axes: Axes) -> None:
+        peak = max(row.metrics["sgemm_gflops"] or 0.0 for row in rows)
+        bandwidth = max(row.metrics["bandwidth_gb_per_s"] or 0.0 for row in rows)
+        intensities = [row.metrics["intensity"] or 0.0 for row in rows]
+        x = [min(*intensities, peak / bandwidth) / 2, peak / bandwidth, max(*intensities, peak / bandwidth) * 2]
+        axes.plot(x, [min(peak, bandwidth * at) for at in x], c=_INK, lw=1.5)
+        axes.annotate(
+            f"{peak:.0f} GFLOP/s, {bandwidth:.0f} GB/s", (x[1], peak), xytext=(4, 5), textcoords="offset points"
+        )
+        for style, (system, of_system) in _systems(rows):
+            of_rows = _values(of_system, "intensity")
+            axes.plot(of_rows, _values(of_system, "gflops"), label=system, **style)
+        axes.set_xscale("log")
+        _labels(axes, "operations a byte of weights", "GFLOP/s")
+
+    return _drawn(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
+
+
+PLOTS: Mapping[str, Callable[[Record], str | None]] = {
+    "Speed against quality": speed_against_quality,
+    "Latency over load": latency_over_load,
+    "Throughput over length": throughput_over_length,
+    "Memory": memory,
+    "Roofline": roofline,
+}
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return who is beaten by nobody in both drift and speed, from the least drift on."""
+    front: list[str] = []
+    for name, (_, speed) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if not front or speed > points[front[-1]][1]:
+            front.append(name)
+    return front
+
+
+def _drawn(draw: Callable[[Axes], None], height: float = _HEIGHT) -> str:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        if axes.get_legend_handles_labels()[1]:
+            figure.legend(loc="outside lower center", ncols=2)
+        output = io.StringIO()
+        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+    svg = output.getvalue()
+    # The page sets the width; the picture keeps its proportions.
+    fitting = re.sub(
+        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|height="[^"]*" width="[^"]*"',
+        r"\1",
+        svg[svg.index("<svg") :],
+        count=1,
+    )
+    return _in_colours_of_the_page(fitting)
+
+
+def _in_colours_of_the_page(svg: str) -> str:
+    for i, colour in enumerate(COLORS):
+        svg = svg.replace(colour, f"var(--c{i})")
+    return svg.replace(_INK, "currentColor")
+
+
+def _labels(axes: Axes, x: str, y: str) -> None:
+    """Name the axes; y is logarithmic, with ticks at 1, 2 and 5 in words like 20k."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_minor_formatter(EngFormatter(sep=""))
+
+
+def _measured(record: Record, suite: str) -> list[Row]:
+    return [row for row in record.of(suite) if row.reason is None]
+
+
+def _values(rows: Sequence[Row], metric: str) -> list[float]:
+    return [row.metrics[metric] or float("nan") for row in rows]
+
+
+def _systems(rows: Sequence[Row]) -> list[tuple[dict[str, Any], tuple[str, list[Row]]]]:
+    by_system: dict[str, list[Row]] = {}
+    for row in rows:
+        by_system.setdefault(row.system, []).append(row)
+    return [(_marked(item[0]), item) for item in by_system.items()]
+
+
+def _marked(system: str) -> dict[str, Any]:
+    """Return a system's colour and marker, the same in every picture."""
+    i = list(SYSTEMS).index(system) if system in SYSTEMS else 0
+    return {"c": COLORS[i % len(COLORS)], "marker": _MARKERS[(i + i // len(COLORS)) % len(_MARKERS)]}
+
+
+def _n_systems(rows: Sequence[Row]) -> int:
+    return len({row.system for row in rows})
+
+
+def _speed(row: Row | None) -> float:
+    return (row.metrics["pairs_per_s"] or 0.0) if row else 0.0
+
+
+def _drift(row: Row) -> float:
+    # A system that is the reference drifts by nothing, which a logarithm cannot show.
+    return max(1e-7, row.metrics["mean_drift"] or 0.0)

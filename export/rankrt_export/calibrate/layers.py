@@ -1,0 +1,86 @@
+"""The linear layers and tables of an architecture, found by building its graph without writing anything."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.graph.blueprint import Blueprint, Readout
+from rankrt_export.graph.graph import FLOAT, Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerGroup:
+    """Linear layers, by name, that read the same activations, and whether these come from a GELU."""
+
+    layers: tuple[str, ...]
+    is_behind_gelu: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """What a variant's precision decides about: linear layers, in their order, and tables of vectors."""
+
+    groups: tuple[LayerGroup, ...]
+    tables: tuple[str, ...]
+
+
+def layers_of(checkpoint: Checkpoint) -> Layers:
+    """Return the layers and tables whose precision is a variant's to choose."""
+    recorder = _Recorder()
+    blueprint = Blueprint(
+        config=checkpoint.config,
+        weights=checkpoint.weights,
+        target="cpu",
+        readouts=_any_readouts(checkpoint),
+        max_length=1,
+        new_graph=lambda: Graph(weights=checkpoint.weights, data=_Nowhere(), precision=recorder),
+    )
+    ARCHITECTURES[checkpoint.architecture](blueprint)
+    groups = (
+        LayerGroup(layers=tuple(layers), is_behind_gelu=_is_gelu(x.producer())) for x, layers in recorder.layers.items()
+    )
+    return Layers(groups=tuple(groups), tables=tuple(recorder.tables))
+
+
+class _Recorder:
+    """A precision that multiplies nothing and remembers what it was asked for."""
+
+    states = FLOAT
+
+    def __init__(self) -> None:
+        self.layers: dict[ir.Value, list[str]] = {}
+        self.tables: list[str] = []
+
+    def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
+        self.layers.setdefault(x, []).append(weight.removesuffix(".weight"))
+        return graph.op("Identity", x)
+
+    def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
+        self.tables.append(table.removesuffix(".weight"))
+        return graph.op("Identity", ids)
+
+
+class _Nowhere:
+    """Data files that are not written."""
+
+    def tensor(
+        self, file: str, key: str, dtype: np.dtype[Any], shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> ir.ExternalTensor:
+        return ir.ExternalTensor(Path(file), 0, 0, ir.DataType.from_numpy(dtype), shape=ir.Shape(shape), name=key)
+
+
+def _any_readouts(checkpoint: Checkpoint) -> list[Readout]:
+    """Return one behind the last layer of a decoder, so that all its layers are built."""
+    if not checkpoint.is_decoder:
+        return []
+    return [Readout(layer=int(checkpoint.config["num_hidden_layers"]), vector=np.zeros(1, np.float32))]
+
+
+def _is_gelu(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "Gelu"

@@ -1,0 +1,1 @@
+"""What decoders are asked, and where their scores are read."""

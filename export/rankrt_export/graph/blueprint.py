@@ -1,0 +1,51 @@
+"""What an architecture is written from, and what it writes: one graph, or a section for each exit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import onnx_ir as ir
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact.manifest import Layout, Target
+from rankrt_export.checkpoint.weights import Weights
+from rankrt_export.graph.graph import Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readout:
+    """How a causal model's score is read behind a layer: the product of a row's last state with a vector."""
+
+    layer: int
+    vector: Float32Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """A checkpoint for one target in one precision.
+
+    config      its config.json
+    readouts    of a causal model, in ascending order of their layers; of any other none
+    max_length  the most tokens that a row may have
+    new_graph   begins a graph; all graphs of a variant share their data files
+    """
+
+    config: Mapping[str, Any]
+    weights: Weights
+    target: Target
+    readouts: Sequence[Readout]
+    max_length: int
+    new_graph: Callable[[], Graph]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A graph, how it takes its rows, its outputs by name, and the layer of its exit if it has one."""
+
+    graph: Graph
+    layout: Layout
+    outputs: Mapping[str, ir.Value]
+    layer: int | None = None
+
+
+Architecture: TypeAlias = Callable[[Blueprint], Sequence[Section]]

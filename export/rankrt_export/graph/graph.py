@@ -1,0 +1,288 @@
+"""The building blocks that every architecture is written in.
+
+An architecture says *what* is computed. How a weight is stored and multiplied, and in which type states are handed on,
+is the precision's business; how rows lie, and by which operators attention and what stands between the products is
+computed, the engine's. Hidden states have their features last; the axes before are the engine's, one flat sequence of
+all rows where it does not say otherwise.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
+from onnx_ir.tape import Tape
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact.manifest import Layout
+from rankrt_export.checkpoint.weights import Weights
+
+OPSET, IR_VERSION = 21, 10
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+MICROSOFT = "com.microsoft"
+# Norms, biases and heads are fp32 in every variant whose states are, so all of these share them.
+COMMON_DATA = "common.data"
+# The same in half precision, for variants whose states are.
+COMMON_HALF_DATA = "common.fp16.data"
+
+
+class Precision(Protocol):
+    """How the large weights are stored and multiplied. `states` is the type of hidden states between the blocks."""
+
+    states: ir.DataType
+
+    def linear(self, graph: "Graph", x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
+        """Return x @ W.T + bias, where W, (n_out, n_in), is the weight of that name."""
+        ...
+
+    def lookup(self, graph: "Graph", ids: ir.Value, table: str) -> ir.Value:
+        """Return the rows of a table, n_features for each id, in the type of states."""
+        ...
+
+
+class Data(Protocol):
+    """Where the tensors go that are too large for the graph."""
+
+    def tensor(
+        self, file: str, key: str, dtype: np.dtype[Any], shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> ir.ExternalTensor:
+        """Return a reference to a tensor of a file; `blocks` yields its content, in order, if it is not there yet."""
+        ...
+
+
+class Engine(Protocol):
+    """How a model that sees whole rows is expressed for one target: the places of rows, and the operators it has.
+
+    Layers and norms go by name, so that an engine can compute a product and what follows it in one operator.
+    """
+
+    layout: Layout
+    ids: ir.Value
+
+    def positions(self, table: Float32Array, name: str) -> ir.Value:
+        """Return for each token the vector of its place in its row, from a table of that name."""
+        ...
+
+    def first_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's first token, (n_rows, n_features)."""
+        ...
+
+    def attention(
+        self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
+    ) -> ir.Value:
+        """Attend from `queries` to all tokens of their row, by query, key and value layers.
+
+        `queries` are `hidden`, or the states of the first tokens if `first_only`; so is what is returned.
+        """
+        ...
+
+    def add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise x + y over the features."""
+        ...
+
+    def linear_add_norm(self, x: ir.Value, layer: str, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise the layer's output for x, plus y."""
+        ...
+
+    def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
+        """Return the exact GELU of the layer's output for x."""
+        ...
+
+
+class CausalEngine(Protocol):
+    """How a segment of a causal model is expressed for one target: the places of its rows, and the operators it has.
+
+    In a segment's last layer only some tokens go on from the attention: all of them if another segment follows, else
+    those that the score is read from. Sums of layers are float32 whatever the type of states is; norms take float32.
+
+    n_axes  the axes before the features: 1 where all rows are one flat sequence, 2 where they are a matrix
+    """
+
+    layout: Layout
+    n_axes: int
+    states: ir.Value
+
+    def asking(self, hidden: ir.Value) -> ir.Value:
+        """Return the states that the segment's last layer asks from: of the tokens that go on, at least."""
+        ...
+
+    def going_on(self, x: ir.Value) -> ir.Value:
+        """Return the states of the tokens that go on from the segment's last layer."""
+        ...
+
+    def rotated(self, x: ir.Value, tables: "RotaryTables", *, n_heads: int, is_last: bool) -> ir.Value:
+        """Turn the features of each head, (..., n_heads * size), by the token's position (halves, not pairs).
+
+        `x` has the tokens that are asking if `is_last`, else all of them.
+        """
+        ...
+
+    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
+        """Attend to each token itself and all before it in its row and the row's prefix.
+
+        Returned are the tokens that go on if `is_last`, and asked is from those that are asking; else all of them.
+        """
+        ...
+
+    def last_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's last token, (n_rows, n_features), of those that go on."""
+        ...
+
+    def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
+        """Divide float32 by its root mean square over the last axis, times a scale of that name; return states."""
+        ...
+
+    def silu(self, x: ir.Value) -> ir.Value:
+        """Return x * sigmoid(x)."""
+        ...
+
+    def outputs(self) -> Mapping[str, ir.Value]:
+        """Return what the segment hands to other runs, by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTables:
+    """The cosines and sines of each position's angles, (n_positions, head_size / 2)."""
+
+    cosines: Float32Array
+    sines: Float32Array
+
+    def stored(self, graph: "Graph", dtype: ir.DataType = FLOAT) -> tuple[ir.Value, ir.Value]:
+        """Return both as tensors of a graph."""
+        return graph.array("rope.cosines", self.cosines, dtype), graph.array("rope.sines", self.sines, dtype)
+
+
+class Graph:
+    """A graph under construction."""
+
+    def __init__(self, *, weights: Weights, data: Data, precision: Precision) -> None:
+        self.weights = weights
+        self.data = data
+        self._precision = precision
+        self._tape = Tape()
+        self._inputs: list[ir.Value] = []
+        self._initializers: dict[str, ir.Value] = {}
+        self.data_files: set[str] = set()
+        self._n_loops = 0
+
+    # The blocks.
+
+    def embedding(self, ids: ir.Value, table: str) -> ir.Value:
+        """Return the vectors of tokens, (n_tokens, n_features)."""
+        return self._precision.lookup(self, ids, table)
+
+    def linear(self, x: ir.Value, name: str, *, precision: Precision | None = None) -> ir.Value:
+        """Return x @ W.T + b for the layer of that name."""
+        chosen = precision or self._precision
+        return chosen.linear(self, x, f"{name}.weight", self.vector(f"{name}.bias", chosen.states))
+
+    def product(self, x: ir.Value, name: str) -> ir.Value:
+        """Return x @ W.T for the layer of that name, without its bias if it has one."""
+        return self._precision.linear(self, x, f"{name}.weight", None)
+
+    def layer_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
+        """Normalise the last axis, in float32."""
+        scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
+        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+
+    @property
+    def states(self) -> ir.DataType:
+        """The type of hidden states."""
+        return self._precision.states
+
+    def as_float32(self, x: ir.Value) -> ir.Value:
+        """Return hidden states in float32."""
+        return x if self.states == FLOAT else self.op("Cast", x, to=FLOAT)
+
+    def as_states(self, x: ir.Value) -> ir.Value:
+        """Return float32 in the type of hidden states."""
+        return x if self.states == FLOAT else self.op("Cast", x, to=self.states)
+
+    # What blocks are made of.
+
+    def op(self, type_: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Append a node with one output."""
+        return self._tape.op(type_, inputs, attributes, domain=domain)
+
+    def loop(self, n_turns: ir.Value, state: ir.Value, body: ir.Graph) -> ir.Value:
+        """Append a Loop without a condition that carries one state; the body may use any value made before."""
+        # Names that are unique in the whole graph: what comes behind the loop is named without a look into it, and ONNX
+        # Runtime refuses some graphs in which a name is given twice.
+        values = [*body.inputs, *(output for node in body for output in node.outputs)]
+        for i, value in enumerate(values):
+            value.name = f"loop{self._n_loops}.{i}"
+        self._n_loops += 1
+        return self._tape.op("Loop", [n_turns, None, state], {"body": body})
+
+    def input(self, name: str, dtype: ir.DataType, shape: Iterable[str | int]) -> ir.Value:
+        """Declare an input of the graph."""
+        value = ir.val(name, dtype, list(shape))
+        self._inputs.append(value)
+        return value
+
+    def ints(self, *values: int) -> ir.Value:
+        """Return a constant vector of int64."""
+        return self.constant(f"ints{values}", np.array(values, np.int64))
+
+    def int_scalar(self, value: int) -> ir.Value:
+        """Return a constant int64 scalar."""
+        return self.constant(f"int({value})", np.array(value, np.int64))
+
+    def scalar(self, value: np.float32) -> ir.Value:
+        """Return a constant float32 scalar."""
+        return self.constant(f"float({value!r})", np.array(value, np.float32))
+
+    def constant(self, key: str, content: npt.NDArray[Any]) -> ir.Value:
+        """Return a small tensor that is kept in the graph itself."""
+        if key not in self._initializers:
+            self._initializers[key] = self._tape.initializer(ir.tensor(content, name=key), key)
+        return self._initializers[key]
+
+    def vector(self, name: str, dtype: ir.DataType = FLOAT) -> ir.Value:
+        """Return a small weight, in float32 or in half precision."""
+        return self._common(name, dtype, self.weights.shape(name), lambda: self.weights.blocks(name))
+
+    def array(self, key: str, content: Float32Array, dtype: ir.DataType = FLOAT) -> ir.Value:
+        """Return an array that was computed from weights, in float32 or in half precision."""
+        return self._common(key, dtype, content.shape, lambda: [content])
+
+    def _common(
+        self, key: str, dtype: ir.DataType, shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> ir.Value:
+        if dtype == FLOAT:
+            return self.external(COMMON_DATA, key, np.float32, shape, blocks)
+        return self.external(COMMON_HALF_DATA, f"{key}.float16", dtype.numpy(), shape, blocks)
+
+    def external(
+        self, file: str, key: str, dtype: npt.DTypeLike, shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> ir.Value:
+        """Return a tensor of a data file, which `blocks` yields if it is not written yet."""
+        if key not in self._initializers:
+            tensor = self.data.tensor(file, key, np.dtype(dtype), tuple(shape), blocks)
+            self._initializers[key] = self._tape.initializer(tensor, key)
+            self.data_files.add(file)
+        return self._initializers[key]
+
+    def save(self, path: Path, **outputs: ir.Value) -> None:
+        """Write the graph; outputs, all float32, get the names of the arguments.
+
+        Data files are referred to, not written.
+        """
+        for name, value in outputs.items():
+            value.name, value.type = name, ir.TensorType(FLOAT)
+        graph = ir.Graph(
+            self._inputs,
+            list(outputs.values()),
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name="rankrt",
+        )
+        model = ir.Model(graph, ir_version=IR_VERSION)
+        NameFixPass()(model)
+        path.write_bytes(ir.to_proto(model).SerializeToString())

@@ -1,0 +1,78 @@
+"""8 bits for TensorRT, written out: rounding to 8 bits and back stands in the graph before every product.
+
+TensorRT's explicit quantization. A QuantizeLinear and a DequantizeLinear before a product, and a DequantizeLinear
+behind its weights, tell it to multiply in 8 bits; between the layers all is half precision as in `Half`. Layers that
+read the same activations share one QuantizeLinear, and each has a DequantizeLinear of its own: TensorRT looks for one
+product behind it. Weights lie as MatMul reads them, (n_in, n_out), so there is no Transpose between. Zero points are
+written, all of them 0: they say which 8 bits are meant.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from rankrt_export.checkpoint.weights import read
+from rankrt_export.graph.graph import HALF, Graph
+from rankrt_export.precision.fixed_scales import FixedRecipe, StoredArray
+from rankrt_export.precision.float16 import Half
+from rankrt_export.precision.float32 import matmul
+from rankrt_export.precision.recipes import Recipe
+
+
+class Explicit:
+    """Products of 8-bit integers or floats, as a recipe says."""
+
+    states = HALF
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._file = f"layers.{recipe.kind.name}.data"
+        # A file of their own, so that the variant can be copied without the fp16 one.
+        self._kept = Half(matrices="kept.fp16.data", multiply=matmul)
+        self._rounded: dict[ir.Value, ir.Value] = {}
+
+    def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
+        """Return x @ W.T + bias."""
+        recipe = self._recipe.layers.get(weight.removesuffix(".weight"))
+        if recipe is None:
+            return self._kept.linear(graph, x, weight, bias)
+        if x not in self._rounded:
+            self._rounded[x] = rounded(graph, x, recipe, name=weight)
+        activations = graph.op("DequantizeLinear", self._rounded[x], *_step(graph, recipe))
+        product = graph.op("MatMul", activations, weights(graph, weight, recipe, self._file))
+        return product if bias is None else graph.op("Add", product, bias)
+
+    def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
+        """Return rows of a table, as half precision."""
+        return self._kept.lookup(graph, ids, table)
+
+
+def rounded(graph: Graph, x: ir.Value, recipe: FixedRecipe, *, name: str) -> ir.Value:
+    """Return activations in 8 bits; `name` is the first layer's that reads them."""
+    if recipe.factors is not None:
+        key = f"{name}.{recipe.format.dtype}.factors"
+        x = graph.op("Mul", x, graph.array(key, recipe.factors, HALF))
+    return graph.op("QuantizeLinear", x, *_step(graph, recipe))
+
+
+def weights(graph: Graph, weight: str, recipe: FixedRecipe, file: str) -> ir.Value:
+    """Return a layer's weights, (n_in, n_out), as they come back from their 8 bits."""
+    n_out, n_in = graph.weights.shape(weight)
+
+    def blocks() -> Iterator[StoredArray]:
+        yield recipe.stored(read(graph.weights, weight)).T
+
+    stored = graph.external(file, weight, recipe.format.dtype, (n_in, n_out), blocks)
+    scales = graph.external(file, f"{weight}.scales", np.float16, recipe.scales.shape, lambda: [recipe.scales])
+    return graph.op("DequantizeLinear", stored, scales, _zero(graph, recipe, recipe.scales.shape), axis=1)
+
+
+def _step(graph: Graph, recipe: FixedRecipe) -> tuple[ir.Value, ir.Value]:
+    """Return the scale and the zero point of activations."""
+    return graph.constant(f"half({recipe.step!r})", np.array(recipe.step, np.float16)), _zero(graph, recipe, ())
+
+
+def _zero(graph: Graph, recipe: FixedRecipe, shape: tuple[int, ...]) -> ir.Value:
+    dtype = recipe.format.dtype
+    return graph.constant(f"{dtype}(0){list(shape)}", np.zeros(shape, dtype))

@@ -1,0 +1,92 @@
+"""The PyTorch model of a checkpoint: the reference that everything is compared with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rankrt.arrays import Float32Array
+from rankrt.text.pairs import Pair
+from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.errors import CheckpointError
+
+# What transformers makes of a pair: input_ids and whatever else the model takes.
+Row: TypeAlias = Mapping[str, Sequence[int]]
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """Return transformers' model in fp32, ready to score.
+
+    Raises CheckpointError if it cannot be loaded, or if weights are missing: transformers would draw them at random.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint.folder,
+            config=config_of(checkpoint),
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        raise CheckpointError(f"transformers cannot load {checkpoint.folder}: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise CheckpointError(f"{checkpoint.folder} lacks the weights {', '.join(missing)}: its scores would be random")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and (n := int((~tensor.isfinite()).sum())):
+            raise CheckpointError(
+                f"{checkpoint.folder} is damaged: {name} has {n} values of {tensor.numel()} that are NaN or infinity"
+            )
+    return model.eval()
+
+
+def config_of(checkpoint: Checkpoint) -> Any:
+    """Return transformers' configuration. It is made of the fields that are there: on num_labels = null 5.24 fails."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**checkpoint.config)
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says first; transformers goes on with advice on its own options."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def tokenized(checkpoint: Checkpoint, pairs: Sequence[Pair], max_length: int) -> list[Row]:
+    """Return the rows that the checkpoint's own tokenizer makes of pairs, cut longest first."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.folder, config=config_of(checkpoint), trust_remote_code=False
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers cannot load the tokenizer of {checkpoint.folder}: {first_line(error)}"
+        ) from error
+    # A list of pairs, because transformers takes a lone ("query", "") for a text without a second one.
+    rows = tokenizer(list(pairs), truncation="longest_first", max_length=max_length)
+    return [{key: values[i] for key, values in rows.items()} for i in range(len(pairs))]
+
+
+def scores(model: Any, rows: Sequence[Row], progress: Callable[[int], None]) -> Float32Array:
+    """Return the model's logit for each row alone, without padding, (n_rows,); `progress` is told of each row done."""
+    import torch
+
+    logits = np.empty(len(rows), np.float32)
+    with torch.inference_mode():
+        for i, row in enumerate(rows):
+            logits[i] = model(**tensors(row)).logits[0, 0].item()
+            progress(1)
+    return logits
+
+
+def tensors(row: Row) -> dict[str, Any]:
+    """Return a row as the batch of one that the model takes."""
+    import torch
+
+    return {key: torch.tensor([values]) for key, values in row.items()}

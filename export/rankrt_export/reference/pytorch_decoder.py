@@ -1,0 +1,207 @@
+"""The PyTorch model of a decoder, one layer at a time: a reference for models that do not fit into memory.
+
+transformers' own modules compute; here they are only given their weights, a layer's for all rows, then the next one's.
+Rows run alone and without padding. MiniCPM, which transformers does not have, is computed by its Granite class, whose
+multipliers for embeddings, residuals and attention are all that MiniCPM adds to Llama.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from rankrt.arrays import Float32Array
+from rankrt.text.pairs import Pair
+from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.weights import read
+from rankrt_export.decoders.prompts import Style, forms, token_of
+from rankrt_export.errors import CheckpointError
+from rankrt_export.graph.blueprint import Readout
+from rankrt_export.reference.pytorch import Row, config_of, first_line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How a decoder is asked, and where its answer is read."""
+
+    style: Style
+    readout: Readout
+
+    def rows(self, checkpoint: Checkpoint, pairs: Sequence[Pair], max_length: int) -> list[Row]:
+        """Return the rows that the model takes."""
+        return [{"input_ids": ids} for ids in asked_rows(checkpoint, self.style, pairs, max_length)]
+
+    def model(self, checkpoint: Checkpoint) -> Any:
+        """Return the PyTorch model."""
+        return whole_decoder(checkpoint, self.readout)
+
+
+def asked_rows(checkpoint: Checkpoint, style: Style, pairs: Sequence[Pair], max_length: int) -> list[list[int]]:
+    """Return the rows that the checkpoint's own tokenizer makes of pairs, put together as the style's authors do."""
+    tokenizer = _tokenizer(checkpoint)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    joined = _flagembedding_row if style.prompt.question is not None else _whole_row
+    return [joined(ids, tokenizer.bos_token_id, tokenizer.pad_token_id, style, pair, max_length) for pair in pairs]
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """Return transformers' tokenizer, made of tokenizer.json as it is.
+
+    For a "LlamaTokenizer" transformers 5.23 would build another one than the file describes: of 1,200 paragraphs 839
+    got other ids from MiniCPM's than with 4.57, which the rerankers are used with.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if not (file := checkpoint.folder / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(checkpoint.folder)
+    special = {key: token_of(checkpoint.tokenizer_config, key) for key in ("bos_token", "pad_token")}
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+
+
+def _flagembedding_row(
+    ids: Callable[[str], list[int]], bos: int | None, pad: int | None, style: Style, pair: Pair, max_length: int
+) -> list[int]:
+    """As FlagEmbedding 1.4.2: query and passage cut apart, then the passage with its separator to what is left."""
+    query_form, passage_form = forms(style)
+    separator, question = ids(style.separator), ids(style.suffix[-1])
+    first = ([] if bos is None or bos == pad else [bos]) + ids(query_form.around(pair[0]))[: max_length * 3 // 4]
+    second = separator + ids(passage_form.around(pair[1]))[:max_length]
+    room = max_length + len(separator) + len(question) - len(first)
+    return first + second[:room] + separator + question
+
+
+def _whole_row(
+    ids: Callable[[str], list[int]], bos: int | None, pad: int | None, style: Style, pair: Pair, max_length: int
+) -> list[int]:
+    """As Qwen3-Reranker's model card: query and passage tokenized as one text; cut as rankrt does if they are long."""
+    query, passage = (form.around(text) for form, text in zip(forms(style), pair, strict=True))
+    prefix, suffix = ids(style.prefix), ids("".join(style.suffix))
+    room, middle = max_length - len(prefix) - len(suffix), ids(query + passage)
+    if len(middle) > room:
+        query_ids = ids(query)[: max_length * 3 // 4]
+        middle = query_ids + ids(passage)[: room - len(query_ids)]
+    return prefix + middle + suffix
+
+
+def decoder_logits(
+    checkpoint: Checkpoint, readouts: Sequence[Readout], rows: Sequence[Sequence[int]], progress: Callable[[int], None]
+) -> Float32Array:
+    """Return the model's logits at each readout, (n_readouts, n_rows); `progress` is told of each row done."""
+    import torch
+
+    model = _model(checkpoint, n_layers=1, n_pieces=1)
+    vectors = {readout.layer: torch.from_numpy(readout.vector) for readout in readouts}
+    _load(model.norm, checkpoint, "model.norm")
+    logits = []
+    with torch.inference_mode():
+        states = _embedded(checkpoint, rows)
+        for layer in range(max(vectors)):
+            _load(model.layers[0], checkpoint, f"model.layers.{layer}")
+            states = [_through(model, hidden) for hidden in states]
+            if layer + 1 in vectors:
+                logits.append([float(model.norm(hidden[0, -1]) @ vectors[layer + 1]) for hidden in states])
+    progress(len(rows))
+    return np.array(logits, np.float32)
+
+
+def whole_decoder(checkpoint: Checkpoint, readout: Readout) -> Any:
+    """Return the PyTorch model with all its layers in memory, whose `logits`, (n_rows, 1), are those of a readout."""
+    import torch
+
+    class Scorer(torch.nn.Module):  # type: ignore[misc]  # torch is untyped to mypy here
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _model(
+                checkpoint, n_layers=readout.layer, n_pieces=checkpoint.weights.shape("model.embed_tokens.weight")[0]
+            )
+            self.register_buffer("vector", torch.from_numpy(readout.vector))
+
+        def forward(self, input_ids: Any) -> Any:
+            states = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
+            return SimpleNamespace(logits=states[:, -1:] @ self.vector)
+
+    scorer = Scorer()
+    _load(scorer.model, checkpoint, "model")
+    return scorer.eval()
+
+
+def _model(checkpoint: Checkpoint, *, n_layers: int, n_pieces: int) -> Any:
+    """Return transformers' model of the checkpoint without head or weights, with so many layers and pieces."""
+    import torch
+    from transformers import AutoModel
+
+    config = _granite_config(checkpoint) if checkpoint.config["model_type"] == "minicpm" else None
+    try:
+        config = config or config_of(checkpoint)
+        if getattr(config, "hidden_act", "") == "gelu" and config.model_type == "gemma":
+            config.hidden_act = "gelu_pytorch_tanh"  # what it means; see architectures/decoder.py
+        config.num_hidden_layers, config.vocab_size, config.pad_token_id = n_layers, n_pieces, None
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:n_layers]
+        return AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers cannot make a model of {checkpoint.folder}: {first_line(error)}"
+        ) from error
+
+
+def _granite_config(checkpoint: Checkpoint) -> Any:
+    from transformers import GraniteConfig
+
+    config = checkpoint.config
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps")
+    head_size = int(config["hidden_size"]) // int(config["num_attention_heads"])
+    return GraniteConfig(
+        **{name: config[name] for name in names},
+        rope_theta=config.get("rope_theta", 10000.0),
+        max_position_embeddings=checkpoint.max_length,
+        embedding_multiplier=config.get("scale_emb", 1.0),
+        residual_multiplier=config.get("scale_depth", 1.0) / config["num_hidden_layers"] ** 0.5,
+        attention_multiplier=head_size**-0.5,
+    )
+
+
+def _embedded(checkpoint: Checkpoint, rows: Sequence[Sequence[int]]) -> list[Any]:
+    """Return what goes into the first layer, (1, n_tokens, n_features) each, by a model of no layers and few pieces."""
+    import torch
+
+    pieces, places = np.unique(np.concatenate([np.asarray(row) for row in rows]), return_inverse=True)
+    model = _model(checkpoint, n_layers=0, n_pieces=len(pieces))
+    model.norm = torch.nn.Identity()
+    model.embed_tokens.weight = torch.nn.Parameter(torch.from_numpy(_table_rows(checkpoint, pieces)))
+    ends = np.cumsum([len(row) for row in rows])[:-1]
+    return [
+        model(input_ids=torch.from_numpy(ids[None]), use_cache=False).last_hidden_state
+        for ids in np.split(places.reshape(-1).astype(np.int64), ends)
+    ]
+
+
+def _table_rows(checkpoint: Checkpoint, pieces: np.ndarray[Any, Any]) -> Float32Array:
+    """Read some rows of the table of embeddings in one pass over it."""
+    found, start = [], 0
+    for block in checkpoint.weights.blocks("model.embed_tokens.weight"):
+        here = pieces[(pieces >= start) & (pieces < start + len(block))]
+        found.append(block[here - start])
+        start += len(block)
+    return np.concatenate(found)
+
+
+def _load(module: Any, checkpoint: Checkpoint, name: str) -> None:
+    import torch
+
+    state = {key: torch.from_numpy(read(checkpoint.weights, f"{name}.{key}")) for key in module.state_dict()}
+    module.load_state_dict(state, assign=True)
+
+
+def _through(model: Any, hidden: Any) -> Any:
+    import torch
+
+    positions = torch.arange(hidden.shape[1])[None]
+    turned = model.rotary_emb(hidden, positions)
+    found = model.layers[0](hidden, position_ids=positions, position_embeddings=turned, use_cache=False)
+    return found[0] if isinstance(found, tuple) else found

@@ -1,0 +1,1 @@
+"""The text that variants are calibrated and verified with."""

@@ -1,0 +1,1 @@
+"""Comparing a written variant with the reference."""

@@ -1,0 +1,55 @@
+"""How a variant that was just written is run here, to be compared with PyTorch."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from rankrt.arrays import Float32Array
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.backends.providers import gpu_for
+from rankrt.errors import DeviceError
+from rankrt.host.device import Device
+from rankrt.reranker import Reranker
+from rankrt.text.pairs import Pair
+from rankrt_export.verify.rows import RowMaker, verified_rules
+from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu
+
+
+class Scorer(Protocol):
+    """A variant that scores pairs as the reference does."""
+
+    variant: Variant
+
+    def score(self, pairs: Iterable[Pair], *, cutoff_layers: Iterable[int] | None = None) -> Float32Array:
+        """Return a logit for each pair, (n_pairs,), or with exits (n_exits, n_pairs)."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
+        ...
+
+
+def can_run(variant: Variant) -> bool:
+    """Tell whether this host can run a variant: CUDA's attention has no kernel for a CPU."""
+    if variant.target != "cuda":
+        return True
+    try:
+        gpu_for(Device("cuda"))
+    except DeviceError:
+        return False
+    return True
+
+
+def load(artifact: Artifact, variant: Variant) -> Scorer:
+    """Load a variant as any host would, but from the artifact itself; of one for TensorRT the graph, on the CPU."""
+    if variant.target == "tensorrt":
+        return GraphOnCpu(artifact, variant, RowMaker.open(artifact))
+    rules = verified_rules(artifact)
+    return Reranker.load(
+        artifact.folder,
+        device=variant.target,
+        precision=variant.precision,
+        instruction_set=variant.instruction_set,
+        max_length=rules.max_length,
+        truncation=rules.truncation,
+        prepare=False,
+    )

@@ -1,0 +1,1 @@
+"""What an artifact is: its manifest, where it comes from, and how it is described. Loads no graph."""

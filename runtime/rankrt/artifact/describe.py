@@ -1,0 +1,78 @@
+"""An artifact in words, for terminals."""
+
+from collections.abc import Iterable, Sequence
+
+from rankrt.artifact.manifest import Artifact, Variant, unquantized
+
+
+def describe(artifact: Artifact) -> str:
+    """Return lines about an artifact: where it came from, what it takes, its variants and how they were verified."""
+    manifest = artifact.manifest
+    revision = f" at {manifest.source.revision}" if manifest.source.revision else ""
+    lines = [
+        f"{manifest.name}: {manifest.architecture}, up to {manifest.max_length} tokens",
+        f"exported from {manifest.source.id}{revision} by {manifest.producer}",
+        f"identity {artifact.identity[:16]}, {len(manifest.files)} files of {_megabytes(artifact, manifest.files)}",
+        "",
+        *_table([_HEADER, *(_row(artifact, variant) for variant in manifest.variants)]),
+    ]
+    lines += [line for variant in manifest.variants for line in (*_exits(variant), *_kept(variant))]
+    if verified := [v.verification for v in manifest.variants if v.verification]:
+        first = verified[0]
+        lines += ["", f"verified on {first.n_pairs} pairs of {first.n_queries} queries against {first.reference}"]
+    lines += _on_gpus(artifact)
+    return "\n".join(lines)
+
+
+_HEADER = ("variant", "size", "max diff", "mean diff", "tau (min)", "overlap")
+
+
+def _row(artifact: Artifact, variant: Variant) -> tuple[str, ...]:
+    size = _megabytes(artifact, variant.files)
+    if (found := variant.verification) is None:
+        return (variant.name, size, "not verified", "", "", "")
+    return (
+        variant.name,
+        size,
+        f"{found.max_difference:.1e}",
+        f"{found.mean_difference:.1e}",
+        f"{found.mean_tau:.4f} ({found.min_tau:.2f})",
+        f"{found.top_k_overlap:.0%} of top {found.top_k}",
+    )
+
+
+def _exits(variant: Variant) -> Iterable[str]:
+    """Say behind which layers scores can be read, if there are several, and how these compare with PyTorch."""
+    if len(variant.exits) < 2:
+        return
+    yield ""
+    yield f"{variant.name}: scores can be read behind these layers"
+    for end in variant.exits:
+        found = end.verification
+        yield f"  {end.layer:>3}  " + (f"max diff {found.max_difference:.1e}" if found else "not verified")
+
+
+def _on_gpus(artifact: Artifact) -> Iterable[str]:
+    """Say how variants for GPUs are checked on one: of TensorRT's the graph was verified, on a CPU, and no engine."""
+    for target in dict.fromkeys(variant.target for variant in artifact.manifest.variants if variant.target != "cpu"):
+        yield f"{target}: checked on the GPU itself by rankrt build {artifact.folder} --target {target}"
+
+
+def _kept(variant: Variant) -> Iterable[str]:
+    """Say how much of a variant is in 8 bits, and which layers are not."""
+    if (found := variant.quantization) is None:
+        return
+    yield ""
+    share, rest = f"{found.int8_share:.0%} of the multiply-adds in {variant.precision}", unquantized(variant.target)
+    yield f"{variant.name}: {share}, {len(found.kept)} layers left in {rest}"
+    for layer in found.kept:
+        yield f"  {layer.name:<50} would drift by {layer.drift:.1e} (root mean square)"
+
+
+def _megabytes(artifact: Artifact, names: Iterable[str]) -> str:
+    return f"{sum(artifact.manifest.files[name].n_bytes for name in names) / 1e6:,.0f} MB"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,367 @@
+"""The artifact: a folder of graphs, weights, a tokenizer and the manifest that describes them.
+
+This is the only thing that export and runtime share; docs/artifact.md specifies it to the byte. Nothing here reads a
+graph or a weight: an artifact is names, numbers and hashes.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from rankrt.errors import ArtifactError, DeviceError
+from rankrt.files.rights import unreadable
+
+FORMAT_VERSION = 3
+MANIFEST = "rankrt.json"
+
+# How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; flat and causal, in
+# segments of layers that may begin behind a prefix which several rows share; flat, with the places that a GPU's
+# attention wants; or a matrix whose rows are filled up to the longest, with their lengths.
+Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
+Precision: TypeAlias = Literal["fp32", "fp16", "w8", "int8", "fp8", "int4"]
+Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
+# What a processor has to do with products of bytes for a graph to be exact: nothing, as their sums in pairs fit into 16
+# bits; or add four in 32 bits at once.
+InstructionSet: TypeAlias = Literal["avx2", "vnni"]
+
+# From the most to the least faithful.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "int8", "fp8", "int4")
+# From the best to the one that every processor has.
+INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
+# What "auto" takes, the first that the artifact has verified: whoever exported int8 within its limits wants its speed,
+# and fp16 on a CPU is fp32 with rounded weights. w8 and int4 are for hosts that have not the memory.
+_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "w8", "int4", "fp8")
+
+
+def unquantized(target: Target) -> Precision:
+    """Return what the layers of a variant in 8 bits are in that are not."""
+    return "fp32" if target == "cpu" else "fp16"
+
+
+# How many exits a variant may have. On a GPU a decoder is one graph, which ends behind one.
+_N_EXITS: Mapping[Layout, Container[int]] = {"causal": range(1, 1 << 16), "padded": (0, 1)}
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the manifest: immutable, every field by name, unknown fields refused."""
+
+
+class Source(_Record, frozen=True):
+    """The checkpoint that was exported."""
+
+    id: str
+    revision: str | None
+    weights_sha256: str
+
+
+class Prompt(_Record, frozen=True):
+    """The words around query and passage of a model that was taught to answer a question about them.
+
+    Each text is put into its format as format.format(instruction, text). `question` is the text that the template's
+    suffix ends with, behind another separator, where the user may ask another one; None where it may not be changed.
+    """
+
+    query_instruction: str
+    query_format: str
+    passage_instruction: str
+    passage_format: str
+    question: str | None
+
+
+class Template(_Record, frozen=True):
+    """The special tokens of a row: prefix, query, separator, passage, suffix.
+
+    With token types, the tokens up to the separator's end are of type 0 and the rest are of type 1.
+    """
+
+    prefix: tuple[int, ...]
+    separator: tuple[int, ...]
+    suffix: tuple[int, ...]
+    prompt: Prompt | None = None
+
+    @property
+    def n_special(self) -> int:
+        """The number of tokens of a row that are neither query nor passage."""
+        return len(self.prefix) + len(self.separator) + len(self.suffix)
+
+    def room(self, max_length: int) -> int:
+        """Return how many tokens query and passage may have together.
+
+        What is special is counted, except around a question: FlagEmbedding counts neither separators nor question
+        there, and allows the question's length once more (its `encode_max_length`).
+        """
+        if self.prompt is None or self.prompt.question is None:
+            return max_length - self.n_special
+        return max_length - len(self.prefix) + len(self.suffix) - len(self.separator)
+
+    def max_length_within(self, n_tokens: int) -> int:
+        """Return the largest max_length by which no row has more tokens than that."""
+        return n_tokens - (self.room(0) + self.n_special)
+
+
+class Verification(_Record, frozen=True):
+    """How a variant compares with the PyTorch model on text; differences are absolute, in logits."""
+
+    reference: str
+    text_sha256: str
+    n_queries: int
+    n_pairs: int
+    max_difference: float
+    mean_difference: float
+    min_tau: float
+    mean_tau: float
+    top_k: int
+    top_k_overlap: float
+
+
+class KeptLayer(_Record, frozen=True):
+    """A layer that is not in 8 bits, and the drift in logits, root mean square, that rounding it would have cost."""
+
+    name: str
+    drift: float
+
+
+class Quantization(_Record, frozen=True):
+    """How much of a variant is in 8 bits: the share of multiply-adds, and the layers that are not."""
+
+    int8_share: float
+    kept: tuple[KeptLayer, ...]
+    text_sha256: str
+
+
+class Margins(_Record, frozen=True):
+    """How scores at an exit change until the last one, measured on the text of the verification.
+
+    shares, gaps  of all pairs of passages of a query, this share has one that is at most this much behind the other
+                  here and ends above it; in ascending order
+    rise          how much higher than here a score was at the end, at most
+    """
+
+    shares: tuple[float, ...]
+    gaps: tuple[float, ...]
+    rise: float
+
+    def gap(self, share: float) -> float:
+        """Return the gap of a share, or of the next larger one."""
+        return next(gap for known, gap in zip(self.shares, self.gaps, strict=True) if known >= share)
+
+
+class Exit(_Record, frozen=True):
+    """A layer behind which a score can be read, and the graph that leads there from the exit before."""
+
+    layer: int
+    graph: str
+    verification: Verification | None
+    margins: Margins | None
+
+
+class Variant(_Record, frozen=True):
+    """The model for one target in one precision: one graph, or several in a row that each end in an exit.
+
+    `graph` is the first to run. `verification` is that of the last exit. `instruction_set` is None where any processor
+    will do, and in int8 of format 2 and before, whose only graph is exact on all.
+    """
+
+    target: Target
+    precision: Precision
+    layout: Layout
+    graph: str
+    data: tuple[str, ...]
+    verification: Verification | None
+    quantization: Quantization | None
+    exits: tuple[Exit, ...] = ()
+    instruction_set: InstructionSet | None = None
+
+    @property
+    def name(self) -> str:
+        """The variant as people call it, such as cpu-fp32 or cpu-int8-vnni."""
+        return "-".join(filter(None, (self.target, self.precision, self.instruction_set)))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files without which the variant cannot run."""
+        return (*self.graphs, *self.data)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs, in the order in which they run."""
+        return tuple(found.graph for found in self.exits) or (self.graph,)
+
+
+class File(_Record, frozen=True):
+    """The size in bytes and the hash of a file of the artifact."""
+
+    n_bytes: int
+    sha256: str
+
+
+class Example(_Record, frozen=True):
+    """A pair and the PyTorch model's logit for it, by which any host can check itself."""
+
+    query: str
+    passage: str
+    logit: float
+
+
+class Manifest(_Record, frozen=True):
+    """The content of rankrt.json."""
+
+    format_version: int
+    producer: str
+    name: str
+    architecture: str
+    source: Source
+    tokenizer: str
+    template: Template
+    max_length: int
+    examples: tuple[Example, ...]
+    variants: tuple[Variant, ...]
+    files: dict[str, File]
+
+    def __post_init__(self) -> None:
+        """Refuse a manifest whose parts contradict each other or that points outside its folder."""
+        for name in self.files:
+            if Path(name).name != name or name in {"", ".", ".."}:
+                raise ValueError(f"`files` names {name!r}, but an artifact is flat: a file name has no folder")
+        named = {self.tokenizer, *(name for variant in self.variants for name in variant.files)}
+        if unlisted := sorted(named - self.files.keys()):
+            raise ValueError(f"`files` lacks the hash of {', '.join(unlisted)}")
+        if not self.variants:
+            raise ValueError("`variants` is empty")
+        for variant in self.variants:
+            layers = [found.layer for found in variant.exits]
+            if len(layers) not in _N_EXITS.get(variant.layout, (0,)) or layers != sorted(set(layers)):
+                raise ValueError(
+                    "`exits` of a causal variant are its exits in ascending order, of a padded one the last if it is a"
+                    " decoder's, of any other none"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class Artifact:
+    """A folder whose manifest was understood. `identity` is the SHA-256 of rankrt.json, which holds all the others."""
+
+    folder: Path
+    manifest: Manifest
+    identity: str
+
+    def path(self, name: str) -> Path:
+        """Return where the file of that name is; it need not exist."""
+        return self.folder / name
+
+    def choose(
+        self,
+        target: Target,
+        precision: Precision | Literal["auto"],
+        without: Collection[Precision] = (),
+        instruction_sets: Sequence[InstructionSet] = INSTRUCTION_SETS,
+    ) -> Variant:
+        """Return the variant for a target in that precision; for "auto" a verified one, int8 or the most faithful.
+
+        `without` are precisions that "auto" does not take; of variants that differ by it only, the one for the first of
+        `instruction_sets` is taken. Raises DeviceError, naming what there is, if the artifact has no such variant.
+        """
+        sets = (None, *instruction_sets)
+        here = [
+            v
+            for v in self.manifest.variants
+            if v.target == target and v.precision not in without and v.instruction_set in sets
+        ]
+        wanted = [v for v in here if precision in (v.precision, "auto") and (v.verification or precision != "auto")]
+        if not wanted:
+            raise DeviceError(self._no_variant(target, precision))
+        return min(wanted, key=lambda v: (_PREFERRED.index(v.precision), sets.index(v.instruction_set)))
+
+    def n_weight_bytes(self, variant: Variant) -> int:
+        """Return the bytes of a variant's data files."""
+        return sum(self.manifest.files[name].n_bytes for name in variant.data)
+
+    def check_sizes(self, names: Iterable[str]) -> None:
+        """Raise ArtifactError if one of these files is missing or has another size than the manifest says."""
+        for name in names:
+            expected = self.manifest.files[name].n_bytes
+            try:
+                n_bytes = self.path(name).stat().st_size
+            except FileNotFoundError:
+                raise ArtifactError(f"{self.folder} lacks {name}; copy the whole artifact or export it again") from None
+            except OSError as error:
+                raise ArtifactError(unreadable(self.path(name), error)) from error
+            if n_bytes != expected:
+                raise ArtifactError(
+                    f"{self.path(name)} has {n_bytes} bytes instead of {expected}: it was cut or changed"
+                )
+
+    def check_hashes(self, names: Iterable[str], sha256: Callable[[str], str] | None = None) -> None:
+        """Raise ArtifactError if the content of one of these files is not what was exported.
+
+        Reads the files whole, unless `sha256` knows better where the hash of a file comes from.
+        """
+        names = list(names)
+        self.check_sizes(names)
+        for name in names:
+            try:
+                found = sha256(name) if sha256 else sha256_of(self.path(name))
+            except OSError as error:
+                raise ArtifactError(unreadable(self.path(name), error)) from error
+            if found != self.manifest.files[name].sha256:
+                raise ArtifactError(
+                    f"{self.path(name)} is not the file that was exported (its SHA-256 differs); copy the artifact"
+                    " again or export it again"
+                )
+
+    def _no_variant(self, target: Target, precision: str) -> str:
+        has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in self.manifest.variants)
+        asked = f"verified variant for {target}" if precision == "auto" else f"{precision} for {target}"
+        return f"{self.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need"
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Read the manifest of the artifact in that folder.
+
+    Raises ArtifactError if there is none, if it is damaged, or if a newer rankrt wrote it.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder} is not a rankrt artifact: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise ArtifactError(unreadable(path, error)) from error
+    except ValueError as error:  # a name with a NUL
+        raise ArtifactError(f"{str(folder)!r} is not the name of a folder: {error}") from error
+    return Artifact(folder=folder, manifest=parse_manifest(content, path), identity=hashlib.sha256(content).hexdigest())
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Decode a manifest; `path` is for messages. Raises ArtifactError for anything that is not one of this version."""
+    try:
+        version = msgspec.json.decode(content, type=_AnyVersion).format_version
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format {version}, this rankrt reads up to {FORMAT_VERSION}: upgrade rankrt"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not a manifest of format {FORMAT_VERSION}: {error}") from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write rankrt.json, for people to read as well."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (folder / MANIFEST).write_bytes(content + b"\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _AnyVersion(msgspec.Struct):
+    """The one field that every version of the manifest has."""
+
+    format_version: int

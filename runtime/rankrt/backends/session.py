@@ -1,0 +1,127 @@
+"""What all ONNX Runtime backends share: finding the engine, the options of a session, and what a fork does to one."""
+
+import ctypes
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from rankrt.artifact.manifest import InstructionSet
+from rankrt.errors import ArtifactError, DeviceError, MissingExtra
+from rankrt.host.cpu import this_machine
+from rankrt.host.memory import changing_mappings
+from rankrt.host.telemetry import warn_if_too_late
+
+# It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
+_DISABLED_FUSIONS = "SkipLayerNormFusion"
+
+_sessions: WeakSet[Any] = WeakSet()
+
+
+def _keep_sessions_for_ever() -> None:
+    """Keep a forked child from ever destroying a session: it would wait for the session's threads, which it has not.
+
+    Not even at its end, so it takes a reference that Python does not know of.
+    """
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    _sessions.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_sessions_for_ever)
+
+
+def import_onnxruntime() -> Any:
+    """Return the onnxruntime module. Raises MissingExtra if there is none, DeviceError if there are two."""
+    if len(installed_engines()) > 1:
+        raise DeviceError(
+            "onnxruntime and onnxruntime-gpu are both installed; they write the same files, so it is chance which one"
+            " runs. Remove both and install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'rankrt[cpu]'"
+            " (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
+        )
+    warn_if_too_late()
+    try:
+        return import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "no engine is installed: pip install 'rankrt[cpu]' (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
+        ) from error
+
+
+def installed_engines() -> dict[str, str]:
+    """Return the distributions that provide onnxruntime, with their versions."""
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def session_options(n_threads: int, *, is_prepared: bool = False, instruction_set: InstructionSet | None = None) -> Any:
+    """Return options for one sequential run at a time on that many threads.
+
+    A graph for VNNI is exact on other processors too: weights become unsigned there, which costs all that int8 gains.
+    Not with VNNI, where ONNX Runtime would do it as well (its test for saturation is whether the two kernels differ):
+    v2-m3 took 0.75 of fp32's time that way on Zen 5, where the graph for AVX2 took 0.42.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Patterns are kept per exact shape, and here hardly two runs have the same.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False  # see resident.keep_freed_memory
+    if is_prepared:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("optimization.disable_specified_optimizers", _DISABLED_FUSIONS)
+        if instruction_set == "vnni" and "vnni" not in this_machine().instruction_sets:
+            options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def gpu_session_options(level: str, *, is_strict: bool = True) -> Any:
+    """Return options for a session on a GPU, where, if it is strict, a node that cannot be there is an error.
+
+    `level` names ONNX Runtime's optimisations: "ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", before nodes are placed, or more.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(is_strict)))
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Weights stay apart from the arena, which doubles: for weights of 1.1 GB it would hold as much again.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return options
+
+
+def open_session(
+    graph: Path, options: Any, provider: str = "CPUExecutionProvider", settings: Mapping[str, str] | None = None
+) -> Any:
+    """Load a graph on one provider and no other.
+
+    Raises ArtifactError, with the engine's words, if it cannot be loaded, and DeviceError if it would run elsewhere.
+    """
+    ort = import_onnxruntime()
+    try:
+        # Without the last argument a provider that fails is replaced by the CPU, with a line on standard output.
+        providers = [(provider, dict(settings or {}))]
+        with changing_mappings():
+            session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
+    except Exception as error:  # the engine's exceptions share no base of their own
+        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}") from error
+    _sessions.add(session)
+    if (used := session.get_providers()[0]) != provider:
+        raise DeviceError(f"ONNX Runtime {ort.__version__} took {used} instead of {provider} for {graph}")
+    return session

@@ -1,0 +1,1 @@
+"""The `rankrt` command: a thin skin over the library."""

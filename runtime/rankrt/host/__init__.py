@@ -1,0 +1,1 @@
+"""This computer: processor, GPUs, memory, and the device that a user names."""

@@ -1,0 +1,1 @@
+"""What only decoders have: exits, shared prefixes, progressive ranking."""

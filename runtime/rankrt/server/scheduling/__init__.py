@@ -1,0 +1,1 @@
+"""Which rows run next, and which scores are known already. Knows no HTTP and no process."""

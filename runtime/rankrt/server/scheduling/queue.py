@@ -1,0 +1,228 @@
+"""The queue that all requests share: rows of token ids, taken in runs, in the order of the requests.
+
+Knows no threads, no clock and no deadline: whoever uses it holds the lock, and `admission` says in which order requests
+stand. The first one that has rows fills a run; what it leaves, the next ones may fill. Rows that several requests wait
+for run once.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from rankrt.arrays import Int32Array, Int64Array
+from rankrt.artifact.manifest import Layout
+from rankrt.backends.planner import Filling
+from rankrt.errors import RankrtError
+from rankrt.server.workers.local import ServedModel
+
+# What a row takes that waits, in bytes beside 4 a token: as much as 375 tokens. It counts as 32 at least, so that the
+# limit of tokens bounds the memory of the shortest rows too.
+ROW_MEMORY, LEAST_ROW_TOKENS = 1500, 32
+# The priority of what no request waits for, and all of them would: a model's warm-up.
+MOST_URGENT = -(1 << 62)
+
+State: TypeAlias = Literal["new", "waiting", "running", "done"]
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Row:
+    """Token ids that wait for their logit.
+
+    passage_start  where in the row the passage begins
+    digest         what no other row of any model has
+    waiters        the jobs that want it, with its number there
+    n_failures     how often a run failed that it was part of; from the first on it runs alone
+    """
+
+    model: ServedModel
+    ids: Int32Array
+    passage_start: int
+    digest: bytes
+    state: State = "new"
+    waiters: list[tuple["Job", int]] = field(default_factory=list)
+    n_failures: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Job:
+    """The rows of one request, and what is known of them.
+
+    notify     called, from any thread, when all rows are done or the job has failed
+    is_streamed  whether it is called whenever some rows are done, too
+    priority   lower goes first, whatever else waits
+    rows       those that may still have to run, in that order
+    wanted     all that it waits for or waited for
+    logits     one for each row that was submitted; NaN where it is not done
+    n_left     how many of them are not done
+    n_cached   the tokens that were not computed for it: known before, or computed for another
+    expected   the tokens that each pair of it is thought to have; those of `n_known` pairs are known by now
+    n_expected all its tokens: those that are known, and what is thought of the rest
+    n_done     the tokens of rows that have their logit
+    deadline   when it is given up, on the monotonic clock; take_by and keep_by, see `admission.Entry`, are earlier
+    is_partial whether what is done by then is an answer
+    error      why it failed
+    """
+
+    model: ServedModel
+    notify: Callable[[], None] = lambda: None
+    is_streamed: bool = False
+    priority: int = 0
+    rows: deque[Row] = field(default_factory=deque)
+    wanted: list[Row] = field(default_factory=list)
+    logits: list[float] = field(default_factory=list)
+    n_left: int = 0
+    n_cached: int = 0
+    expected: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    n_known: int = 0
+    n_tokens: int = 0
+    n_expected: float = 0.0
+    n_done: int = 0
+    deadline: float = math.inf
+    take_by: float = math.inf
+    keep_by: float = math.inf
+    is_partial: bool = False
+    is_cancelled: bool = False
+    error: RankrtError | None = None
+    submitted_at: float | None = None
+    first_run_at: float | None = None
+    done_at: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.n_left == 0 or self.error is not None
+
+    @property
+    def n_ahead(self) -> float:
+        """The tokens that have still to be computed, as far as is known."""
+        return max(0.0, self.n_expected - self.n_done)
+
+    @property
+    def n_reserved(self) -> float:
+        """The tokens that it counts as in the queue; short rows cost more memory than their tokens."""
+        return max(self.n_ahead, LEAST_ROW_TOKENS * len(self.expected))
+
+    def expect(self, ratio: float) -> None:
+        """Think of the pairs whose tokens are not known that they have so many times what was expected of them."""
+        self.n_expected = self.n_tokens + ratio * float(self.expected[self.n_known :].sum())
+
+    def learn(self, n_pairs: int, n_tokens: int) -> None:
+        """Take the tokens of the next pairs; the rest will be like all that are known."""
+        self.n_known, self.n_tokens = self.n_known + n_pairs, self.n_tokens + n_tokens
+        known = float(self.expected[: self.n_known].sum())
+        self.expect(self.n_tokens / known if known else 1.0)
+
+    def next_row(self) -> Row | None:
+        """Return the next row that still has to run, and forget those before it that need not."""
+        while self.rows and (self.is_cancelled or self.rows[0].state != "waiting"):
+            self.rows.popleft()
+        return self.rows[0] if self.rows else None
+
+
+class RowQueue:
+    """Jobs in order, with rows to run."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        self.n_rows = 0
+        self.jobs: list[Job] = []
+        self._retries: deque[Row] = deque()
+
+    def insert(self, index: int, job: Job) -> None:
+        """Give a job its place in the order; its rows may come later."""
+        self.jobs.insert(index, job)
+
+    def remove(self, job: Job) -> None:
+        """Forget a job."""
+        if job in self.jobs:
+            self.jobs.remove(job)
+
+    def add(self, job: Job, rows: list[Row]) -> None:
+        """Append rows to a job that has a place. A row may be in several jobs; it is counted once."""
+        job.rows.extend(rows)
+        for row in rows:
+            if row.state == "new":
+                row.state = "waiting"
+                self._count(row, +1)
+
+    def abandon(self, row: Row) -> None:
+        """Forget a waiting row that nobody wants any more."""
+        row.state = "done"
+        self._count(row, -1)
+
+    def retry(self, row: Row) -> None:
+        """Put back a row whose run failed: it goes first, and alone."""
+        row.state = "waiting"
+        self._count(row, +1)
+        self._retries.append(row)
+
+    def head(self) -> Row | None:
+        """Return the row that is next."""
+        while self._retries and self._retries[0].state != "waiting":
+            self._retries.popleft()
+        if self._retries:
+            return self._retries[0]
+        job = self.next_job()
+        return job.next_row() if job else None
+
+    def next_job(self) -> Job | None:
+        """Return the first job that has a row to run."""
+        return next((job for job in self.jobs if job.next_row() is not None), None)
+
+    def n_tokens_of_next(self, enough: int) -> int:
+        """Count the tokens that wait in the next job, up to `enough`."""
+        n_tokens, job = 0, self.next_job()
+        for row in job.rows if job is not None else ():
+            n_tokens += len(row) if row.state == "waiting" else 0
+            if n_tokens >= enough:
+                return enough
+        return n_tokens
+
+    def lengths(self) -> Int64Array:
+        """Return the lengths of all rows that wait, in no order."""
+        rows = {id(row): len(row) for job in self.jobs for row in job.rows if row.state == "waiting"}
+        return np.array(list(rows.values()), np.int64)
+
+    def take(self, budget: int, layout: Layout, *, shared_budget: int | None = None) -> list[Row]:
+        """Take the next rows of one model, at most `budget` tokens unless the first is longer; [] if there is none.
+
+        The next job fills the run; what it leaves, those after it may fill, as the layout allows and up to the shared
+        budget: ten documents would wait for those of a thousand beside them.
+        """
+        first = self.head()
+        if first is None:
+            return []
+        if self._retries:
+            self._retries.popleft()
+            return [self._taken(first)]
+        run, filling, limit = list[Row](), Filling(), budget
+        for job in self.jobs:
+            while (row := job.next_row()) is not None:
+                if run and not (_may_share(row, first) and filling.takes(len(row), limit, layout)):
+                    return run
+                run.append(self._taken(row))
+                filling.add(len(row))
+            if run and shared_budget is not None:
+                limit = min(budget, shared_budget)
+        return run
+
+    def _taken(self, row: Row) -> Row:
+        row.state = "running"
+        self._count(row, -1)
+        return row
+
+    def _count(self, row: Row, sign: int) -> None:
+        self.n_tokens += sign * len(row)
+        self.n_rows += sign
+
+
+def _may_share(row: Row, first: Row) -> bool:
+    """Tell whether two rows may be in one run, whatever their lengths."""
+    return row.model is first.model and row.n_failures == first.n_failures == 0

@@ -1,0 +1,466 @@
+"""Which rows run next: what waits when a lane frees is what runs on it. No window, no timer.
+
+Every lane of every worker has a thread here that takes a run from the queue, runs it and hands the logits out.
+`admission` decides who is taken and who goes first, by the pace that is measured here. Rows that were scored before
+come from the cache, identical rows that wait or run are scored once. A run that fails is taken apart, so that a row
+which breaks the engine takes no other row with it. While a worker is away its lanes take nothing; the rows wait for it,
+or run on another one.
+"""
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankrt.arrays import Float32Array, Int32Array, Int64Array
+from rankrt.backends.planner import RUN_TOKENS, Capacity, plan
+from rankrt.errors import RankrtError, ScoreError
+from rankrt.server.scheduling.admission import KEPT_SHARE, TAKEN_SHARE, Pace, Refused, backlog_s, place
+from rankrt.server.scheduling.queue import Job, Row, RowQueue
+from rankrt.server.scheduling.score_cache import ScoreCache, digest_of
+from rankrt.server.workers.local import Run, RunFailed, ServedModel, Worker, WorkerLost
+from rankrt.text.pairs import Encoded
+
+# Handing a run over takes 0.3 ms of processor time at its two ends. A model that does more than RUN_TOKENS in this time
+# on one thread gets longer runs; nobody waits longer for a lane than that. What is left is not divided into runs that
+# are hardly longer than the handing over: 10 documents of the tiny model were in five or six.
+_RUN_S, _LEAST_RUN_S = 0.003, 0.002
+MOST_RUN_TOKENS = 1024
+
+# Runs say how fast a model is under load if they have this part of the tokens that pay: short ones cost several times
+# as much a token.
+_TELLING_SHARE = 4
+# How often a tokenizer looks whether there is room for its rows.
+_ROOM_S = 0.02
+
+# A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
+_MOST_FAILURES = 3
+
+# A run in the server's own process cannot be ended, and no request waits for it.
+_LAST_RUNS_S = 5.0
+
+_logger = logging.getLogger("rankrt.server")
+
+
+class QueueFull(RankrtError):
+    """A request cannot be done in time; `retry_after_s` is when there should be room, None where there never is."""
+
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooLate(RankrtError):
+    """What is left of a request takes longer than it has."""
+
+
+class Stopping(RankrtError):
+    """Nothing runs any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a run was, for whoever counts."""
+
+    n_rows: int
+    n_tokens: int
+    is_wide: bool
+    seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class _Lanes:
+    """What the lanes of one worker are doing."""
+
+    n_running: int = 0
+    is_exclusive: bool = False
+
+
+class Scheduler:
+    """Runs rows on workers. Threads may share it."""
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        *,
+        cache: ScoreCache,
+        max_queue_tokens: int,
+        max_batch_tokens: int | None = None,
+        on_finished: Callable[[Finished], None] = lambda finished: None,
+    ) -> None:
+        self.cache = cache
+        self.queue = RowQueue()
+        self._workers = workers
+        self._max_queue_tokens = max_queue_tokens
+        self._max_batch_tokens = max_batch_tokens
+        self._on_finished = on_finished
+        self._known: dict[bytes, Row] = {}
+        self._abandoned: dict[str, RankrtError] = {}
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._paces: dict[str, Pace] = defaultdict(Pace)
+        self._n_workers = len(workers)
+        self._threads: list[threading.Thread] = []
+        self._threads += [
+            threading.Thread(target=self._serve, args=(worker, i, lanes), name=f"lane {i}", daemon=True)
+            for worker, lanes in ((worker, _Lanes()) for worker in workers)
+            for i in range(worker.n_lanes)
+        ]
+        for worker in workers:
+            worker.watch(self._wake)
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def outage(self) -> RankrtError | None:
+        """Why no worker can score now; None while one can."""
+        outages = [worker.outage for worker in self._workers]
+        return None if None in outages else outages[0]
+
+    def admit(self, job: Job, expected: Int64Array) -> None:
+        """Give a job its place, or raise QueueFull; `expected` are the tokens that each of its pairs may have.
+
+        Raises Stopping when the scheduler is closing.
+        """
+        with self._changed:
+            if self._is_closing:
+                raise Stopping("the server is going down")
+            now, pace = time.monotonic(), self._pace(job)
+            job.expected = expected
+            job.expect(pace.tokens_per_expected)
+            job.take_by, job.keep_by = (now + share * (job.deadline - now) for share in (TAKEN_SHARE, KEPT_SHARE))
+            self._check_queue(job)
+            found = place(self.queue.jobs, self._work(), job, job.n_ahead * pace.seconds_per_token, now)
+            if isinstance(found, Refused):
+                raise self._full(job, found, now)
+            self.queue.insert(found, job)
+
+    def submit(self, job: Job, encoded: Encoded, order: Sequence[int]) -> None:
+        """Add rows to a job; they run in that order, unless their scores are known. Waits for room in the queue.
+
+        A job that was not admitted goes last of its priority. Raises Stopping, or why its model was abandoned.
+        """
+        ids = [encoded.row(i) for i in range(encoded.n_rows)]
+        starts = encoded.passage_starts.tolist()
+        digests = [digest_of(job.model.salt, row, start) for row, start in zip(ids, starts, strict=True)]
+        with self._changed:
+            while not self._has_room(len(encoded.ids)) and not job.is_cancelled and not self._is_closing:
+                self._changed.wait(_ROOM_S)
+            if self._is_closing:
+                raise Stopping("the server is going down")
+            if (error := self._abandoned.get(job.model.key)) is not None:
+                raise error
+            if job.is_cancelled:
+                return
+            if job not in self.queue.jobs:
+                self.queue.insert(sum(other.priority <= job.priority for other in self.queue.jobs), job)
+            job.submitted_at = job.submitted_at or time.monotonic()
+            self._learn(job, len(encoded.truncated), len(encoded.ids))
+            first = len(job.logits)
+            job.logits += [float("nan")] * len(ids)
+            job.n_left += len(ids)
+            rows = [self._wanted(job, first + i, ids[i], starts[i], digests[i]) for i in order]
+            self.queue.add(job, [row for row in rows if row is not None])
+            self._changed.notify_all()
+        if job.n_left == 0:
+            job.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Stop working for a job, finished or not; rows that others want too go on."""
+        with self._changed:
+            self._cancel(job)
+
+    def backlog_s(self) -> float:
+        """Return in how many seconds all that was admitted is done."""
+        with self._changed:
+            return backlog_s(self.queue.jobs, self._work(), time.monotonic())
+
+    def fail(self, key: str, error: RankrtError) -> None:
+        """Fail the jobs that wait for a model, named by its key."""
+        self._fail(lambda row: row.model.key == key, error)
+
+    def abandon(self, key: str, error: RankrtError) -> None:
+        """Fail them, and those that are still on their way here: no worker will load that model any more."""
+        with self._changed:
+            self._abandoned[key] = error
+        self.fail(key, error)
+
+    def stop(self) -> None:
+        """Start no more runs; who waits is told so."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._fail(lambda row: True, Stopping("the server is going down"))
+
+    def close(self) -> None:
+        """Stop, and wait a while until the runs that go on have ended."""
+        self.stop()
+        limit = time.monotonic() + _LAST_RUNS_S
+        for thread in self._threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _fail(self, is_meant: Callable[[Row], bool], error: RankrtError) -> None:
+        """Fail the jobs that wait for such a row."""
+        with self._changed:
+            jobs = _jobs_of([row for row in self._known.values() if is_meant(row)])
+            for job in jobs:
+                job.error = error
+                self._cancel(job)
+        for job in jobs:
+            job.notify()
+
+    def _pace(self, job: Job) -> Pace:
+        return self._paces[job.model.key]
+
+    def _work(self) -> list[float]:
+        """Return the seconds of work that are left of each job."""
+        return [job.n_ahead * self._pace(job).seconds_per_token for job in self.queue.jobs]
+
+    def _has_room(self, n_tokens: int) -> bool:
+        return not self.queue.n_tokens or self.queue.n_tokens + n_tokens <= self._max_queue_tokens
+
+    def _check_queue(self, job: Job) -> None:
+        """Raise QueueFull if all tokens of a job and of those before it are more than may wait."""
+        n_reserved = sum(other.n_reserved for other in self.queue.jobs)
+        n_over = n_reserved + job.n_reserved - self._max_queue_tokens
+        if n_over <= 0:
+            return
+        if job.n_reserved > self._max_queue_tokens:
+            raise QueueFull(
+                f"the request has about {job.n_reserved:,.0f} tokens, and at most {self._max_queue_tokens:,} may wait;"
+                " send fewer documents at once",
+                None,
+            )
+        seconds = max(1.0, n_over * self._pace(job).seconds_per_token)
+        raise QueueFull(
+            f"{n_reserved:,.0f} tokens wait, and about {job.n_reserved:,.0f} more would be more than"
+            f" {self._max_queue_tokens:,}; try again in {seconds:.0f} s",
+            seconds,
+        )
+
+    def _full(self, job: Job, refused: Refused, now: float) -> QueueFull:
+        seconds = max(1.0, refused.retry_after_s)
+        work = job.n_ahead * self._pace(job).seconds_per_token
+        return QueueFull(
+            f"the server is busy for {backlog_s(self.queue.jobs, self._work(), now):.1f} s; this request takes about"
+            f" {work:.1f} s and has {job.deadline - now:.1f} s; try again in {seconds:.0f} s",
+            seconds,
+        )
+
+    def _learn(self, job: Job, n_pairs: int, n_tokens: int) -> None:
+        """Learn from a block of texts how many tokens they have."""
+        n_expected = float(job.expected[job.n_known : job.n_known + n_pairs].sum())
+        job.learn(n_pairs, n_tokens)
+        if n_expected:
+            self._pace(job).note_tokens(n_tokens, n_expected)
+
+    def _wanted(self, job: Job, index: int, ids: Int32Array, start: int, digest: bytes) -> Row | None:
+        """Note what a job wants, or hand it the logit that is known; return the row if it has to be queued."""
+        logit = self.cache.get(digest)
+        if logit is not None:
+            job.n_cached += len(ids)
+            self._give(job, index, logit, len(ids))
+            return None
+        row = self._known.get(digest)
+        if row is None:
+            row = self._known[digest] = Row(model=job.model, ids=ids, passage_start=start, digest=digest)
+        else:
+            job.n_cached += len(ids)
+        row.waiters.append((job, index))
+        job.wanted.append(row)
+        return None if row.state == "running" else row
+
+    def _give(self, job: Job, index: int, logit: float, n_tokens: int) -> None:
+        job.logits[index] = logit
+        job.n_done += n_tokens
+        job.n_left -= 1
+        job.done_at = time.monotonic()
+
+    def _serve(self, worker: Worker, lane: int, lanes: _Lanes) -> None:
+        while (taken := self._next(worker, lanes)) is not None:
+            rows, is_wide, free_since = taken
+            started = time.monotonic()
+            run = Run(
+                key=rows[0].model.key,
+                rows=[row.ids for row in rows],
+                passage_starts=[row.passage_start for row in rows],
+                is_wide=is_wide,
+            )
+            try:
+                logits = worker.run(lane, run)
+                if len(logits) != len(rows):
+                    raise RunFailed(f"{len(logits)} logits came for {len(rows)} rows")
+            except (WorkerLost, RunFailed) as error:
+                self._put_back(rows, error, lanes)
+                continue
+            except Exception as error:  # noqa: BLE001  whatever it is, the lane has to go on
+                self._put_back(rows, RunFailed(f"{type(error).__name__}: {error}"), lanes)
+                continue
+            ended = time.monotonic()
+            finished = Finished(
+                n_rows=len(rows), n_tokens=sum(map(len, rows)), is_wide=is_wide, seconds=ended - started
+            )
+            self._hand_out(rows, logits, lanes, finished, ended - free_since)
+            try:
+                self._on_finished(finished)
+            except Exception:
+                _logger.exception("a run was not counted")
+
+    def _next(self, worker: Worker, lanes: _Lanes) -> tuple[list[Row], bool, float] | None:
+        """Wait for rows that a lane may run, and tell since when it could; None when the scheduler closes."""
+        free_since = time.monotonic()
+        with self._changed:
+            while not self._is_closing:
+                if taken := self._take(worker, lanes):
+                    lanes.n_running += 1
+                    self._note_start(taken[0])
+                    return *taken, free_since
+                self._changed.wait()
+                free_since = time.monotonic()
+            return None
+
+    def _take(self, worker: Worker, lanes: _Lanes) -> tuple[list[Row], bool] | None:
+        """Take the next run if this worker may start it now, and tell whether it is a wide one."""
+        self._drop_late_jobs()
+        head = self.queue.head()
+        if head is None or lanes.is_exclusive or not worker.can_run(head.model.key):
+            return None
+        capacity = head.model.capacity
+        if lanes.n_running >= max(1, capacity.n_narrow):
+            return None  # a worker may have more lanes than this model has: a GPU's has two
+        must_be_wide = capacity.must_be_wide(len(head))
+        # What failed before runs while nothing else does, so that nothing else can fail with it.
+        must_be_alone = must_be_wide or head.n_failures > 0
+        if must_be_alone and lanes.n_running:
+            return None  # the lanes run dry, and the last one takes it
+        is_wide = must_be_wide or (lanes.n_running == 0 and self._wide_is_faster(capacity))
+        lanes.is_exclusive = must_be_alone or is_wide
+        budget, shared_budget = self._budgets(head.model)
+        return self.queue.take(budget, capacity.layout, shared_budget=shared_budget), is_wide
+
+    def _drop_late_jobs(self) -> None:
+        """Give up the next job if what is left of it takes longer than it has, and so on."""
+        now = time.monotonic()
+        while (job := self.queue.next_job()) is not None:
+            pace, seconds = self._pace(job), job.deadline - now
+            work = job.n_ahead * pace.seconds_per_token
+            if job.is_partial or not pace.is_current or work <= seconds:
+                return
+            job.error = TooLate(
+                f"what is left of this request takes about {work:.1f} s, and it has {max(0.0, seconds):.1f} s;"
+                " ask for partial_results to get the documents that are scored in time"
+            )
+            self._cancel(job)
+            job.notify()
+
+    def _wide_is_faster(self, capacity: Capacity) -> bool:
+        """Tell whether what waits is so little that a run on all threads pays; asked of an idle worker."""
+        if capacity.n_threads == 1 or self.queue.n_tokens > 2 * RUN_TOKENS * capacity.n_threads:
+            return False
+        return bool(plan(self.queue.lengths(), capacity).wide)
+
+    def _budgets(self, model: ServedModel) -> tuple[int, int]:
+        """Return how many tokens a run of the next job should have, and a run that it shares with others.
+
+        Either is what the planner wants, or more of a model that is quick.
+        """
+        n_lanes, capacity = len(self._threads), model.capacity
+        budget, shared_budget = capacity.budget(self.queue.n_tokens, n_lanes), capacity.run_tokens
+        pace = self._paces[model.key].seconds_per_token
+        if capacity.n_narrow and not capacity.is_gpu and pace:
+            a_lane = 1 / (pace * n_lanes)  # tokens a second
+            most, least = min(MOST_RUN_TOKENS, int(a_lane * _RUN_S)), int(a_lane * _LEAST_RUN_S)
+            share = -(-self.queue.n_tokens_of_next(most * n_lanes) // n_lanes)
+            budget = max(budget, min(most, max(share, least)))
+            shared_budget = max(shared_budget, min(most, least))
+        return min(budget, self._max_batch_tokens or budget), shared_budget
+
+    def _note_start(self, rows: Sequence[Row]) -> None:
+        now = time.monotonic()
+        for job in _jobs_of(rows):
+            job.first_run_at = job.first_run_at or now
+
+    def _hand_out(
+        self, rows: Sequence[Row], logits: Float32Array, lanes: _Lanes, finished: Finished, seconds: float
+    ) -> None:
+        """Give a run's logits to those who wait; it took its lane so many seconds, from the run before it."""
+        with self._changed:
+            jobs = _jobs_of(rows)  # not earlier: until here, somebody may have joined
+            self._note_pace(rows[0].model, finished, seconds)
+            self._free(lanes)
+            for row, logit in zip(rows, logits.tolist(), strict=True):
+                self._settle(row, logit)
+        for job in jobs:
+            if job.is_streamed or job.is_over:
+                job.notify()
+
+    def _settle(self, row: Row, logit: float) -> None:
+        """Hand a row's logit to all who want it."""
+        if not np.isfinite(logit):
+            self._give_up(row, ScoreError(f"the model answered {logit} for a text: this variant is not fit for it"))
+            return
+        row.state = "done"
+        self._known.pop(row.digest, None)
+        self.cache.put(row.digest, logit)
+        for job, index in row.waiters:
+            self._give(job, index, logit, len(row))
+
+    def _put_back(self, rows: Sequence[Row], error: RankrtError, lanes: _Lanes) -> None:
+        """Queue the rows of a failed run again, each alone, and fail those that have failed too often."""
+        if not self._is_closing:
+            _logger.error("a run of %d rows failed: %s", len(rows), error)
+        with self._changed:
+            jobs = _jobs_of(rows)
+            self._free(lanes)
+            for row in rows:
+                row.n_failures += 1
+                if row.waiters and row.n_failures < _MOST_FAILURES:
+                    self.queue.retry(row)
+                else:
+                    self._give_up(row, error)
+            self._changed.notify_all()
+        for job in jobs:
+            job.notify()
+
+    def _give_up(self, row: Row, error: RankrtError) -> None:
+        row.state = "done"
+        self._known.pop(row.digest, None)
+        for job, _ in row.waiters:
+            job.error = error
+            self._cancel(job)
+
+    def _cancel(self, job: Job) -> None:
+        job.is_cancelled = True
+        self.queue.remove(job)
+        for row in job.wanted:
+            row.waiters = [waiter for waiter in row.waiters if waiter[0] is not job]
+            if not row.waiters and row.state == "waiting":
+                self._known.pop(row.digest, None)
+                self.queue.abandon(row)
+
+    def _note_pace(self, model: ServedModel, finished: Finished, seconds: float) -> None:
+        """Note what a run took of the whole server: a wide one has its worker, a narrow one a lane of it."""
+        pace, capacity = self._paces[model.key], model.capacity
+        if pace.seconds_per_token and finished.n_tokens * _TELLING_SHARE < capacity.run_tokens:
+            return
+        n_lanes = 1 if finished.is_wide else max(1, capacity.n_narrow)
+        pace.note_run(finished.n_tokens, seconds / (n_lanes * self._n_workers), at=time.monotonic())
+
+    def _free(self, lanes: _Lanes) -> None:
+        lanes.n_running -= 1
+        if lanes.is_exclusive or lanes.n_running == 0:
+            lanes.is_exclusive = False
+            self._changed.notify_all()
+
+
+def _jobs_of(rows: Sequence[Row]) -> list[Job]:
+    """Return the jobs that wait for any of these rows, each once."""
+    return list({id(job): job for row in rows for job, _ in row.waiters}.values())

@@ -1,0 +1,1 @@
+"""Who runs rows: processes that have the models, or this process."""

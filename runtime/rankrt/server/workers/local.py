@@ -1,0 +1,188 @@
+"""Who runs rows: a worker has models loaded and lanes to run them on; here the one that is this very process.
+
+A lane is one thread's worth of a worker. Narrow runs go side by side, one a lane; a wide run has the worker to itself.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from rankrt.arrays import Float32Array, Int32Array
+from rankrt.artifact.manifest import Artifact, Variant, open_artifact
+from rankrt.backends import Backend
+from rankrt.backends.cpu_causal import OrtCausal
+from rankrt.backends.planner import Capacity, Plan
+from rankrt.errors import ArtifactError, RankrtError
+from rankrt.host.device import Device
+from rankrt.loading.open import open_kept, open_variant
+from rankrt.text.pairs import Encoded
+
+
+class WorkerLost(RankrtError):
+    """The process that scores gave no answer; the message says how it ended."""
+
+
+class RunFailed(RankrtError):
+    """The engine refused a run."""
+
+
+class ArtifactReplaced(ArtifactError):
+    """Another artifact is in the folder of one that a worker had loaded and has to load again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """What a worker needs to load a model, now and again; `key` is new for each that the server loads.
+
+    `artifact` is what the server read: a worker never loads another one by its key.
+    """
+
+    key: str
+    artifact: Artifact
+    variant: Variant
+    device: Device
+    prepare: bool
+    gpu_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class ServedModel:
+    """A model that all workers have loaded. `salt` names its artifact and variant in the digests of rows."""
+
+    key: str
+    salt: bytes
+    capacity: Capacity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Rows that run together.
+
+    rows            token ids
+    passage_starts  where in each row the passage begins
+    is_wide         on all threads of the worker, instead of one
+    """
+
+    key: str
+    rows: Sequence[Int32Array]
+    passage_starts: Sequence[int]
+    is_wide: bool
+
+
+class Worker(Protocol):
+    """Models, and lanes to run them on. Every lane has its own thread outside.
+
+    A worker may be away, and comes back by itself with all its models: `outage` says why it cannot score now, and is
+    None while it can.
+    """
+
+    n_lanes: int
+
+    @property
+    def outage(self) -> RankrtError | None:
+        """Why it cannot score now."""
+        ...
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call this, in any thread, after each change of `outage`, and after each attempt to come back that failed."""
+        ...
+
+    def load(self, files: ModelFiles) -> Capacity:
+        """Load a model. Raises ArtifactError, DeviceError or WorkerLost."""
+        ...
+
+    def unload(self, key: str) -> None:
+        """Release a model that no request uses any more, if it is there."""
+        ...
+
+    def can_run(self, key: str) -> bool:
+        """Tell whether that model is loaded and can be run now."""
+        ...
+
+    def run(self, lane: int, run: Run) -> Float32Array:
+        """Return a logit for each row. Raises WorkerLost, or RunFailed."""
+        ...
+
+    def hurry(self) -> None:
+        """Try to come back at once, if it is away and waits for the next attempt."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; a run that goes on is lost."""
+        ...
+
+
+class LocalWorker:
+    """A worker in this process. It is never away: what ends it ends the server."""
+
+    outage = None
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_lanes = n_threads
+        self._backends: dict[str, Backend] = {}
+        self._lock = threading.Lock()
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Do nothing: there is no change."""
+
+    def load(self, files: ModelFiles) -> Capacity:
+        """Load a model."""
+        backend = _open(files, self.n_lanes)
+        with self._lock:
+            self._backends[files.key] = backend
+        return backend.capacity
+
+    def unload(self, key: str) -> None:
+        """Release a model."""
+        with self._lock:
+            backend = self._backends.pop(key, None)
+        if backend is not None:
+            backend.close()
+
+    def can_run(self, key: str) -> bool:
+        """Tell whether that model is loaded."""
+        return key in self._backends
+
+    def run(self, lane: int, run: Run) -> Float32Array:
+        """Return a logit for each row."""
+        encoded, rows = Encoded.of_rows(run.rows, run.passage_starts), np.arange(len(run.rows))
+        plan = Plan(wide=(rows,)) if run.is_wide else Plan(narrow=(rows,))
+        try:
+            return self._backends[run.key].run(encoded, plan)
+        except Exception as error:  # the engine's exceptions share no base of their own
+            raise RunFailed(f"the engine failed on {len(run.rows)} rows: {error}") from error
+
+    def hurry(self) -> None:
+        """Do nothing: this process is here."""
+
+    def close(self) -> None:
+        """Release all models."""
+        for key in list(self._backends):
+            self.unload(key)
+
+
+def _open(files: ModelFiles, n_threads: int) -> Backend:
+    """Load a model from its folder, or from the prepared models if the folder has changed or cannot be read."""
+    artifact, variant = files.artifact, files.variant
+    try:
+        if open_artifact(artifact.folder).identity != artifact.identity:
+            raise ArtifactReplaced(f"{artifact.folder} holds another artifact than the one that was loaded from it")
+    except (ArtifactError, OSError):
+        kept = open_kept(artifact, variant, n_threads=n_threads) if files.prepare else None
+        if kept is None:
+            raise
+        backend = kept
+    else:
+        backend = open_variant(
+            artifact,
+            variant,
+            files.device,
+            n_threads=n_threads,
+            prepare=files.prepare,
+            gpu_memory_bytes=files.gpu_memory_bytes,
+        )
+    assert not isinstance(backend, OrtCausal), "models.check_servable lets no decoder through"
+    return backend

@@ -1,0 +1,132 @@
+"""How two texts share a row: budgets, truncation and windows. Knows numbers of tokens only: no text, no tokenizer."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from rankrt.artifact.manifest import Template
+from rankrt.errors import InputError
+from rankrt.options import check_choice, check_text, check_whole
+
+Span: TypeAlias = tuple[int, int]
+Truncation: TypeAlias = Literal["only_passage", "longest_first"]
+LongDocuments: TypeAlias = Literal["truncate", "chunk"]
+Side: TypeAlias = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How two texts become a row of at most `max_length` tokens, special tokens counted.
+
+    truncation
+        "only_passage", FlagEmbedding's rule: the query is cut to `query_max_length` (three quarters of `max_length`
+        unless given), then the passage to what is left. "longest_first", the rule of transformers and
+        sentence-transformers: the longer of the two loses tokens first.
+    long_documents
+        "truncate" scores what fits; "chunk" scores overlapping windows of the passage, each with the words that stand
+        around a passage; the best counts.
+    passage_max_length
+        The most tokens of a passage that are looked at, in all its windows together; None is as many as fit.
+    truncation_side
+        Where a text loses tokens: "right", its end, or "left", its beginning, but no instruction before it.
+    query_instruction, passage_instruction
+        Put before the text by the format, as FlagEmbedding does: format.format(instruction, text). By default the ones
+        that the model was trained with, if there are any.
+    question
+        What a prompted model is asked about the two texts, in place of the question that it was trained with.
+    """
+
+    max_length: int = 512
+    query_max_length: int | None = None
+    passage_max_length: int | None = None
+    truncation: Truncation = "only_passage"
+    long_documents: LongDocuments = "truncate"
+    truncation_side: Side = "right"
+    query_instruction: str | None = None
+    passage_instruction: str | None = None
+    query_instruction_format: str | None = None
+    passage_instruction_format: str | None = None
+    question: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could keep."""
+        check_whole("max_length", self.max_length)
+        check_whole("query_max_length", self.query_max_length, least=1, none_is="three quarters of max_length")
+        check_whole("passage_max_length", self.passage_max_length, least=1, none_is="as many as fit")
+        check_choice("truncation", self.truncation, get_args(Truncation))
+        check_choice("long_documents", self.long_documents, get_args(LongDocuments))
+        check_choice("truncation_side", self.truncation_side, get_args(Side))
+        for name in ("query_instruction", "passage_instruction", "question"):
+            check_text(name, getattr(self, name), none_is="the model's own")
+        for name in ("query_instruction_format", "passage_instruction_format"):
+            _check_format(name, getattr(self, name))
+        if self.truncation == "longest_first" and self.query_max_length is not None:
+            raise InputError('truncation="longest_first" decides itself what a query keeps; drop query_max_length')
+        if self.truncation == "longest_first" and self.long_documents == "chunk":
+            raise InputError('long_documents="chunk" needs truncation="only_passage": windows are cut from the passage')
+
+    @property
+    def n_query_tokens(self) -> int:
+        """The most tokens that a query keeps under "only_passage"."""
+        return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
+
+    def check(self, template: Template, longest: int) -> None:
+        """Raise InputError unless rows by these rules fit a model of `longest` tokens and can hold a pair at all."""
+        if self.max_length > longest:
+            raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens")
+        if template.room(self.max_length) < 2:
+            raise InputError(
+                f"max_length={self.max_length} cannot hold a pair: {template.n_special} tokens of a row are special"
+            )
+        if self.query_max_length is not None and self.query_max_length > self.max_length:
+            raise InputError(
+                f"query_max_length={self.query_max_length} is more than a row has: max_length={self.max_length}; lower"
+                " query_max_length or raise max_length"
+            )
+        if (n_tokens := template.room(self.max_length) + template.n_special) > longest:
+            raise InputError(
+                f"max_length={self.max_length} makes rows of {n_tokens} tokens with the prompt, but this model takes at"
+                f" most {longest}; lower max_length or shorten the question"
+            )
+
+
+def default_length(template: Template, longest: int) -> int:
+    """Return the max_length of a model of `longest` tokens if none is asked for: 512, or less if rows would not fit."""
+    return min(512, template.max_length_within(longest))
+
+
+def longest_first(n_query: int, n_passage: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of a query and a passage stay when the longer one is cut first.
+
+    The rule of tokenizers' TruncationStrategy::LongestFirst: cut the longer to what the shorter leaves, but not below
+    the shorter; if that is not enough, both get half, and the longer (the passage, of equals) the odd token.
+    """
+    if n_query + n_passage <= room:
+        return n_query, n_passage
+    shorter, longer = sorted((n_query, n_passage))
+    longer = max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room - room // 2
+    return (longer, shorter) if n_query > n_passage else (shorter, longer)
+
+
+def windows(n_tokens: int, size: int, *, overlap: int) -> list[Span]:
+    """Return the windows of at most `size` tokens that cover all of them; neighbours share at least `overlap`.
+
+    The last one is moved back to end with the text, so that no window is short unless the text is.
+    """
+    if n_tokens <= size:
+        return [(0, n_tokens)]
+    starts = [*range(0, n_tokens - size, max(1, size - overlap)), n_tokens - size]
+    return [(start, start + size) for start in starts]
+
+
+def _check_format(name: str, form: object) -> None:
+    check_text(name, form, none_is="the model's own")
+    try:
+        is_whole = form is None or str(form).format("", "\0").count("\0") == 1
+    except (ValueError, LookupError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(
+            f'{name}={form!r:.80}, expected {{}} for the instruction, then {{}} for the text, as in "{{}}{{}}"'
+        )

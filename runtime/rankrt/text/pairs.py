@@ -1,0 +1,314 @@
+"""From pairs of text to rows of token ids. What is cut is decided by `rules`.
+
+Knows no model and no engine. A row is assembled from pieces that are tokenized apart, as every tokenizer of the
+Hugging Face kind does with the two texts of a pair, so a query is tokenized once however many passages it meets.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, TypeVar
+
+import msgspec
+import numpy as np
+
+from rankrt.arrays import BoolArray, Int32Array, Int64Array
+from rankrt.artifact.manifest import Template
+from rankrt.errors import InputError
+from rankrt.text.instructions import Form, passage_form, query_form
+from rankrt.text.options import Rules, Span, longest_first, windows
+from rankrt.text.tokenizers import Located, TextTokenizer
+
+Pair: TypeAlias = tuple[str, str]
+_Found = TypeVar("_Found")
+
+# Windows of a long passage share a quarter of their tokens, so that an answer on a border is whole in one of them.
+_CHUNK_OVERLAP = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Rows of token ids, one behind the other.
+
+    ids             (n_tokens,) all rows
+    offsets         (n_rows + 1,) row i is ids[offsets[i]:offsets[i + 1]]
+    passage_starts  (n_rows,) where in its row the passage begins
+    pair_of_row     (n_rows,) the pair that a row belongs to, ascending; several rows where a passage was chunked
+    spans           (n_rows, 2) first and last + 1 character of the passage in a chunk; zeros where nothing is chunked
+    truncated       (n_pairs,) whether some of the passage is in no row
+    query_truncated (n_pairs,) whether some of the query is in no row
+    """
+
+    ids: Int32Array
+    offsets: Int64Array
+    passage_starts: Int64Array
+    pair_of_row: Int64Array
+    spans: Int64Array
+    truncated: BoolArray
+    query_truncated: BoolArray
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Int32Array], passage_starts: Sequence[int] | None = None) -> "Encoded":
+        """Return rows of which only the ids are known: each is a pair of its own, and nothing was cut."""
+        n_rows = len(rows)
+        return cls(
+            ids=np.concatenate(rows),
+            offsets=np.cumsum([0, *map(len, rows)]),
+            passage_starts=np.zeros(n_rows, np.int64) if passage_starts is None else np.array(passage_starts, np.int64),
+            pair_of_row=np.arange(n_rows),
+            spans=np.zeros((n_rows, 2), np.int64),
+            truncated=np.zeros(n_rows, bool),
+            query_truncated=np.zeros(n_rows, bool),
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64Array:
+        """The number of tokens of each row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> Int32Array:
+        """Return the ids of one row."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """The pieces of one row before they are joined."""
+
+    pair: int
+    query: Int32Array
+    passage: Int32Array
+    query_truncated: bool
+    truncated: bool = False
+    span: Span = (0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worded:
+    """The tokens of a text with the words around it, or as many of them as a row can need and one more.
+
+    spans     of each the characters that it stands for, where they are known
+    n_before  how many tokens are of the words before the text, where something is cut between these and the text
+    n_behind  how many are of the words behind it
+    """
+
+    ids: Int32Array
+    spans: Int64Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    n_before: int = 0
+    n_behind: int = 0
+
+    @classmethod
+    def of(cls, located: Located, form: Form, text: str) -> "Worded":
+        """Tell the words around a text, which a window or a cut from the left keeps, from the text itself."""
+        start = form.n_before
+        stop = start + len(text)
+        n_words = len(form.around(text)) - stop
+        return cls(
+            ids=located.ids,
+            spans=located.spans,
+            n_before=int((located.spans[:, 1] <= start).sum()) if start else 0,
+            n_behind=int((located.spans[:, 0] >= stop).sum()) if n_words else 0,
+        )
+
+    def kept(self, n_tokens: int, rules: Rules) -> Int32Array:
+        """Return what stays when so many tokens may; of the words before the text all that fit."""
+        if rules.truncation_side == "right":
+            return self.ids[:n_tokens]
+        n_before = min(self.n_before, n_tokens)
+        return np.concatenate([self.ids[:n_before], self.ids[len(self.ids) - (n_tokens - n_before) :]])
+
+
+class PairTokenizer:
+    """Turns pairs into rows by a template. Threads may share one: nothing in it changes after construction."""
+
+    def __init__(self, text_tokenizer: TextTokenizer, template: Template) -> None:
+        self._text_tokenizer = text_tokenizer
+        self._template = template
+
+    def encode(self, pairs: Sequence[Pair], rules: Rules, queries: dict[str, Worded] | None = None) -> Encoded:
+        """Tokenize, cut and join pairs; rows come in the order of the pairs.
+
+        `queries` are those that were tokenized by these rules before; new ones are added. Raises InputError for what is
+        not text: another type, or a lone surrogate.
+        """
+        _check_texts(pairs)
+        template, queries = self.template(rules), {} if queries is None else queries
+        form, room = passage_form(rules, template), template.room(rules.max_length)
+        new = [query for query in dict.fromkeys(query for query, _ in pairs) if query not in queries]
+        most = rules.n_query_tokens if rules.truncation == "only_passage" else room
+        queries |= zip(new, self._words(new, query_form(rules, template), rules, most), strict=True)
+        if rules.long_documents == "chunk":
+            located = self._located([passage for _, passage in pairs], form)
+            chunks = (self._chunks(i, queries[q], located[i], room, rules) for i, (q, _) in enumerate(pairs))
+            rows = [replace(row, span=form.inside(row.span, pairs[row.pair][1])) for found in chunks for row in found]
+        else:
+            # Around a question there may be more room than max_length, but never for the passage alone.
+            most = rules.max_length if rules.truncation == "only_passage" else room
+            passages = self._words([passage for _, passage in pairs], form, rules, most)
+            if rules.truncation == "longest_first" and room % 2:
+                self._find_longer(pairs, queries, passages, rules)
+            rows = [self._cut(i, queries[q], passages[i], room, rules) for i, (q, _) in enumerate(pairs)]
+        return self._join(rows, len(pairs), template)
+
+    def located(self, texts: Sequence[str]) -> list[Located]:
+        """Return the ids of single texts, without special ones, and where each stands. Raises InputError."""
+        return _checked(self._text_tokenizer.located, texts)
+
+    def template(self, rules: Rules) -> Template:
+        """Return the template with the question that the rules ask. Raises InputError if it has none to replace."""
+        if rules.question is None:
+            return self._template
+        if self._template.prompt is None or self._template.prompt.question is None:
+            raise InputError("question is given, but this model is not asked a question that could be another")
+        suffix = (*self._template.separator, *self._ids([rules.question])[0].tolist())
+        return msgspec.structs.replace(self._template, suffix=suffix)
+
+    def _words(self, texts: Sequence[str], form: Form, rules: Rules, most: int) -> list[Worded]:
+        """Tokenize texts in their words; of a long one `most` tokens and one more, so that a cut is noticed.
+
+        A cut from the left has to know which tokens are the words', for which the whole text is tokenized.
+        """
+        if rules.truncation_side == "left" and form.instruction is not None:
+            return self._located(texts, form)
+        tokenizer = self._text_tokenizer
+        some = tokenizer.heads if rules.truncation_side == "right" else tokenizer.tails
+        found = _checked(lambda worded: some(worded, most + 1), [form.around(text) for text in texts])
+        return [Worded(ids=ids) for ids in found]
+
+    def _located(self, texts: Sequence[str], form: Form) -> list[Worded]:
+        found = _checked(self._text_tokenizer.located, [form.around(text) for text in texts])
+        return [Worded.of(located, form, text) for located, text in zip(found, texts, strict=True)]
+
+    def _find_longer(
+        self, pairs: Sequence[Pair], queries: dict[str, Worded], passages: list[Worded], rules: Rules
+    ) -> None:
+        """Tokenize in whole where both texts are cut to half: the longer one keeps the odd token."""
+        template = self.template(rules)
+        room, of_query, of_passage = (
+            template.room(rules.max_length),
+            query_form(rules, template),
+            passage_form(rules, template),
+        )
+        for i, (query, passage) in enumerate(pairs):
+            if min(len(queries[query].ids), len(passages[i].ids)) > room:
+                queries[query] = replace(queries[query], ids=self._ids([of_query.around(query)])[0])
+                passages[i] = replace(passages[i], ids=self._ids([of_passage.around(passage)])[0])
+
+    def _cut(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> _Row:
+        n_all = len(passage.ids)
+        n_wanted = n_all if rules.passage_max_length is None else min(n_all, rules.passage_max_length)
+        if rules.truncation == "longest_first":
+            n_query, n_passage = longest_first(len(query.ids), n_wanted, room)
+        else:
+            n_query = self._n_query(query, room, rules)
+            n_passage = min(n_wanted, room - n_query, rules.max_length)
+        return _Row(
+            pair=pair,
+            query=query.kept(n_query, rules),
+            passage=passage.kept(n_passage, rules),
+            query_truncated=n_query < len(query.ids),
+            truncated=n_passage < n_all,
+        )
+
+    def _n_query(self, query: Worded, room: int, rules: Rules) -> int:
+        n_query = min(len(query.ids), rules.n_query_tokens)
+        if n_query >= room:
+            # The reference truncates nothing here, and the row is longer than max_length.
+            raise InputError(
+                f"a query of {n_query} tokens leaves no room for a passage in max_length={rules.max_length};"
+                " lower query_max_length or raise max_length"
+            )
+        return n_query
+
+    def _chunks(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> Iterator[_Row]:
+        """Cut a passage into windows; each is a passage with the words around it."""
+        kept = query.kept(self._n_query(query, room, rules), rules)
+        n_words = passage.n_before + passage.n_behind
+        size, n_own = min(room - len(kept), rules.max_length) - n_words, len(passage.ids) - n_words
+        if size < 1:
+            raise InputError(
+                f"the query and the {n_words} tokens of words around a passage leave no room for a window of it in"
+                f" max_length={rules.max_length}; raise max_length or shorten the passage instruction"
+            )
+        most = n_own if rules.passage_max_length is None else max(0, rules.passage_max_length - n_words)
+        n_wanted = min(n_own, most)
+        first = passage.n_before + (n_own - n_wanted if rules.truncation_side == "left" else 0)
+        before, behind = passage.ids[: passage.n_before], passage.ids[passage.n_before + n_own :]
+        for start, stop in windows(n_wanted, size, overlap=size // _CHUNK_OVERLAP):
+            start, stop = first + start, first + stop
+            yield _Row(
+                pair=pair,
+                query=kept,
+                passage=np.concatenate([before, passage.ids[start:stop], behind]),
+                query_truncated=len(kept) < len(query.ids),
+                truncated=n_wanted < n_own,
+                span=(passage.spans[start][0], passage.spans[stop - 1][1]) if stop > start else (0, 0),
+            )
+
+    def _join(self, rows: Sequence[_Row], n_pairs: int, template: Template) -> Encoded:
+        prefix, separator, suffix = map(_as_array, (template.prefix, template.separator, template.suffix))
+        pieces = [piece for row in rows for piece in (prefix, row.query, separator, row.passage, suffix)]
+        n_pieces = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 5)
+        pair_of_row = np.array([row.pair for row in rows], np.int64)
+        truncated, query_truncated = np.zeros((2, n_pairs), bool)
+        truncated[pair_of_row] = [row.truncated for row in rows]
+        query_truncated[pair_of_row] = [row.query_truncated for row in rows]
+        return Encoded(
+            ids=np.concatenate([*pieces, np.zeros(0, np.int32)]),
+            offsets=np.concatenate([[0], np.cumsum(n_pieces.sum(axis=1))]),
+            passage_starts=n_pieces[:, :3].sum(axis=1),
+            pair_of_row=pair_of_row,
+            spans=np.array([row.span for row in rows], np.int64).reshape(-1, 2),
+            truncated=truncated,
+            query_truncated=query_truncated,
+        )
+
+    def _ids(self, texts: Sequence[str]) -> list[Int32Array]:
+        return _checked(self._text_tokenizer.ids, texts)
+
+
+def _head(text: str, n_chars: int) -> str:
+    """Return the text up to the first space behind `n_chars` that stands between two words.
+
+    Words on the two sides of a space are tokenized apart, so the head's tokens are the first of the whole text's. The
+    next character has to be a letter or digit: a combining mark would join the space to one grapheme.
+    """
+    cut = text.find(" ", n_chars)
+    while cut != -1 and not (text[cut - 1 : cut].isalnum() and text[cut + 1 : cut + 2].isalnum()):
+        cut = text.find(" ", cut + 1)
+    return text if cut == -1 else text[:cut]
+
+
+def _checked(tokenize: Callable[[Sequence[str]], list[_Found]], texts: Sequence[str]) -> list[_Found]:
+    try:
+        return tokenize(texts)
+    except (TypeError, UnicodeEncodeError):
+        raise InputError(_describe_bad_text(texts)) from None
+
+
+def _as_array(ids: Sequence[int]) -> Int32Array:
+    return np.array(ids, np.int32)
+
+
+def _check_texts(pairs: Sequence[Pair]) -> None:
+    for i, pair in enumerate(pairs):
+        for role, text in zip(("query", "passage"), pair, strict=True):
+            if not isinstance(text, str):
+                raise InputError(f"the {role} of pair {i} is {type(text).__name__}, not str")
+
+
+def _describe_bad_text(texts: Sequence[str]) -> str:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return (
+                f"a text has a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, which no"
+                f" encoding can write: {text[max(0, error.start - 20) : error.start]!r}...; decode the text correctly,"
+                ' or clean it with text.encode("utf-8", "replace").decode()'
+            )
+    return "the tokenizer refused a text"

@@ -1,0 +1,328 @@
+"""The generated parts of README.md and docs/: what commands print, what measurements say.
+
+python -m scripts.docs          write them again
+python -m scripts.docs --check  fail if that would change anything
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.records.record import Record, Row, read_record, schema
+from benchmarks.records.report import markdown
+from benchmarks.records.statistics import ratio
+from benchmarks.records.tables import Table, figure
+from benchmarks.studies.int8_drift import table as int8_drift_table
+from benchmarks.studies.llm_speed import table as llm_speed_table
+from benchmarks.studies.progressive import table as progressive_table
+from benchmarks.studies.resident import table as resident_table
+from rankrt.cli.main import main as rankrt
+from tiny_reranker.evaluation import table
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SCHEMA = ROOT / "benchmarks" / "records" / "record.schema.json"
+TINY = ROOT / "tiny_reranker"
+FULL = "bge-reranker-v2-m3"
+SHOWN = {
+    "rankrt-int8": "rankrt, int8",
+    "rankrt-fp32": "rankrt, fp32",
+    "openvino-fp32": "OpenVINO",
+    "optimum-exported": "Optimum (ONNX Runtime)",
+    "torch-sdpa": "PyTorch",
+    "sentence-transformers-torch": "sentence-transformers",
+    "flagembedding-shipped": "FlagEmbedding",
+}
+INT8 = {
+    "rankrt-int8": "rankrt, int8",
+    "rankrt-fp32": "rankrt, fp32",
+    "rankrt-avx2-int8": "rankrt, int8, the graph for AVX2",
+    "onnxruntime-int8": "ONNX Runtime, `quantize_dynamic`",
+    "torch-int8": "PyTorch, `quantize_dynamic`",
+    "openvino-int8": "OpenVINO, NNCF",
+    "llama.cpp-q8": "llama.cpp, q8_0",
+    "sentence-transformers-torch": "sentence-transformers, fp32",
+}
+COMMANDS = ("", "export", "serve", "rerank", "score", "info", "build", "doctor", "cache")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = {path: text for path, text in generated().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT)} is {'out of date; run: make docs' if options.check else 'written'}")
+        if not options.check:
+            path.write_text(text)
+    return int(options.check and bool(stale))
+
+
+def generated() -> Mapping[Path, str]:
+    """Return the text of every file that is generated, in whole or in parts."""
+    written = {path: _with_parts(path.read_text(), parts) for path, parts in PARTS.items()}
+    reports = {path.with_suffix(".md"): markdown([read_record(path)]) for path in _records()}
+    return {**written, **reports, ROOT / "docs" / "cli.md": cli(), SCHEMA: schema()}
+
+
+def _records() -> list[Path]:
+    """Return the committed results that are records of runs; the others are of scripts with one purpose."""
+    return [path for path in sorted(RESULTS.glob("*.json")) if '"schema_version"' in path.read_text()]
+
+
+def _with_parts(text: str, parts: Mapping[str, Callable[[], str]]) -> str:
+    for name, make in parts.items():
+        text = with_part(text, name, make())
+    return text
+
+
+def with_part(text: str, name: str, content: str) -> str:
+    """Return a text with the part between its markers replaced."""
+    pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
+    replaced, n_found = re.subn(pattern, lambda match: f"{match[1]}{content}{match[2]}", text, flags=re.DOTALL)
+    if n_found != 1:
+        raise ValueError(f"expected one part {name!r}, found {n_found}")
+    return replaced
+
+
+def cli() -> str:
+    """Return the help of all commands as Markdown."""
+    parts = ["# The command line", "", "Generated from the commands themselves: `make docs`."]
+    parts += ["What they read and write: [files](files.md).", ""]
+    for command in COMMANDS:
+        parts += [f"## rankrt {command}".rstrip(), "", "```", _help_of(command).rstrip(), "```", ""]
+    return "\n".join(parts)
+
+
+def speed() -> str:
+    """Return rankrt beside what people use, as a table."""
+    record = read_record(RESULTS / f"{FULL}.json")
+    shown = f"{_throughput(record, SHOWN).markdown()}\n{_conditions(record)}"
+    return f"{shown} The processor decides how far PyTorch falls behind: [all systems, and how](docs/benchmarks.md).\n"
+
+
+def all_speeds() -> str:
+    """Return every system's throughput as a table, the fastest at its best first, what has no value last."""
+    record = read_record(RESULTS / f"{FULL}.json")
+    best: dict[str, float] = {}
+    for row in record.of("throughput"):
+        times = float("inf") if row.reason else row.metrics["times_baseline"] or float("inf")
+        best[row.system] = min(times, best.get(row.system, float("inf")))
+    named = {system: f"`{system}`" for system in sorted(best, key=best.__getitem__)}
+    shown = f"{_throughput(record, named).markdown()}\n{_conditions(record)} {_shares(record)}"
+    return f"{shown} [The record](../benchmarks/results/{FULL}.md).\n"
+
+
+def int8_speed() -> str:
+    """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
+    record = read_record(RESULTS / f"{FULL}.json")
+    return (
+        f"{_throughput(record, INT8).markdown()}\n{_conditions(record)} Random weights drift more than trained ones."
+        f" All layers are in int8 here. [The record](../benchmarks/results/{FULL}.md).\n"
+    )
+
+
+def _throughput(record: Record, titles: Mapping[str, str]) -> Table:
+    """Return the systems' times beside rankrt's in fp32, as shipped and at their best, and how far their scores are."""
+    rows: dict[tuple[str, str], Row] = {
+        (row.system, row.given): row for row in record.of("throughput") if row.case.endswith("mixed")
+    }
+    ours = rows["rankrt-fp32", "as shipped"]
+    size = f"{ours.case} passages, {ours.size['n_tokens']:,.0f} tokens"
+    return Table(
+        heading=[f"one query, {size}", "as shipped", "sorted, best batch size", "largest difference"],
+        rows=[
+            [title, *_cells(rows, system, ours)] for system, title in titles.items() if (system, "as shipped") in rows
+        ],
+    )
+
+
+def _cells(rows: Mapping[tuple[str, str], Row], system: str, ours: Row) -> list[str]:
+    shipped = rows[system, "as shipped"]
+    if shipped.reason:
+        return [shipped.reason, "", ""]
+    best = rows.get((system, "at its best"), shipped)
+    return [_time(shipped, ours), _time(best, ours), figure(shipped.metrics["max_drift"], 2)]
+
+
+def _time(row: Row, ours: Row) -> str:
+    """Return seconds, and the time relative to ours, both against the baseline's calls in between."""
+    if row.reason:
+        return row.reason
+    times = ratio(row.seconds, row.baseline_seconds) / ratio(ours.seconds, ours.baseline_seconds)
+    return f"{figure(float(np.median(row.seconds)))} s, {times:.2f} x"
+
+
+def _conditions(record: Record) -> str:
+    machine = record.machine
+    return (
+        f"{record.model.name}'s shape ({record.model.n_parameters / 1e6:.0f} M parameters, random weights) on"
+        f" {machine.n_threads} cores of an {machine.processor} ({machine.instructions[-1]}), tokenization included."
+        f" Medians; each system took turns with {record.baseline}. x is the time relative to rankrt's in fp32. The last"
+        " column is the largest difference of a logit from PyTorch's in fp32."
+    )
+
+
+def _shares(record: Record) -> str:
+    """Say how near single rows come to the machine's rate at matrix products."""
+    ours = [row for row in record.of("roofline") if row.system == "rankrt-fp32" and row.size["n_tokens"] >= 128]
+    shares, alone = (
+        " and ".join(f"{row.metrics[name]:.0%}" for row in ours) for name in ("of_sgemm_from_memory", "of_sgemm_alone")
+    )
+    lengths = " and ".join(f"{row.size['n_tokens']:.0f}" for row in ours)
+    return (
+        f"One row of {lengths} tokens reaches {shares} of the machine's rate at a model's matrix products: the best of"
+        f" MLAS, MKL and OpenBLAS in the same run. With weights that never leave the caches it is {alone}."
+    )
+
+
+def memory() -> str:
+    """Return what a model of 568 M parameters takes."""
+    rows = [[row["what"], row["value"]] for row in _result("memory")["rows"]]
+    return Table(heading=["bge-reranker-v2-m3's shape, fp32", ""], rows=rows).markdown()
+
+
+def resident() -> str:
+    """Return what a process with int8 holds, part by part, before and after real text."""
+    record = _result("resident")
+    what = f"bge-reranker-v2-m3's shape, {record['precision']}, {record['n_pairs']:,} pairs; the kernel's Pss."
+    return f"{resident_table(record['found']).markdown()}\n{what}\n"
+
+
+def int8_drift() -> str:
+    """Return what int8 costs in scores, as a table."""
+    return int8_drift_table(_result("int8_drift")["rows"]).markdown()
+
+
+def server_overhead() -> str:
+    """Return what the server costs over the library, a model a column."""
+    record = _result("server_overhead")
+    machine, models = record["machine"], record["models"]
+    heading = ["", *(f"{model['model']}, {model['variant'].partition('-')[2]}" for model in models)]
+    rows = [[what, *(of(model) for model in models)] for what, of in _OVERHEAD.items()]
+    table = Table(heading=heading, rows=rows).markdown()
+    return (
+        f"{table}\n{machine['n_threads']} cores of an {machine['processor']}, load {machine['load_before']:.1f} before;"
+        " the clients ran on the same cores. [The record](../benchmarks/results/server_overhead.json).\n"
+    )
+
+
+def _saturated(model: Mapping[str, Any]) -> str:
+    found = model["saturation"]
+    speeds = [f"{found[f'{side}_tokens_per_second']:,.0f}" for side in ("in_process", "server")]
+    spread = f"{found['ratio_min']:.2f} to {found['ratio_max']:.2f}"
+    return f"{speeds[0]} and {speeds[1]}: {found['ratio']:.0%} ({spread})"
+
+
+def _processor_time(model: Mapping[str, Any]) -> str:
+    found = model["saturation"]
+    here, server, workers, clients = (
+        figure(found[f"{side}_cpu_us_per_token"], 2) for side in ("in_process", "server", "workers", "clients")
+    )
+    return f"{here}; {server} + {workers}, clients {clients}"
+
+
+def _idle(model: Mapping[str, Any]) -> str:
+    found = model["idle"]
+    return (
+        f"{found['in_process_ms']:.1f} and {found['server_ms']:.1f}: {found['difference_ms']:.1f} more,"
+        f" {found['client_cpu_ms']:.1f} of it the client's"
+    )
+
+
+def _mixed(model: Mapping[str, Any]) -> str:
+    found = model["mixed"]
+    return f"{found['p50_ms']:.0f} and {found['p99_ms']:.0f}, of {found['n_small']}; alone {found['idle_ms']:.0f}"
+
+
+_OVERHEAD: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "tokens a second, library and server at saturation (of the rounds)": _saturated,
+    "processor time, us a token: library; server + workers": _processor_time,
+    "one request of 10 documents, ms, library and server": _idle,
+    "10 documents beside 500, at half the throughput: median and p99, ms": _mixed,
+}
+
+
+def server_soak() -> str:
+    """Return what the server went through, in a sentence or two."""
+    record = _result("server_soak")
+    answered, refused = (
+        sum(n for status, n in record["statuses"].items() if (status == "200") == is_good) for is_good in (True, False)
+    )
+    return (
+        f"{record['seconds'] / 60:.0f} minutes: {record['n_requests']:,} requests, {answered:,} answered to the last"
+        f" bit, {refused:,} refused (429, 503 or 504), {len(record['wrong'])} wrong or without an answer;"
+        f" {sum(record['faults'].values()):,} requests of misbehaving clients; {record['worker_restarts']:.0f} workers"
+        f" started again. The server had {record['server_mb_first_third']:.0f} MB in the first third of the time and"
+        f" {record['server_mb_last_third']:.0f} MB in the last. [The record](../benchmarks/results/server_soak.json).\n"
+    )
+
+
+def llm_speed() -> str:
+    """Return the LLM rerankers beside FlagEmbedding, as a table."""
+    if not (RESULTS / "llm_speed.json").exists():
+        return "No record is kept yet: `python -m benchmarks.studies.llm_speed`.\n"
+    record = _result("llm_speed")
+    machines = {entry["conditions"]["machine"]["processor"] for entry in record["models"]}
+    sizes = {entry["conditions"]["workload"]["kind"] for entry in record["models"]}
+    return (
+        f"{llm_speed_table(record)}\nFull width, random weights, {' and '.join(sorted(sizes))} passages for one query,"
+        f" {' and '.join(sorted(machines))}. Medians, in turn, without the batch that FlagEmbedding computes twice."
+        " x is the time relative to rankrt's. Full depth is derived from the weights that a token meets; for"
+        " FlagEmbedding they include the vocabulary.\n"
+    )
+
+
+def progressive() -> str:
+    """Return what ranking that stops early saves and loses, as a table."""
+    if not (RESULTS / "progressive.json").exists():
+        return "No record is kept yet: `python -m benchmarks.studies.progressive`.\n"
+    record = _result("progressive")
+    return (
+        f"{progressive_table(record)}\nA trained layerwise model of 8 layers with exits after"
+        f" {', '.join(map(str, record['exits']))}. {record['n_queries']} held-out questions in twelve languages, each"
+        f" with {record['n_passages']} passages. The margins are those of {record['n_queries_of_margins']} other"
+        " questions.\n"
+    )
+
+
+def quality() -> str:
+    """Return how the tiny reranker ranks, as a table."""
+    return table(json.loads((TINY / "evaluation.json").read_text())["quality"])
+
+
+PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"speed": speed},
+    ROOT / "docs" / "benchmarks.md": {"all speeds": all_speeds},
+    ROOT / "docs" / "int8.md": {"int8 speed": int8_speed, "int8 drift": int8_drift},
+    ROOT / "docs" / "llm-rerankers.md": {"llm speed": llm_speed, "progressive": progressive},
+    ROOT / "docs" / "memory.md": {"memory": memory, "resident": resident},
+    ROOT / "docs" / "server.md": {"server overhead": server_overhead, "server soak": server_soak},
+    TINY / "README.md": {"quality": quality},
+}
+
+
+def _result(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
+
+
+def _help_of(command: str) -> str:
+    os.environ["COLUMNS"] = "110"
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        rankrt([*command.split(), "--help"])
+    return output.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
