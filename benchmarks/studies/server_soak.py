@@ -3,10 +3,10 @@
     python -m benchmarks.studies.server_soak --artifact ./artifact --minutes 30 -o benchmarks/results/server_soak.json
 
 Workers are killed and stopped, files cut, moved and replaced, disks filled and limits reached
-(`benchmarks.studies.faults`). Every request has to get an answer or a clear refusal, every answer has to be right to the last bit, nothing may hang,
-the server has to be ready again after each fault, and memory and descriptors have to stay flat. All of it is on
-loopback and bounded in count and time. The record is printed, and written with -o; the last lines say what was found,
-and the exit status is 1 if something was not as it should be.
+(`benchmarks.studies.faults`). Every request has to get an answer or a clear refusal, and every answer has to be right
+to the last bit. Nothing may hang, the server has to be ready again after each fault, and memory and descriptors have
+to stay flat. All of it is on loopback and bounded in count and time. The record is printed, and written with -o. The
+last lines say what was found, and the exit status is 1 if something was not as it should be.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from rankrt import cascade
+from rankrt import refinement
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact.manifest import PRECISIONS, Artifact, InstructionSet, Precision, Variant, Verification
 from rankrt.backends import Backend
@@ -499,7 +499,7 @@ class Reranker:
             known = known.with_scores_of(again, chosen)
             return again.logits
 
-        found = cascade.refine(scored.logits, top_n, self._drift().max_difference, score_again)
+        found = refinement.refine(scored.logits, top_n, self._drift().max_difference, score_again)
         return found.order, known, found.n_refined
 
     def _check_finite(self, logits: Float32Array, encoded: Encoded, n_before: int = 0) -> None:

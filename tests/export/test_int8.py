@@ -26,7 +26,7 @@ from rankrt.host.cpu import this_machine
 from rankrt.loading.prepared import PreparedModels
 from rankrt_export.calibrate import calibration
 from rankrt_export.calibrate.calibration import calibrate, few_pairs
-from rankrt_export.calibrate.layers import LayerGroup, layers_of
+from rankrt_export.calibrate.layers import layers_of
 from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
 from rankrt_export.graph.data_files import DataFiles
@@ -52,6 +52,7 @@ from rankrt_export.precision.int8_numbers import (
 )
 from rankrt_export.precision.recipes import (
     KINDS_FOR_CPUS,
+    LayerGroup,
     Scaling,
     Seen,
     TokenRecipe,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from rankrt_export.checkpoint.families import DECODERS, DecoderFamily
 from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Blueprint, Readout, Section
@@ -39,21 +40,10 @@ class Family:
 
 
 # Older Gemma files say "gelu" and mean its tanh approximation, as transformers 5 reads them.
-_LLAMA = Family()
-_GEMMA = Family(activations=("gelu_pytorch_tanh", "gelu"), norm_shift=1.0, scales_by_width=True)
-_QWEN3 = Family(has_head_norms=True)
-FAMILIES: Mapping[str, Family] = {
-    "GemmaForCausalLM": _GEMMA,
-    "GemmaForSequenceClassification": _GEMMA,
-    "LayerWiseMiniCPMForCausalLM": _LLAMA,
-    "LlamaForCausalLM": _LLAMA,
-    "LlamaForSequenceClassification": _LLAMA,
-    "MistralForCausalLM": _LLAMA,
-    "MistralForSequenceClassification": _LLAMA,
-    "Qwen2ForCausalLM": _LLAMA,
-    "Qwen2ForSequenceClassification": _LLAMA,
-    "Qwen3ForCausalLM": _QWEN3,
-    "Qwen3ForSequenceClassification": _QWEN3,
+FAMILIES: Mapping[DecoderFamily, Family] = {
+    "gemma": Family(activations=("gelu_pytorch_tanh", "gelu"), norm_shift=1.0, scales_by_width=True),
+    "llama": Family(),
+    "qwen3": Family(has_head_norms=True),
 }
 
 
@@ -78,7 +68,7 @@ class Config:
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "Config":
         """Read config.json. Raises CheckpointError for what this file does not implement."""
-        family = FAMILIES[config["architectures"][0]]
+        family = FAMILIES[DECODERS[config["architectures"][0]]]
         _check(config, family)
         n_features, n_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         n_layers = int(config["num_hidden_layers"])
@@ -181,7 +171,7 @@ class _Decoder:
         return self._linear(self._graph.op("Mul", self._activated(gate), up), f"{name}.down_proj")
 
     def _activated(self, gate: ir.Value) -> ir.Value:
-        if self._shape.family is _GEMMA:
+        if self._shape.family is FAMILIES["gemma"]:
             return self._graph.op("Gelu", gate, approximate="tanh")
         return self._engine.silu(gate)
 

@@ -16,12 +16,21 @@ import numpy.typing as npt
 from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import KeptLayer, unquantized
 from rankrt_export.architectures import ARCHITECTURES
-from rankrt_export.calibrate.layers import LayerGroup, layers_of
+from rankrt_export.calibrate.layers import layers_of
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.errors import CheckpointError, VariantError
 from rankrt_export.precision.fixed_scales import FORMATS, fixed_recipes
 from rankrt_export.precision.int8_numbers import TINIEST_SCALE
-from rankrt_export.precision.recipes import KINDS_FOR_CPUS, Kind, LayerRecipe, Recipe, Seen, TableRecipe, group_recipes
+from rankrt_export.precision.recipes import (
+    KINDS_FOR_CPUS,
+    Kind,
+    LayerGroup,
+    LayerRecipe,
+    Recipe,
+    Seen,
+    TableRecipe,
+    group_recipes,
+)
 from rankrt_export.reference.pytorch import load_model, scores, tensors, tokenized
 from rankrt_export.reference.pytorch_decoder import Asked
 from rankrt_export.text.ranks import mean_tau

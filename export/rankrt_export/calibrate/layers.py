@@ -12,14 +12,7 @@ from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.graph.blueprint import Blueprint, Readout
 from rankrt_export.graph.graph import FLOAT, Graph
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerGroup:
-    """Linear layers, by name, that read the same activations, and whether these come from a GELU."""
-
-    layers: tuple[str, ...]
-    is_behind_gelu: bool
+from rankrt_export.precision.recipes import LayerGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

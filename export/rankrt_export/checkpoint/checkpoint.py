@@ -11,8 +11,8 @@ from typing import Any
 
 from rankrt.artifact.manifest import MANIFEST
 from rankrt.artifact.source import Hub
-from rankrt_export.architectures.decoder import FAMILIES
 from rankrt_export.checkpoint import adapter, modules
+from rankrt_export.checkpoint.families import DECODERS
 from rankrt_export.checkpoint.fields import Fields, read_config, read_object
 from rankrt_export.checkpoint.modules import Saved, read_saved
 from rankrt_export.checkpoint.weights import Weights, open_weights
@@ -72,7 +72,7 @@ class Checkpoint:
     @property
     def is_decoder(self) -> bool:
         """Whether a row is a question that the model answers behind its last token."""
-        return self.architecture in FAMILIES
+        return self.architecture in DECODERS
 
     @property
     def max_length(self) -> int:
@@ -152,7 +152,7 @@ def _merged(folder: Path, hub: Hub) -> Checkpoint:
     if config.has_head and not base.architecture.endswith("ForSequenceClassification"):
         family = base.architecture.removesuffix("ForCausalLM")
         architecture = f"{family}ForSequenceClassification"
-        if architecture not in FAMILIES:
+        if architecture not in DECODERS:
             raise CheckpointError(f"{folder} has a head for a {architecture}, which is not implemented")
         changed = {**base.config, "architectures": [architecture], "num_labels": 1}
         base = replace(base, config=Fields(base.folder / "config.json", changed))
@@ -180,7 +180,7 @@ def check_is_reranker(config: Mapping[str, Any], source: str) -> None:
             f"{source} is a {architecture}, and config.json says model_type = {config['model_type']!r}, not"
             f" {expected!r}: they do not belong together"
         )
-    if architecture in FAMILIES and architecture.endswith("ForCausalLM"):
+    if architecture in DECODERS and architecture.endswith("ForCausalLM"):
         return
     if not architecture.endswith("ForSequenceClassification"):
         raise CheckpointError(

@@ -13,7 +13,6 @@ import numpy as np
 
 from rankrt.arrays import BoolArray, Float32Array
 from rankrt.artifact.manifest import INSTRUCTION_SETS, InstructionSet, KeptLayer, Precision, Quantization, Target
-from rankrt_export.calibrate.layers import LayerGroup
 from rankrt_export.precision.int8_numbers import (
     GELU_MINIMUM,
     SYMMETRIC,
@@ -34,6 +33,14 @@ from rankrt_export.precision.int8_numbers import (
 STRENGTHS = (0.0, 0.3, 0.5, 0.65, 0.8)
 # Rows of activations by which the divisors of a group are chosen.
 _N_SAMPLED_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerGroup:
+    """Linear layers, by name, that read the same activations, and whether these come from a GELU."""
+
+    layers: tuple[str, ...]
+    is_behind_gelu: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

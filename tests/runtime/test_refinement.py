@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankrt.arrays import Float32Array
-from rankrt.cascade import Refined, refine
+from rankrt.refinement import Refined, refine
 
 EXACT = np.array([5.0, 1.0, 4.0, 3.9, 0.0], np.float32)
 
