@@ -15,7 +15,7 @@ import pytest
 from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("runtime/rankrt/artifact/hashes.py",)
+ROOMS = ("runtime/rankrt/text",)
 FILES = sorted({path for room in ROOMS for path in [ROOT / room, *(ROOT / room).rglob("*")] if path.suffix == ".py"})
 
 
@@ -55,12 +55,17 @@ def texts_of(tree: ast.Module) -> tuple[list[tuple[int, str]], list[tuple[int, s
 
 
 def comments_of(source: str) -> Iterator[tuple[int, str]]:
-    """Yield each comment with its line; lines that follow each other are one comment."""
+    """Yield each comment with its line; lines of comments alone that follow each other are one comment."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     found = [token for token in tokens if token.type == tokenize.COMMENT]
-    for _, group in groupby(enumerate(found), key=lambda item: item[1].start[0] - item[0]):
+    for _, group in groupby(enumerate(found), key=lambda item: _block_of(*item)):
         lines = [token for _, token in group]
         yield lines[0].start[0], " ".join(line.string.lstrip("# ") for line in lines)
+
+
+def _block_of(index: int, comment: tokenize.TokenInfo) -> tuple[bool, int]:
+    is_alone = comment.line.lstrip().startswith("#")
+    return is_alone, comment.start[0] - index if is_alone else index
 
 
 def _words_of(values: Iterable[ast.expr]) -> Iterator[str]:
