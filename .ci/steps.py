@@ -162,7 +162,7 @@ def steps(shop: Workshop) -> list[Step]:
             title="the wall, the rooms, the documentation",
             limit_s=300,
             needs=("full",),
-            commands=((full, "-m", "pytest", "-q", "--durations=5", "tests/test_wall.py", "tests/test_docs.py"),),
+            commands=((full, "-m", "pytest", "-q", "--durations=5", "tests/test_wall.py", "tests/test_rooms.py", "tests/test_docs.py"),),
         ),
         Step(
             name="site",
