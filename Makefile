@@ -1,4 +1,4 @@
-# Each target sets up what it needs on a machine with nothing but Python 3.11-3.13 and make.
+# Each target sets up what it needs on a machine with nothing but Python 3.11 or newer and make.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,8 +15,19 @@ GPU_EXTRAS ?= gpu,tensorrt
 FAKE_GPU_VENV := $(VENV)-fake-gpu
 FAKE_GPU_READY := $(FAKE_GPU_VENV)/.ready
 
+# The clients that people have bring packages that no other test should meet; the site's tools need nothing of ours.
+CLIENTS_VENV := $(VENV)-clients
+CLIENTS_READY := $(CLIENTS_VENV)/.ready
+SITE_VENV := $(VENV)-site
+SITE_READY := $(SITE_VENV)/.ready
+
+# Tests of one file share a server or an export, so files are handed out, to as many processes as JOBS says.
+JOBS ?= 2
+PYTEST := -m pytest -q -rs -n $(JOBS) --dist loadfile
+INSTALL := -m pip install --quiet --no-compile
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu test-fake-gpu check docs bench bench-prepare bench-full clean
+.PHONY: help demo test test-suite test-clients test-fake-gpu test-fast test-gpu check check-systems docs site bench bench-prepare bench-full env env-clients env-fake-gpu env-site clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -24,26 +35,40 @@ help:  ## list the targets
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m examples.demo
 
-test: $(READY)  ## the whole suite
-	$(BIN)/python -m pytest
+test: test-suite test-clients test-fake-gpu  ## all tests that can run here; what is skipped is listed with its reason
+
+test-suite: $(READY)  ## all tests but those with an environment of their own; ARGUMENTS= for pytest
+	$(BIN)/python $(PYTEST) --durations=30 --ignore=tests/server/test_clients.py --ignore=tests/gpu/test_fake_cuda.py $(ARGUMENTS)
+
+test-clients: $(CLIENTS_READY)  ## the clients that people have, against the server
+	$(CLIENTS_VENV)/bin/python -m pytest -q -rs --durations=5 tests/server/test_clients.py
+
+test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
+	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -q -rs --durations=5 tests/gpu/test_fake_cuda.py
 
 test-fast: $(READY)  ## the runtime's tests but the slow ones, in a minute
-	$(BIN)/python -m pytest -q -m "not slow" tests/runtime tests/test_wall.py
+	$(BIN)/python $(PYTEST) -m "not slow" tests/runtime tests/test_wall.py
 
 test-gpu: $(GPU_READY)  ## what needs an NVIDIA GPU: scores, kernels, engines; skipped with the reason where there is none
 	$(GPU_VENV)/bin/python -m rankrt.cli.main doctor --device cuda || true
 	$(GPU_VENV)/bin/python -m pytest -rs -m gpu tests/gpu
-
-test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
-	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -rs tests/gpu/test_fake_cuda.py
 
 check: $(READY)  ## what a change has to pass besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# On Windows the server is refused before anything else of it runs.
+check-systems: $(READY)  ## what mypy can tell of macOS, Windows and Python 3.14
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin runtime export
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 runtime export --exclude runtime/rankrt/server
+	$(BIN)/mypy --python-version 3.14 --cache-dir .mypy_cache/3.14 runtime export
+
 docs: $(READY)  ## write again what is generated in README.md and docs/
 	$(BIN)/python -m scripts.docs
+
+site: $(SITE_READY)  ## the documentation as a site, in site/; a link that leads nowhere is an error
+	$(SITE_VENV)/bin/python -m zensical build --clean --strict
 
 MODEL ?= tiny_reranker/checkpoint
 NAME ?= $(if $(filter tiny_reranker/checkpoint,$(MODEL)),tiny-reranker,$(notdir $(MODEL)))
@@ -68,25 +93,42 @@ bench-full: $(READY)  ## every system on a quiet machine, for a committed record
 	    --systems $(SYSTEMS) --passages 16 --kinds mixed --rounds 3 --seconds 0 -o $(RECORD)
 	$(BIN)/python -m scripts.docs
 
+env: $(READY)  ## make the environment of most targets, .venv
+env-clients: $(CLIENTS_READY)  ## make that of test-clients
+env-fake-gpu: $(FAKE_GPU_READY)  ## make that of test-fake-gpu
+env-site: $(SITE_READY)  ## make that of site
+
 clean:  ## remove the environments
-	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV)
+	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV) $(CLIENTS_VENV) $(SITE_VENV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,server,export]' --group dev
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server,otel,export]' --group dev
+	touch $@
+
+$(CLIENTS_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(CLIENTS_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server]' --group clients
+	touch $@
+
+$(SITE_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(SITE_VENV)/bin/python $(INSTALL) --constraint constraints.txt --group docs
 	touch $@
 
 $(GPU_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(GPU_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(GPU_EXTRAS),export]' --group dev
+	$(GPU_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[$(GPU_EXTRAS),export]' --group dev
 	touch $@
 
 $(FAKE_GPU_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(FAKE_GPU_VENV)
 	$(FAKE_GPU_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(FAKE_GPU_VENV)/bin/python -m pip install --quiet --editable . onnxruntime-gpu==1.31.1
-	$(FAKE_GPU_VENV)/bin/python -m pip install --quiet --no-deps --target $(FAKE_GPU_VENV)/cuda \
+	$(FAKE_GPU_VENV)/bin/python $(INSTALL) --editable . onnxruntime-gpu==1.31.1
+	$(FAKE_GPU_VENV)/bin/python $(INSTALL) --no-deps --target $(FAKE_GPU_VENV)/cuda \
 	    nvidia-cuda-runtime==13.* nvidia-cuda-crt==13.*
 	touch $@

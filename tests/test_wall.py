@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import rankrt
 from rankrt.artifact.manifest import Artifact
@@ -58,5 +59,7 @@ def test_scoring_and_every_module_of_the_runtime_stay_on_their_side(artifact: Ar
     assert {"numpy", "tokenizers", "onnxruntime"} <= set(answer["asked"])
 
 
-def test_what_is_public_is_named_and_there():
-    assert sorted(rankrt.__all__) == sorted(name for name in dir(rankrt) if name in rankrt.__all__)
+def test_what_is_public_is_in_all_and_what_is_in_all_is_there():
+    public = {name for name, value in vars(rankrt).items() if name[0] != "_" and not isinstance(value, ModuleType)}
+    assert public | {"__version__"} == set(rankrt.__all__)
+    assert rankrt.__all__ == sorted(rankrt.__all__)

@@ -18,12 +18,12 @@ from rankrt.errors import (
     RankrtError,
     ScoreError,
 )
-from rankrt.host.telemetry import turn_off
+from rankrt.host import telemetry
 from rankrt.ranking import Hit, Ranking
 from rankrt.reranker import Reranker
 from rankrt.text.options import Rules
 
-turn_off()
+telemetry.turn_off()
 
 __version__ = "0.1.0"
 

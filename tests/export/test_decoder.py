@@ -364,7 +364,7 @@ def test_flagembedding_s_interfaces_take_their_own_options(layerwise: Path):
             "makes rows of .* tokens with the prompt, but this model takes at most",
         ),
         (lambda r: r.with_rules(question="why? " * 2000), "shorten the question"),
-        (lambda r: r.with_rules(query_max_length=900), "query_max_length=900 is more than a row has"),
+        (lambda r: r.with_rules(query_max_length=900), "query_max_length=900 is more than max_length"),
     ],
 )
 def test_what_cannot_be_asked_says_what_can(layerwise: Path, ask: object, message: str):

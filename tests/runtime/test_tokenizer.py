@@ -212,7 +212,7 @@ def test_rules_that_do_not_fit_the_model_are_refused(rules: dict[str, Any], mess
     [
         ({"truncation": "longest"}, "truncation='longest', expected one of 'only_passage', 'longest_first'"),
         ({"long_documents": "split"}, "long_documents='split', expected one of 'truncate', 'chunk'"),
-        ({"truncation": "longest_first", "query_max_length": 9}, "drop query_max_length"),
+        ({"truncation": "longest_first", "query_max_length": 9}, "remove query_max_length"),
         ({"truncation": "longest_first", "long_documents": "chunk"}, 'needs truncation="only_passage"'),
     ],
 )

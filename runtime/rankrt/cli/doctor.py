@@ -6,7 +6,7 @@ Every finding is a name, a verdict and a sentence; nothing is repaired.
 import importlib.metadata
 import os
 import platform
-import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +25,9 @@ from rankrt.host.gpus import has_driver
 from rankrt.loading.builds import drift_limit
 from rankrt.loading.choose import place
 from rankrt.reranker import Reranker
+
+if sys.platform != "win32":
+    import resource
 
 _TELEMETRY, _TRUE = "ORT_DISABLE_TELEMETRY", ("1", "true", "yes", "on")
 
@@ -96,9 +99,13 @@ def _cache() -> Iterator[Finding]:
 
 def _limits() -> Finding:
     """Say how many files and connections a process may have open here."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    of_shell, most = (str(n) if n != resource.RLIM_INFINITY else "unlimited" for n in (soft, hard))
-    return Finding(name="limits", verdict="ok", detail=f"{of_shell} open files, {most} at most")
+    if sys.platform == "win32":
+        detail = "this system does not limit the open files of a process"
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        of_shell, most = (str(n) if n != resource.RLIM_INFINITY else "unlimited" for n in (soft, hard))
+        detail = f"{of_shell} open files, {most} at most"
+    return Finding(name="limits", verdict="ok", detail=detail)
 
 
 def _telemetry() -> Finding:

@@ -11,7 +11,6 @@ and no tokenizer. Processes and users may share it; every one of them can lose a
 """
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -32,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from rankrt.errors import CacheError, InputError
 from rankrt.files.folders import UNFINISHED, lock_of, new_folder, size_of
+from rankrt.files.locks import alone_with, hold
 from rankrt.files.rights import home_folder, this_user, unreadable
 from rankrt.files.seals import Seal
 
@@ -428,16 +428,10 @@ def _remove(item: Item) -> bool:
             return False
         return not path.exists()
     try:
-        descriptor = os.open(path / ENTRY, os.O_RDONLY)
+        with alone_with(path / ENTRY) as is_alone:
+            return is_alone and _discard(path)
     except OSError:  # of another version: nothing here uses it
         return _discard(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _discard(path)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _lock_of_unfinished(path: Path) -> Path:
@@ -462,11 +456,11 @@ def _discard(path: Path) -> bool:
 def _shared_lock(path: Path) -> int | None:
     """Return a descriptor that holds a shared lock on a file, or None if there is no such file or no such lock."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY)  # children do not inherit it
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        hold(descriptor)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
     except OSError:  # a file system without locks, where entries in use are removed too, or just removed
@@ -478,16 +472,10 @@ def _shared_lock(path: Path) -> int | None:
 
 def _is_used(folder: Path) -> bool:
     try:
-        descriptor = os.open(folder / ENTRY, os.O_RDONLY)
+        with alone_with(folder / ENTRY) as is_alone:
+            return not is_alone
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _is_locked(path: Path) -> bool:

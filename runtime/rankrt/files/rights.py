@@ -1,17 +1,26 @@
 """Which user this process is, and the sentence for a file that this user may not open."""
 
+import getpass
 import os
-import pwd
+import sys
 from pathlib import Path
 
+if sys.platform == "win32":
 
-def this_user() -> str:
-    """Return the user as messages name it. A container's uid often has no name."""
-    uid = os.geteuid()
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
-    except KeyError:
-        return f"uid {uid}"
+    def this_user() -> str:
+        """Return the user as messages name it."""
+        return getpass.getuser()
+
+else:
+    import pwd
+
+    def this_user() -> str:
+        """Return the user as messages name it. A container's uid often has no name."""
+        uid = os.geteuid()
+        try:
+            return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+        except KeyError:
+            return f"uid {uid}"
 
 
 def home_folder() -> Path | None:

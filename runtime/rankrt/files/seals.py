@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import msgspec
@@ -46,13 +47,11 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 def samples_of(path: Path) -> str:
     """Return the hash of blocks that are spread evenly over a file, the first and the last included."""
     digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        n_bytes = os.fstat(descriptor).st_size
-        if hasattr(os, "posix_fadvise"):  # the system reads ahead otherwise, 30 times what is asked for
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    with path.open("rb", buffering=0) as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        if sys.platform == "linux":  # the system reads ahead otherwise, 30 times what is asked for
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         for start in [*range(0, n_bytes, _SAMPLE_STEP), max(0, n_bytes - _SAMPLE_BYTES)]:
-            digest.update(os.pread(descriptor, _SAMPLE_BYTES, start))
-    finally:
-        os.close(descriptor)
+            file.seek(start)
+            digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

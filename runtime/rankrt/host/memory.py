@@ -80,7 +80,9 @@ def unmap_largest(folder: Path) -> None:
     with _lock:
         n_changes = _n_changes
         found = [mapping for mapping in mappings() if mapping.file and Path(mapping.file).parent == folder]
-        largest = max((mapping.n_bytes for mapping in found), default=0)
+        if not found:  # nothing is mapped, or this system does not tell
+            return
+        largest = max(mapping.n_bytes for mapping in found)
         madvise = ctypes.CDLL(None).madvise
         for mapping in found:
             if mapping.n_bytes == largest and mapping.anonymous_kb == 0:

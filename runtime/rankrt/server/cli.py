@@ -19,7 +19,7 @@ import uvicorn
 
 from rankrt.artifact.manifest import PRECISIONS
 from rankrt.backends.in_flight import N_IN_FLIGHT
-from rankrt.errors import InputError
+from rankrt.errors import DeviceError, InputError
 from rankrt.host.cpu import usable_cores
 from rankrt.host.device import DEVICE_HELP, Device
 from rankrt.server.http.app import App
@@ -117,6 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status."""
+    if sys.platform == "win32":
+        raise DeviceError("rankrt serve needs Linux or macOS; on Windows start it in WSL2, or use rankrt.Reranker")
     log_to_stderr(_log_format(options.log_format), options.log_level)
     settings = settings_of(options)
     # Before anything is started, so that a wrong option is one sentence.

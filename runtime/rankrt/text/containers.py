@@ -1,6 +1,6 @@
-"""Texts and pairs out of whatever holds them: lists, tuples, generators, numpy's arrays, pandas' columns and frames.
+"""Texts and pairs from containers: lists, tuples, generators, numpy's arrays, pandas' columns and frames.
 
-What has no order, or holds something else than text, is refused here, before work begins. Knows pandas and its like by
+Refuses containers without an order, and values that are not text, before work begins. Knows pandas and its like by
 their methods only.
 """
 
@@ -14,7 +14,7 @@ from rankrt.text.pairs import Pair
 
 
 def documents_of(given: Iterable[str]) -> list[str]:
-    """Return the texts of a container. Raises InputError for what holds no texts in an order."""
+    """Return the texts of a container. Raises InputError unless it holds texts in an order."""
     if _is_frame(given):
         raise InputError(f'documents is a {_kind(given)}; pass one column of it: documents["text"]')
     documents = _listed(given, "documents", "a list of texts")
@@ -25,7 +25,7 @@ def documents_of(given: Iterable[str]) -> list[str]:
 
 
 def pairs_of(given: Iterable[Any]) -> list[Pair]:
-    """Return the pairs of a container, of an array or a frame its rows. Raises InputError for what holds no pairs."""
+    """Return the pairs of a container, or the rows of an array or a frame. Raises InputError unless these are pairs."""
     if _is_frame(given):
         given = given.to_numpy()  # type: ignore[attr-defined]
         if given.shape[1] != 2:  # type: ignore[attr-defined]
@@ -37,7 +37,7 @@ def pairs_of(given: Iterable[Any]) -> list[Pair]:
 
 
 def is_one_pair(given: Any) -> bool:
-    """Tell whether this is one pair, and not a container of pairs: two texts that are not in another container."""
+    """Tell whether this is one pair, two texts, and not a container of pairs."""
     listed = given.tolist() if _is_column(given) else given
     return isinstance(listed, list | tuple) and len(listed) > 0 and isinstance(listed[0], str)
 
@@ -59,7 +59,7 @@ def _listed(given: Any, name: str, expected: str) -> list[Any]:
     if isinstance(given, Mapping):
         raise InputError(f"{name} is a {_kind(given)}, expected {expected}; pass list({name}.values())")
     if isinstance(given, Set) and not isinstance(given, KeysView | ItemsView):
-        raise InputError(f"{name} is a {_kind(given)}, which has no order; pass a list, as answers name places in it")
+        raise InputError(f"{name} is a {_kind(given)}, which has no order; pass a list")
     if _is_column(given):
         return list(given.tolist())
     if getattr(given, "ndim", 1) == 0 or not hasattr(type(given), "__iter__"):
@@ -68,7 +68,7 @@ def _listed(given: Any, name: str, expected: str) -> list[Any]:
 
 
 def _is_column(given: Any) -> bool:
-    """Tell whether this is an array or a column, which has its values as Python's own in a list."""
+    """Tell whether this is an array or a column, whose `tolist` gives Python's own values."""
     if isinstance(given, np.ndarray):
         return given.ndim > 0
     return hasattr(given, "tolist") and hasattr(given, "index")

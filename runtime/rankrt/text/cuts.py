@@ -1,6 +1,6 @@
-"""Where a text may be cut so that what is normalised on one side does not depend on the other side.
+"""The places where a text may be cut, so that each side is normalised independently of the other.
 
-Knows characters, normalisers and added tokens; no words and no model.
+Knows characters, normalisers and added tokens, but neither words nor a model.
 """
 
 import json
@@ -13,31 +13,31 @@ from unicodedata import category
 
 from rankrt.errors import InputError
 
-# Letters, digits, punctuation and symbols: all that is not drawn on the character before it.
+# Letters, digits, punctuation and symbols: everything that is not drawn on the previous character.
 _PLAIN = {"Lu", "Ll", "Lt", "Lo", "Nd", "Nl", "No", "Sm", "Sc", "So"} | {f"P{kind}" for kind in "cdseifo"}
 _MARKS = {"Mn", "Mc", "Me"}
 # Controls that are not white space stand alone, too.
 _CONTROL = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 # The character before a cut, and the one or two after it.
 _CANDIDATE = re.compile(r"\S(?=\S| \S)")
-# Runs of one character are looked for in pieces that became long, and pieces that stay longer than this are refused.
+# Long pieces are searched for runs of one character. Pieces that stay longer than the second number are refused.
 _LONG_PIECE_CHARS, MOST_UNDIVIDED_CHARS = 1 << 15, 1 << 20
 _RUN_CHARS = 64
-# Of these, what joins a neighbour all the same: Thai's and Lao's AM, Malayalam's dot reph, and Hangul in
-# parts, also those in circles or of half width, which NFKC joins.
+# Some of these still join a neighbour: Thai's and Lao's AM, Malayalam's dot reph, and parts of Hangul. NFKC also joins
+# parts of Hangul in circles or of half width.
 _JOINING = re.compile(
     "[\u0e33\u0eb3\u0d4e\u1100-\u11ff\u3130-\u318f\u3200-\u321e\u3260-\u327f\ua960-\ua97f\ud7b0-\ud7ff\uffa0-\uffdc]"
 )
-# Above the first plane only ideographs and what is mostly met there: emoji and the letters of flags.
+# Above the first plane only ideographs and the most frequent others: emoji and the letters of flags.
 _HIGH = re.compile("[\U0001f1e6-\U0001faff\U00020000-\U000323af]")
 # Normalisers that look at one grapheme, or one character and its marks, at a time.
 _LOCAL = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD"} | {"Nmt", "Lowercase", "StripAccents", "BertNormalizer"}
-# Patterns of `Replace` that match spaces only, of which there is none at a cut.
+# Patterns of `Replace` that match spaces only. A cut has none.
 _PATTERNS_OF_SPACES = (" {2,}", r"\s+", " +")
 
 
 def undivided() -> InputError:
-    """Return the refusal of a text that is too long to be read whole, which takes 300 bytes a character."""
+    """Return the error for a text that is too long to be read whole, which takes 300 bytes a character."""
     return InputError(
         f"a text has more than {MOST_UNDIVIDED_CHARS} characters in a row that the tokenizer cannot divide (no spaces,"
         " or no character that it knows); shorten it"
@@ -45,15 +45,15 @@ def undivided() -> InputError:
 
 
 class Cuts:
-    """The places of texts where a tokenizer's normaliser and its added tokens do not notice a cut.
+    """The places of texts where a cut changes neither a tokenizer's normal form nor its added tokens.
 
-    There the two characters belong to two graphemes in every version of Unicode and compose in no normal form, so that
-    the text's normal form is that of the two sides, concatenated; and no added token has these two characters in it.
-    No space stands before a cut, and at most one after it.
+    The two characters at a cut belong to two graphemes in every version of Unicode, and no normal form composes them.
+    So the text's normal form is that of the two sides, concatenated. No added token contains the two characters. A cut
+    has no space before it, and at most one after it.
     """
 
     def __init__(self, normalize: Callable[[str], str], added: Iterable[str], normalized: Iterable[str] = ()) -> None:
-        """Take the contents of the added tokens; `normalized` are those that are found in the normal form."""
+        """Take the contents of the added tokens; the tokenizer finds `normalized` ones in the normal form."""
         self._normalize = normalize
         forms = {*added, *(form for content in normalized for form in (content, content.lower(), normalize(content)))}
         self._joined = {before + after for form in forms for before, after in pairwise(form)}
@@ -72,10 +72,10 @@ class Cuts:
         return len(text)
 
     def pieces(self, text: str, n_chars: int) -> Iterator[str]:
-        """Yield a text in pieces of about so many characters, without most of what leaves nothing: runs of spaces.
+        """Yield a text in pieces of about `n_chars` characters, without most of its long runs of spaces.
 
-        Raises InputError for more than 1,048,576 characters without a cut, which no language has: a normaliser takes 50
-        bytes for each byte of what it is given at once.
+        Raises InputError for more than 1,048,576 characters without a cut, which no language has. A normaliser takes 50
+        bytes for each byte of its input.
         """
         start = 0
         while start < len(text):
@@ -92,7 +92,7 @@ class Cuts:
             start = stop
 
     def _without_long_runs(self, piece: str) -> str:
-        """Shorten runs of a character to 64 where more have the same normal form or leave no word."""
+        """Shorten runs of a character to 64 if more of it would have the same normal form, or leave no word."""
         for character in set(piece):
             run = character * _RUN_CHARS
             if run + character in piece:
@@ -110,9 +110,9 @@ class Cuts:
 
 
 def is_local(normalizer: Mapping[str, Any] | None, *, at_start: bool = False) -> bool:
-    """Tell whether a normaliser, as tokenizer.json describes it, leaves `Cuts` what they are.
+    """Tell whether `Cuts` holds for a normaliser, as tokenizer.json describes it.
 
-    `at_start` allows it to change where a text begins, which is right for the first part of a text only.
+    `at_start` also allows changes at the beginning of a text, which is right for its first part only.
     """
     if normalizer is None:
         return True
@@ -128,7 +128,7 @@ def is_local(normalizer: Mapping[str, Any] | None, *, at_start: bool = False) ->
 
 
 def described(component: Any) -> dict[str, Any] | None:
-    """Return what tokenizer.json says of a normaliser or pre-tokenizer of the tokenizers library."""
+    """Return tokenizer.json's description of a normaliser or pre-tokenizer of the tokenizers library."""
     return None if component is None else dict(json.loads(component.__getstate__()))
 
 

@@ -1,16 +1,16 @@
 """The first tokens of a text that the tokenizers library would find, without giving it the whole text.
 
-A head of the text is tokenized, and what more text could change is left away. Which that is follows from three parts of
-a tokenizer; for parts that are not known here the whole text is tokenized.
+It tokenizes a head of the text and drops the tokens that more text could change. Three parts of a tokenizer decide
+which these are. If one of them is unknown here, the whole text is tokenized.
 
-1. Normaliser: the head ends at a cut that it does not notice (`cuts`). So the head's normal form begins the whole's.
-2. Pre-tokenizer: those known here go from left to right and end a word without looking further than the character
-   after it. So all words of the head but the last are words of the whole, and the last one begins a word of the whole.
-3. Model: a BPE or Unigram token straddles a place of a word, or the word's tokens up to there are those of its part up
-   to there. (BPE: no merge crosses the border of two final tokens, so each side merges as it would alone. Unigram: the
-   best path to a place is part of every best path through it.) Of all vocabulary that stands around a place in the
-   text, some tokens straddle it. So the whole word is cut at that place or at the first character of one of these, and
-   what the word's parts up to all of these have in common begins the whole word's tokens.
+1. Normaliser: the head ends at a cut (`cuts`). So its normal form is the beginning of the whole text's.
+2. Pre-tokenizer: a known one goes from left to right, and looks at most one character beyond the end of a word. So all
+   words of the head but the last are words of the text. The last one is the beginning of a word of the text.
+3. Model: take a place in a word. If no token straddles it, the tokens up to it are those of the part before it. In BPE
+   no merge crosses the border of two final tokens, so each side merges as it would alone. In Unigram the best path to a
+   place is part of every best path through it. Only entries of the vocabulary that match the text around the place can
+   straddle it. So the whole word has a border at the place, or where one of these entries starts. Each of these borders
+   ends a part of the word. The common beginning of the tokens of all these parts begins the whole word's tokens.
 """
 
 import re
@@ -24,12 +24,12 @@ from tokenizers import Tokenizer
 from rankrt.arrays import Int32Array
 from rankrt.text.cuts import Cuts, described, is_local
 
-# Heads that are tried have so many characters for each token that is wanted. Where the last is not enough, it is a text
-# like "!!!!", whose first token can depend on its length.
+# A head has so many characters for each wanted token. Only for a text like "!!!!" is the last number not enough: its
+# first token can depend on its length.
 _FACTORS = (4, 16, 64)
-# How far after the wanted place a cut is looked for, in characters.
+# A cut is searched within so many characters after the wanted place.
 _REACH = 1 << 14
-# Of so many places that one is taken with the fewest tokens around it.
+# Of so many places, the one with the fewest tokens around it is taken.
 _TRIED_PLACES = 32
 # Pre-tokenizers that end a word without looking further than the next character.
 _KNOWN = {"WhitespaceSplit", "Whitespace", "BertPreTokenizer", "Metaspace", "ByteLevel", "Punctuation", "Digits"}
@@ -38,7 +38,7 @@ _KNOWN_PATTERNS = {
     + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for digits in ("", "+", "{1,3}")
 }  # fmt: skip
-# Contractions ('ll, 've) are words of their own, which more text could make of an apostrophe and a letter.
+# Contractions ('ll, 've) are words of their own. More text could make one of an apostrophe and a letter.
 _CONTRACTION_CHARS = 3
 
 
@@ -58,7 +58,7 @@ class Lookahead:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Lookahead | None":
-        """Return None for a tokenizer of which a part is not known here."""
+        """Return the lookahead for a tokenizer; None if a part of it is unknown here."""
         added = tokenizer.get_added_tokens_decoder().values()
         is_known = (
             is_local(described(tokenizer.normalizer), at_start=True)
@@ -121,13 +121,13 @@ class Lookahead:
         return str(words[-1][0]) if words else ""
 
     def _possible_cuts(self, word: str) -> list[int]:
-        """Return places one of which the tokens of every word that begins like this one leave uncut."""
+        """Return places such that the tokens of every word with this beginning have a border at one of them."""
         last = len(word) - self._longest
         places = range(max(1, last - _TRIED_PLACES), last)
         return min((self._starts_around(word, place) for place in places), key=len)
 
     def _starts_around(self, word: str, place: int) -> list[int]:
-        """Return a place and where the tokens begin that could straddle it."""
+        """Return a place, and the starts of the tokens that could straddle it."""
         starts = [place]
         for start in range(max(0, place - self._longest + 1), place):
             stops = range(place + 1, start + self._longest + 1)
@@ -137,9 +137,9 @@ class Lookahead:
 
 
 def _ends_of_words(model: Any, added: Sequence[str]) -> re.Pattern[str] | None:
-    """Return what matches a word of ASCII letters and digits that WordPiece does not know for its length.
+    """Return a pattern for words of ASCII letters and digits that are too long for WordPiece.
 
-    None for other models, and where an added token could begin or end inside a word.
+    None for other models, and if an added token could begin or end inside a word.
     """
     if type(model).__name__ != "WordPiece" or any(token[0].isalnum() or token[-1].isalnum() for token in added):
         return None

@@ -1,4 +1,4 @@
-"""How two texts share a row: budgets, truncation and windows. Knows numbers of tokens only: no text, no tokenizer."""
+"""How two texts share a row: budgets, truncation and windows. Knows numbers of tokens, neither text nor tokenizers."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -15,24 +15,24 @@ Side: TypeAlias = Literal["left", "right"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How two texts become a row of at most `max_length` tokens, special tokens counted.
+    """How two texts become a row of at most `max_length` tokens, special tokens included.
 
     truncation
-        "only_passage", FlagEmbedding's rule: the query is cut to `query_max_length` (three quarters of `max_length`
-        unless given), then the passage to what is left. "longest_first", the rule of transformers and
-        sentence-transformers: the longer of the two loses tokens first.
+        "only_passage" is FlagEmbedding's rule. It cuts the query to `query_max_length` (by default three quarters of
+        `max_length`), then the passage to the rest. "longest_first" is the rule of transformers and
+        sentence-transformers. It cuts the longer of the two first.
     long_documents
-        "truncate" scores what fits; "chunk" scores overlapping windows of the passage, each with the words that stand
-        around a passage; the best counts.
+        "truncate" scores the part that fits. "chunk" scores overlapping windows of the passage, each with the words
+        around a passage. The best window counts.
     passage_max_length
-        The most tokens of a passage that are looked at, in all its windows together; None is as many as fit.
+        The most tokens of a passage that are read, in all its windows together. None is as many as fit.
     truncation_side
-        Where a text loses tokens: "right", its end, or "left", its beginning, but no instruction before it.
+        The side where a text loses tokens: "right" is its end. "left" is its beginning, after any instruction.
     query_instruction, passage_instruction
-        Put before the text by the format, as FlagEmbedding does: format.format(instruction, text). By default the ones
-        that the model was trained with, if there are any.
+        Words before the text, joined by the format as in FlagEmbedding: format.format(instruction, text). The default
+        is the model's own instruction, if it has one.
     question
-        What a prompted model is asked about the two texts, in place of the question that it was trained with.
+        The question about the two texts for a prompted model. The default is the question of its training.
     """
 
     max_length: int = 512
@@ -48,7 +48,7 @@ class Rules:
     question: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no model could keep."""
+        """Refuse options that no model could honour."""
         check_whole("max_length", self.max_length)
         check_whole("query_max_length", self.query_max_length, least=1, none_is="three quarters of max_length")
         check_whole("passage_max_length", self.passage_max_length, least=1, none_is="as many as fit")
@@ -60,26 +60,26 @@ class Rules:
         for name in ("query_instruction_format", "passage_instruction_format"):
             _check_format(name, getattr(self, name))
         if self.truncation == "longest_first" and self.query_max_length is not None:
-            raise InputError('truncation="longest_first" decides itself what a query keeps; drop query_max_length')
+            raise InputError('truncation="longest_first" sets the length of a query itself; remove query_max_length')
         if self.truncation == "longest_first" and self.long_documents == "chunk":
             raise InputError('long_documents="chunk" needs truncation="only_passage": windows are cut from the passage')
 
     @property
     def n_query_tokens(self) -> int:
-        """The most tokens that a query keeps under "only_passage"."""
+        """The most tokens of a query under "only_passage"."""
         return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
 
     def check(self, template: Template, longest: int) -> None:
-        """Raise InputError unless rows by these rules fit a model of `longest` tokens and can hold a pair at all."""
+        """Raise InputError unless such rows fit a model of `longest` tokens, and can hold a pair."""
         if self.max_length > longest:
-            raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens")
+            raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens; lower it")
         if template.room(self.max_length) < 2:
             raise InputError(
                 f"max_length={self.max_length} cannot hold a pair: {template.n_special} tokens of a row are special"
             )
         if self.query_max_length is not None and self.query_max_length > self.max_length:
             raise InputError(
-                f"query_max_length={self.query_max_length} is more than a row has: max_length={self.max_length}; lower"
+                f"query_max_length={self.query_max_length} is more than max_length={self.max_length}; lower"
                 " query_max_length or raise max_length"
             )
         if (n_tokens := template.room(self.max_length) + template.n_special) > longest:
@@ -90,15 +90,16 @@ class Rules:
 
 
 def default_length(template: Template, longest: int) -> int:
-    """Return the max_length of a model of `longest` tokens if none is asked for: 512, or less if rows would not fit."""
+    """Return the default max_length of a model of `longest` tokens: 512, or less if such rows would not fit."""
     return min(512, template.max_length_within(longest))
 
 
 def longest_first(n_query: int, n_passage: int, room: int) -> tuple[int, int]:
-    """Return how many tokens of a query and a passage stay when the longer one is cut first.
+    """Return how many tokens a query and a passage keep if the longer one is cut first.
 
-    The rule of tokenizers' TruncationStrategy::LongestFirst: cut the longer to what the shorter leaves, but not below
-    the shorter; if that is not enough, both get half, and the longer (the passage, of equals) the odd token.
+    This is tokenizers' TruncationStrategy::LongestFirst. It cuts the longer one to the room that the shorter one
+    leaves, but not below the shorter. If that is not enough, both get half. The longer one gets the odd token, the
+    passage if they are equal.
     """
     if n_query + n_passage <= room:
         return n_query, n_passage
@@ -110,9 +111,9 @@ def longest_first(n_query: int, n_passage: int, room: int) -> tuple[int, int]:
 
 
 def windows(n_tokens: int, size: int, *, overlap: int) -> list[Span]:
-    """Return the windows of at most `size` tokens that cover all of them; neighbours share at least `overlap`.
+    """Return windows of at most `size` tokens that cover all `n_tokens`; neighbours share at least `overlap`.
 
-    The last one is moved back to end with the text, so that no window is short unless the text is.
+    The last window ends with the text. So a window is short only if the text is.
     """
     if n_tokens <= size:
         return [(0, n_tokens)]

@@ -1,7 +1,7 @@
-"""From pairs of text to rows of token ids. What is cut is decided by `rules`.
+"""From pairs of text to rows of token ids. `Rules` decide the cuts. Knows neither models nor engines.
 
-Knows no model and no engine. A row is assembled from pieces that are tokenized apart, as every tokenizer of the
-Hugging Face kind does with the two texts of a pair, so a query is tokenized once however many passages it meets.
+The two texts of a pair are tokenized separately, as Hugging Face's tokenizers do. So a query is tokenized once for all
+its passages.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +21,19 @@ from rankrt.text.tokenizers import Located, TextTokenizer
 Pair: TypeAlias = tuple[str, str]
 _Found = TypeVar("_Found")
 
-# Windows of a long passage share a quarter of their tokens, so that an answer on a border is whole in one of them.
+# Windows of a long passage share a quarter of their tokens. So one of them has the whole of an answer on a border.
 _CHUNK_OVERLAP = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """Rows of token ids, one behind the other.
+    """Rows of token ids, concatenated.
 
     ids             (n_tokens,) all rows
     offsets         (n_rows + 1,) row i is ids[offsets[i]:offsets[i + 1]]
-    passage_starts  (n_rows,) where in its row the passage begins
-    pair_of_row     (n_rows,) the pair that a row belongs to, ascending; several rows where a passage was chunked
-    spans           (n_rows, 2) first and last + 1 character of the passage in a chunk; zeros where nothing is chunked
+    passage_starts  (n_rows,) the place of the passage in its row
+    pair_of_row     (n_rows,) the pair of a row, ascending; a chunked passage has several rows
+    spans           (n_rows, 2) first and last + 1 character of the passage in a chunk; zeros without chunks
     truncated       (n_pairs,) whether some of the passage is in no row
     query_truncated (n_pairs,) whether some of the query is in no row
     """
@@ -48,7 +48,7 @@ class Encoded:
 
     @classmethod
     def of_rows(cls, rows: Sequence[Int32Array], passage_starts: Sequence[int] | None = None) -> "Encoded":
-        """Return rows of which only the ids are known: each is a pair of its own, and nothing was cut."""
+        """Return rows whose ids alone are known. Each is a pair of its own, without cuts."""
         n_rows = len(rows)
         return cls(
             ids=np.concatenate(rows),
@@ -89,21 +89,21 @@ class _Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worded:
-    """The tokens of a text with the words around it, or as many of them as a row can need and one more.
+    """The tokens of a text with the words around it, or one more of them than a row can hold.
 
-    spans     of each the characters that it stands for, where they are known
-    n_before  how many tokens are of the words before the text, where something is cut between these and the text
-    n_behind  how many are of the words behind it
+    spans     the characters of each token, where they are known
+    n_before  the number of tokens of the words before the text, if a cut comes between these and the text
+    n_after   the number of tokens of the words after it
     """
 
     ids: Int32Array
     spans: Int64Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     n_before: int = 0
-    n_behind: int = 0
+    n_after: int = 0
 
     @classmethod
     def of(cls, located: Located, form: Form, text: str) -> "Worded":
-        """Tell the words around a text, which a window or a cut from the left keeps, from the text itself."""
+        """Separate a text from the words around it, which a window or a cut from the left keeps."""
         start = form.n_before
         stop = start + len(text)
         n_words = len(form.around(text)) - stop
@@ -111,11 +111,11 @@ class Worded:
             ids=located.ids,
             spans=located.spans,
             n_before=int((located.spans[:, 1] <= start).sum()) if start else 0,
-            n_behind=int((located.spans[:, 0] >= stop).sum()) if n_words else 0,
+            n_after=int((located.spans[:, 0] >= stop).sum()) if n_words else 0,
         )
 
     def kept(self, n_tokens: int, rules: Rules) -> Int32Array:
-        """Return what stays when so many tokens may; of the words before the text all that fit."""
+        """Return at most `n_tokens` of the tokens, with as many of the words before the text as fit."""
         if rules.truncation_side == "right":
             return self.ids[:n_tokens]
         n_before = min(self.n_before, n_tokens)
@@ -123,7 +123,7 @@ class Worded:
 
 
 class PairTokenizer:
-    """Turns pairs into rows by a template. Threads may share one: nothing in it changes after construction."""
+    """Turns pairs into rows by a template. It never changes after construction, so threads may share one."""
 
     def __init__(self, text_tokenizer: TextTokenizer, template: Template) -> None:
         self._text_tokenizer = text_tokenizer
@@ -132,8 +132,8 @@ class PairTokenizer:
     def encode(self, pairs: Sequence[Pair], rules: Rules, queries: dict[str, Worded] | None = None) -> Encoded:
         """Tokenize, cut and join pairs; rows come in the order of the pairs.
 
-        `queries` are those that were tokenized by these rules before; new ones are added. Raises InputError for what is
-        not text: another type, or a lone surrogate.
+        `queries` holds those that were tokenized by these rules before, and new ones are added. Raises InputError for a
+        value of another type, and for text with a lone surrogate.
         """
         _check_texts(pairs)
         template, queries = self.template(rules), {} if queries is None else queries
@@ -146,7 +146,7 @@ class PairTokenizer:
             chunks = (self._chunks(i, queries[q], located[i], room, rules) for i, (q, _) in enumerate(pairs))
             rows = [replace(row, span=form.inside(row.span, pairs[row.pair][1])) for found in chunks for row in found]
         else:
-            # Around a question there may be more room than max_length, but never for the passage alone.
+            # With a question the room may exceed max_length, but the passage alone may not.
             most = rules.max_length if rules.truncation == "only_passage" else room
             passages = self._words([passage for _, passage in pairs], form, rules, most)
             if rules.truncation == "longest_first" and room % 2:
@@ -155,22 +155,22 @@ class PairTokenizer:
         return self._join(rows, len(pairs), template)
 
     def located(self, texts: Sequence[str]) -> list[Located]:
-        """Return the ids of single texts, without special ones, and where each stands. Raises InputError."""
+        """Return the ids of single texts, without special ones, and their places. Raises InputError."""
         return _checked(self._text_tokenizer.located, texts)
 
     def template(self, rules: Rules) -> Template:
-        """Return the template with the question that the rules ask. Raises InputError if it has none to replace."""
+        """Return the template with the question of the rules. Raises InputError if it has none to replace."""
         if rules.question is None:
             return self._template
         if self._template.prompt is None or self._template.prompt.question is None:
-            raise InputError("question is given, but this model is not asked a question that could be another")
+            raise InputError("question is given, but the prompt of this model has none; remove it")
         suffix = (*self._template.separator, *self._ids([rules.question])[0].tolist())
         return msgspec.structs.replace(self._template, suffix=suffix)
 
     def _words(self, texts: Sequence[str], form: Form, rules: Rules, most: int) -> list[Worded]:
-        """Tokenize texts in their words; of a long one `most` tokens and one more, so that a cut is noticed.
+        """Tokenize texts with the words around them; of a long text, one token more than `most`, which shows a cut.
 
-        A cut from the left has to know which tokens are the words', for which the whole text is tokenized.
+        A cut from the left needs to know the tokens of these words, so it takes the whole text.
         """
         if rules.truncation_side == "left" and form.instruction is not None:
             return self._located(texts, form)
@@ -186,7 +186,7 @@ class PairTokenizer:
     def _find_longer(
         self, pairs: Sequence[Pair], queries: dict[str, Worded], passages: list[Worded], rules: Rules
     ) -> None:
-        """Tokenize in whole where both texts are cut to half: the longer one keeps the odd token."""
+        """Tokenize both texts whole if both are cut to half, because the longer one keeps the odd token."""
         template = self.template(rules)
         room, of_query, of_passage = (
             template.room(rules.max_length),
@@ -217,7 +217,7 @@ class PairTokenizer:
     def _n_query(self, query: Worded, room: int, rules: Rules) -> int:
         n_query = min(len(query.ids), rules.n_query_tokens)
         if n_query >= room:
-            # The reference truncates nothing here, and the row is longer than max_length.
+            # The reference truncates neither text here, and its row is longer than max_length.
             raise InputError(
                 f"a query of {n_query} tokens leaves no room for a passage in max_length={rules.max_length};"
                 " lower query_max_length or raise max_length"
@@ -225,9 +225,9 @@ class PairTokenizer:
         return n_query
 
     def _chunks(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> Iterator[_Row]:
-        """Cut a passage into windows; each is a passage with the words around it."""
+        """Cut a passage into windows, each with the words around a passage."""
         kept = query.kept(self._n_query(query, room, rules), rules)
-        n_words = passage.n_before + passage.n_behind
+        n_words = passage.n_before + passage.n_after
         size, n_own = min(room - len(kept), rules.max_length) - n_words, len(passage.ids) - n_words
         if size < 1:
             raise InputError(
@@ -272,7 +272,7 @@ class PairTokenizer:
 
 
 def _head(text: str, n_chars: int) -> str:
-    """Return the text up to the first space behind `n_chars` that stands between two words.
+    """Return the text up to the first space after `n_chars` that stands between two words.
 
     Words on the two sides of a space are tokenized apart, so the head's tokens are the first of the whole text's. The
     next character has to be a letter or digit: a combining mark would join the space to one grapheme.

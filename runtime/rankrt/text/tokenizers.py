@@ -1,4 +1,4 @@
-"""From single texts to token ids, by whatever knows the vocabulary. How texts make a row is known to `tokenizer`."""
+"""From single texts to token ids. `pairs` knows how texts make a row."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +14,10 @@ from rankrt.errors import ArtifactError
 from rankrt.text.cuts import MOST_UNDIVIDED_CHARS, undivided
 from rankrt.text.lookahead import Lookahead
 
-# The first try at n tokens takes so many characters for each: 512 tokens were in them in all of XQuAD's 12 languages.
-# Without it a 10 MB passage took 7 s, for 512 tokens.
+# The first try takes so many characters for each token. They held 512 tokens in all of XQuAD's 12 languages. Without
+# this, a 10 MB passage took 7 s for 512 tokens.
 _CHARS_PER_TOKEN = 8
-# How far after the wanted place a space is looked for, in characters.
+# A space is searched within so many characters after the wanted place.
 _REACH = 4096
 # The library takes some 300 bytes for each character that it works on. Longer texts are tokenized in parts.
 _PART_CHARS = 1 << 16
@@ -27,7 +27,7 @@ _SPACE = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The ids of a text, and of each the first and last + 1 character that it stands for, shape (n_tokens, 2)."""
+    """The ids of a text, and the first and last + 1 character of each token, shape (n_tokens, 2)."""
 
     ids: Int32Array
     spans: Int64Array
@@ -140,7 +140,7 @@ def tried(
     cut: Callable[[str, int], str | None],
     otherwise: Callable[[str], Int32Array],
 ) -> list[Int32Array]:
-    """Return ids of the part of each text that should be enough for so many tokens; otherwise what is certainly enough.
+    """Return ids of a part of each text that should hold so many tokens; if it does not, ids that surely do.
 
     `cut` returns that part, or None where there is none.
     """
@@ -155,7 +155,7 @@ def tried(
 
 
 def parts_of(text: str, between: re.Pattern[str]) -> Iterator[tuple[int, str]]:
-    """Yield a text in parts of 65,536 characters or more, each with where it begins: at what is between words."""
+    """Yield a text in parts of 65,536 characters or more, each with its place. Parts begin between words."""
     start = 0
     while space := between.search(text, start + _PART_CHARS):
         yield start, text[start : space.start()]
@@ -164,7 +164,7 @@ def parts_of(text: str, between: re.Pattern[str]) -> Iterator[tuple[int, str]]:
 
 
 def head_if_short(text: str, n_chars: int) -> str | None:
-    """Return a text of less than twice so many characters."""
+    """Return the text if it has less than twice so many characters, else None."""
     return text if len(text) <= 2 * n_chars else None
 
 
@@ -180,7 +180,7 @@ def head_to_space(text: str, n_chars: int) -> str | None:
 
 
 def tail_from_space(text: str, n_chars: int) -> str | None:
-    """Return the text from a space on that stands between two words and has about `n_chars` after it."""
+    """Return the text from a space between two words that has about `n_chars` after it."""
     if len(text) <= 2 * n_chars:
         return text
     start = max(0, len(text) - n_chars - _REACH)
@@ -189,7 +189,7 @@ def tail_from_space(text: str, n_chars: int) -> str | None:
 
 
 def _splits_at_spaces(tokenizer: Tokenizer) -> bool:
-    """Tell whether what stands before and after a space is tokenized apart."""
+    """Tell whether the texts before and after a space are tokenized separately."""
     if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
         return False
     if tokenizer.pre_tokenizer is None or len(tokenizer.pre_tokenizer.pre_tokenize_str("a b")) < 2:

@@ -1,7 +1,7 @@
-"""XLM-R's kind of tokenizer with its vocabulary in mapped arrays: everything but the vocabulary stays the library's.
+"""XLM-R's kind of tokenizer, with its vocabulary in mapped arrays.
 
-The library normalises; added tokens, words and pieces are found here, by its rules, faster and in a thirtieth of its
-memory. For which tokenizer.json this holds is known here, too; all others are the library's in whole.
+The tokenizers library normalises. Added tokens, words and pieces are found here, by the library's rules, faster and in
+a thirtieth of its memory. Knows for which tokenizer.json this holds. The library reads all others.
 """
 
 import json
@@ -20,14 +20,14 @@ from rankrt.text.tokenizers import Located, head_to_space, parts_of, tail_from_s
 from rankrt.text.unigram_model import LongWord, Piece, Unigram, Vocabulary
 
 _LIBRARY, _ADDED = "tokenizer.json", "added_tokens.json"
-# With fewer pieces the library takes less than 60 MB; it is quicker with words that it has not seen.
+# With fewer pieces the library takes less than 60 MB, and it is quicker with words that it has not seen.
 MIN_PIECES = 50_000
-# What Unicode calls white space and Rust splits at; Python's \s has four control characters more.
+# Unicode's white space, where Rust splits. Python's \s has four control characters more.
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _WORD = re.compile(f"[^{_SPACES}]+")
 _WORD_START = "\u2581"
 _WORD_BREAKS = _SPACES + _WORD_START
-# White space between words, each of which is tokenized apart; \r\n is one grapheme.
+# White space between words, which are tokenized separately. \r\n is one grapheme.
 _BETWEEN_WORDS = re.compile(r"(?<!\r)[ \n\u3000](?=[^\W_])")
 # A longer text is tokenized by pieces of about so many characters, so that memory does not grow with it.
 _LONG_CHARS, _PIECE_CHARS = 1 << 16, 1 << 12
@@ -41,7 +41,7 @@ _PRE_TOKENIZER = {
 
 
 class AddedToken(msgspec.Struct, frozen=True):
-    """A token that is found in the text as it came; with `lstrip` it takes the spaces before it."""
+    """A token that is found in the text before normalisation; with `lstrip` it takes the spaces before it."""
 
     id: int
     content: str
@@ -59,7 +59,7 @@ class _Model(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct, frozen=True):
-    """What matters here of a tokenizer.json."""
+    """The parts of a tokenizer.json that matter here."""
 
     model: _Model
     normalizer: msgspec.Raw
@@ -71,7 +71,7 @@ class UnigramTokenizer:
     """Cuts texts into the pieces of a Unigram model. Threads may share one."""
 
     def __init__(self, library: Tokenizer, added_tokens: Sequence[AddedToken], vocabulary: Vocabulary) -> None:
-        """Take normalisation from the library's tokenizer, whose vocabulary is not asked."""
+        """Take normalisation from the library's tokenizer, and nothing of its vocabulary."""
         self._library = library
         self._normalizer, self._pre_tokenizer = library.normalizer, library.pre_tokenizer
         self._added = {token.content: token for token in added_tokens}
@@ -83,7 +83,7 @@ class UnigramTokenizer:
 
     @classmethod
     def read(cls, path: Path, *, min_pieces: int = MIN_PIECES) -> "UnigramTokenizer | None":
-        """Read a tokenizer.json; return None for what is not of this kind, not a tokenizer, or of fewer pieces."""
+        """Read a tokenizer.json; return None if it is not of this kind, not a tokenizer, or has fewer pieces."""
         try:
             file = msgspec.json.decode(path.read_bytes(), type=_File)
             pieces = msgspec.json.decode(file.model.vocab, type=list[tuple[str, float]])
@@ -96,7 +96,7 @@ class UnigramTokenizer:
 
     @classmethod
     def open(cls, folder: Path) -> "UnigramTokenizer":
-        """Open what `save` wrote, with the vocabulary mapped. Raises OSError or ValueError for what is damaged."""
+        """Open the files of `save`, with the vocabulary mapped. Raises OSError or ValueError if they are damaged."""
         added_tokens = msgspec.json.decode((folder / _ADDED).read_bytes(), type=list[AddedToken])
         return cls(Tokenizer.from_file(str(folder / _LIBRARY)), added_tokens, Vocabulary.open(folder))
 
@@ -128,7 +128,7 @@ class UnigramTokenizer:
     def tails(self, texts: Sequence[str], n_tokens: int) -> list[Int32Array]:
         """Return the ids of each text; if there are more than `n_tokens`, the last ones, at least so many.
 
-        The last pieces of a word depend on its first ones, so that a word is read from its beginning.
+        The last pieces of a word depend on its first ones, so a word is read from its beginning.
         """
 
         def tail(text: str) -> Int32Array:
@@ -159,7 +159,7 @@ class UnigramTokenizer:
         if self._cuts is None:
             yield from self._ids_at_once([text])
             return
-        word: LongWord | None = None  # which the last piece ended in
+        word: LongWord | None = None  # the last piece ended in it
         for piece in self._cuts.pieces(text, _PIECE_CHARS):
             for section in self._sections(piece):
                 if section.id is not None:
@@ -186,7 +186,7 @@ class UnigramTokenizer:
             yield _ids_of(word.finish())
 
     def _ids_of_words(self, words: Sequence[str]) -> Iterator[Int32Array]:
-        """Yield the ids of words; most come at once, but those of a long one by and by."""
+        """Yield the ids of words: those of a long word in several parts, those of the others at once."""
         start = 0
         for i, word in enumerate(words):
             if len(word) > _PIECE_CHARS:
@@ -197,7 +197,7 @@ class UnigramTokenizer:
         yield self._unigram.ids([words[start:]])[0]
 
     def _sections(self, text: str) -> Iterator["_Section"]:
-        """Yield the text between added tokens, and these, in turn."""
+        """Yield the added tokens and the texts between them, in order."""
         done = 0
         for match in self._added_pattern.finditer(text):
             token, start = self._added[match[0]], match.start()
@@ -209,7 +209,7 @@ class UnigramTokenizer:
         yield _Section(text[done:] if done else text, done)
 
     def _words(self, normal: str) -> list[str]:
-        if _WORD_START in normal:  # which begins a word wherever it stands
+        if _WORD_START in normal:  # it begins a word wherever it stands
             return [word for word, _ in self._pre_tokenizer.pre_tokenize_str(normal)]
         return [f"{_WORD_START}{word}" for word in _WORD.findall(normal)]
 
@@ -222,7 +222,7 @@ class UnigramTokenizer:
         return Located.joined(found, starts)
 
     def _located_in(self, section: "_Section") -> Located:
-        """Locate tokens in a section by the library's own record of what became of each character."""
+        """Locate tokens in a section by the library's own record of how each character was normalised."""
         if section.id is not None:
             return Located(np.array([section.id], np.int32), np.array([[0, len(section.text)]]))
         text = PreTokenizedString(section.text)
@@ -252,7 +252,7 @@ def _without_vocabulary(file: _File) -> Tokenizer:
 
 
 def _is_known(file: _File, library: Tokenizer, pieces: Sequence[tuple[str, float]]) -> bool:
-    """Tell whether all that this tokenizer does is done here."""
+    """Tell whether this module does everything that the tokenizer does."""
     rest: dict[str, Any] = json.loads(library.to_str())
     return (
         file.model.type == "Unigram"

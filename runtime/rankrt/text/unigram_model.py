@@ -1,8 +1,8 @@
 """The Unigram model of a tokenizer, over a vocabulary in arrays that processes share through the page cache.
 
 The tokenizers library keeps a vocabulary in hash maps: XLM-R's 250,002 pieces take 287 MB of every process and 0.7 s to
-build. Here they are a trie in 8 MB of arrays, mapped from a file. Knows single words, not how a text falls into
-them. Ids are those of the library (`models/unigram/model.rs`, encode_optimized), ties included.
+build. Here they are a trie in 8 MB of arrays, mapped from a file. Knows single words, not how a text divides into them.
+Ids are those of the library (`models/unigram/model.rs`, encode_optimized), also for ties.
 """
 
 from array import array
@@ -21,15 +21,15 @@ from rankrt.errors import InputError
 
 CodePoints: TypeAlias = npt.NDArray[np.uint32]
 
-# What a character without a piece of its own costs, below the least likely piece.
+# The cost of a character without a piece of its own, below the least likely piece.
 _UNKNOWN_PENALTY = 10.0
-# A node and a code point (at most 0x10FFFF) make one number. The mark, which no text has, stands behind every word.
+# A node and a code point (at most 0x10FFFF) make one number. The mark, which no text has, follows every word.
 _CODE_POINT_BITS, _MARK = 21, 0x1FFFFF
-# The arrays and lists that find pieces take about 500 bytes a character.
+# Finding pieces takes about 500 bytes of arrays and lists a character.
 _BLOCK_CHARS = 1 << 14
-# Most words of a text came before. A word of this length takes some 300 bytes with its ids.
+# Most words of a text have occurred before. A word of this length takes some 300 bytes with its ids.
 _MAX_REMEMBERED_WORDS, _MAX_REMEMBERED_CHARS = 16_384, 32
-# The most characters of a word that are read to decide its next piece. Only a word like "aaaa" needs more than some 50.
+# At most so many characters of a word are read to decide its next piece. Only a word like "aaaa" needs more than 50.
 _MAX_UNDECIDED_CHARS = 1 << 20
 
 
@@ -37,10 +37,10 @@ _MAX_UNDECIDED_CHARS = 1 << 20
 class Vocabulary:
     """The pieces of a Unigram model as a trie. Nodes are numbered by depth, then by their path; 0 is the root.
 
-    edges    (n_nodes - 1,) of node i + 1: its parent << 21 | its code point; ascending, so a child is found by search
+    edges    (n_nodes - 1,) of node i + 1: its parent << 21 | its code point; ascending, for a binary search
     pieces   (n_nodes,) the id of the piece that ends at a node, -1 where none does
     scores   (n_pieces,) log probabilities
-    unknown  (1,) the id that stands for characters without a piece
+    unknown  (1,) the id for characters without a piece
     """
 
     edges: Int64Array
@@ -76,7 +76,7 @@ class Vocabulary:
 
     @classmethod
     def open(cls, folder: Path) -> "Vocabulary":
-        """Map what `save` wrote. Raises OSError or ValueError if it is not there or is damaged."""
+        """Map the files of `save`. Raises OSError or ValueError if they are missing or damaged."""
         mapped = {field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in fields(cls)}
         return cls(**{name: np.asarray(array) for name, array in mapped.items()})
 
@@ -126,7 +126,7 @@ class Unigram:
         return [np.array([i for word in words for i in ids_of[word]], np.int32) for words in texts]
 
     def pieces(self, words: Sequence[str]) -> list[list[Piece]]:
-        """Return the most likely pieces of each word; neighbours that have no piece become one unknown."""
+        """Return the most likely pieces of each word; adjacent characters without a piece become one unknown."""
         codes, stops = _with_marks(words)
         starts = np.concatenate([[0], stops[:-1] + 1])
         origins, ids = self._best_pieces(codes, starts)
@@ -148,9 +148,9 @@ class Unigram:
         self._remembered.update((word, found[word]) for word in islice(short, _MAX_REMEMBERED_WORDS))
 
     def _best_pieces(self, codes: CodePoints, word_starts: Int64Array) -> tuple[list[int], list[int]]:
-        """Return, for every place, where the last piece of the best path to it begins, and that piece's id (Viterbi).
+        """Return, for every place, the start and the id of the last piece of the best path to it (Viterbi).
 
-        Of equal paths the one whose last piece begins first is kept, as in the library.
+        Of equal paths, the one whose last piece starts first is kept, as in the library.
         """
         scores = np.full(len(codes), -np.inf)
         scores[word_starts] = 0
@@ -162,7 +162,7 @@ class Unigram:
         return origins, ids
 
     def candidates(self, codes: CodePoints, places: Int64Array) -> Iterator[tuple[int, int, int, float]]:
-        """Yield all pieces that begin at one of `places`, in their order: start, stop, id and score."""
+        """Yield all pieces that begin at one of `places`, in order of their starts: start, stop, id and score."""
         for i in range(0, len(places), _BLOCK_CHARS):
             found = [*self._vocabulary.find(codes, places[i : i + _BLOCK_CHARS])]
             starts, stops, ids = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
@@ -188,28 +188,28 @@ class Unigram:
 
 
 class LongWord:
-    """A word that comes part by part, and is cut as far as nothing that may still come can change.
+    """A word that arrives in parts, and is divided into pieces as far as later parts cannot change them.
 
     `Unigram` finds, for every place, the best path from the word's beginning to it. No piece has more than `longest`
-    characters. So the best path of the whole word goes through one of the last `longest` places, whatever follows, and
-    up to there it is the best path to that place. What the best paths to all these places have in common is therefore
-    decided. Only what is not yet decided is kept: some 20 characters of most text, everything of a word like "aaaa",
-    whose first piece can depend on its length.
+    characters. So the best path of the whole word passes one of the last `longest` places, whatever follows. Up to that
+    place it is the best path to it. So the common beginning of the best paths to all these places is decided. Only the
+    undecided rest is kept: some 20 characters of most text, but all of a word like "aaaa", whose first piece can depend
+    on its length.
     """
 
     def __init__(self, unigram: Unigram) -> None:
         self._unigram = unigram
         self._codes = np.zeros(0, np.uint32)  # of the characters that no path has left yet
         self._scores = [0.0]  # of the best paths to these characters, and to the one after the last
-        self._decided = 0  # the place up to which all is decided; from there on, for each place:
+        self._decided = 0  # up to this place all is decided; from there on, for each place:
         self._lengths, self._ids = array("H", [0]), array("i", [0])  # the best path's last piece
-        self._open: Piece | None = None  # an unknown piece at the end of what is decided, which may still grow
+        self._open: Piece | None = None  # an unknown piece at the end of the decided part, which may still grow
         self._next_look = 0
 
     def add(self, part: str) -> list[Piece]:
         """Take the next characters; return the pieces that are decided now.
 
-        Raises InputError if nothing is decided of a million characters, which takes 2 s of a core.
+        Raises InputError if a million characters decide nothing, which takes 2 s of a core.
         """
         self._take(part)
         if len(self._ids) > _MAX_UNDECIDED_CHARS:
@@ -221,7 +221,7 @@ class LongWord:
         if len(self._ids) <= self._next_look:
             return []
         pieces = self._settle(self._common_place())
-        self._next_look = 2 * len(self._ids)  # looking costs what is undecided: once each time that this has doubled
+        self._next_look = 2 * len(self._ids)  # looking costs the undecided part, so only when that has doubled
         return pieces
 
     def finish(self) -> list[Piece]:
@@ -277,7 +277,7 @@ class LongWord:
 
 
 def _with_marks(words: Sequence[str]) -> tuple[CodePoints, Int64Array]:
-    """Return the code points of words, each followed by the mark, and where the marks are."""
+    """Return the code points of words, each followed by the mark, and the places of the marks."""
     codes = np.frombuffer("".join(f"{word}\0" for word in words).encode("utf-32-le"), np.uint32).copy()
     marks = np.cumsum([len(word) + 1 for word in words], dtype=np.int64) - 1
     codes[marks] = _MARK

@@ -16,8 +16,8 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +27,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rankrt.errors import InputError
 from rankrt.server.limits import Limits
+
+if sys.platform != "win32":
+    import resource
 
 # Connections beyond the limit that are still read, so that a probe of a full server is answered.
 SPARE_CONNECTIONS = 32
