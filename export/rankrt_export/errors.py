@@ -14,6 +14,7 @@ ExportError (rankrt.errors)
 import math
 
 from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import VariantKey
 from rankrt.errors import ExportError
 
 
@@ -44,11 +45,11 @@ class VerificationError(ExportError):
 class VariantError(VerificationError):
     """One variant cannot be written within its limits; the others do not depend on it.
 
-    variant  its name
+    variant  which
     excess   how many times the allowed drift was measured, at least 1; infinite where there is no number
     """
 
-    def __init__(self, message: str, *, variant: str, excess: float = math.inf) -> None:
+    def __init__(self, message: str, *, variant: VariantKey, excess: float = math.inf) -> None:
         super().__init__(message)
         self.variant = variant
         self.excess = excess

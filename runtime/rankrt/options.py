@@ -1,7 +1,7 @@
 """What an option may be: a refusal is one sentence that names the option and what was expected. Knows no model."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -27,7 +27,7 @@ def check_flag(name: str, value: object) -> None:
         raise InputError(f"{name}={_shown(value)}, expected True or False")
 
 
-def check_choice(name: str, value: object, choices: Sequence[str], *, none_is: str | None = None) -> None:
+def check_choice(name: str, value: object, choices: Collection[str], *, none_is: str | None = None) -> None:
     """Raise InputError unless an option is one of some words; or None, if that stands for something."""
     if value is None and none_is is not None:
         return
@@ -56,7 +56,7 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _near(value: object, choices: Sequence[str]) -> str:
+def _near(value: object, choices: Collection[str]) -> str:
     near = difflib.get_close_matches(str(value), choices, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from rankrt import MissingExtra, RankrtError, Reranker
 from rankrt.text.pairs import Pair
-from rankrt_export import pipeline
 from rankrt_export.errors import CheckpointError
+from rankrt_export.job import job
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import Texts, parse
 from tests.export.conftest import Make, change_config, torch, transformers
@@ -320,7 +320,7 @@ def test_a_damaged_file_is_refused_with_an_explanation_or_scored_as_transformers
     damage(work / "checkpoint", *drawn)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "sample", few_texts)
+            patch.setattr(job, "sample", few_texts)
             artifact = export(str(work / "checkpoint"), work / "artifact", Options())
     except RankrtError as error:
         assert str(error).strip()

@@ -16,8 +16,8 @@ from rankrt.artifact.manifest import Precision
 from rankrt.cli.main import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
 from rankrt.text.pairs import Pair
-from rankrt_export import pipeline
 from rankrt_export.errors import CheckpointError, OutputError
+from rankrt_export.job import checks, job
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import Texts, parse
 from rankrt_export.verify.memory import available_bytes
@@ -42,7 +42,7 @@ def few_texts() -> Texts:
 @pytest.fixture(scope="module", autouse=True)
 def _few_texts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "sample", few_texts)
+        patch.setattr(job, "sample", few_texts)
         yield
 
 
@@ -184,7 +184,7 @@ def test_too_little_memory_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options, message: str
 ):
     folder = make_decoder(tmp_path / "checkpoint", "Llama")
-    monkeypatch.setattr(pipeline, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(checks, "available_bytes", lambda: 1000)
     with pytest.raises(OutputError, match=message):
         export(str(folder), tmp_path / "artifact", options)
     assert not (tmp_path / "artifact").exists()

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto
 
 from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import VariantKey
 from rankrt.backends.batch import padded
 from rankrt.backends.session import gpu_session_options, import_onnxruntime
 from rankrt.backends.tensorrt_engines import open_tensorrt
@@ -23,10 +24,10 @@ from rankrt_export.errors import VerificationError
 from rankrt_export.graph.data_files import DataFiles
 from rankrt_export.graph.graph import FLOAT, HALF, Graph
 from rankrt_export.pipeline import Options, export
-from rankrt_export.precision.fixed_scales import FP8, INT8, FixedRecipe, Format, fixed_recipes, half
 from rankrt_export.precision.int8_numbers import weight_scales
-from rankrt_export.precision.qdq import Explicit
-from rankrt_export.precision.recipes import Kind, Recipe
+from rankrt_export.precision.qdq import Qdq
+from rankrt_export.precision.qdq_scales import FP8, INT8, FixedRecipe, Format, fixed_recipes, half
+from rankrt_export.precision.recipes import Recipe
 from rankrt_export.text.texts import parse, sample
 from rankrt_export.verify.rows import RowMaker
 from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu, rounded
@@ -106,10 +107,10 @@ def _error(recipe: FixedRecipe, x: np.ndarray, weight: np.ndarray) -> float:
 
 def layer_graph(folder: Path, weight: np.ndarray, recipe: FixedRecipe) -> onnx.ModelProto:
     """A graph of one layer, for activations in fp32 that half precision has, (n_rows, n_tokens, n_in)."""
-    kind = Kind(target="tensorrt", precision="int8")
-    of_layer = Recipe(kind=kind, layers={"layer": recipe}, tables={}, kept=(), share=1.0, text_sha256="0" * 64)
+    key = VariantKey(target="tensorrt", precision="int8")
+    of_layer = Recipe(key=key, layers={"layer": recipe}, tables={}, kept=(), share=1.0, text_sha256="0" * 64)
     with DataFiles(folder) as data:
-        graph = Graph(weights=_OneWeight(weight), data=data, precision=Explicit(of_layer))  # type: ignore[arg-type]
+        graph = Graph(weights=_OneWeight(weight), data=data, precision=Qdq(of_layer))  # type: ignore[arg-type]
         x = graph.op("Cast", graph.input("x", FLOAT, ["n_rows", "n_tokens", weight.shape[1]]), to=HALF)
         graph.save(folder / "layer.onnx", y=graph.as_float32(graph.product(x, "layer")))
     return onnx.load(folder / "layer.onnx")

@@ -16,7 +16,7 @@ from rankrt.backends.batch import padded
 from rankrt.host.device import Device
 from rankrt.loading.build import build
 from rankrt.text.pairs import Encoded, Pair
-from rankrt_export import pipeline
+from rankrt_export.job import job
 from rankrt_export.pipeline import Options, export
 from rankrt_export.verify.rows import RowMaker
 from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu
@@ -59,7 +59,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     # Of a few texts two scores may be so near that fp16 exchanges them.
     options = Options(precisions=["fp32", "fp16"], targets=["cpu", "cuda", "tensorrt"], min_tau=-1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "sample", few_texts)
+        patch.setattr(job, "sample", few_texts)
         return export(str(MAKERS[request.param](folder / "checkpoint")), folder / "artifact", options)
 
 
@@ -191,7 +191,7 @@ def test_variants_for_gpus_share_the_weights_of_the_cpu_s(artifact: Artifact):
 def test_a_decoder_is_quantized_for_tensorrt_as_an_encoder_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ):
-    monkeypatch.setattr(pipeline, "sample", few_texts)
+    monkeypatch.setattr(job, "sample", few_texts)
     options = Options(precisions=["fp32", precision], targets=["cpu", "tensorrt"], max_difference=1.0, min_tau=-1.0)
     artifact = export(str(make_decoder(tmp_path / "checkpoint", "Gemma")), tmp_path / "artifact", options)
     variant = variant_of(artifact, f"tensorrt-{precision}")
@@ -204,7 +204,7 @@ def test_sums_of_layers_that_half_precision_cannot_hold_are_held_on_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Each state fits: MiniCPM multiplies its embeddings by 12, and layers add to that."""
-    monkeypatch.setattr(pipeline, "sample", few_texts)
+    monkeypatch.setattr(job, "sample", few_texts)
     checkpoint = make_layerwise(tmp_path / "checkpoint")
     change_weights(checkpoint, "embed_tokens.weight", lambda tensor: tensor / tensor.abs().max() * 60_000)
     options = Options(precisions=["fp16"], targets=["cpu", "cuda", "tensorrt"], max_difference=0.5, min_tau=-1.0)

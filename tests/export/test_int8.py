@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 
 from rankrt import Reranker
 from rankrt.artifact.hashes import FileHashes
-from rankrt.artifact.manifest import INSTRUCTION_SETS, Artifact, InstructionSet, Variant
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import INSTRUCTION_SETS, InstructionSet, VariantKey, variant_keys
 from rankrt.artifact.source import Hub
 from rankrt.backends.session import open_session, session_options
 from rankrt.cli.main import main
 from rankrt.files.cache import HostCache
 from rankrt.host.cpu import this_machine
 from rankrt.loading.prepared import PreparedModels
-from rankrt_export.calibrate import calibration
-from rankrt_export.calibrate.calibration import calibrate, few_pairs
+from rankrt_export.calibrate.calibration import LEAST_INT8_SHARE, Calibration, calibrate
 from rankrt_export.calibrate.layers import layers_of
-from rankrt_export.checkpoint.checkpoint import open_checkpoint
+from rankrt_export.calibrate.model import N_TOKENS, few_pairs, load_on_text, round_layers, rounded
+from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.errors import CheckpointError, VerificationError
 from rankrt_export.graph.data_files import DataFiles
 from rankrt_export.graph.graph import FLOAT, Graph
@@ -51,7 +52,6 @@ from rankrt_export.precision.int8_numbers import (
     weight_scales,
 )
 from rankrt_export.precision.recipes import (
-    KINDS_FOR_CPUS,
     LayerGroup,
     Scaling,
     Seen,
@@ -66,8 +66,14 @@ from tests.export.conftest import Make, assert_more_is_kept_for_less_drift
 from tests.support import in_threads
 
 pytestmark = pytest.mark.export
-VNNI = KINDS_FOR_CPUS[0]
+ON_CPU = variant_keys("cpu", "int8")
 NO_LIMITS = Options(precisions=["fp32", "int8"], max_difference=1e9, min_tau=-1.0, is_verified=False)
+
+
+def calibrate_loosely(checkpoint: Checkpoint) -> dict[VariantKey, Calibration]:
+    found, failures = calibrate(checkpoint, sample(), dict.fromkeys(ON_CPU, Limits(max_difference=1e9, min_tau=-1.0)))
+    assert not failures
+    return found
 
 
 def random_rows(n_rows: int, n_features: int, seed: int = 0) -> np.ndarray:
@@ -312,23 +318,24 @@ def test_the_graph_computes_what_the_calibration_simulated(
 ):
     folder = make_checkpoint()
     artifact = export(str(folder), tmp_path / "artifact", NO_LIMITS)
-    checkpoint, limits = open_checkpoint(str(folder), Hub()), Limits(max_difference=1e9, min_tau=-1.0)
-    trial = calibration._Trial(checkpoint, sample(), limits, KINDS_FOR_CPUS)
-    trial.round_for(next(kind for kind in KINDS_FOR_CPUS if kind.instruction_set == instruction_set))
-    with trial._in_int8(trial.costliest):
-        simulated = trial._scores()
+    checkpoint = open_checkpoint(str(folder), Hub())
+    key = VariantKey(target="cpu", precision="int8", instruction_set=instruction_set)
+    found = calibrate_loosely(checkpoint)[key]
+    on_text = load_on_text(checkpoint, sample(), lambda n_done: None)
+    with rounded(on_text, round_layers(on_text, found.layers).values(), found.tables):
+        simulated = on_text.scores()
     with Reranker.load(
         artifact.folder,
         precision="int8",
         instruction_set=instruction_set,
-        max_length=calibration.N_TOKENS,
+        max_length=N_TOKENS,
         truncation="longest_first",
     ) as reranker:
         scores = reranker.score(few_pairs(sample()).pairs)
     # A value on the edge between two steps may be rounded either way, as sums differ in their last bit, and this
     # network carries that on: so most rows are compared, not all.
     assert np.quantile(np.abs(scores - simulated), 0.6) < 1e-3
-    assert np.quantile(np.abs(scores - trial._logits), 0.6) > 1e-2
+    assert np.quantile(np.abs(scores - on_text.logits), 0.6) > 1e-2
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
@@ -359,13 +366,14 @@ def test_the_int8_variant_needs_nothing_of_the_fp32_one(int8: Artifact, tmp_path
 
 def test_the_costliest_layers_stay_in_fp32_until_the_limits_are_met(make_checkpoint: Make):
     checkpoint = open_checkpoint(str(make_checkpoint()), Hub())
-    limits = [Limits(max_difference=limit, min_tau=-1.0) for limit in (1e9, 0.05)]
-    found = [calibrate(checkpoint, sample(), limit)[0] for limit in limits]
-    loose, tight = (result[VNNI].recipe(result[VNNI].n_kept) for result in found)
+    limits = Limits(max_difference=0.05, min_tau=-1.0)
+    vnni = ON_CPU[0]
+    found = [calibrate_loosely(checkpoint), calibrate(checkpoint, sample(), {vnni: limits})[0]]
+    loose, tight = (result[vnni].recipe(result[vnni].n_kept) for result in found)
     assert not loose.kept
     assert loose.share == 1
     assert tight.kept
-    assert calibration.LEAST_INT8_SHARE <= tight.share < 1
+    assert LEAST_INT8_SHARE <= tight.share < 1
     assert not {layer.name for layer in tight.kept} & tight.layers.keys()
 
 
@@ -383,16 +391,28 @@ def test_what_drifts_too_far_on_other_text_is_tried_again_with_more_in_fp32(make
 
 
 def test_the_estimated_cost_of_a_layer_is_what_rounding_it_alone_costs(make_checkpoint: Make):
-    checkpoint, limits = open_checkpoint(str(make_checkpoint()), Hub()), Limits(max_difference=1e9, min_tau=-1.0)
-    trial = calibration._Trial(checkpoint, sample(), limits, KINDS_FOR_CPUS)
-    trial.tables = {}
-    estimated, measured = [], []
-    for name in trial.costliest:
-        with trial._in_int8([name]):
-            measured.append(np.sqrt(((trial._scores() - trial._logits) ** 2).mean()))
-        estimated.append(trial.cost(name))
+    checkpoint = open_checkpoint(str(make_checkpoint()), Hub())
+    found = calibrate_loosely(checkpoint)[ON_CPU[0]]
+    on_text = load_on_text(checkpoint, sample(), lambda n_done: None)
+    layers, measured = round_layers(on_text, found.layers), []
+    for name in found.drifts.layers:
+        with rounded(on_text, [layers[name]], tables={}):
+            measured.append(np.sqrt(((on_text.scores() - on_text.logits) ** 2).mean()))
     # To the first order: the ranking is what the choice needs.
-    assert np.corrcoef(np.log(estimated), np.log(measured))[0, 1] > 0.9
+    assert np.corrcoef(np.log(found.drifts.costs), np.log(measured))[0, 1] > 0.9
+
+
+def test_a_model_is_as_it_was_after_it_was_rounded(make_checkpoint: Make):
+    checkpoint = open_checkpoint(str(make_checkpoint()), Hub())
+    found = calibrate_loosely(checkpoint)[ON_CPU[0]]
+    on_text = load_on_text(checkpoint, sample(), lambda n_done: None)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        rounded(on_text, round_layers(on_text, found.layers).values(), found.tables),
+    ):
+        assert on_text.drift() > 0
+        raise KeyboardInterrupt
+    assert on_text.drift() == 0
 
 
 def test_limits_that_cannot_be_met_leave_nothing_and_say_how_far_it_got(make_checkpoint: Make, tmp_path: Path):
@@ -417,7 +437,7 @@ def test_what_was_left_out_and_why_is_in_the_artifact(
 
 
 def test_a_traced_model_has_no_int8(make_checkpoint: Make, tmp_path: Path):
-    with pytest.raises(CheckpointError, match="BertForSequenceClassification is traced; int8 is for XLMRoberta"):
+    with pytest.raises(CheckpointError, match="is exported by tracing, for the CPU in fp32 only"):
         export(str(make_checkpoint("BertConfig")), tmp_path / "artifact", Options(precisions=["int8"]))
 
 

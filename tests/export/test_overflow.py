@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from rankrt import Reranker
 from rankrt.artifact.manifest import Precision
 from rankrt.text.pairs import Pair
-from rankrt_export import pipeline
 from rankrt_export.errors import PartialError, VerificationError
+from rankrt_export.job import job
 from rankrt_export.pipeline import Options, export
 from tests.export.conftest import Make, torch, transformers
 from tests.export.decoders import make_decoder
@@ -25,7 +25,7 @@ LARGEST_HALF = 65504
 
 @pytest.fixture(autouse=True)
 def _few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "sample", few_texts)
+    monkeypatch.setattr(job, "sample", few_texts)
 
 
 def change_weights(folder: Path, end: str, change: Any) -> None:

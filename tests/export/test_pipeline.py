@@ -15,11 +15,12 @@ import pytest
 
 from rankrt import DeviceError, Reranker
 from rankrt.cli.main import main
-from rankrt_export import pipeline
 from rankrt_export.checkpoint.tokenizer import template_of
 from rankrt_export.errors import CheckpointError, OutputError, VerificationError
 from rankrt_export.graph.graph import Graph
-from rankrt_export.pipeline import N_EXAMPLES, Options, export
+from rankrt_export.job import job
+from rankrt_export.job.verifier import N_EXAMPLES
+from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import Texts, parse, sample
 from tests.export.conftest import Make, change_config
 
@@ -113,7 +114,7 @@ def test_a_template_that_does_not_fit_the_tokenizer_is_noticed(
         template = template_of(tokenizer)
         return type(template)(prefix=template.prefix, separator=(2,), suffix=template.suffix)
 
-    monkeypatch.setattr(pipeline, "template_of", with_one_separator)
+    monkeypatch.setattr(job, "template_of", with_one_separator)
     with pytest.raises(VerificationError, match=r"tokenizer\.json and transformers do not agree"):
         export(str(make_checkpoint()), tmp_path / "artifact", Options())
 
@@ -143,7 +144,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(make_checkpoint: Make, tmp_p
 def test_ctrl_c_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path):
     program = """
         import signal, sys, time
-        from rankrt_export import pipeline
+        from rankrt_export.job import verifier
         from rankrt.cli.main import main
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it
@@ -152,7 +153,7 @@ def test_ctrl_c_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path):
             print("verifying", flush=True)
             time.sleep(60)
 
-        pipeline.reference = forever
+        verifier.reference = forever
         sys.exit(main(["export", *sys.argv[1:]]))
     """
     process = subprocess.Popen(

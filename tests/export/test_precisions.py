@@ -10,27 +10,32 @@ import onnx
 import pytest
 
 from rankrt import Reranker
-from rankrt.artifact.manifest import Manifest, Precision
+from rankrt.artifact.manifest import Manifest
+from rankrt.artifact.precisions import Precision, VariantKey
 from rankrt.artifact.source import Hub
 from rankrt.cli.main import main
 from rankrt_export.calibrate.calibration import calibrate
 from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.errors import PartialError, VerificationError
-from rankrt_export.pipeline import Options, Plan, export, no_bar, write
-from rankrt_export.precision.recipes import Kind, Recipe
+from rankrt_export.job.job import make_job
+from rankrt_export.job.options import Options, asked_variants, no_bar
+from rankrt_export.job.plan import Plan
+from rankrt_export.job.write import write
+from rankrt_export.pipeline import export
+from rankrt_export.precision.recipes import Recipe
 from rankrt_export.text.texts import Texts, sample
-from rankrt_export.variants import Name, asked_variants, kinds_of
 from rankrt_export.verify.verify import Limits
 from tests.export.conftest import Make
 
 pytestmark = pytest.mark.export
 
 TRAINED = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
-NAMES: list[Name] = [
+KEYS: list[VariantKey] = [
     *asked_variants(["cpu"], ["fp32", "fp16", "w8", "int8", "int4"]),
     *asked_variants(["cuda"], ["fp32", "fp16"]),
     *asked_variants(["tensorrt"], ["fp32", "fp16", "int8", "fp8"]),
 ]
+CALIBRATED = [key for key in KEYS if key.row.is_calibrated]
 NO_LIMITS = Limits(max_difference=1e9, min_tau=-1.0)
 
 
@@ -44,10 +49,10 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def recipes(checkpoint: Checkpoint) -> dict[Kind, Recipe]:
-    found, failures = calibrate(checkpoint, few_texts(), NO_LIMITS, kinds_of(NAMES))
+def recipes(checkpoint: Checkpoint) -> dict[VariantKey, Recipe]:
+    found, failures = calibrate(checkpoint, few_texts(), dict.fromkeys(CALIBRATED, NO_LIMITS))
     assert not failures
-    return {kind: calibration.recipe(0) for kind, calibration in found.items()}
+    return {key: calibration.recipe(0) for key, calibration in found.items()}
 
 
 def models(folder: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
@@ -56,41 +61,44 @@ def models(folder: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
         yield variant.name, onnx.load(folder / variant.graph).SerializeToString(deterministic=True)
 
 
-def written(checkpoint: Checkpoint, folder: Path, recipes: Mapping[Kind, Recipe], *names: Name) -> dict[str, bytes]:
+def written(
+    checkpoint: Checkpoint, folder: Path, recipes: Mapping[VariantKey, Recipe], *keys: VariantKey
+) -> dict[str, bytes]:
     folder.mkdir()
-    manifest = write(checkpoint, folder, Options(), no_bar, Plan(names=names, recipes=recipes))
+    plan = Plan(recipes={key: recipes.get(key) for key in keys})
+    manifest = write(make_job(checkpoint, keys, Options()), plan, folder, no_bar)
     return dict(models(folder, manifest))
 
 
 def test_every_precision_is_bitwise_the_same_beside_every_other_in_either_order(
-    checkpoint: Checkpoint, recipes: dict[Kind, Recipe], tmp_path: Path
+    checkpoint: Checkpoint, recipes: dict[VariantKey, Recipe], tmp_path: Path
 ):
-    alone = {name: written(checkpoint, tmp_path / "-".join(name), recipes, name) for name in NAMES}
-    for one, other in permutations(NAMES, 2):
-        folder = tmp_path / "-".join((*one, *other))
+    alone = {key: written(checkpoint, tmp_path / str(key), recipes, key) for key in KEYS}
+    for one, other in permutations(KEYS, 2):
+        folder = tmp_path / f"{one}-{other}"
         assert written(checkpoint, folder, recipes, one, other) == alone[one] | alone[other], f"{one} and {other}"
 
 
 def test_files_that_a_precision_does_not_share_are_bitwise_the_same(
-    checkpoint: Checkpoint, recipes: dict[Kind, Recipe], tmp_path: Path
+    checkpoint: Checkpoint, recipes: dict[VariantKey, Recipe], tmp_path: Path
 ):
-    for name in NAMES:
-        written(checkpoint, tmp_path / "-".join(name), recipes, name)
-    written(checkpoint, tmp_path / "all", recipes, *NAMES)
+    for key in KEYS:
+        written(checkpoint, tmp_path / str(key), recipes, key)
+    written(checkpoint, tmp_path / "all", recipes, *KEYS)
     for path in tmp_path.glob("*/*.data"):
         if not path.name.startswith("common"):  # what all variants have alike, in the order in which they ask for it
             assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes(), path
 
 
-def test_calibrating_for_one_kind_is_calibrating_for_it_among_others(
-    checkpoint: Checkpoint, recipes: dict[Kind, Recipe], tmp_path: Path
+def test_a_variant_calibrated_alone_is_the_same_as_among_others(
+    checkpoint: Checkpoint, recipes: dict[VariantKey, Recipe], tmp_path: Path
 ):
-    together = written(checkpoint, tmp_path / "together", recipes, *NAMES)
-    for name in [name for name in NAMES if kinds_of([name])]:
-        found, _ = calibrate(checkpoint, few_texts(), NO_LIMITS, kinds_of([name]))
-        own = {kind: calibration.recipe(0) for kind, calibration in found.items()}
-        alone = written(checkpoint, tmp_path / "-".join(name), own, name)
-        assert alone == {key: together[key] for key in alone}
+    together = written(checkpoint, tmp_path / "together", recipes, *KEYS)
+    for key in CALIBRATED:
+        found, _ = calibrate(checkpoint, few_texts(), {key: NO_LIMITS})
+        own = {key: calibration.recipe(0) for key, calibration in found.items()}
+        alone = written(checkpoint, tmp_path / str(key), own, key)
+        assert alone == {name: together[name] for name in alone}
 
 
 @pytest.mark.parametrize("precisions", [["int8", "w8"], ["w8", "int8"]])

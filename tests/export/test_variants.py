@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from rankrt.artifact.manifest import Precision, Target
+from rankrt.artifact.precisions import Precision, Target
 from rankrt.cli.main import main
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device
 from rankrt_export.errors import CheckpointError, OptionsError
+from rankrt_export.job.options import asked_variants
 from rankrt_export.pipeline import Options, export
-from rankrt_export.variants import asked_variants
 from rankrt_export.verify import scorers as loading
 from tests.export.conftest import Make
 
@@ -20,9 +20,8 @@ pytestmark = pytest.mark.export
 
 def test_each_target_gets_those_of_the_precisions_that_it_has():
     found = asked_variants(["cpu", "cuda", "tensorrt"], ["fp32", "int8", "fp16"])
-    names = [f"{target}-{precision}" for target, precision in found]
     of_gpus = ["cuda-fp32", "cuda-fp16", "tensorrt-fp32", "tensorrt-int8", "tensorrt-fp16"]
-    assert names == ["cpu-fp32", "cpu-int8", "cpu-fp16", *of_gpus]
+    assert [str(key) for key in found] == ["cpu-fp32", "cpu-int8-vnni", "cpu-int8-avx2", "cpu-fp16", *of_gpus]
 
 
 REFUSED: dict[str, tuple[list[Target], list[Precision], str]] = {

@@ -11,7 +11,7 @@ from rankrt_export.pipeline import Options, export
 from rankrt_export.text.ranks import overlap, tau
 from rankrt_export.text.texts import parse, sample
 from rankrt_export.verify.rows import RowMaker
-from rankrt_export.verify.verify import DEFAULT_LIMITS, EXAMPLE_LENGTH, Reference, compare, example_pairs, limits_for
+from rankrt_export.verify.verify import EXAMPLE_LENGTH, Reference, compare, example_pairs, limits_for
 
 pytestmark = pytest.mark.export
 CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
@@ -47,9 +47,9 @@ def test_differences_and_orders_are_taken_query_by_query():
 
 
 def test_own_limits_replace_those_of_lossy_precisions_only():
-    assert limits_for("fp32", 5.0, 0.1) == DEFAULT_LIMITS["fp32"]
+    assert limits_for("fp32", 5.0, 0.1) == limits_for("fp32", None, None)
     assert limits_for("fp16", 5.0, None).max_difference == 5.0
-    assert limits_for("fp16", 5.0, None).min_tau == DEFAULT_LIMITS["fp16"].min_tau
+    assert limits_for("fp16", 5.0, None).min_tau == limits_for("fp16", None, None).min_tau
 
 
 def test_examples_are_of_all_languages_and_lengths_and_none_is_cut(tmp_path: Path):

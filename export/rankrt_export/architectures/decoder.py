@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from rankrt.artifact.precisions import TARGETS
 from rankrt_export.checkpoint.families import DECODERS, DecoderFamily
 from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
@@ -91,7 +92,7 @@ class Config:
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return a section for each readout, for a GPU for the last; outputs are `logits` and what sections hand on."""
     shape, start, sections = Config.read(blueprint.config), 0, []
-    for readout in blueprint.readouts if blueprint.target == "cpu" else blueprint.readouts[-1:]:
+    for readout in blueprint.readouts if TARGETS[blueprint.target].has_exits else blueprint.readouts[-1:]:
         sections.append(_section(blueprint, shape, range(start, readout.layer), readout))
         start = readout.layer
     return sections

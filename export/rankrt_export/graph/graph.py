@@ -30,7 +30,7 @@ COMMON_DATA = "common.data"
 COMMON_HALF_DATA = "common.fp16.data"
 
 
-class Precision(Protocol):
+class Arithmetic(Protocol):
     """How the large weights are stored and multiplied. `states` is the type of hidden states between the blocks."""
 
     states: ir.DataType
@@ -160,7 +160,7 @@ class RotaryTables:
 class Graph:
     """A graph under construction."""
 
-    def __init__(self, *, weights: Weights, data: Data, precision: Precision) -> None:
+    def __init__(self, *, weights: Weights, data: Data, precision: Arithmetic) -> None:
         self.weights = weights
         self.data = data
         self._precision = precision
@@ -176,7 +176,7 @@ class Graph:
         """Return the vectors of tokens, (n_tokens, n_features)."""
         return self._precision.lookup(self, ids, table)
 
-    def linear(self, x: ir.Value, name: str, *, precision: Precision | None = None) -> ir.Value:
+    def linear(self, x: ir.Value, name: str, *, precision: Arithmetic | None = None) -> ir.Value:
         """Return x @ W.T + b for the layer of that name."""
         chosen = precision or self._precision
         return chosen.linear(self, x, f"{name}.weight", self.vector(f"{name}.bias", chosen.states))

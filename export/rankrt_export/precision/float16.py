@@ -1,4 +1,4 @@
-"""Half precision throughout, for GPUs: weights, products and states; the bytes of the weights are those of Float16.
+"""Half precision throughout, for GPUs: weights, products and states. The weights have the bytes of `Float16Storage`.
 
 Tensor cores multiply half precision with sums in single. What is delicate is the engines' to keep in fp32: sums of
 squares in norms, and softmax. The head is fp32 as everywhere.
@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from rankrt_export.graph.graph import HALF, Graph
 from rankrt_export.precision.float16_storage import EMBEDDINGS_DATA, LAYERS_DATA
-from rankrt_export.precision.float32 import Multiply, gemm, stored
+from rankrt_export.precision.float32 import Multiply, fused_matmul, gemm, matmul, stored
+from rankrt_export.precision.methods import FixedMethod
 
 
-class Half:
+class Float16:
     """Half precision in storage and in computation. `matrices` is the data file for the weights of linear layers."""
 
     states = HALF
@@ -28,3 +29,9 @@ class Half:
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table, as half precision."""
         return graph.op("Gather", stored(graph, table, EMBEDDINGS_DATA, np.float16), ids)
+
+
+METHODS = (
+    FixedMethod(target="cuda", precision="fp16", arithmetic=Float16(), of_decoder=Float16(multiply=fused_matmul)),
+    FixedMethod(target="tensorrt", precision="fp16", arithmetic=Float16(multiply=matmul)),
+)

@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from rankrt_export.graph.graph import FLOAT, Graph
 from rankrt_export.precision.float32 import gemm, stored
+from rankrt_export.precision.methods import FixedMethod
 
 LAYERS_DATA, EMBEDDINGS_DATA = "layers.fp16.data", "embeddings.fp16.data"
 
 
-class Float16:
+class Float16Storage:
     """Half precision in storage."""
 
     states = FLOAT
@@ -27,3 +28,6 @@ class Float16:
         """Return rows of a table, as float32."""
         half = stored(graph, table, EMBEDDINGS_DATA, np.float16)
         return graph.op("Cast", graph.op("Gather", half, ids), to=ir.DataType.FLOAT)
+
+
+METHODS = (FixedMethod(target="cpu", precision="fp16", arithmetic=Float16Storage()),)

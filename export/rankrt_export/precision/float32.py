@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from rankrt_export.errors import RangeError
 from rankrt_export.graph.graph import FLOAT, MICROSOFT, Graph
+from rankrt_export.precision.methods import FixedMethod
 
 # Returns x @ W.T + bias, if there is one, for W as it is stored, (n_out, n_in).
 Multiply: TypeAlias = Callable[[Graph, ir.Value, ir.Value, ir.Value | None], ir.Value]
@@ -67,3 +68,11 @@ def _within(graph: Graph, weight: str, dtype: type[np.floating[Any]]) -> Iterato
                 " without fp16"
             )
         yield block
+
+
+METHODS = (
+    FixedMethod(target="cpu", precision="fp32", arithmetic=Float32()),
+    # The states of a causal model are a matrix of rows on a GPU, which Gemm does not take.
+    FixedMethod(target="cuda", precision="fp32", arithmetic=Float32(), of_decoder=Float32(multiply=fused_matmul)),
+    FixedMethod(target="tensorrt", precision="fp32", arithmetic=Float32(multiply=matmul)),
+)

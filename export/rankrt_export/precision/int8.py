@@ -18,10 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt_export.graph.graph import FLOAT, MICROSOFT, Graph
-from rankrt_export.precision.float16_storage import Float16
+from rankrt_export.precision.float16_storage import Float16Storage
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.precision.int8_numbers import LARGEST_ACTIVATION, TINIEST_SCALE, Grid
-from rankrt_export.precision.recipes import Recipe, TableRecipe, TokenRecipe
+from rankrt_export.precision.methods import CalibratedMethod
+from rankrt_export.precision.recipes import Recipe, TableRecipe, TokenRecipe, group_recipes
 
 LAYERS_DATA = "layers.int8.data"
 # Tables whose columns are divided before their rows are rounded, and tables whose rows are rounded as they are. Their
@@ -31,7 +32,7 @@ DIVIDED_DATA, ROWS_DATA = "embeddings.int8.data", "embeddings.rows.data"
 HALVES_DATA = "halves.int8.data"
 # Layers that stay in fp32 have a file of their own, so that the int8 variant can be copied without the fp32 one.
 _KEPT = Float32(matrices="kept.fp32.data")
-_HALF = Float16()
+_HALF = Float16Storage()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Int8:
         if x not in self._rounded:
             self._rounded[x] = rounded(graph, x, recipe, name=weight)
         stored, scales = integers(graph, weight, recipe)
-        if self._recipe.kind.instruction_set == "avx2":
+        if self._recipe.key.instruction_set == "avx2":
             stored, scales = halves(graph, stored, scales, weight, recipe)
         product = multiplied(graph, self._rounded[x], stored, scales, recipe.grid)
         return product if bias is None else graph.op("Add", product, bias)
@@ -149,3 +150,8 @@ def multiplied(graph: Graph, x: _Rounded, weights: ir.Value, scales: ir.Value, g
 
 def _zero_point(graph: Graph, grid: Grid) -> ir.Value:
     return graph.constant(f"uint8({grid.zero_point})", np.array(grid.zero_point, np.uint8))
+
+
+METHODS = (
+    CalibratedMethod(target="cpu", precision="int8", arithmetic=Int8, layer_recipes=group_recipes, has_tables=True),
+)

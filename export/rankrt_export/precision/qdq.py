@@ -1,35 +1,38 @@
 """8 bits for TensorRT, written out: rounding to 8 bits and back stands in the graph before every product.
 
 TensorRT's explicit quantization. A QuantizeLinear and a DequantizeLinear before a product, and a DequantizeLinear
-behind its weights, tell it to multiply in 8 bits; between the layers all is half precision as in `Half`. Layers that
+behind its weights, tell it to multiply in 8 bits; between the layers all is half precision as in `Float16`. Layers that
 read the same activations share one QuantizeLinear, and each has a DequantizeLinear of its own: TensorRT looks for one
 product behind it. Weights lie as MatMul reads them, (n_in, n_out), so there is no Transpose between. Zero points are
 written, all of them 0: they say which 8 bits are meant.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from rankrt.arrays import Float32Array
+from rankrt.artifact.precisions import Precision
 from rankrt_export.checkpoint.weights import read
 from rankrt_export.graph.graph import HALF, Graph
-from rankrt_export.precision.fixed_scales import FixedRecipe, StoredArray
-from rankrt_export.precision.float16 import Half
+from rankrt_export.precision.float16 import Float16
 from rankrt_export.precision.float32 import matmul
-from rankrt_export.precision.recipes import Recipe
+from rankrt_export.precision.methods import CalibratedMethod
+from rankrt_export.precision.qdq_scales import FP8, INT8, FixedRecipe, Format, StoredArray, fixed_recipes
+from rankrt_export.precision.recipes import LayerGroup, Recipe, Seen
 
 
-class Explicit:
+class Qdq:
     """Products of 8-bit integers or floats, as a recipe says."""
 
     states = HALF
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._file = f"layers.{recipe.kind.name}.data"
+        self._file = f"layers.{recipe.key}.data"
         # A file of their own, so that the variant can be copied without the fp16 one.
-        self._kept = Half(matrices="kept.fp16.data", multiply=matmul)
+        self._kept = Float16(matrices="kept.fp16.data", multiply=matmul)
         self._rounded: dict[ir.Value, ir.Value] = {}
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
@@ -76,3 +79,23 @@ def _step(graph: Graph, recipe: FixedRecipe) -> tuple[ir.Value, ir.Value]:
 def _zero(graph: Graph, recipe: FixedRecipe, shape: tuple[int, ...]) -> ir.Value:
     dtype = recipe.format.dtype
     return graph.constant(f"{dtype}(0){list(shape)}", np.zeros(shape, dtype))
+
+
+def _method(precision: Precision, format_: Format) -> CalibratedMethod:
+    """Return the method of 8-bit numbers, whose other weights are in half precision, and widened on a CPU."""
+
+    def layer_recipes(group: LayerGroup, weights: Sequence[Float32Array], seen: Seen) -> list[FixedRecipe]:
+        return fixed_recipes(format_, weights, seen.largest, seen.sampled)
+
+    return CalibratedMethod(
+        target="tensorrt",
+        precision=precision,
+        arithmetic=Qdq,
+        layer_recipes=layer_recipes,
+        has_tables=False,
+        bytes_per_weight=2,
+        bytes_in_memory=4,
+    )
+
+
+METHODS = (_method("int8", INT8), _method("fp8", FP8))

@@ -1,4 +1,4 @@
-"""How layers and tables are computed in 8 bits, and the variants that they are computed so for. Knows no model.
+"""How layers and tables are computed in 8 bits. Knows no model.
 
 Layers that read the same activations share one rounding of them. `group_recipes` chooses what moves outlier channels
 from the activations into the weights by the error in the layers' outputs, on rows of activations that it is given, and
@@ -6,13 +6,14 @@ rounds the weights for these rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from rankrt.arrays import BoolArray, Float32Array
-from rankrt.artifact.manifest import INSTRUCTION_SETS, InstructionSet, KeptLayer, Precision, Quantization, Target
+from rankrt.artifact.manifest import KeptLayer, Quantization
+from rankrt.artifact.precisions import InstructionSet, VariantKey
 from rankrt_export.precision.int8_numbers import (
     GELU_MINIMUM,
     SYMMETRIC,
@@ -43,29 +44,8 @@ class LayerGroup:
     is_behind_gelu: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """Which variant a recipe is for."""
-
-    target: Target
-    precision: Precision
-    instruction_set: InstructionSet | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the variant."""
-        return "-".join(filter(None, (self.target, self.precision, self.instruction_set)))
-
-    def __str__(self) -> str:
-        """Return the kind as messages call it, such as int8 for vnni."""
-        return f"{self.precision} for {self.instruction_set or self.target}"
-
-
-KINDS_FOR_CPUS = tuple(Kind(target="cpu", precision="int8", instruction_set=name) for name in INSTRUCTION_SETS)
-
-
-class LayerRecipe(Protocol):
-    """How one linear layer is computed in 8 bits."""
+class LayerRounding(Protocol):
+    """What rounding makes of one linear layer."""
 
     def rounded(self, x: Float32Array) -> Float32Array:
         """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
@@ -73,6 +53,14 @@ class LayerRecipe(Protocol):
 
     def weights(self, weight: Float32Array) -> Float32Array:
         """Return the layer's weights, (n_out, n_in), as they come back from what is multiplied."""
+        ...
+
+
+class LayerRecipe(LayerRounding, Protocol):
+    """How one linear layer is computed in 8 bits."""
+
+    def for_instruction_set(self, name: InstructionSet | None) -> Self:
+        """Return the recipe for processors that have an instruction set; None is for all."""
         ...
 
 
@@ -121,6 +109,10 @@ class TokenRecipe(Scaling):
             return np.asarray(halves_of(self.integers, self.is_upper) * (2 * self.scales[:, None]), np.float32)
         return np.asarray(self.integers * self.scales[:, None], np.float32)
 
+    def for_instruction_set(self, name: InstructionSet | None) -> Self:
+        """Return the same integers, of which an instruction set multiplies its own part."""
+        return replace(self, instruction_set=name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRecipe:
@@ -149,13 +141,13 @@ class TableRecipe:
 class Recipe:
     """Which layers of a variant are computed in 8 bits, and how; which are not, and what they would have cost.
 
-    layers       each a recipe of the kind's own class
+    layers       each a recipe of the method's own class
     tables       those stored in int8; the others are stored in half precision
     share        of the multiply-adds of all these layers that are in 8 bits
     text_sha256  the text it was calibrated on
     """
 
-    kind: Kind
+    key: VariantKey
     layers: Mapping[str, Any]
     tables: Mapping[str, TableRecipe]
     kept: tuple[KeptLayer, ...]
@@ -222,7 +214,7 @@ def group_scalings(group: LayerGroup, weights: Sequence[Float32Array], seen: See
 
 
 def output_error(
-    recipes: Sequence[LayerRecipe],
+    recipes: Sequence[LayerRounding],
     weights: Sequence[Float32Array],
     sampled: Float32Array,
     exact: Sequence[Float32Array],

@@ -19,6 +19,7 @@ from rankrt.arrays import Float32Array, UInt8Array
 from rankrt_export.graph.graph import FLOAT, MICROSOFT, Graph
 from rankrt_export.precision.int8 import rounded_rows
 from rankrt_export.precision.int8_numbers import TINIEST_SCALE
+from rankrt_export.precision.methods import FixedMethod
 from rankrt_export.precision.recipes import TableRecipe
 
 # MatMulNBits' name for 8-bit activations.
@@ -81,3 +82,8 @@ class WeightOnly:
 
 W8 = WeightOnly(name="w8", bits=8)
 INT4 = WeightOnly(name="int4", bits=4)
+
+METHODS = (
+    FixedMethod(target="cpu", precision="w8", arithmetic=W8),
+    FixedMethod(target="cpu", precision="int4", arithmetic=INT4),
+)

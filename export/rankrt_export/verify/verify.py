@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import PRECISIONS, Example, Margins, Precision, Variant, Verification
+from rankrt.artifact.manifest import Example, Margins, Variant, Verification
+from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.errors import ScoreError
 from rankrt.llm.progressive import overtaken_gaps
 from rankrt.text.pairs import Pair
@@ -47,21 +48,8 @@ class Limits:
     min_tau: float
 
 
-# fp32 differs by the order of summation only: 5.5e-5 was measured with 24 random layers of XLM-R-large, which amplify
-# more than trained ones. fp16 rounds weights to 11 bits: 0.071 there, 0.035 with a small trained model.
-DEFAULT_LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(max_difference=1e-4, min_tau=0.99),
-    "fp16": Limits(max_difference=0.25, min_tau=0.97),
-    "w8": Limits(max_difference=0.25, min_tau=0.97),
-    "int8": Limits(max_difference=0.25, min_tau=0.97),
-    "fp8": Limits(max_difference=0.25, min_tau=0.97),
-    # For hosts where nothing else fits: 16 values for a weight cost what they cost, and the manifest says it.
-    "int4": Limits(max_difference=2.0, min_tau=0.8),
-}
-
-
 # Logits of decoders are larger, and their residuals grow from layer to layer: what counts for a ranking is alike.
-DECODER_FP32_LIMITS = Limits(max_difference=1e-3, min_tau=0.99)
+EXACT_DECODER_LIMITS = Limits(max_difference=1e-3, min_tau=0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +193,7 @@ def _checked(name: str, variant: Variant, logits: Float32Array, against: Referen
         raise VariantError(
             f"{name} differs from PyTorch by up to {found.max_difference:.2g} (limit {limits.max_difference:g}), with a"
             f" mean Kendall's tau of {found.mean_tau:.3f} (at least {limits.min_tau:g})",
-            variant=variant.name,
+            variant=variant.key,
             excess=max(1.0, found.max_difference / limits.max_difference),
         )
     return found
@@ -217,19 +205,19 @@ def _logits(scorer: Scorer, question: Question) -> Float32Array:
         exits = [end.layer for end in scorer.variant.exits]
         return scorer.score(pairs, cutoff_layers=exits) if exits else scorer.score(pairs)
     except ScoreError as error:
-        raise VariantError(f"{error} ({question.query!r})", variant=scorer.variant.name) from error
+        raise VariantError(f"{error} ({question.query!r})", variant=scorer.variant.key) from error
 
 
 def limits_for(
     precision: Precision, max_difference: float | None, min_tau: float | None, *, is_decoder: bool = False
 ) -> Limits:
-    """Return a precision's limits, with the ones that a user gave instead; fp32 has to be exact whatever they are."""
-    default = DEFAULT_LIMITS[precision]
-    if precision == PRECISIONS[0]:
-        return DECODER_FP32_LIMITS if is_decoder else default
+    """Return a precision's limits, with those that a user gave instead, unless it has to be exact whatever they are."""
+    row = PRECISIONS[precision]
+    if row.is_exact:
+        return EXACT_DECODER_LIMITS if is_decoder else Limits(max_difference=row.max_difference, min_tau=row.min_tau)
     return Limits(
-        max_difference=default.max_difference if max_difference is None else max_difference,
-        min_tau=default.min_tau if min_tau is None else min_tau,
+        max_difference=row.max_difference if max_difference is None else max_difference,
+        min_tau=row.min_tau if min_tau is None else min_tau,
     )
 
 

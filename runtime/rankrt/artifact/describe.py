@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from rankrt.artifact.manifest import Artifact, Variant, unquantized
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import TARGETS
 
 
 def describe(artifact: Artifact) -> str:
@@ -54,7 +55,8 @@ def _exits(variant: Variant) -> Iterable[str]:
 
 def _on_gpus(artifact: Artifact) -> Iterable[str]:
     """Say how variants for GPUs are checked on one: of TensorRT's the graph was verified, on a CPU, and no engine."""
-    for target in dict.fromkeys(variant.target for variant in artifact.manifest.variants if variant.target != "cpu"):
+    targets = dict.fromkeys(variant.target for variant in artifact.manifest.variants)
+    for target in [target for target in targets if TARGETS[target].is_gpu]:
         yield f"{target}: checked on the GPU itself by rankrt build {artifact.folder} --target {target}"
 
 
@@ -63,8 +65,8 @@ def _kept(variant: Variant) -> Iterable[str]:
     if (found := variant.quantization) is None:
         return
     yield ""
-    share, rest = f"{found.int8_share:.0%} of the multiply-adds in {variant.precision}", unquantized(variant.target)
-    yield f"{variant.name}: {share}, {len(found.kept)} layers left in {rest}"
+    share, rest = f"{found.int8_share:.0%} of the multiply-adds", TARGETS[variant.target].unquantized
+    yield f"{variant.name}: {share} in {variant.precision}, {len(found.kept)} layers left in {rest}"
     for layer in found.kept:
         yield f"  {layer.name:<50} would drift by {layer.drift:.1e} (root mean square)"
 

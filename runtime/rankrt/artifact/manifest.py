@@ -12,6 +12,12 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from rankrt.artifact.precisions import INSTRUCTION_SETS as INSTRUCTION_SETS
+from rankrt.artifact.precisions import PRECISIONS as PRECISIONS
+from rankrt.artifact.precisions import InstructionSet as InstructionSet
+from rankrt.artifact.precisions import Precision as Precision
+from rankrt.artifact.precisions import Target as Target
+from rankrt.artifact.precisions import VariantKey, rank
 from rankrt.errors import ArtifactError, DeviceError
 from rankrt.files.rights import unreadable
 
@@ -22,25 +28,6 @@ MANIFEST = "rankrt.json"
 # segments of layers that may begin behind a prefix which several rows share; flat, with the places that a GPU's
 # attention wants; or a matrix whose rows are filled up to the longest, with their lengths.
 Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
-Precision: TypeAlias = Literal["fp32", "fp16", "w8", "int8", "fp8", "int4"]
-Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
-# What a processor has to do with products of bytes for a graph to be exact: nothing, as their sums in pairs fit into 16
-# bits; or add four in 32 bits at once.
-InstructionSet: TypeAlias = Literal["avx2", "vnni"]
-
-# From the most to the least faithful.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "int8", "fp8", "int4")
-# From the best to the one that every processor has.
-INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
-# What "auto" takes, the first that the artifact has verified: whoever exported int8 within its limits wants its speed,
-# and fp16 on a CPU is fp32 with rounded weights. w8 and int4 are for hosts that have not the memory.
-_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "w8", "int4", "fp8")
-
-
-def unquantized(target: Target) -> Precision:
-    """Return what the layers of a variant in 8 bits are in that are not."""
-    return "fp32" if target == "cpu" else "fp16"
-
 
 # How many exits a variant may have. On a GPU a decoder is one graph, which ends behind one.
 _N_EXITS: Mapping[Layout, Container[int]] = {"causal": range(1, 1 << 16), "padded": (0, 1)}
@@ -177,9 +164,14 @@ class Variant(_Record, frozen=True):
     instruction_set: InstructionSet | None = None
 
     @property
+    def key(self) -> VariantKey:
+        """Which of the model's variants it is."""
+        return VariantKey(target=self.target, precision=self.precision, instruction_set=self.instruction_set)
+
+    @property
     def name(self) -> str:
         """The variant as people call it, such as cpu-fp32 or cpu-int8-vnni."""
-        return "-".join(filter(None, (self.target, self.precision, self.instruction_set)))
+        return str(self.key)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -274,7 +266,7 @@ class Artifact:
         wanted = [v for v in here if precision in (v.precision, "auto") and (v.verification or precision != "auto")]
         if not wanted:
             raise DeviceError(self._no_variant(target, precision))
-        return min(wanted, key=lambda v: (_PREFERRED.index(v.precision), sets.index(v.instruction_set)))
+        return min(wanted, key=lambda v: (rank(v.precision, target), sets.index(v.instruction_set)))
 
     def n_weight_bytes(self, variant: Variant) -> int:
         """Return the bytes of a variant's data files."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import TARGETS
 from rankrt.backends.gpu import GpuBackend, placements
 from rankrt.backends.planner import GPU_RUN_TOKENS, plan
 from rankrt.backends.providers import (
@@ -97,7 +98,7 @@ def _wheels(device: Device) -> Finding:
     cuda = cuda_version(import_onnxruntime())
     library = tensorrt_library()
     tensorrt = int(library.rpartition(".")[2]) if library else None
-    wrong = misfits(wheels, cuda[0] if cuda else None, tensorrt if device.target == "tensorrt" else None)
+    wrong = misfits(wheels, cuda[0] if cuda else None, tensorrt if TARGETS[device.target].builds_engines else None)
     listed = ", ".join(f"{name} {version}" for name, version in wheels.items()) or "none"
     built = f"built for CUDA {cuda[0]}.{cuda[1]}" if cuda else "built without CUDA"
     links = f" and TensorRT {tensorrt}" if tensorrt else ""
@@ -114,7 +115,7 @@ def _libraries(device: Device) -> str:
 def _build(artifact: Artifact, variant: Variant, device: Device) -> str:
     key = built_for(artifact, variant, device)
     if (found := find_build(artifact, variant, device)) is None:
-        if device.target == "cuda" and variant.verification is not None:
+        if not TARGETS[device.target].builds_engines and variant.verification is not None:
             return "verified where it was exported; nothing was built here, and nothing has to be"
         other = Builds().like(key)
         why = f" (there is one with {other.built_for.differences(key)})" if other else ""

@@ -2,9 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from typing import get_args
 
-from rankrt.artifact.manifest import Target
+from rankrt.artifact.precisions import TARGETS, Target
 from rankrt.errors import InputError
 
 AUTO = "auto"
@@ -23,7 +22,7 @@ class Device:
     @property
     def is_gpu(self) -> bool:
         """Whether it is a GPU."""
-        return self.target != "cpu"
+        return TARGETS[self.target].is_gpu
 
     def __str__(self) -> str:
         return f"{self.target}:{self.index}" if self.is_gpu else self.target
@@ -39,7 +38,7 @@ class Device:
         if text == "cpu":
             return cls("cpu")
         if (found := _GPU.fullmatch(text) if isinstance(text, str) else None) is None:
-            targets = ", ".join(repr(target) for target in get_args(Target))
+            targets = ", ".join(map(repr, TARGETS))
             raise InputError(f"device={text!r}, expected 'auto', {targets}, or one with a GPU's number as 'cuda:1'")
         return cls("cuda" if found[1] == "cuda" else "tensorrt", int(found[2] or 0))
 
@@ -54,7 +53,7 @@ def check_heeded(asked: str, device: Device, **options: object) -> None:
     for name, value in options.items():
         if value is None:
             continue
-        if name == "gpu_memory_gb" and device.target != "cuda":
+        if name == "gpu_memory_gb" and not TARGETS[device.target].bounds_memory:
             raise InputError(f"{name} bounds what CUDA takes, {where} does not heed it; drop it")
         if name != "gpu_memory_gb" and device.is_gpu:
             raise InputError(f"{name} is for the CPU, {where} does not heed it; drop it")

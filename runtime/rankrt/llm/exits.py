@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rankrt.artifact.manifest import Variant, Verification
+from rankrt.artifact.precisions import TARGETS
 from rankrt.errors import InputError
 from rankrt.llm.prefixes import Prefixes, own_prefixes, shared_prefixes
 from rankrt.options import check_flag, check_whole, is_whole
@@ -56,7 +57,7 @@ def checked_exits(layers: Iterable[int], variant: Variant) -> list[int]:
     if not asked:
         raise InputError("cutoff_layers is empty: there is no layer to read a score behind")
     if wrong := [layer for layer in asked if layer not in exits]:
-        on_gpu = "" if variant.target == "cpu" else ", the last of which is where its graph for a GPU ends"
+        on_gpu = "" if TARGETS[variant.target].has_exits else ", the last of which is where its graph for a GPU ends"
         raise InputError(
             f"cutoff layer {_listed(wrong)}: {variant.name} was exported with {_listed(exits)}; use one of these, or"
             f" export the model with --cutoff-layers{on_gpu}"

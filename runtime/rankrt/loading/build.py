@@ -11,6 +11,7 @@ import numpy as np
 
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import TARGETS
 from rankrt.backends.cuda import open_cuda
 from rankrt.backends.gpu import GpuBackend
 from rankrt.backends.planner import divide
@@ -63,7 +64,7 @@ def build(
         progress("scores")
         found = Build(
             built_for=key,
-            max_length=max_length if device.target == "tensorrt" else None,
+            max_length=max_length if TARGETS[device.target].builds_engines else None,
             engines=builds.engine_names(key),
             n_examples=n_examples,
             max_difference=difference,
@@ -75,7 +76,7 @@ def build(
 
 def steps(artifact: Artifact, device: Device, max_length: int | None = None) -> int:
     """Return how often `build` calls its `progress`."""
-    return 1 + (len(buckets(_checked_length(artifact, max_length))) if device.target == "tensorrt" else 1)
+    return 1 + (len(buckets(_checked_length(artifact, max_length))) if TARGETS[device.target].builds_engines else 1)
 
 
 def verify(backend: GpuBackend, artifact: Artifact, variant: Variant) -> tuple[float, int]:
@@ -109,7 +110,7 @@ def _opened(
     progress: Callable[[str], None],
 ) -> GpuBackend:
     graph = artifact.path(variant.graph)
-    if device.target == "cuda":
+    if not TARGETS[device.target].builds_engines:
         backend = open_cuda(graph, variant.layout, device)
         progress("session")
         return backend

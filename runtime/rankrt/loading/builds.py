@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from rankrt.artifact.manifest import Artifact, Precision, Variant
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import TARGETS
 from rankrt.backends.providers import gpu_for, tensorrt_version
 from rankrt.backends.session import import_onnxruntime, installed_engines
 from rankrt.errors import CacheError
@@ -18,15 +19,6 @@ from rankrt.host.device import Device
 _RECORD = "build.json"
 # Logits of this host against PyTorch's, which other kernels sum in another order; a wrong kernel is off by far more.
 SLACK = 1e-3
-# What a variant may drift that nobody could verify where it was exported: what the export allows by default.
-_UNVERIFIED_LIMITS: dict[Precision, float] = {
-    "fp32": SLACK,
-    "fp16": 0.25,
-    "w8": 0.25,
-    "int8": 0.25,
-    "fp8": 0.25,
-    "int4": 2.0,
-}
 
 
 class BuiltFor(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +136,7 @@ def built_for(artifact: Artifact, variant: Variant, device: Device) -> BuiltFor:
         capability=gpu.capability,
         driver=gpus.find_gpus().driver,
         engine=engine or f"onnxruntime {import_onnxruntime().__version__}",
-        tensorrt=tensorrt_version() if device.target == "tensorrt" else None,
+        tensorrt=tensorrt_version() if TARGETS[device.target].builds_engines else None,
     )
 
 
@@ -166,8 +158,8 @@ def build_command(folder: Path, device: Device, max_length: int | None = None) -
 
 def drift_limit(variant: Variant) -> float:
     """Return how far logits of the manifest's examples may be from PyTorch's on another host than the export's."""
-    if variant.verification is None:
-        return _UNVERIFIED_LIMITS[variant.precision]
+    if variant.verification is None:  # what the export allows by default
+        return max(SLACK, variant.key.row.max_difference)
     return max(SLACK, 2 * variant.verification.max_difference)
 
 

@@ -6,7 +6,8 @@ Loads nothing. A refusal is a DeviceError that says why and what to do.
 import logging
 from typing import Literal, TypeAlias
 
-from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Target, Variant
+from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Variant
+from rankrt.artifact.precisions import TARGETS, rank
 from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
@@ -17,15 +18,6 @@ from rankrt.loading.builds import Builds, build_command, built_for, find_build
 from rankrt.loading.open import choose
 
 Wanted: TypeAlias = Precision | Literal["auto"]
-
-# What "auto" takes on a GPU, the first that is verified: fp16 is what its matrix units are made for. int8 comes behind
-# both: it drifts more, and nobody has measured yet that it is faster. Others found XLM-R no faster than in fp16, as
-# TensorRT did not fuse attention beside 8 bits (Model Optimizer's issue 59). Whoever measured it names it.
-_PREFERRED: tuple[Precision, ...] = ("fp16", "fp32", "int8", "fp8", "w8", "int4")
-# The compute capability from which on GPUs multiply 8-bit floats: Ada and Hopper.
-_FP8_SINCE = (8, 9)
-# Which way to a GPU "auto" tries first: flat rows without padding, then engines, which somebody has to have built.
-_TARGETS: tuple[Target, ...] = ("cuda", "tensorrt")
 
 _logger = logging.getLogger("rankrt")
 
@@ -72,18 +64,21 @@ def variants_for(artifact: Artifact, device: Device, precision: Wanted) -> list[
     here = [v for v in artifact.manifest.variants if v.target == device.target and v.layout in GPU_BATCHES]
     if not (found := [variant for variant in here if precision in (variant.precision, "auto")]):
         raise DeviceError(_not_exported(artifact, device, precision))
-    return sorted(_computable(found, device), key=lambda variant: _PREFERRED.index(variant.precision))
+    return sorted(_computable(found, device), key=lambda variant: rank(variant.precision, device.target))
 
 
 def _computable(variants: list[Variant], device: Device) -> list[Variant]:
     """Return those of the variants whose numbers a GPU multiplies. Raises DeviceError if there are none."""
-    if all(variant.precision != "fp8" for variant in variants) or (gpu := gpu_for(device)).version >= _FP8_SINCE:
+    if not any(variant.key.row.least_capability > (0, 0) for variant in variants):
         return variants
-    reason = f"needs a GPU of compute capability 8.9 or newer, {gpu.name} has {gpu.capability}"
-    left_out = next(variant for variant in variants if variant.precision == "fp8")
-    if not (others := [variant for variant in variants if variant.precision != "fp8"]):
-        raise DeviceError(f"{left_out.name} {reason}; use another precision")
-    _logger.warning("%s is left out: it %s", left_out.name, reason)
+    gpu = gpu_for(device)
+    others = [variant for variant in variants if variant.key.row.least_capability <= gpu.version]
+    for left_out in [variant for variant in variants if variant not in others]:
+        least = ".".join(map(str, left_out.key.row.least_capability))
+        reason = f"needs a GPU of compute capability {least} or newer, {gpu.name} has {gpu.capability}"
+        if not others:
+            raise DeviceError(f"{left_out.name} {reason}; use another precision")
+        _logger.warning("%s is left out: it %s", left_out.name, reason)
     return others
 
 
@@ -97,8 +92,9 @@ def _on_gpu_if_possible(artifact: Artifact, precision: Wanted) -> Variant | None
     if not gpus.has_driver():
         return None
     exported = {variant.target for variant in artifact.manifest.variants}
+    gpu_targets = [target for target, row in TARGETS.items() if row.is_gpu]
     reasons: list[str] = []
-    for target in [target for target in _TARGETS if target in exported] or [_TARGETS[0]]:
+    for target in [target for target in gpu_targets if target in exported] or gpu_targets[:1]:
         try:
             return choose_on_gpu(artifact, Device(target), precision, is_verified=True)
         except DeviceError as error:
@@ -109,7 +105,7 @@ def _on_gpu_if_possible(artifact: Artifact, precision: Wanted) -> Variant | None
 
 def _is_usable(artifact: Artifact, variant: Variant, device: Device, *, is_verified: bool) -> bool:
     build = find_build(artifact, variant, device)
-    if device.target == "tensorrt":
+    if TARGETS[device.target].builds_engines:
         return build is not None and (build.is_verified or not is_verified)
     return not is_verified or variant.verification is not None or (build is not None and build.is_verified)
 
@@ -133,6 +129,6 @@ def _not_built(artifact: Artifact, variant: Variant, device: Device) -> str:
         )
     if (other := Builds().like(key)) is not None:
         return f"{variant.name} was built for something else ({key.differences(other.built_for)}). Build it: {command}"
-    if device.target == "tensorrt":
+    if TARGETS[device.target].builds_engines:
         return f"{variant.name} has no engines here, and none is built while somebody waits. Build them: {command}"
     return f"{variant.name} was never verified, as the host that exported it had no GPU. Verify it here: {command}"

@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from rankrt.artifact.hashes import FileHashes
 from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Variant
+from rankrt.artifact.precisions import PRECISIONS, TARGETS
 from rankrt.backends import Backend
 from rankrt.backends.cpu import OrtCpu
 from rankrt.backends.cpu_causal import OrtCausal
@@ -28,7 +29,7 @@ from rankrt.loading.prepared import PreparedModels
 from rankrt.text.tokenizers import LibraryTokenizer, TextTokenizer
 from rankrt.text.unigram import UnigramTokenizer
 
-_NEED_BYTES: tuple[Precision, ...] = ("int8",)
+_NEED_BYTES = [precision for precision, row in PRECISIONS.items() if row.needs_fast_bytes]
 # Our own tokenizer keeps one core busy, the library's all of them. Of text in twelve languages they make 306,000 and
 # 200,000 tokens a second and thread, measured on a machine that was busy; a large GPU takes more than half a million.
 _LIBRARY_CORES = 4
@@ -141,12 +142,14 @@ def choose(
         return artifact.choose("cpu", precision, instruction_sets=machine.instruction_sets)
     if precision in _NEED_BYTES:
         raise DeviceError(
-            f"{machine.processor} has no fast products of bytes (AVX2, or asimddp on Arm): int8 would be slower than"
-            " fp32 here; use precision='fp32'"
+            f"{machine.processor} has no fast products of bytes (AVX2, or asimddp on Arm): {precision} would be slower"
+            " than fp32 here; use precision='fp32'"
         )
     variant = artifact.choose("cpu", precision, without=_NEED_BYTES)
-    if precision == "auto" and any(v.precision == "int8" and v.verification for v in artifact.manifest.variants):
-        _logger.warning("%s has no fast products of bytes: using %s, not int8", machine.processor, variant.precision)
+    left_out = {v.precision for v in artifact.manifest.variants if v.target == "cpu" and v.verification}
+    if precision == "auto" and (slower := left_out.intersection(_NEED_BYTES)):
+        using = f"using {variant.precision}, not {' or '.join(sorted(slower))}"
+        _logger.warning("%s has no fast products of bytes: %s", machine.processor, using)
     return variant
 
 
@@ -169,7 +172,7 @@ def open_gpu(artifact: Artifact, variant: Variant, device: Device, *, memory_byt
     """Load a variant on a GPU; for TensorRT the engines that were built for it. Raises ArtifactError or DeviceError."""
     with _checked(artifact, variant, FileHashes(artifact.folder, _cache())):
         graph = artifact.path(variant.graph)
-        if device.target == "cuda":
+        if not TARGETS[device.target].builds_engines:
             n_weight_bytes = artifact.n_weight_bytes(variant)
             return open_cuda(graph, variant.layout, device, n_weight_bytes=n_weight_bytes, memory_bytes=memory_bytes)
         return _open_engines(artifact, variant, device, graph)

@@ -13,7 +13,7 @@ from pathlib import Path
 import tokenizers
 
 from rankrt.artifact.hashes import FileHashes
-from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Variant
+from rankrt.artifact.manifest import Artifact, InstructionSet, Variant
 from rankrt.backends.session import import_onnxruntime, open_session, session_options
 from rankrt.errors import ArtifactError, CacheError
 from rankrt.files.cache import HostCache, Key, Use
@@ -23,8 +23,6 @@ from rankrt.text.unigram import UnigramTokenizer
 _GRAPH, _WEIGHTS = "model{}.onnx", "weights{}.data"
 # Smaller tensors stay in the graph file, which is read at once.
 _MIN_EXTERNAL_BYTES = 1024
-# Packed copies stand beside the originals: 1.53 and 2.6 times the artifact were measured with 568 M parameters.
-_GROWTH: dict[Precision, float] = {"fp32": 1.6, "fp16": 2.7, "w8": 1.7, "int8": 1.7, "fp8": 1.7, "int4": 1.7}
 
 _logger = logging.getLogger("rankrt")
 
@@ -102,7 +100,7 @@ class PreparedModels:
     def _check_space(self, folder: Path, artifact: Artifact, variant: Variant) -> None:
         """Raise CacheError if the disk, or the limit of the cache, is too small for a prepared model."""
         n_bytes = sum(artifact.manifest.files[name].n_bytes for name in variant.files)
-        needed, free = int(n_bytes * _GROWTH[variant.precision]), shutil.disk_usage(folder).free
+        needed, free = int(n_bytes * variant.key.row.prepared_growth), shutil.disk_usage(folder).free
         takes = f"the prepared model takes {needed / 1e9:.1f} GB"
         if free < needed:
             raise CacheError(f"{folder.parent} has {free / 1e9:.1f} GB free, {takes}")

@@ -6,16 +6,16 @@ typed graph wants them in the type of the states, and gives what comes back that
 even where two are, and what is beyond the ends becomes the ends (TensorRT's guide, "Quantization Schemes").
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import InstructionSet
 from rankrt_export.precision.int8_numbers import LARGEST_WEIGHT, divisors, weight_scales
 from rankrt_export.precision.recipes import STRENGTHS, output_error
 
@@ -48,7 +48,6 @@ class Format:
 INT8 = Format(dtype=np.dtype(np.int8), lowest=-128, highest=LARGEST_WEIGHT, is_integer=True)
 # E4M3 has a sign, 4 bits of exponent and 3 of mantissa, and no infinity.
 FP8 = Format(dtype=np.dtype(ml_dtypes.float8_e4m3fn), lowest=-448, highest=448, is_integer=False)
-FORMATS: Mapping[Precision, Format] = {"int8": INT8, "fp8": FP8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +80,10 @@ class FixedRecipe:
     def weights(self, weight: Float32Array) -> Float32Array:
         """Return the layer's weights, (n_out, n_in), as they come back from their 8 bits."""
         return np.asarray(self.stored(weight).astype(np.float32) * self.scales[..., None], np.float32)
+
+    def for_instruction_set(self, name: InstructionSet | None) -> Self:
+        """Return the same: a GPU has none."""
+        return self
 
     def _divided(self, weight: Float32Array) -> Float32Array:
         return weight if self.factors is None else weight / self.factors

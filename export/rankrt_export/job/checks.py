@@ -1,0 +1,91 @@
+"""What keeps an export from being done here: each check refuses before anything is computed or written."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankrt.artifact.precisions import TARGETS, VariantKey
+from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.errors import CheckpointError, OptionsError, OutputError
+from rankrt_export.job.job import Job
+from rankrt_export.job.options import Options
+from rankrt_export.precision.methods import method_of
+from rankrt_export.verify.memory import available_bytes
+
+# What tracing writes.
+TRACED = VariantKey(target="cpu", precision="fp32")
+
+
+def check_is_new(out: Path) -> None:
+    """Raise OutputError if there is something of that name already."""
+    if out.exists():
+        raise OutputError(f"{out} exists; remove it or choose another folder: an artifact is never written over")
+
+
+def check_limits(options: Options) -> None:
+    """Raise OptionsError for limits that nothing or everything would be within."""
+    if (drift := options.max_difference) is not None and not drift > 0:
+        raise OptionsError(f"--max-drift {drift:g}: a difference in logits is a number above 0")
+    if (tau := options.min_tau) is not None and not -1 <= tau <= 1:
+        raise OptionsError(f"--min-tau {tau:g}: Kendall's tau lies between -1 and 1")
+
+
+def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], options: Options) -> None:
+    """Raise CheckpointError if a checkpoint cannot be written in one of the variants, or an option is not for it."""
+    for name in ("cutoff_layers", "prompt"):
+        if getattr(options, name) is not None and not checkpoint.is_decoder:
+            raise CheckpointError(f"{name} is for decoders; {checkpoint.id} is a {checkpoint.architecture}")
+    if checkpoint.architecture in ARCHITECTURES or set(variants) <= {TRACED}:
+        return
+    if others := {key.target: None for key in variants if TARGETS[key.target].is_gpu}:
+        raise CheckpointError(
+            f"{checkpoint.architecture} is exported by tracing, for the CPU only, not for {' and '.join(others)};"
+            f" GPU targets are for {', '.join(ARCHITECTURES)}"
+        )
+    raise CheckpointError(
+        f"{checkpoint.architecture} is exported by tracing, for the CPU in {TRACED.precision} only; other precisions"
+        f" are for {', '.join(ARCHITECTURES)}"
+    )
+
+
+def check_has_room(job: Job, out: Path) -> None:
+    """Raise OutputError if the disk is too small."""
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    needed, free = estimate_bytes(job), shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(f"{parent} has {free / 1e9:.1f} GB free, the artifact takes about {needed / 1e9:.1f} GB")
+
+
+def estimate_bytes(job: Job) -> int:
+    """Return about how many bytes the data files take: a precision's, which its targets share, or a variant's own."""
+    per_weight: dict[object, float] = {}
+    for key in job.variants:
+        own = method_of(key).bytes_per_weight
+        per_weight |= {key.precision: key.row.bytes_per_weight} if own is None else {key: own}
+    return int(job.n_parameters * sum(per_weight.values()))
+
+
+def check_has_memory(job: Job) -> None:
+    """Raise OutputError if verifying or calibrating would not fit into memory.
+
+    Writing takes a few hundred MB whatever the size. To verify, ONNX Runtime packs the layers of a variant. The PyTorch
+    model of a decoder comes layer by layer, but whole for an encoder and to calibrate, then with each layer's weights
+    rounded beside it: as float32, and as they are stored for the two graphs. What the model reads of the text is not
+    counted, as it depends on the text: 2 GB with 568 M parameters.
+    """
+    loaded = max(method_of(key).bytes_in_memory or key.row.bytes_in_memory for key in job.variants)
+    whole, layers = 4 * job.n_parameters, job.n_layer_parameters
+    needed = {}
+    if job.texts is not None:
+        needed["verifying"] = loaded * layers + (0 if job.checkpoint.is_decoder else whole)
+    if job.calibrated:
+        needed["calibrating"] = whole + 6 * layers
+    available = available_bytes()
+    for step, n_bytes in sorted(needed.items(), key=lambda item: -item[1]):
+        if available is not None and available < n_bytes:
+            advice = "; --no-verify does without" if step == "verifying" else ""
+            raise OutputError(
+                f"{step} {job.checkpoint.name} takes about {n_bytes / 1e9:.1f} GB of memory, and"
+                f" {available / 1e9:.1f} GB are available: use a machine with more{advice}"
+            )
