@@ -456,6 +456,7 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) 
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        del task, leaving  # an error leads to this frame, which would lead to the task, and that to the error
 
 
 async def _leaving(message: Awaitable[Any]) -> None:
