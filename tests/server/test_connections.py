@@ -313,3 +313,16 @@ def test_who_still_sends_when_it_is_refused_can_read_why(patient: tuple[str, Any
             connection.sendall(b"x" * 100_000)
         assert {everything(connection)[:12] for connection in refused} == {b"HTTP/1.1 503"}
     wait_until(lambda: service.gate.n_open == 0)
+
+
+def test_who_still_sends_on_a_spare_connection_can_read_why_it_is_refused(patient: tuple[str, Any]):
+    address, service = patient
+    with connected(address, FULL):
+        wait_until(lambda: service.gate.n_open == FULL)
+        with connected(address) as (refused,):
+            refused.sendall(b"POST /rerank HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+            for _ in range(2):
+                time.sleep(0.1)
+                refused.sendall(b"x" * 50_000)
+            assert everything(refused).startswith(b"HTTP/1.1 503 ")
+    wait_until(lambda: service.gate.n_open == 0)

@@ -219,7 +219,7 @@ class App:
         except RankrtError as error:
             failure = failure_of(error)
             kind, response = failure.kind, self._refusal(exchange, failure)
-            if failure.kind in _BODY_UNREAD:
+            if failure.kind in _BODY_UNREAD or _is_spare(exchange.request):
                 await bodies.discard(exchange.request.receive, exchange.request.headers)
         except Exception:
             _logger.exception("an error of the server", extra={"request_id": exchange.id})
@@ -275,7 +275,7 @@ class App:
 
     def _check_key(self, request: Request) -> None:
         """Raise a Failure for a client without a key, or on one of the connections that are spare for probes."""
-        if request.scope.get("state", {}).get(IS_SPARE):
+        if _is_spare(request):
             raise Failure(
                 "unavailable",
                 f"{self._service.settings.limits.max_connections} connections are open, the most here; try again",
@@ -429,6 +429,10 @@ def _exchange(request: Request, dialect: Dialect) -> _Exchange:
     given = request.headers.get("x-request-id", "")
     name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     return _Exchange(request=request, id=name, started=time.monotonic(), dialect=dialect)
+
+
+def _is_spare(request: Request) -> bool:
+    return bool(request.scope.get("state", {}).get(IS_SPARE))
 
 
 async def _read(content: bytes, how: Callable[[bytes], T]) -> T:
