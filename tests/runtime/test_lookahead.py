@@ -1,7 +1,9 @@
 """The first tokens that the library would find in a long text, found without most of it."""
 
+import gc
 import random
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -118,3 +120,17 @@ def test_a_tokenizer_with_a_part_that_is_not_known_gets_whole_texts(changes: dic
         setattr(tokenizer, name, part)
     assert Lookahead.of(tokenizer) is None
     assert LibraryTokenizer(tokenizer).heads(["a" * 100], 3)[0].tolist() == tokenizer.encode("a" * 100).ids
+
+
+def test_a_tokenizer_leaves_at_once_and_not_with_the_collector():
+    """In a circle, the vocabularies of models that a server had replaced stayed for many requests more."""
+    lookahead = Lookahead.of(Tokenizer(models.BPE({"a": 0}, [])))
+    assert lookahead is not None
+    lookahead.first_ids("aaa " * 100, 3)
+    reference = weakref.ref(lookahead)
+    gc.disable()
+    try:
+        del lookahead
+        assert reference() is None
+    finally:
+        gc.enable()

@@ -259,31 +259,70 @@ def test_as_many_connections_are_allowed_as_files_can_be_open(asked: int | None,
 
 
 WITHOUT_FILES = """
-import os, socket
+import asyncio, os, socket
 from rankrt.server.http.connections import Gate, listen
-gate = Gate(1000, greets=True)
-(listener,) = listen("127.0.0.1", 0, gate)
-listener.listen()
-listener.setblocking(False)
-clients = [socket.create_connection(listener.getsockname()) for _ in range(2)]
-files = []
-try:
-    while True:
-        files.append(os.open(os.devnull, os.O_RDONLY))
-except OSError:
-    pass
-for client in clients:
-    try:
-        listener.accept()
-    except BlockingIOError:
-        print(client.recv(12).decode(), end="; ")
-for file in files[-2:]:
-    os.close(file)
-clients.append(socket.create_connection(listener.getsockname()))
-accepted, _ = listener.accept()
-print(gate.n_refused, gate.n_open)
+
+async def ask(client):
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(client, b"POST /rerank HTTP/1.1\\r\\nhost: a\\r\\ncontent-length: 9\\r\\n\\r\\n")
+    await asyncio.sleep(0.1)
+    await loop.sock_sendall(client, b'{"query":')
+    return (await loop.sock_recv(client, 100)).partition(b"\\r")[0].decode()
+
+async def main():
+    gate = Gate(1000, greets=True)
+    (listener,) = listen("127.0.0.1", 0, gate)
+    async with await asyncio.start_server(lambda reader, writer: None, sock=listener):
+        clients = [socket.socket() for _ in range(20)]
+        for client in clients:
+            client.setblocking(False)
+        files = []
+        try:
+            while True:
+                files.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.sock_connect(client, listener.getsockname()) for client in clients))
+        print({*await asyncio.gather(*map(ask, clients))}, end=" ")
+        for file in files[-2:]:
+            os.close(file)
+        clients[0].close()
+        with socket.create_connection(listener.getsockname()):
+            await asyncio.sleep(0.1)
+            print(gate.n_refused, gate.n_open)
+        gate.close()
+
+asyncio.run(main())
 """
 
 
-def test_without_a_file_left_a_connection_is_refused_and_the_loop_is_not_told():
-    assert in_python(WITHOUT_FILES, soft=64, hard=64) == "HTTP/1.1 503; HTTP/1.1 503; 2 1"
+def test_without_a_file_left_connections_are_refused_and_their_clients_can_read_it():
+    """One that was closed while its client sent was reset, which the client saw in place of the refusal."""
+    refused = "{'HTTP/1.1 503 Service Unavailable'}"
+    assert in_python(WITHOUT_FILES, soft=100, hard=100) == f"{refused} 20 1"
+
+
+def test_who_still_sends_when_it_is_refused_can_read_why(patient: tuple[str, Any]):
+    address, service = patient
+    with connected(address, FULL + SPARE_CONNECTIONS), connected(address, 10) as refused:
+        for connection in refused:
+            connection.sendall(b"POST /rerank HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+        time.sleep(0.1)
+        for connection in refused:
+            connection.sendall(b"x" * 100_000)
+        assert {everything(connection)[:12] for connection in refused} == {b"HTTP/1.1 503"}
+    wait_until(lambda: service.gate.n_open == 0)
+
+
+def test_who_still_sends_on_a_spare_connection_can_read_why_it_is_refused(patient: tuple[str, Any]):
+    address, service = patient
+    with connected(address, FULL):
+        wait_until(lambda: service.gate.n_open == FULL)
+        with connected(address) as (refused,):
+            refused.sendall(b"POST /rerank HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+            for _ in range(2):
+                time.sleep(0.1)
+                refused.sendall(b"x" * 50_000)
+            assert everything(refused).startswith(b"HTTP/1.1 503 ")
+    wait_until(lambda: service.gate.n_open == 0)

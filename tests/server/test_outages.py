@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,8 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
+from starlette.requests import Request  # noqa: E402
+
 from rankrt import RankrtError, Reranker  # noqa: E402
 from rankrt.artifact.manifest import Prompt, Template, open_artifact  # noqa: E402
 from rankrt.server import models  # noqa: E402
@@ -31,6 +34,7 @@ from rankrt.server.background import Background  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
 from rankrt.server.models import LoadOptions, rules_for  # noqa: E402
+from rankrt.server.scheduling.queue import Job  # noqa: E402
 from tests.server.support import reload, serving_with_service, wait_until  # noqa: E402
 from tests.server.test_serve import Served  # noqa: E402
 from tests.support import POINTS, tiny_artifact  # noqa: E402
@@ -133,24 +137,73 @@ def test_a_reload_that_fails_leaves_nothing_in_the_workers(folder: Path, tmp_pat
         assert httpx.post(f"{address}/rerank", json=BODY).json()[0]["score"] == 3.0
 
 
-def test_what_was_answered_or_replaced_leaves_at_once_and_not_with_the_collector(folder: Path):
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Without it, what is in a circle stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def known(*kinds: type) -> list[Any]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
+
+
+def models_of(folder: Path) -> list[models.Model]:
+    return [model for model in known(models.Model) if model.artifact.folder == folder]
+
+
+def test_what_was_answered_or_replaced_leaves_at_once_and_not_with_the_collector(folder: Path, no_collector: None):
     """In a circle with its job, a request kept its texts and its model: 19 MB more after each reload of a small one."""
     with serving_with_service(folder) as (address, service):
-        gc.collect()
-        gc.disable()
-        try:
-            for i in range(3):
-                assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200
-                tiny_artifact(folder, max_length=32 + i)
-                reload(service)
+        for i in range(3):
+            assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200
+            tiny_artifact(folder, max_length=32 + i)
+            reload(service)
+        wait_until(lambda: models_of(folder) == list(service.models))  # a thread may still hold the last request
 
-            def known() -> list[models.Model]:
-                found = [thing for thing in gc.get_objects() if isinstance(thing, models.Model)]
-                return [model for model in found if model.artifact.folder == folder]
 
-            wait_until(lambda: known() == list(service.models))  # a thread may still hold the last request
-        finally:
-            gc.enable()
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/rerank", {"query": 1}, 422),
+        ("/tokenize", {"inputs": 1}, 422),
+        ("/rerank", BODY | {"texts": ["two"] * 11}, 413),
+        ("/rerank", BODY | {"texts": ["two " * 100], "truncate": False}, 422),
+        ("/rerank", BODY | {"texts": ["two " * 60] * 10}, 429),
+        ("/rerank", BODY | {"texts": ["nan"]}, 424),
+        ("/rerank", BODY | {"texts": ["three " * i for i in range(20, 30)], "timeout_ms": 1}, 504),
+        ("/v1/rerank/stream", {"query": "one", "documents": ["nan"]}, 500),
+    ],
+)
+def test_what_was_refused_leaves_at_once_too(
+    folder: Path, path: str, body: dict[str, Any], status: int, no_collector: None
+):
+    """An error leads to the frames it went through, and half of a busy server's requests may end with one."""
+    with serving_with_service(folder, limits=Limits(max_documents=10, max_queue_tokens=500)) as (address, _):
+        assert httpx.post(address + path, json=body).status_code == status
+        wait_until(lambda: not known(Job, Request))
+
+
+def test_a_model_that_was_replaced_while_requests_waited_for_it_leaves_at_once(folder: Path, no_collector: None):
+    """Why they were refused was kept for good, with all that they had: 20 MB for each time, of a small model."""
+    with serving_with_service(folder, n_workers=1, load=LoadOptions(prepare=False)) as (address, service):
+        (worker,) = service.workers
+        for i in range(2):
+            os.kill(worker.pid, signal.SIGSTOP)
+            ask = partial(httpx.post, f"{address}/rerank", json=BODY, timeout=60)
+            asking = [threading.Thread(target=ask) for _ in range(3)]
+            for thread in asking:
+                thread.start()
+            wait_until(lambda: service.in_flight.n_requests == 3)
+            shutil.rmtree(folder)
+            tiny_artifact(folder, max_length=32 + i)
+            os.kill(worker.pid, signal.SIGKILL)
+            for thread in asking:
+                thread.join()
+            wait_until(lambda: worker.outage is None and models_of(folder) == list(service.models))
+        assert not service.scheduler._abandoned
 
 
 def test_without_a_worker_requests_wait_for_it_as_long_as_they_may(folder: Path):

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,11 +147,12 @@ class Engine:
         while not job.is_over:
             if not changed.wait(max(0.0, limit - time.monotonic())):
                 self.scheduler.cancel(job)
-                raise self.scheduler.outage or RunFailed(f"{model.name} scored nothing within {limit_s:.0f} s")
+                outage = self.scheduler.outage or RunFailed(f"{model.name} scored nothing within {limit_s:.0f} s")
+                raise copy(outage)
             changed.clear()
         self.scheduler.cancel(job)
         if job.error is not None:
-            raise job.error
+            raise copy(job.error)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -186,14 +188,18 @@ class Engine:
         is_gpu = evaluation.model.served.capacity.is_gpu
         n_at_once = self.n_threads if is_gpu else 1
         before: Future[None] | None = None
-        for block in _blocks(pairs):
-            if len(running) == n_at_once:
+        try:
+            for block in _blocks(pairs):
+                if len(running) == n_at_once:
+                    await asyncio.wrap_future(running.popleft())
+                pool = self._first_blocks if is_gpu or before is None else self._later_blocks
+                before = pool.submit(self._submit_block, evaluation, block, before, in_order)
+                running.append(before)
+            while running:
                 await asyncio.wrap_future(running.popleft())
-            pool = self._first_blocks if is_gpu or before is None else self._later_blocks
-            before = pool.submit(self._submit_block, evaluation, block, before, in_order)
-            running.append(before)
-        for future in running:
-            await asyncio.wrap_future(future)
+        finally:
+            running.clear()
+            del before  # an error leads to this frame, which would lead to its future, and that to the error
 
     def _submit_block(
         self, evaluation: "_Evaluation", pairs: Sequence[Pair], before: Future[None] | None, in_order: bool
@@ -252,8 +258,8 @@ class _Evaluation:
                 yield
         except TimeoutError:
             self._is_late = True
-            if not self.ask.is_partial:
-                raise self._too_late() from None
+        if self._is_late and not self.ask.is_partial:
+            raise self._too_late()  # not while the other error is handled, which leads to this task and so to this one
 
     def add(self, encoded: Encoded, started: float, stopped: float) -> None:
         """Take the rows of the next pairs, made in this time. Raises a Failure if they were cut and may not be."""
@@ -279,7 +285,7 @@ class _Evaluation:
                 await self._changed.wait()
                 self._changed.clear()
         if self.job.error is not None:
-            raise self.job.error
+            raise copy(self.job.error)  # other jobs may have the same one, and it would lead to this one's frames
         return self.job.n_left > 0 and not self._is_late
 
     def answer(self) -> Answer:

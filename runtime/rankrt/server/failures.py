@@ -57,10 +57,13 @@ class Failure(RankrtError):
 
 
 def failure_of(error: RankrtError) -> Failure:
-    """Return what an error of the runtime means to a client."""
+    """Return what an error of the runtime means to a client.
+
+    It is a new one. One that was raised leads to the frame that keeps it, and so to the request's texts, in a circle.
+    """
     match error:
         case Failure():
-            return error
+            return Failure(error.kind, error.message, retry_after_s=error.retry_after_s)
         case QueueFull():
             return Failure("overloaded", str(error), retry_after_s=error.retry_after_s)
         case TooLate():

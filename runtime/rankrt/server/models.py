@@ -89,13 +89,18 @@ class Models:
         *,
         fail: Callable[[str, RankrtError], None],
         abandon: Callable[[str, RankrtError], None],
+        forget: Callable[[str], None],
     ) -> None:
-        """`fail` fails the requests that wait for a model, named by its key; `abandon` those that will, too."""
+        """Take what a scheduler does with a model, named by its key.
+
+        `fail` fails the requests that wait for it, `abandon` also those that will; `forget` keeps nothing of it.
+        """
         self._served = served
         self._options = options
         self._workers = workers
         self._fail = fail
         self._abandon = abandon
+        self._forget = forget
         self._models: dict[str, Model] = {}
         self._keys = (f"{number}" for number in itertools.count())
 
@@ -223,6 +228,7 @@ class Models:
     def _unload(self, key: str) -> None:
         for worker in self._workers:
             worker.unload(key)
+        self._forget(key)
 
 
 def _replaced(name: str) -> WorkerLost:

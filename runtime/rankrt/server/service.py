@@ -108,7 +108,12 @@ class Service:
             on_finished=self.metrics.ran,
         )
         self.models = Models(
-            settings.models, settings.load, self.workers, fail=self.scheduler.fail, abandon=self.scheduler.abandon
+            settings.models,
+            settings.load,
+            self.workers,
+            fail=self.scheduler.fail,
+            abandon=self.scheduler.abandon,
+            forget=self.scheduler.forget,
         )
         self.engine = Engine(self.models, self.scheduler, settings.limits, max(2, n_threads))
         self._watch_workers()

@@ -15,6 +15,7 @@ which these are. If one of them is unknown here, the whole text is tokenized.
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -48,7 +49,8 @@ class Lookahead:
     def __init__(self, tokenizer: Tokenizer) -> None:
         added = tokenizer.get_added_tokens_decoder().values()
         self._tokenizer, self._model = tokenizer, tokenizer.model
-        self._normalizer, self._pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+        self._pre_tokenizer = tokenizer.pre_tokenizer
+        self._normal = partial(_normal, tokenizer.normalizer)  # no method, or the vocabulary is freed by the collector
         normalized = [token.content for token in added if token.normalized]
         self._cuts = Cuts(self._normal, [token.content for token in added], normalized)
         self._longest = max((len(piece) for piece in tokenizer.get_vocab(with_added_tokens=False)), default=1)
@@ -80,9 +82,6 @@ class Lookahead:
             if len(ids) >= n_tokens:
                 return np.array(ids, np.int32)
         return None
-
-    def _normal(self, text: str) -> str:
-        return text if self._normalizer is None else str(self._normalizer.normalize_str(text))
 
     def _cut(self, text: str, start: int) -> int:
         stop = self._cuts.next(text, start)
@@ -134,6 +133,10 @@ class Lookahead:
             if any(self._model.token_to_id(word[start:stop]) is not None for stop in stops):
                 starts.append(start)
         return starts
+
+
+def _normal(normalizer: Any, text: str) -> str:
+    return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
 def _ends_of_words(model: Any, added: Sequence[str]) -> re.Pattern[str] | None:

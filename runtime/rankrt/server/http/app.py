@@ -219,7 +219,7 @@ class App:
         except RankrtError as error:
             failure = failure_of(error)
             kind, response = failure.kind, self._refusal(exchange, failure)
-            if failure.kind in _BODY_UNREAD:
+            if failure.kind in _BODY_UNREAD or _is_spare(exchange.request):
                 await bodies.discard(exchange.request.receive, exchange.request.headers)
         except Exception:
             _logger.exception("an error of the server", extra={"request_id": exchange.id})
@@ -275,7 +275,7 @@ class App:
 
     def _check_key(self, request: Request) -> None:
         """Raise a Failure for a client without a key, or on one of the connections that are spare for probes."""
-        if request.scope.get("state", {}).get(IS_SPARE):
+        if _is_spare(request):
             raise Failure(
                 "unavailable",
                 f"{self._service.settings.limits.max_connections} connections are open, the most here; try again",
@@ -431,6 +431,10 @@ def _exchange(request: Request, dialect: Dialect) -> _Exchange:
     return _Exchange(request=request, id=name, started=time.monotonic(), dialect=dialect)
 
 
+def _is_spare(request: Request) -> bool:
+    return bool(request.scope.get("state", {}).get(IS_SPARE))
+
+
 async def _read(content: bytes, how: Callable[[bytes], T]) -> T:
     """Return what is read of a body; a large one is read in a thread."""
     if len(content) < _DECODE_ELSEWHERE_BYTES:
@@ -456,6 +460,7 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) 
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        del task, leaving  # an error leads to this frame, which would lead to the task, and that to the error
 
 
 async def _leaving(message: Awaitable[Any]) -> None:

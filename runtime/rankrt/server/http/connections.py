@@ -5,7 +5,7 @@ then logs thousands of lines a second. Here a connection counts from accept() to
 
     up to max_connections        served
     SPARE_CONNECTIONS more       answered once: health and readiness as always, everything else with 503
-    beyond                       closed at once, with a 503 that does not wait for a request
+    beyond                       refused with a 503 that does not wait for a request, and closed when that was read
 
 A connection on which no request is worked on always has a timer: for the header, or for the next request. A client that
 does not read its answer is disconnected too. Bodies have their time-out in `bodies`.
@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import h11
@@ -35,7 +35,10 @@ if sys.platform != "win32":
 SPARE_CONNECTIONS = 32
 # They have to be free again soon: a probe sends its request at once.
 _SPARE_HEADER_S = 1.0
-# Files that are open beside connections: 60 were counted with one model and one worker.
+# Refused connections that are still read, and for how long: one that is closed while its client sends is reset, and
+# the reset overtakes the answer. Each has a number of a file that is kept for it.
+_LINGERING, _LINGER_S, _DISCARDED_BYTES = 32, 2.0, 1 << 16
+# Files that are open beside connections: 60 were counted with one model and one worker, and those that are kept.
 _OTHER_FILES = 128
 # Where asyncio's accept loop would log, and try again at once.
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -121,7 +124,9 @@ class Gate:
         self.n_served = 0
         self.n_refused = 0
         self._greets = greets
-        self._spare_file = open(os.devnull, "rb")  # noqa: SIM115  closed when a connection needs its number
+        self._kept_files: list[int] = []
+        self._lingering: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._keep_files()
 
     @property
     def is_full(self) -> bool:
@@ -133,28 +138,62 @@ class Gate:
         """Whether the next connection is closed at once."""
         return self.n_open >= self.max_connections + SPARE_CONNECTIONS
 
-    def refuse(self, connection: socket.socket) -> None:
-        """Close a connection at once and say why, where it can be said."""
-        self.n_refused += 1
-        with contextlib.suppress(OSError), connection:
-            if self._greets:
-                connection.setblocking(False)
-                connection.send(_REFUSAL)
-                connection.shutdown(socket.SHUT_WR)
+    def refuse(self, accept: Callable[[], socket.socket]) -> None:
+        """Accept a connection in place of a file that is kept, say why it is not served, and let it go.
 
-    @contextlib.contextmanager
-    def without_spare_file(self) -> Iterator[None]:
-        """Free one number of a file for as long as it takes to refuse a connection."""
-        self._spare_file.close()
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                self._spare_file = open(os.devnull, "rb")  # noqa: SIM115
+        Its event loop reads what the client still sends, until the client closes it or for 2 s.
+        """
+        if len(self._lingering) >= _LINGERING:
+            self._let_go(next(iter(self._lingering)))
+        if self._kept_files:
+            os.close(self._kept_files.pop())
+        with contextlib.suppress(OSError):
+            connection = accept()
+            self.n_refused += 1
+            self._linger(connection)
+        self._keep_files()
 
     def close(self) -> None:
-        """Release the spare file."""
-        self._spare_file.close()
+        """Close the refused connections that are still read, and the files that are kept."""
+        for connection in self._lingering:
+            connection.close()
+        for file in self._kept_files:
+            os.close(file)
+        self._lingering, self._kept_files = {}, []
+
+    def _linger(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._lingering[connection] = loop.call_later(_LINGER_S, self._let_go, connection)
+        connection.setblocking(False)
+        loop.add_reader(connection, self._discard, connection)
+        try:
+            if self._greets:
+                connection.send(_REFUSAL)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:  # the client has left
+            self._let_go(connection)
+
+    def _discard(self, connection: socket.socket) -> None:
+        try:
+            is_open = bool(connection.recv(_DISCARDED_BYTES))
+        except BlockingIOError:
+            return
+        except OSError:
+            is_open = False
+        if not is_open:
+            self._let_go(connection)
+
+    def _let_go(self, connection: socket.socket) -> None:
+        self._lingering.pop(connection).cancel()
+        asyncio.get_running_loop().remove_reader(connection)
+        connection.close()
+        self._keep_files()
+
+    def _keep_files(self) -> None:
+        """Keep a number of a file for each connection that may be refused, as far as there are any."""
+        with contextlib.suppress(OSError):
+            while len(self._kept_files) + len(self._lingering) < _LINGERING:
+                self._kept_files.append(os.open(os.devnull, os.O_RDONLY))
 
 
 _REFUSAL_BODY = b'{"error": "too many connections; try again", "message": "too many connections; try again"}'
@@ -178,11 +217,10 @@ class Listener(socket.socket):
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            with self._gate.without_spare_file(), contextlib.suppress(OSError):
-                self._gate.refuse(super().accept()[0])
+            self._gate.refuse(lambda: super(Listener, self).accept()[0])
             raise BlockingIOError(errno.EAGAIN, "no file was left for a connection") from None
         if self._gate.is_shut:
-            self._gate.refuse(accepted)
+            self._gate.refuse(lambda: accepted)
             raise BlockingIOError(errno.EAGAIN, "a connection too many was closed")
         return _Counted(accepted, self._gate), address
 

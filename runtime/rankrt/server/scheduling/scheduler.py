@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,7 +154,7 @@ class Scheduler:
             if self._is_closing:
                 raise Stopping("the server is going down")
             if (error := self._abandoned.get(job.model.key)) is not None:
-                raise error
+                raise copy(error)  # what is kept here would keep each frame that it is raised in
             if job.is_cancelled:
                 return
             if job not in self.queue.jobs:
@@ -188,6 +189,12 @@ class Scheduler:
         with self._changed:
             self._abandoned[key] = error
         self.fail(key, error)
+
+    def forget(self, key: str) -> None:
+        """Keep nothing of a model that no request uses any more."""
+        with self._changed:
+            self._abandoned.pop(key, None)
+            self._paces.pop(key, None)
 
     def stop(self) -> None:
         """Start no more runs; who waits is told so."""

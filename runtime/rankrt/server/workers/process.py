@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -292,7 +293,8 @@ class ProcessWorker:
                         self._load(child, files)
                 self._outage = None
         except Exception as error:  # noqa: BLE001  whatever it is, the keeper has to go on
-            self._outage = error if isinstance(error, RankrtError) else WorkerLost(f"{type(error).__name__}: {error}")
+            unexpected = WorkerLost(f"{type(error).__name__}: {error}")
+            self._outage = copy(error) if isinstance(error, RankrtError) else unexpected  # without its frames, see _ask
             if not self._is_closed:
                 _logger.error("a worker cannot score: %s; trying again", self._outage)
         self._tell()
