@@ -96,7 +96,7 @@ def test_too_large_a_body_is_refused_with_the_figure(slow: Any):
     for content in (big, iter([big])):  # with its length said before, and in chunks
         response = httpx.post(f"{address}/rerank", content=content, headers=JSON)
         assert response.status_code == 413
-        assert response.json()["error"] == "the body has more than 5000 bytes, the most here"
+        assert response.json()["error"] == "the body is too large (limit 5000 bytes)"
     wait_until(lambda: service.in_flight.n_bytes == 0)
 
 
@@ -199,7 +199,7 @@ def test_bodies_together_have_a_limit_too(tiny_folder: Path):
         service.in_flight.n_bytes += 990
         response = httpx.post(f"{address}/rerank", json=BODY)
         assert response.status_code == 429
-        assert response.json()["error"] == "requests of 990 bytes are worked on, at most 1000 may be"
+        assert response.json()["error"] == "server busy: 990 bytes of requests in flight (limit 1000); try again"
 
 
 def test_nobody_works_for_a_client_that_has_left(slow: Any):
