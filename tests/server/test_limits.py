@@ -171,7 +171,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(slow: Any):
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error_type"] == "Overloaded"
-    assert "more than 100" in refused.json()["error"]
+    assert "limit 100" in refused.json()["error"]
     brake.gate.set()
     first.join()
     assert [answer.status_code for answer in answers] == [200]
