@@ -19,23 +19,25 @@ ROOMS = (
     "runtime/rankrt/files",
     "runtime/rankrt/server/dialects",
     "runtime/rankrt/server/failures.py",
+    "runtime/rankrt/server/http",
     "runtime/rankrt/server/keys.py",
     "runtime/rankrt/server/limits.py",
     "runtime/rankrt/server/scheduling",
     "runtime/rankrt/server/telemetry",
     "runtime/rankrt/text",
-    *(
-        f"runtime/rankrt/server/http/{name}.py"
-        for name in ("app", "bodies", "draining", "openapi", "pages", "routes")  # all but connections
-    ),
     "export/rankrt_export/targets",
     "export/rankrt_export/text",
-    "benchmarks/harness",
-    "benchmarks/records",
-    "benchmarks/suites",
-    "benchmarks/systems",
+    "benchmarks",
+    "tiny_reranker",
 )
-FILES = sorted({path for room in ROOMS for path in [ROOT / room, *(ROOT / room).rglob("*")] if path.suffix == ".py"})
+# Files of these rooms that are not there yet; the list only shrinks.
+LATER = {"connections.py", "faults.py", "server_soak.py"}
+FILES = sorted(
+    path
+    for room in ROOMS
+    for path in [ROOT / room, *(ROOT / room).rglob("*")]
+    if path.suffix == ".py" and path.name not in LATER
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
