@@ -1,9 +1,9 @@
-"""Measures rankrt beside the engines a user would pick: same text, same threads, in turn, quality beside speed."""
+"""Measures rankrt and its alternatives: same text, same threads, in turn, speed beside accuracy."""
 
 import os
 import sys
 
-# No system that is measured reports to its maker. Every process here runs this first, and hands it to what it starts.
+# No measured system reports to its maker. Every process sets this first, and passes it to its children.
 for _name, _off in {
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -11,5 +11,5 @@ for _name, _off in {
     "INFINITY_ANONYMOUS_USAGE_STATS": "0",
 }.items():
     os.environ.setdefault(_name, _off)
-# OpenVINO and NNCF read no variable; without their reporter they report nothing.
+# OpenVINO and NNCF read no variable. Without their reporter they report nothing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Do beforehand what a run does once: build environments, compile servers, convert the checkpoint, load each system.
+"""Do the one-time work of a run in advance: build environments, compile servers, convert the checkpoint, load systems.
 
     python -m benchmarks.prepare --systems rankrt torch --model ./checkpoint
 
-A quiet machine is worth too much to wait for a compiler on it; after this a run does nothing but measure. What cannot
-be had is said with the reason that the run's rows will show. Measures nothing that a record keeps.
+A quiet machine is too valuable to wait for a compiler. After this a run only measures. A system that fails is reported
+with the reason that the run's rows would show. Measures nothing for a record.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepared(lab: Lab, systems: Sequence[str]) -> Iterator[str]:
-    """Prepare system by system; yield how long each takes to load, or the reason why it does not."""
+    """Prepare system by system; yield the time of loading each, or the reason for its failure."""
     for environment in dict.fromkeys(entry.environment for entry in CEILINGS.values()):
         python_of(environment)
     for system in systems:
@@ -54,7 +54,7 @@ def _prepare(lab: Lab, system: str) -> str:
     if system in SERVERS:
         tools_of(SERVERS[system], lab.settings.budget)
     if not entry_of(system).place:
-        return "its server is there"
+        return "its server is ready"
     lab.path_for(system)
     started = time.perf_counter()
     with lab.start(system):

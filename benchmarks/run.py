@@ -2,11 +2,11 @@
 
     python -m benchmarks.run latency throughput --systems rankrt torch sentence-transformers --model ./checkpoint
 
-A system's name stands for all that begin with it: `torch` is torch-eager, torch-sdpa, ... The baseline takes turns with
-every other system, call by call, so that a machine whose speed drifts drifts for both; a ratio is always within a run.
-What cannot be installed, loaded or run becomes a row with the reason. Ctrl-C keeps what was measured; with --resume, a
-record's values are kept and what it lacks is added, so that a long run can be made in pieces. The last line on standard
-output is the summary as JSON.
+A system's name selects all that begin with it: `torch` is torch-eager, torch-sdpa, ... The baseline takes turns with
+every other system, call by call. So if the machine's speed drifts, it drifts for both, and a ratio is always within a
+run. A system that cannot be installed, loaded or run becomes a row with the reason. Ctrl-C keeps the measurements.
+--resume keeps a record's values and adds the missing ones, so a long run can be made in pieces. The last line on
+standard output is the summary as JSON.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Run:
-    """The rows measured so far, on disk after every system, so that nothing that was measured is lost."""
+    """The rows measured so far, written to disk after every system, so that no measurement is lost."""
 
     def __init__(
         self, lab: Lab, text: Text, options: dict[str, Any], path: Path, earlier: Record | None = None
@@ -86,10 +86,10 @@ class Run:
         self._rows: list[Row] = []
         self._started = time.perf_counter()
         self._accelerator = _accelerator(lab)
-        self._record(is_complete=False)  # what cannot be continued is said before anything is measured
+        self._record(is_complete=False)  # a record that cannot be continued is an error before anything is measured
 
     def measure(self, suites: Sequence[str], systems: Sequence[str]) -> bool:
-        """Measure system by system, the baseline first; return whether nothing interrupted it."""
+        """Measure system by system, the baseline first; return whether the run is complete."""
         is_complete = False
         kept = {row.key: row for row in self._earlier.rows if row.reason is None} if self._earlier else {}
         try:
@@ -99,13 +99,13 @@ class Run:
                 self._write(is_complete=False)
             is_complete = True
         except KeyboardInterrupt:
-            print("interrupted; what was measured is kept", file=sys.stderr)
+            print("interrupted; the measurements are kept", file=sys.stderr)
         finally:
             self._write(is_complete=is_complete)
         return is_complete
 
     def summary(self) -> dict[str, Any]:
-        """Return what the last line says."""
+        """Return the content of the last line."""
         fastest = sorted(
             (row.metrics["times_baseline"] or 0.0, row.system, row.case, row.given)
             for row in self._rows
@@ -158,7 +158,7 @@ class Run:
 
 
 def measured(suite: str, system: str, lab: Lab, kept: Mapping[Key, Row] = {}) -> Iterator[Row]:
-    """Yield a row for each of a suite's cases: what is kept, what was measured, or the reason why not."""
+    """Yield a row for each of a suite's cases: a kept one, a measurement, or the reason for none."""
     if not entry_of(system).place and suite != "load":
         return
     for case in SUITES[suite](lab, system):
@@ -170,7 +170,7 @@ def _filled(row: Row, case: Case) -> Row:
     try:
         found = case.measure()
     except (SystemFailed, ValueError) as failure:
-        # A record says nothing of where one machine keeps its files.
+        # A record has no paths of one machine.
         return msgspec.structs.replace(row, reason=str(failure).replace(f"{cache_folder()}/", ""))
     return msgspec.structs.replace(
         row,
@@ -189,7 +189,7 @@ def described(row: Row) -> str:
 
 
 def _accelerator(lab: Lab) -> Accelerator | None:
-    """Return the GPU of the run with its rate, or None where it is the CPU. Raises RecordError if there is none."""
+    """Return the GPU of the run with its rate, or None for a CPU. Raises RecordError if it has no GPU."""
     device = lab.settings.budget.device
     if device == "cpu":
         return None
@@ -224,7 +224,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _plain(value: Any) -> Any:
-    """Return what a record says of an option: of a path its name only, for the rest is one machine's."""
+    """Return an option's value for a record: of a path only its name, because the rest is one machine's."""
     return value.name if isinstance(value, Path) else value
 
 
@@ -240,28 +240,28 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--systems", nargs="+", required=True, metavar="NAME", help="names, beginnings of names, or module:class"
     )
     parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="a folder, or a hub id")
-    parser.add_argument("--name", help="what the record calls it (the checkpoint's own)")
-    parser.add_argument("--baseline", metavar="NAME", help="what takes turns with all others (the first system)")
-    parser.add_argument("--reference", default=REFERENCE, metavar="NAME", help="what scores drift from (%(default)s)")
+    parser.add_argument("--name", help="its name in the record (the checkpoint's own)")
+    parser.add_argument("--baseline", metavar="NAME", help="takes turns with all others (the first system)")
+    parser.add_argument("--reference", default=REFERENCE, metavar="NAME", help="drift is from it (%(default)s)")
     parser.add_argument("--text", type=Path, help="lines of query, pos, neg; or a folder with xquad/ (the sample)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the record (benchmarks/results/MODEL.json)")
-    parser.add_argument("--resume", action="store_true", help="add what the record lacks, if there is one")
+    parser.add_argument("--resume", action="store_true", help="add the missing values to the record, if it exists")
     parser.add_argument(
-        "--artifact", type=Path, metavar="FOLDER", help="rankrt's artifact with all precisions, made before"
+        "--artifact", type=Path, metavar="FOLDER", help="rankrt's artifact with all precisions, if you have it"
     )
     parser.add_argument(
         "--server",
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="load: how a system is served, with {python} {model} {port} {threads}, or an address",
+        help="load: the command of a server, with {python} {model} {port} {threads}, or its address",
     )
     parser.add_argument("--threads", type=int, help="for every system (the usable physical cores)")
     parser.add_argument(
         "--device", default="cpu", help='where systems compute: "cpu", "cuda", "cuda:1", "tensorrt" (%(default)s)'
     )
     parser.add_argument("--rounds", type=int, default=3, help="the fewest calls of a case (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="more calls follow for that long (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="the least time of a case (%(default)s)")
     parser.add_argument(
         "--passages", type=int, nargs="+", default=[1, 8, 32, 100], metavar="N", help="of a request (%(default)s)"
     )
@@ -281,12 +281,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="whose memory is measured (%(default)s)",
     )
-    parser.add_argument("--load-seconds", type=float, default=10.0, help="that each load is offered (%(default)s)")
+    parser.add_argument("--load-seconds", type=float, default=10.0, help="the time of each offered load (%(default)s)")
     parser.add_argument(
-        "--call-limit", type=float, default=120.0, metavar="S", help="seconds that a call may take (%(default)s)"
+        "--call-limit", type=float, default=120.0, metavar="S", help="the most seconds of a call (%(default)s)"
     )
     parser.add_argument(
-        "--load-limit", type=float, default=300.0, metavar="S", help="seconds that loading may take (%(default)s)"
+        "--load-limit", type=float, default=300.0, metavar="S", help="the most seconds of loading (%(default)s)"
     )
     options = parser.parse_args(arguments)
     try:
@@ -297,7 +297,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise ValueError for names that mean nothing, before anything is built."""
+    """Raise ValueError for unknown names, before anything is built."""
     for name in options.systems:
         members(name)
     for name in filter(None, (options.baseline, options.reference)):
@@ -314,6 +314,6 @@ def _check(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    # A job that is cancelled, or out of time, keeps what it measured as well.
+    # A job that is cancelled, or out of time, keeps its measurements, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -3,12 +3,13 @@
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankrt import Reranker
+from rankrt import Reranker, errors
 from rankrt.artifact.manifest import Artifact
 from tests.words import idioms, longest_sentence, mean_words
 
@@ -87,6 +88,64 @@ def test_the_words_are_plain_english(document: Path):
     assert longest_sentence(text) <= 40
     if document.name != "CONTRIBUTING.md":  # which names them
         assert idioms(text) == []
+
+
+PAGES = sorted(ROOT.glob("docs/*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_option_header_metric_and_variable_of_a_page_exists(page: Path):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+|\bx-[a-z][a-z-]+|\brankrt_[a-z_]+|\bRANKRT_[A-Z_]+", text))
+    others = {"--gpus", "--preload"}  # docker's and gunicorn's
+    assert sorted(name for name in named - others if name not in sources()) == []
+
+
+def test_the_server_s_limits_are_those_of_the_page():
+    pytest.importorskip("starlette", reason="the server needs its extra")
+    from rankrt.server.limits import Limits
+
+    limits = Limits()
+    page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r"^\| ([^|]+) \|[^|]*\| ([^|]+) \|", page[page.index("## Limits") :], re.MULTILINE))
+    assert defaults["bytes of a body"] == f"{limits.max_body_bytes >> 20} MiB"
+    assert defaults["bytes of all bodies in flight"] == f"{limits.max_inflight_bytes >> 20} MiB"
+    assert defaults["documents of a request"] == f"{limits.max_documents:,}"
+    assert defaults["tokens that were accepted and are not scored"] == f"{limits.max_queue_tokens:,}"
+    assert defaults["time of a request"] == f"{limits.timeout_ms:,} ms"
+    assert defaults["time until a header is complete"] == f"{limits.header_timeout_s:.0f} s"
+    assert defaults["time until a body is complete"] == f"{limits.body_timeout_s:.0f} s"
+    assert defaults["connections"] == f"{limits.max_connections:,}"
+    assert defaults["bytes of the request line and headers"] == f"{limits.max_header_bytes >> 10} KiB"
+    assert f"at most {limits.most_memory / 2**30:.1f} GiB" in page
+
+
+def test_the_server_answers_every_path_of_the_page():
+    pytest.importorskip("starlette", reason="the server needs its extra")
+    from rankrt.server.http.openapi import describe
+
+    page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    table = page[page.index("| dialect |") : page.index("The paths of some other APIs")]
+    paths = {path for row in table.splitlines() for path in re.findall(r"`(/[\w/]*)`", row)}
+    assert sorted(paths - describe(needs_key=False)["paths"].keys()) == []
+
+
+def test_the_library_page_lists_every_error_with_its_bases():
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)`(?: \(also an? `(\w+)`\))? \|", page, re.MULTILINE))
+    found = {name: error for name, error in vars(errors).items() if isinstance(error, type)}
+    bases = {name: {base.__name__ for base in error.__bases__} - {"RankrtError"} for name, error in found.items()}
+    assert {name: {base} - {""} for name, base in listed.items()} == {
+        name: of for name, of in bases.items() if name != "RankrtError"
+    }
+
+
+@cache
+def sources() -> str:
+    """Return all code, and the options of the commands."""
+    folders = ("runtime", "export", "benchmarks", "tiny_reranker")
+    files = [*(path for folder in folders for path in (ROOT / folder).rglob("*.py")), ROOT / "docs" / "cli.md"]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def prose_of(markdown: str) -> str:

@@ -15,8 +15,29 @@ import pytest
 from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("runtime/rankrt/text",)
-FILES = sorted({path for room in ROOMS for path in [ROOT / room, *(ROOT / room).rglob("*")] if path.suffix == ".py"})
+ROOMS = (
+    "runtime/rankrt/files",
+    "runtime/rankrt/server/dialects",
+    "runtime/rankrt/server/failures.py",
+    "runtime/rankrt/server/http",
+    "runtime/rankrt/server/keys.py",
+    "runtime/rankrt/server/limits.py",
+    "runtime/rankrt/server/scheduling",
+    "runtime/rankrt/server/telemetry",
+    "runtime/rankrt/text",
+    "export/rankrt_export/targets",
+    "export/rankrt_export/text",
+    "benchmarks",
+    "tiny_reranker",
+)
+# Files of these rooms that are not there yet; the list only shrinks.
+LATER = {"connections.py", "faults.py", "server_soak.py"}
+FILES = sorted(
+    path
+    for room in ROOMS
+    for path in [ROOT / room, *(ROOT / room).rglob("*")]
+    if path.suffix == ".py" and path.name not in LATER
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

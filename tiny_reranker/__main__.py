@@ -17,14 +17,14 @@ from tiny_reranker.training import Schedule, train
 from tiny_reranker.vocabulary import count_pieces, learn_vocabulary, rarities, vocabulary_texts
 from tiny_reranker.widening import widen
 
-# Sums come out differently on another number of threads, and training multiplies the difference. One is no slower than
-# two where something else runs, because products this small wait for each other more than they compute.
+# Sums differ with the number of threads, and training multiplies the difference. On a busy machine one thread is as
+# fast as two, because products this small wait for each other more than they compute.
 _N_THREADS = 1
 _N_STEPS = 3000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command that the arguments name."""
+    """Run the command of the arguments."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     options.run(options)
@@ -46,7 +46,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    """Print how a checkpoint ranks, as a table, and write the numbers to a file if one is named."""
+    """Print the quality of a checkpoint as a table, and write the numbers to a file if one is named."""
     pools = questions_of(options.part, options.data)
     model, tokenizer = load_checkpoint(options.checkpoint)
     quality = evaluation.as_json(evaluation.evaluate(model, tokenizer, pools))

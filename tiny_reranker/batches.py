@@ -1,6 +1,6 @@
-"""Groups to train on, endlessly: a question, the passage that answers it, and passages that do not.
+"""Endless groups to train on: a question, the passage that answers it, and passages that do not.
 
-Knows token ids only: no tokenizer, no model, no loss. The same seed gives the same batches.
+Knows token ids, but neither tokenizer nor model nor loss. The same seed gives the same batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,15 +32,15 @@ class Batch:
 class Sampling:
     """How groups are drawn.
 
-    n_groups           in a batch whose passages are cut to `_REFERENCE_TOKENS`; more of shorter, fewer of longer ones
-    n_negatives        passages of a group that do not answer its question
-    n_hard             negatives are drawn from so many of BM25's best
-    neighbour_share    of the questions that get a paragraph next to the relevant one as a negative
-    cloze_share        of the groups whose question is made from a passage (inverse cloze), which needs no question
-    passage_tokens     a batch's passages are cut to one of these
-    head_share         of the passages that are cut to their head, not to where the question's pieces are
-    question_tokens    questions are cut to this
-    monolingual_weight how much more often than from an XQuAD pool a group is drawn from another one
+    n_groups            groups of a batch whose passages are cut to `_REFERENCE_TOKENS`; more for shorter passages
+    n_negatives         passages of a group that do not answer its question
+    n_hard              negatives are drawn from so many of BM25's best
+    neighbour_share     share of the questions with a paragraph next to the relevant one as a negative
+    cloze_share         share of the groups whose question is made from a passage (inverse cloze)
+    passage_tokens      a batch's passages are cut to one of these
+    head_share          share of the passages that are cut to their head, not around the question's pieces
+    question_tokens     questions are cut to this
+    monolingual_weight  how much more often a group comes from another pool than from an XQuAD one
     """
 
     n_groups: int = 10
@@ -56,7 +56,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A question's ids, and by their indices the passage that answers it and BM25's best of the others."""
+    """A question's ids, and the indices of the passage that answers it and of BM25's best others."""
 
     question: Int64Array
     relevant: int
@@ -65,7 +65,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPool:
-    """The passages' ids in the order of the text, questions about them, and how often it is drawn from."""
+    """The passages' ids in the order of the text, questions about them, and the pool's weight."""
 
     passages: Sequence[Int64Array]
     examples: Sequence[Example]
@@ -82,8 +82,8 @@ class Group:
 
 # A row has some 32 tokens beside its passage.
 _REFERENCE_TOKENS, _TOKENS_BESIDE_PASSAGE = 128, 32
-# An inverse cloze question: so many tokens of a passage, of which some are dropped, with the first or last tokens of
-# another question ("who was the ...") before or behind.
+# An inverse cloze question: so many tokens of a passage, without some of them, with the first or last tokens of another
+# question ("who was the ...") before or after.
 _CLOZE_TOKENS, _CLOZE_DROP_SHARE, _CLOZE_QUESTION_TOKENS = (6, 18), 0.3, 3
 
 
@@ -109,7 +109,7 @@ def tokenized(pool: Pool, tokenizer: Tokenizer, sampling: Sampling) -> TokenPool
 def sample_batches(
     pools: Sequence[TokenPool], sampling: Sampling, rarity: Float64Array, seed: int = 0
 ) -> Iterator[Batch]:
-    """Yield batches without end; `rarity`, (n_pieces,), says which shared pieces a passage is cut around."""
+    """Yield batches without end. Passages are cut around shared pieces of high `rarity`, (n_pieces,)."""
     random = Random(seed)
     weights = [pool.weight for pool in pools]
     while True:
@@ -189,14 +189,14 @@ def _cloze_words(passage: Int64Array, random: Random) -> Int64Array:
 def _group(
     pool: TokenPool, question: Int64Array, relevant: int, negatives: list[int], sampling: Sampling, random: Random
 ) -> Group:
-    """Fill up the negatives with passages at random."""
+    """Complete the negatives with random passages."""
     n_missing = sampling.n_negatives - len(negatives)
     others = [_other(pool, relevant, random) for _ in range(n_missing)]
     return Group(question=question, passages=[pool.passages[i] for i in (relevant, *negatives, *others)])
 
 
 def _neighbour(pool: TokenPool, index: int, random: Random) -> int:
-    """Return a passage that stands at most two before or behind: mostly of the same article."""
+    """Return a passage that is at most two places before or after, mostly of the same article."""
     near = range(max(0, index - 2), min(len(pool.passages), index + 3))
     return random.choice([i for i in near if i != index])
 

@@ -1,19 +1,19 @@
-"""Weights that can match words before any training: an XLM-RoBERTa whose six attention heads are given their jobs.
+"""Weights that match words before any training: an XLM-RoBERTa whose six attention heads have given jobs.
 
-Matching words is next to unlearnable at this size: from random weights the loss stayed at chance (ln 4 with four
-passages) for as long as the whole fine-tuning takes. Put together by hand, the same network ranks from the first step,
-and fine-tuning improves what is there. The jobs:
+Random weights of this size hardly learn to match words. Their loss stayed at chance (ln 4 with four passages) for as
+long as the whole fine-tuning takes. Built by hand, the same network ranks from the first step, and fine-tuning improves
+it. The jobs are:
 
     layer  head 0                                           head 1
     0      which side of the separator am I on? -> SIDE     copies the code of the piece before -> PREVIOUS
     1      is my piece on the other side too? -> MATCHED    ... with the same piece before it? -> MATCHED_PAIR
     2      <s> averages both flags over the query ...       ... and over the passage, rare pieces first -> POOLED
 
-and the classifier adds the four averages. All of it happens in the features of a hidden state, which are named below. A
-head's scores are made of terms (a query feature times a key feature); its scale is so large that the softmax chooses.
-A piece that matches nothing attends to <s>, whose value is zero: that is how "no match" is said.
+The classifier adds the four averages. All this happens in the features of a hidden state, which have names below. A
+head's scores are sums of terms (a query feature times a key feature). Their scale is so large that the softmax chooses
+one piece. A piece without a match attends to <s>, whose value is zero.
 
-Knows no training. Everything else in the network (the feed-forward layers above all) starts as little noise.
+Knows no training. The rest of the network, such as the feed-forward layers, starts as little noise.
 """
 
 import math
@@ -38,12 +38,11 @@ N_POSITIONS = 512
 # XLM-RoBERTa counts positions from the padding's id + 1.
 FIRST_POSITION = PAD_ID + 1
 
-# The features of a hidden state. Where two carry one number it is there with both signs, because LayerNorm takes the
-# mean away.
-CODE = slice(0, 56)  # which piece this is
-PREVIOUS = slice(56, 96)  # which piece stands before it (its code, projected)
-WAVES = slice(96, 114)  # where it stands: cosine and sine of 9 frequencies
-LOG_POSITION = slice(114, 116)  # where it stands, monotonic
+# The features of a hidden state. Two features carry one number with both signs, because LayerNorm removes the mean.
+CODE = slice(0, 56)  # the code of the piece
+PREVIOUS = slice(56, 96)  # the code of the piece before, projected
+WAVES = slice(96, 114)  # the position: cosine and sine of 9 frequencies
+LOG_POSITION = slice(114, 116)  # the position, monotonic
 IS_START, IS_SEPARATOR = 116, 117
 RARITY = slice(118, 120)
 SIDE = slice(120, 122)  # + in the passage, - in the query
@@ -52,13 +51,13 @@ POOLED = slice(124, 128)  # of <s>: MATCHED and MATCHED_PAIR over the query, the
 
 N_CODE, N_PREVIOUS, N_WAVES = 56, 40, 9
 
-# Squared lengths before the first LayerNorm. Each piece has the same and each position has the same, so that LayerNorm
-# scales all alike and a code keeps its length wherever it stands.
+# Squared lengths before the first LayerNorm. All pieces have the same length, and all positions. So LayerNorm scales
+# all alike, and a code keeps its length at every position.
 _PIECE_NORM2, _WAVE_AMPLITUDE, _LOG_POSITION_NORM2 = 49.0, 1.6, 8.0
 _EMBEDDING_NORM2 = _PIECE_NORM2 + N_WAVES * _WAVE_AMPLITUDE**2 + _LOG_POSITION_NORM2
 
-# Attention scores in units of the softmax's exponent. What two unrelated of 250 pieces happen to share of a code comes
-# to about a third of a match, so matches (16 + 10) win over no match (20.5) and that over chance (5 + 10).
+# Attention scores in units of the softmax's exponent. Among 250 pieces, the codes of two unrelated ones overlap by up
+# to about a third of a match. So matches (16 + 10) win over no match (20.5), and no match wins over chance (5 + 10).
 _MATCH, _OTHER_SIDE, _NO_MATCH = 16.0, 10.0, 20.5
 _SEPARATORS, _BEFORE, _STEP = 14.0, 100.0, 14.0
 _POOLED_SIDE, _POOLED_SPECIAL = 5.0, 12.0
@@ -66,7 +65,7 @@ _POOLED_SIDE, _POOLED_SPECIAL = 5.0, 12.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
-    """What the construction has to know of the vocabulary: names, and how often each occurs in the training texts."""
+    """The vocabulary's facts for the construction: names, and the frequency of each in the training texts."""
 
     names: Sequence[str]
     counts: Int64Array
@@ -79,7 +78,7 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """Views of one attention head's weights; what is written to them is written to the layer.
+    """Views of one attention head's weights. Writing to them writes to the layer.
 
     query, key, value                 (HEAD_SIZE, N_FEATURES)
     query_bias, value_bias            (HEAD_SIZE,); the key's changes no softmax
@@ -98,7 +97,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """How large features are behind a layer, measured on real rows: LayerNorm's scale follows from all the others.
+    """The sizes of features after a layer, measured on real rows. LayerNorm's scale follows from all of them.
 
     code2, previous2    mean squared length of CODE and PREVIOUS over the pieces
     side, rarity        mean of |SIDE| and standard deviation of RARITY over the pieces
@@ -176,10 +175,10 @@ def head(layer: Any, index: int) -> Head:
 
 
 def piece_codes(names: Sequence[str], random: np.random.RandomState) -> Float64Array:
-    """Return a unit vector for each piece, (n_pieces, N_CODE); those of pieces that look alike are near each other.
+    """Return a unit vector for each piece, (n_pieces, N_CODE); similar pieces have similar vectors.
 
-    A piece of 4 characters or more shares half with the pieces of the same character 2- and 3-grams (inflected forms),
-    and a piece at the start of a word most of it with the same piece inside one. Special tokens have zeros.
+    A piece of 4 characters or more shares half of it with pieces of the same character 2- and 3-grams (inflected
+    forms). A piece at the start of a word shares most of it with the same piece inside one. Special tokens have zeros.
     """
     codes = _unit(random.randn(len(names), N_CODE))
     for i, name in enumerate(names[len(SPECIAL) :], len(SPECIAL)):
@@ -229,7 +228,7 @@ def _log_positions(positions: Int64Array) -> Float64Array:
 
 
 def _frequencies(random: np.random.RandomState) -> Float64Array:
-    """Return the 9 frequencies, of 400 random draws, that tell a position best from all others, its neighbours too."""
+    """Return the best 9 frequencies of 400 random draws: they distinguish a position best from all others."""
 
     def confusion(frequencies: Float64Array) -> float:
         far = np.abs(np.cos(np.outer(np.arange(2, N_POSITIONS + 1), frequencies)).mean(axis=1)).max()
@@ -242,11 +241,11 @@ def _frequencies(random: np.random.RandomState) -> Float64Array:
 
 
 def _tell_sides(head: Head) -> None:
-    """Attend to <s> and </s> only, and to </s> only where one stands before; write whether that was so to SIDE."""
+    """Attend to <s>, or to a </s> before the piece if there is one; write which to SIDE."""
     special = math.sqrt(_PIECE_NORM2) * _embedding_scale()
     per_log = 0.5 / _embedding_scale()  # LOG_POSITION holds the number twice
     _add_constant_term(head, 0, [IS_START, IS_SEPARATOR], _SEPARATORS / special)
-    # (my position - its position) for a separator: above 0 where it stands before.
+    # (my position - its position) for a separator: above 0 if it comes before.
     position = _signed(LOG_POSITION, per_log)
     head.query[1] += position
     head.key[1, IS_SEPARATOR] = _BEFORE * math.sqrt(HEAD_SIZE) / special
@@ -258,7 +257,7 @@ def _tell_sides(head: Head) -> None:
 
 
 def _copy_previous(head: Head, frequencies: Float64Array, projection: torch.Tensor) -> None:
-    """Attend to the position before (the waves, turned by one step) and write its code, projected, to PREVIOUS."""
+    """Attend to the position before (the waves, rotated by one step) and write its code, projected, to PREVIOUS."""
     norm2 = N_WAVES * (_WAVE_AMPLITUDE * _embedding_scale()) ** 2
     for i, frequency in enumerate(frequencies):
         cosine, sine = math.cos(frequency), math.sin(frequency)
@@ -282,9 +281,9 @@ def _match_pieces(head: Head, levels: Levels) -> None:
 
 
 def _match_pairs(head: Head, levels: Levels, random: np.random.RandomState) -> None:
-    """Attend to the same piece behind the same piece on the other side, or to <s>; write which to MATCHED_PAIR.
+    """Attend to the same two pieces in a row on the other side, or to <s>; write which to MATCHED_PAIR.
 
-    A head has 64 numbers, so both codes are projected to 28 and each has half of the match.
+    A head has 64 numbers, so both codes are projected to 28. Each has half of the match.
     """
     scale, size = _MATCH / 2 * math.sqrt(HEAD_SIZE), N_CODE // 2
     for start, (codes, norm2) in zip((0, size), ((CODE, levels.code2), (PREVIOUS, levels.previous2)), strict=True):
@@ -297,15 +296,15 @@ def _match_pairs(head: Head, levels: Levels, random: np.random.RandomState) -> N
 
 
 def _prefer_other_side(head: Head, row: int, levels: Levels) -> None:
-    """Add to the scores of the other side, take from one's own, and give <s> what a match has to exceed."""
+    """Add to the scores of the other side, subtract from its own, and give <s> the score that a match must exceed."""
     head.query[row, SIDE.start] = -_OTHER_SIDE * math.sqrt(HEAD_SIZE) / levels.side**2
     head.key[row, SIDE.start] = 1
-    head.key[row, IS_START] = -levels.start_side / levels.start  # <s> is on no side
+    head.key[row, IS_START] = -levels.start_side / levels.start  # <s> has no side
     _add_constant_term(head, row + 1, [IS_START], _NO_MATCH / levels.start)
 
 
 def _write_flag(head: Head, feature: int, levels: Levels) -> None:
-    """Write 2 where a piece was attended to and -2 where it was <s>."""
+    """Write 2 for a match and -2 for <s>."""
     head.value_bias[0] = 1
     head.value[0, IS_START] = -1 / levels.start
     head.output[feature, 0] = 4
@@ -316,7 +315,7 @@ def _write_flag(head: Head, feature: int, levels: Levels) -> None:
 
 
 def _pool(head: Head, levels: Levels, sign: float, feature: int) -> None:
-    """Average both flags over one side (-1 the query, 1 the passage), rare pieces weighing more, into two features."""
+    """Average both flags over one side (-1 query, 1 passage) into two features, with more weight for rare pieces."""
     per_score = math.sqrt(HEAD_SIZE)
     head.query_bias[0] = 1
     head.key[0, SIDE.start] = sign * _POOLED_SIDE * per_score / levels.side
@@ -339,11 +338,11 @@ def _read_out(model: Any, example: Batch) -> None:
     out.weight[0, rows] = torch.tensor([3.0, 3.0, 0.5, 0.5])
 
 
-# What the others are made of.
+# Parts of the above.
 
 
 def _fill_with_noise(model: Any) -> None:
-    """Make every product little noise without bias, so that all of it can learn and none of it disturbs."""
+    """Fill every product with little noise and no bias. It can learn and does not disturb."""
     for layer in model.roberta.encoder.layer:
         attention = layer.attention.self
         for linear in (attention.query, attention.key, attention.value, layer.attention.output.dense):
@@ -360,25 +359,25 @@ def _set_noise(linear: Any, deviation: float) -> None:
 
 
 def _add_constant_term(head: Head, row: int, features: Sequence[int], score: float) -> None:
-    """Give keys with these features a score per unit that depends on no query."""
+    """Give keys a score for each unit of these features, the same for all queries."""
     head.query_bias[row] = 1
     head.key[row, list(features)] = score * math.sqrt(HEAD_SIZE)
 
 
 def _signed(features: slice, scale: float) -> torch.Tensor:
-    """Return a row, (N_FEATURES,), that reads a number from the two features that hold it with both signs."""
+    """Return a row, (N_FEATURES,), that reads a number from its two features of both signs."""
     row = torch.zeros(N_FEATURES)
     row[features] = torch.tensor([scale, -scale])
     return row
 
 
 def _projection(n_from: int, n_to: int, random: np.random.RandomState) -> torch.Tensor:
-    """Return n_to orthonormal rows, (n_to, n_from), which keep angles as well as n_to numbers can."""
+    """Return n_to orthonormal rows, (n_to, n_from), which keep angles as well as possible."""
     return _tensor(np.linalg.qr(random.randn(n_from, n_from))[0][:n_to])
 
 
 def _embedding_scale() -> float:
-    """What the first LayerNorm multiplies with."""
+    """Return the factor of the first LayerNorm."""
     return math.sqrt(N_FEATURES / _EMBEDDING_NORM2)
 
 
@@ -397,7 +396,7 @@ def _measure(model: Any, example: Batch, *, n_layers: int) -> Levels:
 
 
 def _hidden_states(model: Any, example: Batch) -> Any:
-    """Return the states behind the embeddings and behind each layer, (n_rows, n_tokens, N_FEATURES) each."""
+    """Return the states after the embeddings and after each layer, (n_rows, n_tokens, N_FEATURES) each."""
     return model.roberta(example.ids, attention_mask=example.mask, output_hidden_states=True).hidden_states
 
 
@@ -409,7 +408,7 @@ def _ngrams(name: str) -> list[str]:
 
 @cache
 def _ngram_code(ngram: str) -> Float64Array:
-    """Return the random vector of an n-gram; a checksum seeds it, because hash() differs from process to process."""
+    """Return the random vector of an n-gram. A checksum seeds it, because hash() differs between processes."""
     return np.random.RandomState(zlib.crc32(ngram.encode())).randn(N_CODE)
 
 

@@ -1,11 +1,11 @@
-"""The questions and passages that the tiny reranker is trained and measured on, and which of them serve what.
+"""The questions and passages that train and measure the tiny reranker, and their split.
 
-Knows texts only: no tokenizer, no model. A folder of data sets holds, for each data set and language,
+Knows texts, but neither tokenizer nor model. A folder of data sets holds, for each data set and language,
 
     <data set>/docs_<language>.jsonl              {"id", "text"} a line, one passage each
     <data set>/candidates_<language>_top20.jsonl  {"query", "cand": [passage id, ...], "label": [0 or 1, ...]} a line
 
-with the candidates in the order of BM25 (k1 0.9, b 0.4); a relevant passage that is not among its 20 comes last.
+with the candidates in the order of BM25 (k1 0.9, b 0.4). A relevant passage that is not among its 20 comes last.
 """
 
 import json
@@ -19,7 +19,7 @@ Part: TypeAlias = Literal["train", "dev", "held_out"]
 # XQuAD: 48 articles of 5 paragraphs each, which are translations of each other in all of these languages.
 XQUAD_LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 N_PARAGRAPHS_OF_ARTICLE = 5
-# Trained on as a whole. They bring Japanese, and Chinese that was not translated.
+# For training as a whole. They bring Japanese, and Chinese that was not translated.
 MONOLINGUAL = (("cmrc2018", "zh"), ("jaquad", "ja"))
 
 
@@ -48,9 +48,9 @@ class Pool:
 
 
 def part_of(passage_id: str) -> Part:
-    """Return what an XQuAD paragraph serves: its article decides, so that it is the same in all languages.
+    """Return the part of an XQuAD paragraph. Its article decides, so that it is the same in all languages.
 
-    Articles 0, 5, 10, ... are held out; 3, 13, 23, ... choose between settings; the others are trained on.
+    Articles 0, 5, 10, ... are held out. 3, 13, 23, ... choose between settings. The others are for training.
     """
     article = int(passage_id) // N_PARAGRAPHS_OF_ARTICLE
     if article % 5 == 0:
@@ -59,7 +59,7 @@ def part_of(passage_id: str) -> Part:
 
 
 def training_pools(folder: Path) -> list[Pool]:
-    """Read all that may be trained on, for weights and pieces alike: nothing of dev or held-out articles is in it."""
+    """Read the text for training weights and pieces, without dev and held-out articles."""
     xquad = [restricted(read_pool(folder, "xquad", language), is_for_training) for language in XQUAD_LANGUAGES]
     return xquad + [read_pool(folder, data_set, language) for data_set, language in MONOLINGUAL]
 
@@ -73,12 +73,12 @@ def questions_of(part: Part, folder: Path) -> list[Pool]:
 
 
 def is_for_training(passage_id: str) -> bool:
-    """Tell whether an XQuAD paragraph may be trained on."""
+    """Tell whether an XQuAD paragraph is for training."""
     return part_of(passage_id) == "train"
 
 
 def restricted(pool: Pool, keep: Callable[[str], bool]) -> Pool:
-    """Remove passages, the questions about them, and them from the candidates of the others."""
+    """Remove passages, the questions about them, and the passages from other questions' candidates."""
     questions = (
         replace(question, candidates=tuple(filter(keep, question.candidates)))
         for question in asked(pool, keep).questions
@@ -88,7 +88,7 @@ def restricted(pool: Pool, keep: Callable[[str], bool]) -> Pool:
 
 
 def asked(pool: Pool, keep: Callable[[str], bool]) -> Pool:
-    """Keep the questions whose relevant passages are all to be kept, and every passage."""
+    """Keep every passage, and the questions whose relevant passages are all of the part."""
     return replace(pool, questions=tuple(q for q in pool.questions if all(map(keep, q.relevant))))
 
 

@@ -1,6 +1,6 @@
-"""What the model is worth on questions about articles that it never saw, beside BM25's order and a random one.
+"""The model's quality on questions about articles that it never saw, with BM25's order and a random one beside it.
 
-All three order BM25's best 20 passages. nDCG@10 and MRR@10, both times the mean over the questions.
+All three order BM25's best 20 passages. The measures are nDCG@10 and MRR@10, as means over the questions.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,7 +66,7 @@ def score_pool(model: Any, tokenizer: Tokenizer, pool: Pool) -> list[tuple[Quest
 
 
 def labels_by_score(question: Question, scores: Sequence[float]) -> list[int]:
-    """Return the labels, best score first; of equals the one that BM25 put lower, so that BM25 helps nobody."""
+    """Return the labels, best score first. Of equals BM25's lower one is first, so BM25 never helps."""
     ranked = sorted(zip(scores, range(len(scores)), question.labels, strict=True), reverse=True)
     return [label for _, _, label in ranked]
 
@@ -87,13 +87,13 @@ def mean(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def table(quality: Mapping[str, Any]) -> str:
-    """Return a Markdown table of what `as_json` returned, one language a row."""
+    """Return a Markdown table of the result of `as_json`, one language a row."""
     head = "| nDCG@10 / MRR@10 | random order | BM25 | this model | n |\n|---|---|---|---|---|\n"
     return head + "".join(f"| {name} | {_cells(row)} | {row['n']:,} |\n" for name, row in quality.items())
 
 
 def as_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
-    """Return what JSON can hold, rounded to 4 digits: a question of 291 moves a mean by up to .0034."""
+    """Return the numbers for JSON, rounded to 4 digits: one question of 291 moves a mean by up to .0034."""
     return {name: _rounded(asdict(comparison)) for name, comparison in comparisons.items()}
 
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: how a model and its tokenizer are written to a folder, and read from it."""
+"""The files of a checkpoint: writes a model and its tokenizer to a folder, and reads them."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ _SPECIAL_TOKENS = {
     "unk_token": UNKNOWN,
 }
 _TOKENIZER_CONFIG = {
-    # The lower-casing is in tokenizer.json; XLMRobertaTokenizerFast would put its own normaliser in its place.
+    # tokenizer.json has the lower-casing. XLMRobertaTokenizerFast would replace it with its own normaliser.
     "tokenizer_class": "PreTrainedTokenizerFast",
     **_SPECIAL_TOKENS,
     "model_max_length": LONGEST_ROW_TOKENS,
@@ -32,7 +32,7 @@ _TOKENIZER_CONFIG = {
 
 
 def save_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a model, whose weights become float16, and its tokenizer in Hugging Face's layout."""
+    """Write a model, with weights in float16, and its tokenizer in Hugging Face's layout."""
     model.half().save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     _write_json(folder / "tokenizer_config.json", _TOKENIZER_CONFIG)

@@ -1,12 +1,11 @@
-"""A layerwise decoder that really ranks, small: what ranking that stops early is tried on where no hub can be reached.
+"""A small layerwise decoder that really ranks. It tests ranking that stops early without a model hub.
 
     python -m tiny_reranker.layerwise --data DATA --out FOLDER
 
-An ordinary layerwise MiniCPM: 8 layers, 128 features, 2 heads, a score behind each layer from the third on. Like the
-tiny reranker its weights are put together by hand first, because matching words is next to unlearnable from random
-ones: layer 1 tells the passage's side from the query's, layer 2 finds for each piece the same one on the query's side,
-layer 3 gathers what was found, rare pieces first; then listwise steps improve all layers. Pieces and texts are the
-tiny reranker's.
+It is an ordinary layerwise MiniCPM: 8 layers, 128 features, 2 heads, a score after each layer from the third on. Like
+the tiny reranker's, its weights are first built by hand, because random ones hardly learn to match words. Layer 1 tells
+the passage's side from the query's. Layer 2 finds the same piece on the query's side. Layer 3 gathers the matches, with
+more weight for rare pieces. Then listwise steps improve all layers. Pieces and texts are the tiny reranker's.
 """
 
 import argparse
@@ -33,13 +32,13 @@ from tiny_reranker.vocabulary import START_ID, Float64Array, count_pieces, rarit
 
 TOKENIZER = Path(__file__).parent / "checkpoint"
 N_LAYERS, START_LAYER, N_FEATURES, HEAD_SIZE = 8, 3, 128, 64
-# Positions are turned so slowly in these features of a head that a match does not depend on the distance.
+# These features of a head rotate so slowly with the position that a match does not depend on the distance.
 _ROPE_BASE = 1e9
 _SLOW = [*range(12, 32), *range(44, 64)]
-# What the first features of a state hold; a random code of the piece fills the others.
+# The first features of a state. A random code of the piece fills the others.
 CONSTANT, IS_SEPARATOR, IS_START, RARITY, IS_PASSAGE, MATCHED, POOLED = range(7)
 _CODE = slice(8, N_FEATURES)
-# A normalised state has about this length in its constant, and its code has the same.
+# The constant of a normalised state has about this length, and so has its code.
 _LEVEL = math.sqrt(N_FEATURES / 2)
 _PASSAGE_TOKENS = (48, 64, 96)
 
@@ -66,9 +65,9 @@ class Layerwise(torch.nn.Module):  # type: ignore[misc]  # torch is untyped to m
         self.heads = torch.nn.Parameter(torch.zeros(n_heads, N_FEATURES))
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the scores behind each layer that has a head, (n_heads, n_rows)."""
+        """Return the scores after each layer that has a head, (n_heads, n_rows)."""
         found = self.model(batch.ids, output_hidden_states=True, use_cache=False)
-        ends = batch.mask.sum(1) - 1  # rows are padded on the right, which a causal model does not see
+        ends = batch.mask.sum(1) - 1  # a causal model does not see the padding on the right
         rows = torch.arange(len(ends))
         # The last state is normalised already.
         states = [self.model.norm(hidden[rows, ends]) for hidden in found.hidden_states[START_LAYER:-1]]
@@ -78,7 +77,7 @@ class Layerwise(torch.nn.Module):  # type: ignore[misc]  # torch is untyped to m
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def construct(n_pieces: int, rarity: Float64Array, separator: int, seed: int = 0) -> Layerwise:
-    """Return a decoder whose first three layers match and gather, and whose others do next to nothing."""
+    """Return a decoder whose first three layers match and gather. The others do almost nothing."""
     torch.manual_seed(seed)
     network = Layerwise(n_pieces)
     for value in network.parameters():
@@ -113,18 +112,18 @@ class _Head:
         attention.o_proj.weight[:, :HEAD_SIZE] = 0
 
     def score(self, row: int, asking: int, scores: dict[int, float]) -> None:
-        """Give keys that have a feature this score, whoever asks."""
+        """Give keys with a feature this score, for all queries."""
         self._attention.q_proj.weight[row, asking] = math.sqrt(HEAD_SIZE) / _LEVEL
         for feature, value in scores.items():
             self._attention.k_proj.weight[row, feature] = value / _LEVEL
 
     def compare(self, rows: Sequence[int], code: torch.Tensor, gain: float) -> None:
-        """Score by how alike the codes are."""
+        """Score by the similarity of the codes."""
         for layer in (self._attention.q_proj, self._attention.k_proj):
             layer.weight[list(rows), _CODE] = gain * code
 
     def copy(self, features: dict[int, float], to: int) -> None:
-        """Write a sum of features of what was attended to."""
+        """Write a sum of features of the attended piece."""
         for feature, weight in features.items():
             self._attention.v_proj.weight[0, feature] = weight / _LEVEL
         self._attention.o_proj.weight[to, 0] = 1.0
@@ -145,7 +144,7 @@ def _embeddings(n_pieces: int, rarity: Float64Array, separator: int) -> torch.Te
 def prompted_batches(
     pools: Sequence[TokenPool], tokenizer: Tokenizer, rarity: Float64Array, *, n_groups: int, seed: int
 ) -> Iterator[Batch]:
-    """Yield batches of rows as FlagEmbedding asks decoders, without end."""
+    """Yield batches of rows with FlagEmbedding's prompt, without end."""
     random, sampling = Random(seed), Sampling()
     template = prompted_template(tokenizer, STYLES["flagembedding"], {"bos_token": "<s>", "pad_token": "<pad>"})
     words = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64) for text in ("A:", "B:")]
@@ -164,7 +163,7 @@ def prompted_batches(
 
 
 def save(network: Layerwise, folder: Path) -> None:
-    """Write the checkpoint as the layerwise MiniCPM that it is, with residuals and embeddings not scaled."""
+    """Write the checkpoint as a layerwise MiniCPM, without scaling of residuals and embeddings."""
     config = network.model.config
     folder.mkdir(parents=True)
     tensors = {f"model.{name}": value.contiguous() for name, value in network.model.state_dict().items()}

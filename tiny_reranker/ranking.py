@@ -1,6 +1,6 @@
-"""Orders of passages: the scores that make them and the measures that judge them.
+"""Orders of passages: the scores that make them, and measures of their quality.
 
-Measures take labels, 1 for relevant and 0 for not, in the order of a ranking.
+Measures take labels in the order of a ranking: 1 for relevant, 0 for not.
 """
 
 import math
@@ -17,13 +17,13 @@ from tiny_reranker.batches import stack
 from tiny_reranker.files import LONGEST_ROW_TOKENS
 from tiny_reranker.training import classifier_scores
 
-# Measures look at the first ten.
+# Measures read the first ten.
 DEPTH = 10
 _ROWS_AT_ONCE = 32
 
 
 def ndcg(labels: Sequence[int]) -> float:
-    """Return the discounted gain of the first 10, of what the best order would have."""
+    """Return the discounted gain of the first 10, as a share of the best order's."""
     return _dcg(labels) / _dcg(sorted(labels, reverse=True))
 
 
@@ -33,13 +33,13 @@ def reciprocal_rank(labels: Sequence[int]) -> float:
 
 
 def expected_ndcg(labels: Sequence[int]) -> float:
-    """Return the mean nDCG@10 over all orders: every rank has the same share of the relevant passages."""
+    """Return the mean nDCG@10 over all orders. Every rank has the same share of relevant passages."""
     share = sum(labels) / len(labels)
     return _dcg([1] * len(labels)) * share / _dcg(sorted(labels, reverse=True))
 
 
 def expected_reciprocal_rank(labels: Sequence[int]) -> float:
-    """Return the mean reciprocal rank@10 over all orders, from the chance that a rank is the first relevant one."""
+    """Return the mean reciprocal rank@10 over all orders, from each rank's chance to be the first relevant."""
     n, n_relevant = len(labels), sum(labels)
     ranks = range(1, min(DEPTH, n) + 1)
     chances = (math.comb(n - rank, n_relevant - 1) / math.comb(n, n_relevant) for rank in ranks)
@@ -47,7 +47,7 @@ def expected_reciprocal_rank(labels: Sequence[int]) -> float:
 
 
 def score_pairs(model: Any, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Float32Array:
-    """Return the model's logits of (question, passage) pairs in their order; passages are cut to 512 tokens a row."""
+    """Return the model's logits of (question, passage) pairs, in order. Passages are cut to 512 tokens a row."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(LONGEST_ROW_TOKENS, strategy="only_second")
     rows = [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch(list(pairs))]

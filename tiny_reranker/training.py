@@ -1,7 +1,7 @@
-"""Listwise fine-tuning of a cross-encoder: steps, not minutes, so that the same machine gives the same weights.
+"""Listwise fine-tuning of a cross-encoder. It counts steps, not minutes, so the same machine gives the same weights.
 
-Knows batches of groups and a model that scores rows; not how either is made. A model whose scores come in several rows
-(one per layer, say) trains with the same loss: pass a `score` that returns (..., n_rows).
+Knows batches of groups and a model that scores rows, but not the making of either. A model with several scores a row,
+such as one for each layer, trains with the same loss: its `score` returns (..., n_rows).
 """
 
 import math
@@ -21,12 +21,12 @@ Score: TypeAlias = Callable[[Any, Batch], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How many steps, and how far each goes.
+    """The number of steps, and the size of each.
 
     learning_rate      rises over `n_warmup` steps, then falls as half a cosine to `last_rate` of itself
     embedding_rate     of the learning rate, for the embeddings
     pointwise_weight   of the pointwise loss, which keeps logits comparable between questions; the listwise one has 1
-    longest_gradient   longer gradients are shortened to this
+    longest_gradient   longer gradients are scaled to this
     """
 
     n_steps: int
@@ -38,7 +38,7 @@ class Schedule:
     longest_gradient: float = 1.0
 
     def rate(self, step: int) -> float:
-        """Return the share of the learning rate that a step has."""
+        """Return a step's share of the learning rate."""
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.n_steps))
         return min(1.0, (step + 1) / self.n_warmup) * (self.last_rate + (1 - self.last_rate) * cosine)
 
@@ -49,7 +49,7 @@ def classifier_scores(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def train(model: Any, batches: Iterable[Batch], schedule: Schedule, score: Score = classifier_scores) -> None:
-    """Fine-tune the model in place; shows a progress bar with the loss and how often the relevant passage is first."""
+    """Fine-tune the model in place, with a progress bar of the loss and of relevant passages in first place."""
     optimizer = _optimizer(model, schedule)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.rate)
     model.train()
@@ -66,12 +66,12 @@ def train(model: Any, batches: Iterable[Batch], schedule: Schedule, score: Score
 
 
 def loss(scores: torch.Tensor, pointwise_weight: float) -> torch.Tensor:
-    """Return the listwise plus the weighted pointwise cross-entropy of (n, group size) scores, relevant ones first."""
+    """Return the listwise plus the weighted pointwise cross-entropy of (n, group size) scores, relevant first."""
     n_groups, size = scores.shape
     listwise = functional.cross_entropy(scores, torch.zeros(n_groups, dtype=torch.long))
     labels = torch.zeros_like(scores)
     labels[:, 0] = 1
-    # One relevant passage weighs as much as all the others of its group.
+    # A relevant passage has the weight of all others of its group.
     pointwise = functional.binary_cross_entropy_with_logits(scores, labels, pos_weight=torch.tensor(size - 1.0))
     return listwise + pointwise_weight * pointwise
 

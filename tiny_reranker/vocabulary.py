@@ -1,7 +1,7 @@
-"""The pieces that texts are cut into: a Unigram tokenizer in XLM-RoBERTa's layout, learned from the training texts.
+"""The vocabulary: a Unigram tokenizer in XLM-RoBERTa's layout, learned from the training texts. Knows no model.
 
-Knows no model. From XLM-RoBERTa: the ids of the special tokens, the template of a pair, `▁` for a space. Its own: lower
-case only, which the tokenizer's normaliser sees to, and punctuation apart from words.
+XLM-RoBERTa gives the ids of the special tokens, the template of a pair and `▁` for a space. Unlike it, the normaliser
+makes all text lower case, and punctuation is separate from words.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,20 +22,20 @@ SPECIAL = (START, PAD, END, UNKNOWN)
 START_ID, PAD_ID, END_ID, UNKNOWN_ID = range(len(SPECIAL))
 SPACE = "▁"
 
-# 24,000 pieces are as many as 8 MB hold. BM25 over the pieces, which shows how well they carry over to articles that
-# they were not learned from, had a dev nDCG@10 of .945 with 20,000 and .952 with 24,000 (mean of 12 languages).
+# 24,000 pieces are as many as 8 MB hold. BM25 over the pieces shows how well they work for articles that they were not
+# learned from. Its dev nDCG@10 was .945 with 20,000 and .952 with 24,000 (mean of 12 languages).
 N_PIECES = 24_000
 _LONGEST_PIECE_CHARS = 16
-# XQuAD has 12 languages to share the pieces, JaQuAD and CMRC 2018 two; taken whole and once, their characters crowd out
-# the words of the others: .937 instead of .952.
+# XQuAD has 12 languages to share the pieces, JaQuAD and CMRC 2018 have two. Used whole, their characters would crowd
+# out the words of the others: .937 instead of .952.
 _N_XQUAD_TIMES, _N_MONOLINGUAL_PASSAGES, _N_MONOLINGUAL_QUESTIONS = 3, 500, 1000
 
 
 def learn_vocabulary(texts: Sequence[str], n_pieces: int = N_PIECES) -> Tokenizer:
-    """Make a Unigram tokenizer: pieces found by byte-pair merges, each as likely as it is frequent in the texts.
+    """Make a Unigram tokenizer: byte-pair merges find its pieces, and frequencies in the texts give their likelihood.
 
-    The usual way, expectation maximisation over substrings, keeps what is frequent in *these* texts and leaves crumbs
-    of unseen words: at 20,000 pieces it had .926 where this has .945, and rows 12 % longer.
+    The usual way is expectation maximisation over substrings. It keeps the frequent substrings of *these* texts and
+    splits unseen words into crumbs. At 20,000 pieces it had .926 instead of .945, and rows 12 % longer.
     """
     merged = _merged_pieces(texts, n_pieces)
     counts = count_pieces(merged, texts)
@@ -62,7 +62,7 @@ def count_pieces(tokenizer: Tokenizer, texts: Iterable[str]) -> Int64Array:
 
 
 def rarities(counts: Int64Array) -> Float64Array:
-    """Return how rare pieces are, (n_pieces,): -log of the frequency, standardised over the running text, -2 to 1.6."""
+    """Return the rarity of pieces, (n_pieces,): -log of the frequency, standardised over the text, -2 to 1.6."""
     occurrences = counts + 0.5
     idf = -np.log(occurrences / occurrences.sum())
     mean = np.average(idf, weights=occurrences)
@@ -73,7 +73,7 @@ def rarities(counts: Int64Array) -> Float64Array:
 
 
 def vocabulary_texts(pools: Iterable[Pool]) -> Iterator[str]:
-    """Yield the texts that the pieces are learned from, so mixed that no language crowds out another."""
+    """Yield the texts for learning pieces, in a mix of languages that keeps each from crowding out another."""
     for pool in pools:
         passages, questions = list(pool.passages.values()), [question.text for question in pool.questions]
         if pool.data_set == "xquad":
@@ -98,7 +98,7 @@ def _merged_pieces(texts: Iterable[str], n_pieces: int) -> Tokenizer:
 def _with_xlmr_layout(model: models.Model) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    # Punctuation apart: a word is the same pieces whatever stands beside it. Arabic gained .018 from it.
+    # With separate punctuation, a word always has the same pieces. Arabic gained .018 from it.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always"), pre_tokenizers.Punctuation()]
     )

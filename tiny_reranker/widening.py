@@ -1,8 +1,8 @@
-"""A larger network that computes what a small one does, so that a larger model can be trained from where that begins.
+"""A larger network with the function of a small one, as a start for training a larger model.
 
-Every feature, head and inner unit is there several times over, and a product that sums over the copies takes their
-mean; LayerNorm does not notice, as mean and variance stay what they were. Layers that are added pass on what they get.
-Then little noise lets the copies go different ways.
+Every feature, head and inner unit is copied several times. A product that sums over the copies takes their mean.
+LayerNorm works as before, because mean and variance stay the same. Added layers pass on their input. Then little noise
+lets the copies diverge.
 """
 
 from copy import deepcopy
@@ -50,13 +50,13 @@ def _layer_of(name: str) -> tuple[int | None, str]:
 
 
 def _tiled(source: torch.Tensor, shape: torch.Size, *, sums_over_copies: bool) -> torch.Tensor:
-    """Repeat a tensor to fill a shape; where a product sums over the copies of an input, each gets its share."""
+    """Repeat a tensor to fill a shape. If a product sums over the copies of an input, each copy gets its share."""
     n_times = [wanted // given for wanted, given in zip(shape, source.shape, strict=True)]
     return source.repeat(*n_times) / (n_times[-1] if source.ndim == 2 and sums_over_copies else 1)
 
 
 def _pass_on(name: str, weight: torch.Tensor) -> None:
-    """Set a weight of a layer that adds nothing to what it gets."""
+    """Set a weight of a layer that adds nothing to its input."""
     if "LayerNorm" in name:
         weight.fill_(1.0 if name.endswith("weight") else 0.0)
     elif "output.dense" in name or weight.ndim == 1:

@@ -1,1 +1,1 @@
-"""How measuring is done: environments, workloads, processes, load."""
+"""The means of measuring: environments, workloads, processes, load."""

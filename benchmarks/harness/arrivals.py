@@ -1,7 +1,7 @@
-"""Requests that arrive when they arrive: an open loop with Poisson arrivals, whatever is still unanswered.
+"""An open loop: requests with Poisson arrivals, even while earlier ones are unanswered.
 
-A client that waits for an answer before it asks again slows down with the server and hides the wait (coordinated
-omission). Here the times of arrival are drawn before, and a latency counts from that time, not from the sending.
+A client that waits for each answer slows down with the server and hides the delay (coordinated omission). Here the
+times of arrival are drawn in advance, and a latency counts from that time, not from the sending.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Sends the request of that number and returns whether the answer was good.
+# Sends request number i and returns whether the answer was good.
 Send = Callable[[int], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """When a request was due, was sent and was answered, in seconds from the start."""
+    """The times when a request was due, sent and answered, in seconds from the start."""
 
     due_s: float
     sent_s: float
@@ -25,7 +25,7 @@ class Reply:
 
     @property
     def latency_s(self) -> float:
-        """What a user waited."""
+        """The wait of a user."""
         return self.done_s - self.due_s
 
 
@@ -55,7 +55,7 @@ async def offer(send: Send, arrivals_s: Sequence[float]) -> list[Reply]:
 
 
 async def capacity_per_s(send: Send, duration_s: float, n_clients: int) -> float:
-    """Return the answers a second when so many clients ask again as soon as they are answered."""
+    """Return the answers a second if so many clients send again as soon as they have an answer."""
     clock = asyncio.get_running_loop().time
     started = clock()
     n_good = 0

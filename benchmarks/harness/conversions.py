@@ -1,7 +1,7 @@
-"""What is made once and cached: what systems are given instead of the checkpoint, and servers that are compiled.
+"""Results that are made once and cached: converted checkpoints and compiled servers.
 
-It is made in the system's environment. What that took is measured there and kept beside the result, so that no run
-converts twice and every run knows.
+A conversion runs in its system's environment. Its time and memory are measured there and kept beside the result. So no
+run converts twice, and every run knows the cost.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _RESULT = "model"
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conversion took, without the ones it starts from."""
+    """The cost of a conversion, without the ones that it starts from."""
 
     seconds: float
     peak_mb: float
@@ -34,7 +34,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def converted(name: str, checkpoint: Path, sha256: str, budget: Budget) -> Path:
-    """Return the folder of a converted checkpoint, made if there is none. Raises SystemFailed with the reason."""
+    """Return the folder of a converted checkpoint; convert it the first time. Raises SystemFailed with the reason."""
     conversion = CONVERSIONS[name]
     source = converted(conversion.of, checkpoint, sha256, budget) if conversion.of else checkpoint
     python = python_of(conversion.environment)
@@ -44,7 +44,7 @@ def converted(name: str, checkpoint: Path, sha256: str, budget: Budget) -> Path:
 
 
 def compiled(name: str, budget: Budget) -> Path:
-    """Return the folder of a compiled program, made if there is none. Raises SystemFailed with the reason."""
+    """Return the folder of a compiled program; compile it the first time. Raises SystemFailed with the reason."""
     program = PROGRAMS[name]
     python = python_of(program.environment)
     folder = cache_folder() / "programs" / f"{name}-{_hashed([*_sources_of(program)])}"
@@ -53,12 +53,12 @@ def compiled(name: str, budget: Budget) -> Path:
 
 
 def cost_of(name: str, sha256: str) -> Cost:
-    """Return what a conversion took when it was done."""
+    """Return the cost of a conversion when it was made."""
     return msgspec.json.decode((_folder(name, sha256) / _COST).read_bytes(), type=Cost)
 
 
 def _folder(name: str, sha256: str) -> Path:
-    """Return where a result is kept: another checkpoint, environment or code of ours has it elsewhere."""
+    """Return the folder of a result. It depends on the checkpoint, the environment and our code."""
     return cache_folder() / "models" / f"{name}-{_hashed([sha256, *_sources_of(CONVERSIONS[name])])}"
 
 

@@ -1,7 +1,6 @@
 """The process of one conversion: python -m benchmarks.harness.converter PLACE SOURCE OUT.
 
-Its peak memory is left in OUT.
-Imports nothing but the standard library, because it runs in every system's own environment.
+It writes its peak memory into OUT. It imports the standard library only, because it runs in every system's environment.
 """
 
 import resource

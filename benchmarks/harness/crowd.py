@@ -1,4 +1,4 @@
-"""Clients that know what they have to be told: every answer right to the last bit, every refusal with a reason."""
+"""Clients that know the right answers: bit-identical scores, or a refusal with a reason."""
 
 import http.client
 import json
@@ -17,14 +17,14 @@ from benchmarks.harness.served import get
 from rankrt import Reranker
 
 WORDS = ["one", "two", "three", "four", "zero", "panda", "bear", "China", "bamboo", "capital", "France", "river"]
-# What a well-formed request may be told under overload, and while no worker can score.
+# The statuses that a correct request may get under overload, and while no worker can score.
 _REFUSALS = {429, 503, 504}
 _LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A request with the scores it has to get."""
+    """A request with its right scores."""
 
     query: str
     texts: Sequence[str]
@@ -36,7 +36,7 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class Findings:
-    """What was seen, by all threads."""
+    """The observations of all threads."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ def make_cases(artifact: Path) -> list[Case]:
 
 
 def ask(port: int, cases: Sequence[Case], found: Findings, **fields: object) -> int:
-    """Ask, compare to the last bit, and return the status; a broken connection is an error."""
+    """Send a request, compare the scores bit by bit, and return the status. A broken connection is an error."""
     case = random.choice(cases)
     status, answer, _ = post(port, case.body(**fields))
     found.count(status)
@@ -88,7 +88,7 @@ def ask(port: int, cases: Sequence[Case], found: Findings, **fields: object) -> 
 
 
 def check_readiness(port: int, cases: Sequence[Case], found: Findings) -> None:
-    """Blame a server that is ready before and after a request which it could not score for want of a worker."""
+    """Blame a server that has no worker for a request, although it is ready before and after it."""
     is_ready = b'"ready"' in get(port, "/ready")
     status, answer, _ = post(port, random.choice(cases).body(timeout_ms=5000))
     if is_ready and b'"ready"' in get(port, "/ready") and status == 503 and b"documents were scored" in answer:
@@ -97,7 +97,7 @@ def check_readiness(port: int, cases: Sequence[Case], found: Findings) -> None:
 
 
 class Crowd:
-    """Threads that repeat what they do until they are told to stop."""
+    """Threads that repeat their work until they are stopped."""
 
     def __init__(self, loops: Sequence[Callable[[], object]], found: Findings) -> None:
         self._found = found

@@ -1,9 +1,9 @@
-"""The environments that systems run in: one a lock file, built on demand, cached, each unable to break another.
+"""The environments of systems: one for each lock file, built on demand, cached, independent of each other.
 
     python -m benchmarks.harness.environments NAME...          build them
-    python -m benchmarks.harness.environments --lock NAME...   pin again what locks/NAME.in asks for; build nothing
+    python -m benchmarks.harness.environments --lock NAME...   pin the versions for locks/NAME.in again; build nothing
 
-`locks/NAME.in` says what is wanted, `locks/NAME.txt` every version that came of it.
+`locks/NAME.in` has the requirements, `locks/NAME.txt` the exact versions.
 """
 
 import argparse
@@ -20,29 +20,29 @@ from benchmarks.harness.worker import ROOT, SystemFailed
 from rankrt.files.folders import made_once
 
 LOCKS = Path(__file__).resolve().parents[1] / "locks"
-# llama.cpp is compiled for the CPU at hand: minutes, but over half an hour on two busy cores.
+# llama.cpp is compiled for this CPU. This takes minutes, but over half an hour on two busy cores.
 _LIMIT_S = 3600
 _QUIET = ["--quiet", "--disable-pip-version-check"]
 
 
 def cache_folder() -> Path:
-    """Return where environments, converted models and logs are kept: RANKRT_BENCH_CACHE, or in the user's cache."""
+    """Return the folder of environments, converted models and logs: RANKRT_BENCH_CACHE, or in the user's cache."""
     if named := os.environ.get("RANKRT_BENCH_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankrt-benchmarks"
 
 
 def python_of(name: str) -> Path:
-    """Return the interpreter of an environment, which is built the first time.
+    """Return the interpreter of an environment; build it the first time.
 
-    Raises SystemFailed, with pip's reason, if it cannot be.
+    Raises SystemFailed with pip's reason.
     """
     folder = made_once(folder_of(name), lambda unfinished: _build(unfinished, LOCKS / f"{name}.txt"))
     return folder / "bin" / "python"
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder of an environment, which another lock, Python or checkout has elsewhere."""
+    """Return the folder of an environment. It depends on the lock, the Python and the checkout."""
     lock = LOCKS / f"{name}.txt"
     if not lock.exists():
         raise SystemFailed(f"there is no {lock.relative_to(ROOT)}; the environments are {', '.join(names())}")
@@ -58,12 +58,12 @@ def pinned(name: str, packages: Sequence[str]) -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Return the environments that there are."""
+    """Return the names of all environments."""
     return sorted(path.stem for path in LOCKS.glob("*.txt"))
 
 
 def _build(folder: Path, requirements: Path) -> None:
-    # The folder gets its name afterwards, so an environment's programs are called as modules, never by their scripts.
+    # The folder gets its name at the end. So an environment's programs are called as modules, never by their scripts.
     print(f"building the environment {requirements.stem} in {folder.parent}", file=sys.stderr)
     venv.create(folder, with_pip=True, symlinks=True)
     python = str(folder / "bin" / "python")
@@ -85,12 +85,12 @@ def _pip(python: str, *arguments: str) -> str:
 
 
 def lock(name: str) -> None:
-    """Resolve an environment anew, with nothing installed, and write down what came out."""
+    """Resolve an environment again, install nothing, and write the versions."""
     wanted = LOCKS / f"{name}.in"
     resolve = ["install", *_QUIET, "--dry-run", "--ignore-installed", "--report", "-", "--requirement", str(wanted)]
     found = json.loads(_pip(sys.executable, *resolve))["install"]
     named = [part["metadata"] for part in found if "dir_info" not in part["download_info"]]
-    # "+cpu" is a build that not every index has; the version decides.
+    # Not every index has the build "+cpu". The version decides.
     pins = {f"{part['name']}=={part['version'].partition('+')[0]}" for part in named}
     own = [line for line in wanted.read_text().splitlines() if line.startswith("--editable")]
     head = f"# Made of {wanted.name}: python -m benchmarks.harness.environments --lock {name}"

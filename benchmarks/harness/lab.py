@@ -1,4 +1,4 @@
-"""What all suites of a run share: the model, its text, the systems that can be opened, and calls taken in turn."""
+"""The common part of a run's suites: the model, its text, the systems, and calls in turn."""
 
 import hashlib
 import os
@@ -23,20 +23,20 @@ from rankrt.arrays import Float32Array
 from rankrt.artifact.source import Hub
 from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 
-# The reference of every drift by default: fp32, each row alone, so that padding has no part in it.
+# The default reference of every drift: fp32, each row alone, so that padding cannot change it.
 REFERENCE = "torch-sdpa"
-# Threads spin for a while after a call and would slow the next system down. ONNX Runtime's keep a core busy for 40 ms,
-# however short the call: with a pause of 20 ms a baseline of 20 ms took up to twice as long in the turns of its users.
+# Threads spin for a while after a call and would slow down the next system. ONNX Runtime's keep a core busy for 40 ms
+# after any call. With a pause of 20 ms, a baseline of 20 ms took up to twice as long in the turns of such systems.
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 0.3
 _MOST_ROUNDS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How much is measured.
+    """The amount of measuring.
 
     rounds   the fewest calls of a case
-    seconds  more calls follow until a case has taken this long
+    seconds  the least time of a case
     """
 
     rounds: int = 3
@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a case gave; see `record.Row`."""
+    """The result of a case; see `record.Row`."""
 
     size: dict[str, float]
     metrics: dict[str, float | None]
@@ -63,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A measurement that can be made: its name, how text is given, and the call that makes it."""
+    """A possible measurement: its name, how text is given, and the call that makes it."""
 
     name: str
     given: Given = "as shipped"
@@ -97,7 +97,7 @@ class Lab:
 
     @cached_property
     def model(self) -> Model:
-        """The checkpoint as the record names it."""
+        """The checkpoint's name in the record."""
         weights = self.checkpoint.weights
         return Model(
             name=self.checkpoint.name,
@@ -108,7 +108,7 @@ class Lab:
         )
 
     def start(self, system: str, budget: Budget | None = None) -> Worker:
-        """Load a system in a process of its own, which the caller closes. Raises SystemFailed with the reason."""
+        """Load a system in a process of its own. The caller closes it. Raises SystemFailed with the reason."""
         budget = budget or self.settings.budget
         entry = entry_of(system, budget.device)
         python = python_of(entry.environment) if entry.environment else Path(sys.executable)
@@ -119,7 +119,7 @@ class Lab:
         return worker
 
     def path_for(self, system: str) -> Path:
-        """Return what a system loads, converted the first time."""
+        """Return the files that a system loads; convert them the first time."""
         given = entry_of(system, self.settings.budget.device).given
         if self.settings.artifact and given.startswith("rankrt"):
             return self.settings.artifact
@@ -128,7 +128,7 @@ class Lab:
         return converted(given, self.checkpoint.folder, self.model.sha256, self.settings.budget)
 
     def worker(self, system: str) -> Worker:
-        """Return a system's worker; besides the baseline's, the others are closed first: memory is for two models."""
+        """Return a system's worker. Close all others but the baseline's first, because memory is for two models."""
         if system in self._failures:
             raise SystemFailed(self._failures[system])
         if system not in self._workers:
@@ -142,7 +142,7 @@ class Lab:
         return self._workers[system]
 
     def call(self, system: str, workload: Workload, batch_size: int | None = None) -> tuple[float, Float32Array]:
-        """Score a workload once; return the seconds and the logits. A system that fails is loaded anew next time."""
+        """Score a workload once; return the seconds and the logits. A system that fails is loaded again next time."""
         try:
             answer = self.worker(system).call(workload.query, workload.passages, workload.max_length, batch_size)
         except SystemFailed:
@@ -153,9 +153,9 @@ class Lab:
         return answer.seconds, np.array(answer.scores, np.float32)
 
     def timed(self, system: str, workload: Workload, given: Given = "as shipped") -> Measured:
-        """Time a system and the baseline in turn, after a call of each with the same shapes; add how far scores drift.
+        """Time a system and the baseline in turn, after a call of each with the same shapes; add the drift.
 
-        Raises SystemFailed if it fails, or is foreseen to take longer than a call may.
+        Raises SystemFailed if it fails, or would take longer than the limit of a call.
         """
         self._check_duration(system, workload, given)
         batch_size = self._batch_size(system, workload) if given == "at its best" else None
@@ -172,7 +172,7 @@ class Lab:
         )
 
     def drift(self, workload: Workload, logits: Float32Array) -> dict[str, float | None]:
-        """Return how far logits are from PyTorch's, row by row; None where PyTorch cannot be had."""
+        """Return the distance of logits from PyTorch's, row by row; None without PyTorch."""
         try:
             difference = np.abs(logits - self.reference_logits(workload))
         except SystemFailed:
@@ -197,7 +197,7 @@ class Lab:
         return self._kept[key]
 
     def ceiling(self, name: str, n_tokens: int) -> float:
-        """Return one of the machine's own rates, measured once a run: GFLOP/s or GB/s, see systems/ceilings.py."""
+        """Return a rate of the machine, measured once a run: GFLOP/s or GB/s, see systems/ceilings.py."""
         if (name, n_tokens) not in self._ceilings:
             with self.start(name) as worker:
                 self._ceilings[name, n_tokens] = max(worker.call("", [], n_tokens).scores)
@@ -230,7 +230,7 @@ class Lab:
         return seconds, baseline_seconds
 
     def _call_baseline(self, workload: Workload) -> float:
-        """Time the baseline, as shipped. Raises SystemFailed with its name, for its failure is not the system's."""
+        """Time the baseline, as shipped. Raises SystemFailed with its name, because its failure is not the system's."""
         try:
             return self.call(self.baseline, workload)[0]
         except SystemFailed as failure:
@@ -249,7 +249,7 @@ class Lab:
         }
 
     def _batch_size(self, system: str, workload: Workload) -> int | None:
-        """Return the batch size that is fastest, tried once each after a warm-up of one passage."""
+        """Return the fastest batch size. Each is tried once, after a warm-up of one passage."""
         sizes = [n for n in entry_of(system).batch_sizes if n == 1 or n <= len(workload.passages)]
         if (system, workload.name) not in self._best and sizes:
             self.call(system, replace(workload, passages=workload.passages[:1]), 1)
@@ -281,7 +281,7 @@ def sha256_of_files(folder: Path) -> str:
 
 
 def pinned_cpus(n_threads: int) -> tuple[int, ...]:
-    """Return as many CPUs as there are threads, of different cores as long as there are enough."""
+    """Return one CPU for each thread, of different cores as far as there are enough."""
     allowed = sorted(os.sched_getaffinity(0))
     first_of_core = {_siblings(cpu): cpu for cpu in reversed(allowed)}
     ordered = sorted(first_of_core.values()) + [cpu for cpu in allowed if cpu not in first_of_core.values()]

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and a client that costs little, as it shares the machine."""
+"""A server in a process of its own, and a cheap client, because it shares the machine."""
 
 import http.client
 import itertools
@@ -16,13 +16,13 @@ from typing import Any, Self
 
 from rankrt.host.child import child_command
 
-# The server closes a connection that nothing was asked on for 75 s; closed here, it is opened again.
+# The server closes a connection after 75 idle seconds. The client closes it earlier and opens a new one.
 _KEEP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came back, and how long it took."""
+    """An answer, and the time that it took."""
 
     status: int
     seconds: float
@@ -63,7 +63,7 @@ class Server:
         return [int(pid) for thread in threads for pid in thread.read_text().split()]
 
     def cpu_s(self) -> dict[str, float]:
-        """Return the processor time until now of the server and of its workers, those that have ended left out."""
+        """Return the processor time until now of the server and of its running workers."""
         return {"server": _cpu_s(self.pid), "workers": sum(map(_cpu_s, self.workers()))}
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class Server:
 
 
 class Client:
-    """One connection that is kept. No two of its queries are the same, so that no score is known before."""
+    """One persistent connection. Its queries all differ, so no score is cached."""
 
     _numbers = itertools.count()
 
@@ -112,7 +112,7 @@ class Client:
 
 
 def new_query(query: str) -> str:
-    """Return a query that was not asked before, of the same length in tokens up to a few."""
+    """Return a new query of nearly the same length in tokens."""
     return f"{query} {next(Client._numbers)}"
 
 

@@ -1,10 +1,10 @@
-"""A process with one system in it, spoken to in lines of JSON over a pipe, within limits of time.
+"""A process with one system, which speaks lines of JSON over a pipe, within limits of time.
 
     python -m benchmarks.harness.worker SYSTEM MODEL N_THREADS CPUS DEVICE
 
-A request is {"query", "passages", "max_length", "batch_size"}, an answer {"seconds", "scores"}; the first line out is
-{"versions"}. Only the call itself is timed. Imports nothing but the standard library, because it runs in every system's
-own environment.
+A request is {"query", "passages", "max_length", "batch_size"}, and an answer {"seconds", "scores"}. The first line out
+is {"versions"}. Only the call itself is timed. Imports the standard library only, because it runs in every system's
+environment.
 """
 
 import json
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a call took, and the scores."""
+    """The time of a call, and the scores."""
 
     seconds: float
     scores: list[float]
@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a system may use: threads, the CPUs they are pinned to, a device, seconds for loading and for a call."""
+    """The resources of a system: threads, their CPUs, a device, seconds for loading and for a call."""
 
     n_threads: int
     cpus: tuple[int, ...]
@@ -46,11 +46,11 @@ class Budget:
 
 
 class SystemFailed(Exception):
-    """A system cannot be had or did not answer; the message is the reason that its row shows."""
+    """A system failed to load or to answer. The message is the reason in its row."""
 
 
 class Worker:
-    """The parent's end of such a process. `log` is the file that takes what the process says."""
+    """The parent's end of such a process. `log` is the file for its output."""
 
     def __init__(self, system: str, model: str, budget: Budget, log: Path, python: str = sys.executable) -> None:
         self.system = system
@@ -68,7 +68,7 @@ class Worker:
                 text=True,
                 cwd=ROOT,
                 env=environment(budget.n_threads),
-                start_new_session=True,  # so that Ctrl-C reaches the parent only, and a kill reaches its children too
+                start_new_session=True,  # so that Ctrl-C reaches the parent only, and a kill also reaches its children
             )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -78,7 +78,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process, for those who look at its memory."""
+        """The process, for measuring its memory."""
         return self._process.pid
 
     def call(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> Answer:
@@ -93,7 +93,7 @@ class Worker:
         return Answer(**self._read(self._budget.call_s, "a call"))
 
     def close(self) -> None:
-        """Let the process end, or make it."""
+        """Let the process end, or kill it."""
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -135,13 +135,13 @@ class Worker:
 
 
 def last_words(log: Path) -> str:
-    """Return the last line that a process wrote, which says what went wrong; the kernel kills without a word."""
+    """Return the last line of a process, which says what went wrong. After a kill by the kernel it may be missing."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it ended without a word"
 
 
 def environment(n_threads: int) -> dict[str, str]:
-    """Return the environment that gives every library the same budget, and no way to a model hub."""
+    """Return an environment with the same budget for every library, and without access to a model hub."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     alone = {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     return os.environ | dict.fromkeys(names, str(n_threads)) | alone
@@ -156,7 +156,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, cpus.split(",")))
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
+        os.dup2(2, 1)  # output of libraries is not an answer
         system = open_system(name, model, int(n_threads), device)
         print(json.dumps({"versions": system.versions}), file=answers, flush=True)
         for line in sys.stdin:

@@ -1,6 +1,6 @@
-"""The text that systems are measured on: questions with passages, cut into workloads of known length.
+"""The text that systems score: questions with passages, cut into workloads of known length.
 
-Knows tokens only to count them, as the checkpoint's own tokenizer.json makes them.
+Uses the checkpoint's tokenizer.json to count tokens, and only for that.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from tokenizers import Tokenizer
 from rankrt_export.text.texts import Question, Texts, read_texts, sample
 from tiny_reranker.corpus import questions_of
 
-# XLM-R makes a token of 4.3 characters of English, so a passage of that many a token fills any row, and not much more
-# than a row has to be tokenized.
+# XLM-R has 4.3 characters of English a token. So a passage of so many characters a token fills any row, without much
+# more text to tokenize.
 _FILLING_CHARS_PER_TOKEN = 8
 DEFAULT_TOKENS = 512
-# How many sentences of a passage are taken, in turn; None is all.
+# The number of sentences of a passage, in turn; None is all.
 KINDS: Mapping[str, tuple[int | None, ...]] = {"short": (1,), "mixed": (1, 3, None), "paragraphs": (None,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A query with passages; n_tokens are those of all rows together, longest those of one."""
+    """A query with passages. n_tokens counts all rows together, longest the longest row."""
 
     name: str
     query: str
@@ -35,7 +35,7 @@ class Workload:
 
     @property
     def size(self) -> dict[str, float]:
-        """What a record says of it."""
+        """Its facts for a record."""
         return {"n_passages": len(self.passages), "n_tokens": self.n_tokens, "longest": self.longest}
 
 
@@ -53,8 +53,8 @@ class Source:
         """Return a workload: "short", "mixed", "paragraphs", or a number of tokens.
 
         short       the first sentence of each passage
-        mixed       one sentence, three sentences, the whole passage, in turn: an index holds titles, snippets and
-                    paragraphs side by side, and whoever pads pays for the longest of them
+        mixed       one sentence, three sentences, the whole passage, in turn. An index has titles, snippets and
+                    paragraphs, and padding costs as much as the longest of them.
         paragraphs  whole passages
         512, ...    rows of exactly that many tokens
 
@@ -75,7 +75,7 @@ class Source:
         return self._workload(question.query, question.passages, DEFAULT_TOKENS, question.query)
 
     def _filling(self, n_tokens: int, n_passages: int) -> list[str]:
-        """Join passages, beginning with another one each time, until they are longer than a row."""
+        """Join passages until they are longer than a row, each time from another one on."""
         n_chars, text = n_tokens * _FILLING_CHARS_PER_TOKEN, " ".join(self._passages)
         starts = [sum(len(p) + 1 for p in self._passages[: i % len(self._passages)]) for i in range(n_passages)]
         endless = text + " " + text * (1 + n_chars // len(text))
@@ -99,8 +99,8 @@ class Source:
 def read(path: Path | None) -> tuple[str, Texts]:
     """Return the name and the questions of a text.
 
-    None is the sample that comes with rankrt; a file has lines of {"query", "pos", "neg"}; a folder is laid out as
-    tiny_reranker/corpus.py says, and its held-out questions are taken, English first.
+    None is the sample that comes with rankrt. A file has lines of {"query", "pos", "neg"}. A folder has the layout of
+    tiny_reranker/corpus.py, and its held-out questions are taken, English first.
     """
     if path is None:
         return "sample", sample()

@@ -1,1 +1,1 @@
-"""What was measured: records, statistics, comparisons, reports, plots."""
+"""Measurements: records, statistics, comparisons, reports, plots."""

@@ -2,10 +2,10 @@
 
     python -m benchmarks.records.compare old.json new.json [--systems rankrt]
 
-A call's time is divided by the baseline's right after it, if the baseline is the same build in both records and another
-system: then a machine that became slower in between is no regression. Otherwise seconds are compared as they are. The
-interval is a bootstrap over the calls, 95 %. Exits 1 for a regression: slower by more than the limit, and the interval
-agrees that it is slower.
+If the baseline is the same build in both records, and another system, a call's time is divided by the time of the
+baseline's call right after it. Then a slower machine does not count as a regression. Otherwise the seconds themselves
+are compared. The interval is a bootstrap over the calls, 95 %. Exits 1 for a regression: slower by more than the limit,
+with an interval above 1.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _LIMIT = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How a case's time changed; new over old, so that above 1 is slower. None where there are too few calls."""
+    """The change of a case's time, new over old: above 1 is slower. None if there are too few calls."""
 
     old: Row
     new: Row
@@ -70,7 +70,7 @@ def differences(old: Record, new: Record, systems: Sequence[str] = ()) -> Iterat
 
 
 def lost(old: Record, new: Record, systems: Sequence[str] = ()) -> list[Row]:
-    """Return the new rows, or the old where there is none, of what was timed before and is not any more."""
+    """Return the cases that were timed before and are not now: their new rows, or the old ones."""
     after = {row.key: row for row in new.rows}
     suites = {row.suite for row in new.rows}
     timed = [row for row in old.rows if row.seconds and row.suite in suites and _is_chosen(row, systems)]
@@ -101,7 +101,7 @@ def _check_comparable(old: Record, new: Record) -> None:
 
 
 def _is_same_build(old: Record, new: Record) -> bool:
-    """Whether the baseline is one thing in both records: a yardstick; rankrt's own build is known by its commit."""
+    """Tell whether both records have the same baseline. The commit identifies rankrt's own build."""
     if old.baseline != new.baseline or old.baseline not in old.systems or new.baseline not in new.systems:
         return False
     is_same = old.systems[old.baseline].versions == new.systems[new.baseline].versions

@@ -1,6 +1,7 @@
-"""The report's pictures, drawn by matplotlib as SVG that keeps its text as text and fits a phone's width.
+"""The report's pictures, drawn by matplotlib as SVG. They keep their text as text and fit a phone's width.
 
-Colours are the page's: text and axes have that of its text, colour i is var(--ci), so that a dark page has its own.
+The page gives the colours: text and axes have the colour of its text, and colour i is var(--ci). So a dark page has its
+own.
 """
 
 import io
@@ -16,7 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from benchmarks.records.record import Record, Row
 from benchmarks.systems import SYSTEMS
 
-# Inches: at a phone's 360 CSS pixels a point of type is about a pixel.
+# Inches: on a phone of 360 CSS pixels a point of type is about a pixel.
 _WIDTH, _HEIGHT = 5.0, 3.9
 COLORS = ("#0b6e4f", "#c1440e", "#2b59c3", "#8f2d91", "#b8860b", "#00838f", "#5d4037", "#d81b60", "#607d8b", "#7cb342")
 _INK = "#1b1f23"
@@ -69,7 +70,7 @@ def throughput_over_length(record: Record) -> str | None:
 
 
 def speed_against_quality(record: Record) -> str | None:
-    """Draw each system's best throughput over its mean drift from PyTorch, and join those that nothing dominates."""
+    """Draw each system's best throughput over its mean drift from PyTorch, and join the Pareto front."""
     best: dict[str, Row] = {}
     for row in _measured(record, "throughput"):
         speed = row.metrics["pairs_per_s"] or 0.0
@@ -89,7 +90,7 @@ def speed_against_quality(record: Record) -> str | None:
 
 
 def memory(record: Record) -> str | None:
-    """Draw what processes take together, shared pages counted once."""
+    """Draw the memory of processes together, with shared pages counted once."""
     rows = [row for row in _measured(record, "startup") if row.case.endswith("processes")]
     systems = list(dict.fromkeys(row.system for row in rows))
     counts = sorted({int(row.size["n_processes"]) for row in rows}, reverse=True)
@@ -146,7 +147,7 @@ PLOTS: Mapping[str, Callable[[Record], str | None]] = {
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return who is beaten by nobody in both drift and speed, from the least drift on."""
+    """Return the Pareto front: systems that no other beats in both drift and speed, from the least drift on."""
     front: list[str] = []
     for name, (_, speed) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
         if not front or speed > points[front[-1]][1]:
@@ -220,5 +221,5 @@ def _speed(row: Row | None) -> float:
 
 
 def _drift(row: Row) -> float:
-    # A system that is the reference drifts by nothing, which a logarithm cannot show.
+    # The reference drifts by 0, which a logarithm cannot show.
     return max(1e-7, row.metrics["mean_drift"] or 0.0)

@@ -1,6 +1,6 @@
-"""The record of a run: what was measured, of what, on what, in which versions.
+"""The record of a run: measurements, model, machine and versions.
 
-Knows the form and the file; measures nothing. `record.schema.json` is this form as a JSON schema.
+Knows the form and the file, and measures nothing. `record.schema.json` is this form as a JSON schema.
 """
 
 import platform
@@ -18,7 +18,7 @@ _PACKAGES = ("runtime", "export")
 
 # How a system gets its text: in one call with its own defaults, or sorted by length in its fastest batch size.
 Given: TypeAlias = Literal["as shipped", "at its best"]
-# A row's suite, system, case and how text is given.
+# A row's suite, system, case and way to give text.
 Key: TypeAlias = tuple[str, str, str, Given]
 
 
@@ -33,7 +33,7 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The host, and what of it the systems were given."""
+    """The host, and the systems' share of it."""
 
     processor: str
     architecture: str
@@ -66,17 +66,17 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
-    """What a system is made of, as far as it could be opened."""
+    """The versions of a system's parts, as far as it could be opened."""
 
     versions: dict[str, str]
     conversion: str | None = None
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement, or the reason why there is none.
+    """One measurement, or the reason for none.
 
-    size              what the case is, in numbers: n_passages, n_tokens, n_threads, offered_per_s, ...
-    metrics           what came out, the unit in the name; null where a value says nothing (a p99 of 5 calls)
+    size              the case in numbers: n_passages, n_tokens, n_threads, offered_per_s, ...
+    metrics           the results, with the unit in the name; null if a value has no meaning (a p99 of 5 calls)
     seconds           each call's time
     baseline_seconds  the baseline's time right after each of them
     """
@@ -93,12 +93,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> Key:
-        """What makes it the same measurement in another run."""
+        """The identity of the measurement across runs."""
         return self.suite, self.system, self.case, self.given
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """An earlier run whose rows a record has kept."""
+    """An earlier run whose rows the record keeps."""
 
     made: str
     options: dict[str, Any]
@@ -106,7 +106,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run, or several of one thing on one machine, the earlier of which are its parts."""
+    """One run, or several runs of the same model on the same machine. The earlier ones are its parts."""
 
     schema_version: Literal[1] = 1
     made: str
@@ -127,21 +127,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class RecordError(Exception):
-    """A file is no record of a run, or not of the run that it is wanted for."""
+    """A file is not a record of a run, or not of the expected run."""
 
 
 def read_record(path: Path) -> Record:
-    """Read a record. Raises RecordError for what is none."""
+    """Read a record. Raises RecordError if it is not one."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise RecordError(f"{path} is no record of `python -m benchmarks.run`: {error}") from error
+        raise RecordError(f"{path} is not a record of `python -m benchmarks.run`: {error}") from error
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write a record whole or not at all, one row a line, so that two records can be compared as text."""
+    """Write a record whole or not at all, with one row a line, so that records can be compared as text."""
     head = msgspec.to_builtins(record)
     rows = ",\n    ".join(msgspec.json.encode(row).decode() for row in head.pop("rows"))
     text = msgspec.json.format(msgspec.json.encode(head), indent=2).decode()
@@ -152,10 +152,9 @@ def write_record(record: Record, path: Path) -> None:
 
 
 def continued(record: Record, earlier: Record) -> Record:
-    """Return a record with the rows of an earlier one, those that both have as they are now.
+    """Return a record with the rows of an earlier one. Of rows that both have, the new ones count.
 
-    Raises RecordError if they are not of the same model, text, code, machine and yardsticks: a table would set side by
-    side what was not measured alike.
+    Raises RecordError if model, text, code, machine or yardsticks differ, because a table could not compare the rows.
     """
     for name, before, after in zip(_YARDSTICKS, _yardsticks(earlier), _yardsticks(record), strict=True):
         if before != after:
@@ -184,12 +183,12 @@ def schema() -> str:
 
 
 def now() -> str:
-    """Return the time as records carry it."""
+    """Return the time in the form of records."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def commit() -> str:
-    """Return the commit that last changed rankrt, with a + if it was changed since, or "unknown" outside a clone."""
+    """Return the last commit that changed rankrt, with a + after later changes; "unknown" outside a clone."""
     try:
         head = _git("log", "-1", "--format=%h", "--", *_PACKAGES)
         return head + "+" * bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_PACKAGES))
@@ -198,7 +197,7 @@ def commit() -> str:
 
 
 def describe_machine(n_threads: int | None = None, cpus: tuple[int, ...] = ()) -> Machine:
-    """Return this host, and what of it is used; by default all of its usable cores, unpinned."""
+    """Return this host and the used part of it, by default all usable cores, unpinned."""
     machine = this_machine()
     return Machine(
         processor=machine.processor,
@@ -217,7 +216,7 @@ def describe_machine(n_threads: int | None = None, cpus: tuple[int, ...] = ()) -
 def describe_accelerator(device: str, gemm_tflops: float | None) -> Accelerator:
     """Return the GPU of a device such as "cuda:1", as its driver's nvidia-smi names it.
 
-    Raises RecordError if there is none: a record of a GPU says which.
+    Raises RecordError if it is missing, because a record of a GPU names it.
     """
     index = device.partition(":")[2] or "0"
     asked = ["nvidia-smi", "-i", index, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]

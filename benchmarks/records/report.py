@@ -1,4 +1,4 @@
-"""Turn records into a report: Markdown for a pull request, and one HTML page that needs nothing else.
+"""Turn records into a report: Markdown for a pull request, and one self-contained HTML page.
 
 python -m benchmarks.records.report benchmarks/results/*.json -o report/
 """
@@ -18,7 +18,7 @@ from benchmarks.records.tables import Table, figure
 
 _PAGE = Path(__file__).with_name("report.html.jinja")
 
-# The columns of each suite: heading, then what stands there.
+# The columns of each suite: heading and content.
 Column = Callable[[Row], str]
 
 
@@ -124,7 +124,7 @@ def page(records: Sequence[Record]) -> str:
 
 
 def tables(record: Record) -> dict[str, Table]:
-    """Return a table for each suite and case, the systems as its rows; what has no value stands in `missing`."""
+    """Return a table for each suite and case, with a row for each system. `missing` has those without values."""
     found = {}
     for suite in COLUMNS:
         rows = [row for row in record.of(suite) if row.reason is None]
@@ -136,7 +136,7 @@ def tables(record: Record) -> dict[str, Table]:
 
 
 def _table_of(row: Row) -> str:
-    """Return what a table is about besides its suite: startup, export and quality have one for all their cases."""
+    """Return the subject of a table besides its suite. Startup, export and quality have one for all their cases."""
     return row.case if row.suite in {"latency", "throughput", "roofline"} else ""
 
 
@@ -153,7 +153,7 @@ def _table(suite: str, rows: Sequence[Row]) -> Table:
 
 
 def missing(record: Record) -> Table:
-    """Return what could not be measured, and why; the cases of one suite that share a reason in one row."""
+    """Return the missing measurements with their reasons. Cases of one suite with the same reason share a row."""
     rows = sorted((row for row in record.rows if row.reason), key=lambda row: (row.system, row.reason or "", row.suite))
     grouped = groupby(rows, key=lambda row: (row.system, row.reason or ""))
     return Table(
@@ -168,7 +168,7 @@ def _cases(rows: Sequence[Row]) -> str:
 
 
 def conditions(record: Record) -> str:
-    """Return what it was measured on, in a sentence."""
+    """Return a sentence about the machine."""
     machine, model = record.machine, record.model
     gpu = machine.accelerator
     parts = [
@@ -194,7 +194,7 @@ def _sections(record: Record) -> str:
 
 
 def versions(record: Record) -> Table:
-    """Return what each system is made of."""
+    """Return the versions of each system's parts."""
     rows = [
         [name, ", ".join(f"{part} {version}" for part, version in system.versions.items())]
         for name, system in record.systems.items()

@@ -1,7 +1,4 @@
-"""What numbers of seconds say: percentiles, spread, ratios within a run, intervals between runs.
-
-Knows numbers only.
-"""
+"""Statistics of seconds: percentiles, spread, ratios within a run, intervals between runs. Knows numbers only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
-# A percentile needs at least one value beyond it to say anything: 20 calls for p95, 100 for p99.
+# A percentile has a meaning only with a value beyond it: 20 calls for p95, 100 for p99.
 _PERCENTILES = (50, 95, 99)
 _CONFIDENCE = 0.95
 _N_RESAMPLES = 4999
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
-    """Return p50, p95 and p99 in milliseconds, None where there are too few values for one."""
+    """Return p50, p95 and p99 in milliseconds; None if there are too few values for one."""
     return {
         f"p{q}_ms": 1e3 * float(np.percentile(seconds, q)) if q == 50 or len(seconds) * (100 - q) >= 100 else None
         for q in _PERCENTILES
@@ -24,19 +21,19 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return the distance between the quartiles, of the median."""
+    """Return the distance between the quartiles, as a share of the median."""
     low, middle, high = np.percentile(values, (25, 50, 75))
     return float((high - low) / middle)
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median of the ratios of neighbouring measurements, in which a drift of the machine cancels."""
+    """Return the median of the ratios of neighbouring measurements. A drift of the machine's speed cancels in it."""
     return float(np.median(np.divide(values, others)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A ratio of new to old, and the interval that holds it with 95 % confidence."""
+    """A ratio of new to old, and its 95 % confidence interval."""
 
     ratio: float
     low: float
@@ -49,9 +46,9 @@ class Change:
 
 
 def change(old: Sequence[float], new: Sequence[float]) -> Change:
-    """Return how the median changed, with a bootstrap interval over both runs' values.
+    """Return the change of the median, with a bootstrap interval over both runs' values.
 
-    Raises ValueError for fewer than 2 values on a side: one value has no noise to exceed.
+    Raises ValueError for fewer than 2 values on a side, because one value shows no noise.
     """
     if min(len(old), len(new)) < 2:
         raise ValueError(f"{len(old)} and {len(new)} values, expected at least 2 on each side")

@@ -1,4 +1,4 @@
-"""Tables as Markdown and as HTML: a heading, rows of cells, nothing else."""
+"""Tables as Markdown and as HTML: a heading and rows of cells."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """Return a value to so many significant digits, without an exponent as long as it is readable; - for none."""
+    """Return a value with so many significant digits, without an exponent if it stays readable; - for None."""
     if value is None:
         return "-"
     if value == 0 or not 1e-3 <= abs(value) < 1e6:

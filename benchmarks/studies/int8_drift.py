@@ -1,10 +1,10 @@
-"""What int8 costs in scores and rankings: rankrt beside ONNX Runtime's own dynamic quantization, on the same text.
+"""The cost of int8 in scores and rankings: rankrt and ONNX Runtime's own dynamic quantization, on the same text.
 
     python -m benchmarks.studies.int8_drift --data ../shared/data --questions 20 [NAME=]CHECKPOINT ...
 
-Questions that the models were not trained on, with BM25's candidates, in twelve languages. Everything is compared with
-fp32. `quantize_dynamic` gets the graph that torch.export makes, one row at a time, and of its settings those that drift
-least. Prints one table, in which a model is called as its folder unless a name is given; the last line on standard
+The questions are in twelve languages, with BM25's candidates, and the models were not trained on them. Everything is
+compared with fp32. `quantize_dynamic` gets the graph of torch.export, one row at a time, and those of its settings that
+drift least. Prints one table. A model has the name of its folder unless another is given. The last line on standard
 output is the record as JSON.
 """
 
@@ -39,7 +39,7 @@ from tiny_reranker.corpus import Question, questions_of
 from tiny_reranker.evaluation import labels_by_score
 from tiny_reranker.ranking import ndcg
 
-# What `rankrt export` allows int8 by default, and no limits at all.
+# The default limits of `rankrt export` for int8, and no limits.
 METHODS = {
     "rankrt, all layers": Options(precisions=["int8"], max_difference=1e9, min_tau=-1.0),
     "rankrt, default limits": Options(precisions=["int8"]),
@@ -48,7 +48,7 @@ METHODS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """How one way to compute a model compares with fp32; int8_share is of the multiply-adds of its linear layers."""
+    """One way to compute a model, compared with fp32. int8_share is of the multiply-adds of its linear layers."""
 
     model: str
     method: str
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """Questions and all their (query, passage) pairs, one question's behind another's."""
+    """Questions and all their (query, passage) pairs, question by question."""
 
     questions: Sequence[Question]
     pairs: Sequence[Pair]
@@ -114,7 +114,7 @@ def compare_methods(model: str, checkpoint: Path, text: Text) -> Iterator[Row]:
 def _rankrt(
     checkpoint: Path, folder: Path, method: str, options: Options, reference: Float32Array, text: Text
 ) -> Iterator[Row]:
-    """Yield a row for each graph of our int8, or nothing, with the reason on the terminal, if it is refused."""
+    """Yield a row for each graph of our int8. If the export refuses it, print the reason and yield none."""
     try:
         artifact = export(str(checkpoint), folder, options)
     except VerificationError as error:
@@ -174,7 +174,7 @@ def _mean_ndcg(text: Text, scores: Float32Array) -> float:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """Return a record's rows as a table; no ranking is a gain or a loss to a model that was never trained."""
+    """Return a record's rows as a table. The rankings of untrained models are left out."""
     heading = ["model", "int8 by", "of multiply-adds", "drift, mean", "largest", "tau", "nDCG@10 (fp32)"]
     return Table(heading=heading, rows=[_cells(row) for row in rows])
 

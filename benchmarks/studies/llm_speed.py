@@ -1,13 +1,13 @@
-"""The LLM rerankers beside FlagEmbedding's own classes and in all precisions, in turn, on mixed lengths.
+"""The LLM rerankers in all precisions and FlagEmbedding's own classes, in turn, on mixed lengths.
 
     python -m benchmarks.studies.llm_speed ./gemma-6 ./minicpm-12 --text ../shared/data \
         -o benchmarks/results/llm_speed.json
 
-A model is exported to CHECKPOINT.artifact, in `--precisions`, if that is not there; int8 takes minutes to calibrate.
-Each system has a process and a pinned environment of
-its own and the same threads and text; the batch that FlagEmbedding computes twice is not counted. A round calls every
-system once, after a call that warms up, which also finds FlagEmbedding's better batch size. The record is written after
-every round, and a run that finds one of the same conditions goes on with it, so it may be stopped at any time.
+A model is exported to CHECKPOINT.artifact, in `--precisions`, unless that exists. int8 takes minutes to calibrate. Each
+system has a process and a pinned environment of its own, and the same threads and text. The batch that FlagEmbedding
+computes twice is not counted. A round calls every system once. A warm-up call comes first and also finds
+FlagEmbedding's better batch size. The record is written after every round. A run continues a record of the same
+conditions, so it may be stopped at any time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ TITLES = {
     "llm-rankrt-int4": "rankrt, int4",
     "llm-flagembedding": "FlagEmbedding {batch_size} at a time",
 }
-# The models whose shapes are cut in depth to fit a machine.
+# The models whose depth is cut to fit a machine.
 _FULL = {"GemmaForCausalLM": ("v2-gemma", 18), "LayerWiseMiniCPMForCausalLM": ("v2-minicpm-layerwise", 40)}
 _PAUSE_S = 0.3  # longer than any library's threads spin after a call
 _CALL_LIMIT_S = 900.0
@@ -105,7 +105,7 @@ def one_round(
 
 
 def resident_mb(pid: int) -> float:
-    """Return what a process has in memory, its mapped weights among it, as if it were alone."""
+    """Return the memory of a process, with its mapped weights, as if it were alone."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS:"))
 
@@ -116,7 +116,7 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """Return the times beside rankrt's, and what follows for the models' full depth, as Markdown."""
+    """Return the times beside rankrt's, and the derived times of the full depth, as Markdown."""
     head = ["model", "system", "a call", "x", "full depth, derived", "memory", "largest difference"]
     return Table(heading=head, rows=[row for entry in record["models"] for row in _rows(entry)]).markdown()
 
@@ -144,7 +144,7 @@ def _rows(entry: Mapping[str, Any]) -> list[list[str]]:
 
 
 def deepened(conditions: Mapping[str, Any], n_full: int, *, has_vocabulary: bool) -> float:
-    """Return how many times as many weights a token meets in the whole model; a vocabulary's matrix is met once."""
+    """Return the factor of a token's weights from this depth to the whole model. A vocabulary's matrix counts once."""
     vocabulary = conditions["n_weights_of_vocabulary"] if has_vocabulary else 0
     layer = conditions["n_weights_of_layer"]
     return float((vocabulary + n_full * layer) / (vocabulary + conditions["n_layers"] * layer))
@@ -154,14 +154,14 @@ def _exported(checkpoint: Path, precisions: Sequence[Precision]) -> Path:
     artifact = checkpoint.with_name(f"{checkpoint.name}.artifact")
     if not artifact.exists():
         _say(f"exporting {checkpoint.name}")
-        # Random weights drift more than any limit allows, and how far is what is asked.
+        # Random weights drift more than any limit allows, and the drift itself is the question.
         limits: dict[str, Any] = {"is_verified": False, "max_difference": np.inf, "min_tau": -1.0}
         export(str(checkpoint), artifact, Options(precisions=precisions, prompt="flagembedding", **limits))
     return artifact
 
 
 def _systems(wanted: Sequence[str], artifact: Path) -> list[str]:
-    """Return the systems in turn, the baseline first, without those whose variant the artifact has not."""
+    """Return the systems, the baseline first, without those whose variant the artifact lacks."""
     has = {variant.precision for variant in open_artifact(artifact).manifest.variants}
     absent = {f"{BASELINE}-{precision}" for precision in ("w8", "int8", "int4") if precision not in has}
     return [BASELINE, *(name for name in wanted if name != BASELINE and name not in absent)]
@@ -178,7 +178,7 @@ def _worker(name: str, checkpoint: Path, artifact: Path, stack: ExitStack) -> Wo
 
 
 def _conditions(checkpoint: Path, artifact: Path, workload: Workload, systems: Sequence[str]) -> dict[str, Any]:
-    """Return what has to be the same for rounds to belong together."""
+    """Return the conditions that all rounds of a record share."""
     opened, machine = open_checkpoint(str(checkpoint), Hub()), this_machine()
     weights, config = opened.weights, opened.config
     layer = [name for name in weights.names if name.startswith("model.layers.0.")]
@@ -198,7 +198,7 @@ def _conditions(checkpoint: Path, artifact: Path, workload: Workload, systems: S
 
 
 def _entry(record: dict[str, Any], conditions: dict[str, Any]) -> dict[str, Any]:
-    """Return the record's entry of these conditions; one of the same model under others is replaced."""
+    """Return the record's entry of these conditions. It replaces one of the same model under other conditions."""
     conditions = json.loads(json.dumps(conditions))
     others = [entry for entry in record["models"] if entry["conditions"]["model"] != conditions["model"]]
     same = [entry for entry in record["models"] if entry["conditions"] == conditions]

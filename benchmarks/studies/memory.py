@@ -1,8 +1,8 @@
-"""What a model costs a host: time to load, private memory of one process and of a second, the peak of the longest row.
+"""The cost of a model on a host: time to load, private memory of one and of two processes, peak of the longest row.
 
     python -m benchmarks.studies.memory --artifact ./artifact
 
-Private is what the kernel calls anonymous: memory that no other process can share. The prepared model itself is mapped
+Private memory is the kernel's anonymous memory, which no other process can share. The prepared model itself is mapped
 from disk and shared through the page cache. The last line on standard output is the record as JSON.
 """
 
@@ -98,7 +98,7 @@ def private_mb() -> float:
 
 
 def _longest_row(reranker: Reranker, n_tokens: int) -> tuple[float, float]:
-    """Score one row of that length; return the highest private memory on the way, and what is left afterwards."""
+    """Score one row of that length; return the highest private memory meanwhile, and the memory afterwards."""
     samples = [private_mb()]
     done = threading.Event()
 

@@ -1,12 +1,12 @@
-"""Ranking that stops early: what it saves and what it loses, over margins, on questions that nothing was fitted to.
+"""Ranking that stops early: its savings and losses over margins, on questions that nothing was fitted to.
 
     python -m benchmarks.studies.progressive --checkpoint ./layerwise --data ../shared/data --out ./artifact
 
-The checkpoint (`python -m tiny_reranker.layerwise` makes one) is exported with an exit behind every layer that has a
-head; its margins are measured on questions of development articles with BM25's candidates. Then held-out questions
-rank BM25's candidates among other paragraphs of the language. All scores are computed once; a policy's share of the
-layers' work and the overlap of its first ten with the full ranking's follow from them. One policy is also run for real.
-The last line on standard output is the record as JSON.
+The checkpoint (`python -m tiny_reranker.layerwise` makes one) is exported with an exit after every layer that has a
+head. Its margins are measured on questions of development articles with BM25's candidates. Then held-out questions rank
+BM25's candidates among other paragraphs of the language. All scores are computed once. They give each policy's share of
+the layers' work, and the overlap of its first ten with the full ranking's. One policy also runs for real. The last line
+on standard output is the record as JSON.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _POLICIES: tuple[Progressive, ...] = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A question with passages, of which some answer it."""
+    """A question with passages. Some of them answer it."""
 
     query: str
     passages: list[str]
@@ -117,7 +117,7 @@ def _steps(scores: Float32Array) -> Any:
 
 
 def _check_one(reranker: Reranker, known: Known) -> None:
-    """Run one task for real: the hits and the work have to be what follows from the scores."""
+    """Run one task for real, and check that hits and work follow from the scores."""
     ranking = reranker.rank(known.task.query, known.task.passages, top_n=TOP_N, progressive=True)
     policy = Policy.of(reranker.variant, reranker.variant.exits[-1].layer, True)
     expected = run([np.arange(len(known.lengths))], len(known.lengths), TOP_N, policy, _steps(known.scores))
@@ -137,12 +137,12 @@ def _ndcg(task: Task, scores: Float32Array) -> float:
 
 
 def _mean_overlap(known: list[Known], exit_: int) -> float:
-    """Return how much of the full ranking's first ten an exit alone would have."""
+    """Return the share of the full ranking's first ten that an exit alone has."""
     return float(np.mean([_overlap(k.scores[exit_], k.scores[-1]) for k in known]))
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """Return what each policy costs and keeps, and what stopping everything at an exit would, as Markdown."""
+    """Return the cost and the overlap of each policy, and of stopping all rows at an exit, as Markdown."""
     head = ["margins", f"overlap of the top {record['top_n']}", "least", "layers' work", "nDCG@10"]
     rows = [[_title(row), *_cells(row), f"{row['ndcg']:.3f}"] for row in record["policies"]]
     last = record["exits"][-1]

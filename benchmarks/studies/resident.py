@@ -1,10 +1,10 @@
-"""What a model holds resident: loaded, right after many real pairs, and when it has been idle for a while.
+"""The resident memory of a model: loaded, right after many real pairs, and after an idle while.
 
     python -m benchmarks.studies.resident --artifact ./artifact --precision int8 --data ../shared/data --pairs 1000
 
-Memory that processes share counts for each by its share (the kernel's Pss); there is one process here, so nearly all
-counts. Around a page of a file that is touched the kernel maps those beside it, as far as they are in the page cache
-already: that costs nothing, but it counts. The last line on standard output is the record as JSON.
+Shared memory counts for each process by its share (the kernel's Pss). Only one process runs here, so nearly all of it
+counts. When a page of a file is touched, the kernel also maps its neighbours in the page cache. This costs nothing, but
+it counts. The last line on standard output is the record as JSON.
 """
 
 import argparse

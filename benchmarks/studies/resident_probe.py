@@ -1,6 +1,6 @@
-"""A process that loads a model and scores the pairs that come on standard input, and says what is resident of it when.
+"""A process that loads a model, scores the pairs of standard input, and reports its resident memory at each moment.
 
-Imports nothing but what a host of a reranker would. `benchmarks.studies.resident` starts it.
+Imports only modules that a host of a reranker would import. `benchmarks.studies.resident` starts it.
 """
 
 import json
@@ -15,7 +15,7 @@ from rankrt.host.memory import Mapping, mappings
 from rankrt.loading.prepared import PreparedModels
 
 _N_AT_ONCE = 50
-# Memory is given back when nothing has run for a second.
+# Memory is released after one idle second.
 _PAUSE_S = 2.0
 
 
@@ -33,12 +33,12 @@ def main(artifact: str, precision: Precision) -> None:
 
 
 def resident() -> dict[str, float]:
-    """Return what is resident of this process now, in MB."""
+    """Return the resident memory of this process now, in MB."""
     return by_part(mappings(), PreparedModels().folder)
 
 
 def by_part(found: Sequence[Mapping], prepared: Path) -> dict[str, float]:
-    """Sum up what is resident by what it is, all first, in MB; of the model's files the largest mapping by itself."""
+    """Sum up resident memory by kind, in MB, the total first. The largest mapping of the model is a kind of its own."""
     of_model = [mapping for mapping in found if mapping.file and prepared in Path(mapping.file).parents]
     largest = max((mapping.n_bytes for mapping in of_model), default=0)
     kilobytes = {

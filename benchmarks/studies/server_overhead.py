@@ -1,14 +1,14 @@
-"""What the server costs over the library, in turn on the same machine: throughput, an idle request, a mixed load.
+"""The cost of the server over the library, in turn on the same machine: throughput, an idle request, a mixed load.
 
     python -m benchmarks.studies.server_overhead --artifact ./tiny ./base --data ../shared/data -o record.json
 
-Saturation: tokens a second for a number of requests, the same on each side: `Reranker.rank` called by one thread or by
-as many threads as there are HTTP clients, whichever is faster, against these clients. Idle: the median of one request
-of 10 passages at a time. Mixed: requests come at random at a share of what the machine can do, 95 % with 10 passages
-and 5 % with 500, and the small ones are timed from when they were due.
+Saturation is tokens a second for the same number of requests on each side. One side calls `Reranker.rank` from one
+thread, or from as many threads as there are HTTP clients, whichever is faster. The other side is these clients. Idle is
+the median of one request of 10 passages at a time. In the mixed load, requests come at random at a share of the
+machine's throughput: 95 % have 10 passages and 5 % have 500. The small ones are timed from when they were due.
 
-The clients run on the same cores as the server and are paid for by it, so processor time is measured too: of the
-library, of the server with its workers, of the clients. It tells on a busy machine what time on the clock does not.
+The clients run on the server's cores, at its cost. So processor time is measured, too: of the library, of the server
+with its workers, and of the clients. On a busy machine it shows more than time on the clock.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _N_SMALL, _N_LARGE, _SHARE_LARGE = 10, 500, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A number of requests that were answered; cpu_s is processor time by whose it was."""
+    """A number of answered requests; cpu_s is the processor time of each part."""
 
     n_requests: int
     n_tokens: int
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--mixed-seconds", type=float, default=60, help="of the mixed load")
     parser.add_argument("--load", type=float, default=0.5, help="of the mixed load, as a share of the throughput")
     parser.add_argument("--workers", default="auto")
-    parser.add_argument("-o", "--output", type=Path, help="where the record goes")
+    parser.add_argument("-o", "--output", type=Path, help="the file of the record")
     options = parser.parse_args()
     machine, load = this_machine(), os.getloadavg()[0]
     record = {
@@ -139,7 +139,7 @@ def measure_saturation(
 
 
 def measure_idle(reranker: Reranker, server: Server, workload: Workload, n_rounds: int) -> dict[str, float]:
-    """Return the median seconds of a call and of a request, in turn, and of their difference."""
+    """Return the median seconds of a call, of a request in turn with it, and of their difference."""
     client, passages = Client(server.port), workload.passages[:_N_SMALL]
     rows, clients_s = [], 0.0
     for _ in range(n_rounds):
@@ -162,7 +162,7 @@ def measure_idle(reranker: Reranker, server: Server, workload: Workload, n_round
 def measure_mixed(
     server: Server, workload: Workload, options: argparse.Namespace, tokens_per_second: float
 ) -> dict[str, float]:
-    """Return how long small requests take beside large ones, and alone."""
+    """Return the times of small requests beside large ones, and alone."""
     small = list(workload.passages[:_N_SMALL])
     large = [workload.passages[i % len(workload.passages)] for i in range(_N_LARGE)]
     client = Client(server.port)
@@ -192,7 +192,7 @@ def measure_mixed(
 
 @dataclass(slots=True, kw_only=True)
 class Arrived:
-    """What became of requests: of small ones the seconds since they were due, and how many of these until the sending.
+    """The results of requests: for small ones the seconds since they were due, and the part before the sending.
 
     clients_s is processor time.
     """
@@ -204,7 +204,7 @@ class Arrived:
 
 
 def _arrivals(gap: float, seconds: float) -> list[tuple[float, bool]]:
-    """Return when requests are due, and whether they are large; the same every time."""
+    """Return the times when requests are due, and their sizes. They are the same in every run."""
     chance, due = random.Random(0), 0.0
     arrivals: list[tuple[float, bool]] = []
     while (due := due + chance.expovariate(1 / gap)) < seconds or not arrivals:
@@ -215,7 +215,7 @@ def _arrivals(gap: float, seconds: float) -> list[tuple[float, bool]]:
 def _open_loop(
     server: Server, query: str, small: Sequence[str], large: Sequence[str], arrivals: Sequence[tuple[float, bool]]
 ) -> Arrived:
-    """Send requests when they are due, whether or not others were answered."""
+    """Send requests when they are due, even while others are unanswered."""
     found, local, cpu_s, started = Arrived(small=[]), threading.local(), time.process_time(), time.perf_counter()
 
     def ask(is_large: bool, due: float) -> None:
@@ -240,7 +240,7 @@ def _open_loop(
 
 
 def _work(call: Callable[[int], int], n_callers: int, n_requests: int, server: Server) -> Work:
-    """Make so many requests from several threads, each the next one as soon as it is answered."""
+    """Make so many requests from several threads. Each thread sends the next one after an answer."""
     numbers, counts, before = iter(range(n_requests)), [0] * n_callers, _cpu_s(server)
     started = time.perf_counter()
 

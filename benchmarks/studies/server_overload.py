@@ -1,11 +1,11 @@
-"""What a server answers when more is asked than it can do: its capacity first, then a multiple of it, whoever waits.
+"""A server's answers under overload: its capacity first, then a multiple of it.
 
     python -m benchmarks.studies.server_overload --artifact ./tiny --data ../shared/data -o record.json
 
-Capacity: clients that ask again as soon as they are answered. Overload: requests come at random at twice that rate,
-with a deadline, and no client slows down. Goodput is what was answered in time, in documents a second until the last
-answer. Work for requests that were not answered is thrown away: the server's own count of tokens tells how much. Small
-requests of ten documents come beside the large ones, a tenth of the work, and their waits are told apart.
+For the capacity, clients send again as soon as they have an answer. In the overload, requests come at random at twice
+that rate, with a deadline, and clients never slow down. Goodput is the documents a second that were answered in time,
+until the last answer. Work for unanswered requests is wasted, and the server's own count of tokens shows how much.
+Small requests of ten documents are a tenth of the work, and their waits are reported separately.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _N_SMALL, _SMALL_SHARE = 10, 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a request; `seconds` count from when it was due."""
+    """The result of a request; `seconds` count from when it was due."""
 
     status: int
     n_documents: int
@@ -50,7 +50,7 @@ def main() -> None:
         "--seconds", type=float, default=30.0, help="of the overload, and a third of it of the capacity"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, help="where the record goes")
+    parser.add_argument("-o", "--output", type=Path, help="the file of the record")
     options = parser.parse_args()
     load_before = os.getloadavg()[0]
     with Server(str(options.artifact)) as server:
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 class _Requests:
-    """Bodies of large and small requests of which no two are the same, and their way to the server."""
+    """Different bodies of large and small requests, and a client that sends them."""
 
     def __init__(self, server: Server, options: argparse.Namespace) -> None:
         workload = Source(read(options.data)[1], options.artifact / "tokenizer.json").make("mixed", options.documents)
@@ -99,7 +99,7 @@ class _Requests:
 
 
 def measure(server: Server, requests: _Requests, options: argparse.Namespace) -> dict[str, Any]:
-    """Return a round: the capacity in large requests, and what became of a multiple of it."""
+    """Return a round: the capacity in large requests, and the results of a multiple of it."""
 
     async def large(i: int) -> bool:
         return (await requests.send(is_small=False, timeout_ms=60_000))[0] == 200
@@ -127,7 +127,7 @@ def measure(server: Server, requests: _Requests, options: argparse.Namespace) ->
 
 
 async def _overload(requests: _Requests, capacity: float, options: argparse.Namespace) -> list[Outcome]:
-    """Send large and small requests when they are due, and return what became of each."""
+    """Send large and small requests when they are due, and return the result of each."""
     documents = capacity * options.load
     due = [(at, False) for at in poisson_arrivals((1 - _SMALL_SHARE) * documents / options.documents, options.seconds)]
     due += [(at, True) for at in poisson_arrivals(_SMALL_SHARE * documents / _N_SMALL, options.seconds, seed=1)]

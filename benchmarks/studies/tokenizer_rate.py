@@ -1,10 +1,11 @@
-"""How many tokens a second the tokenizers make of real text: what a GPU can be fed with.
+"""The tokenizers' tokens a second on real text, which limit what a GPU gets.
 
     python -m benchmarks.studies.tokenizer_rate --data ../shared/data --pairs 1024 TOKENIZER_JSON
 
-rankrt's own tokenizer over a mapped vocabulary, one text after the other, and the library's batch encoding with one
-thread and with all. Pairs are questions with BM25's candidates, in twelve languages, as a reranker meets them: a query
-is tokenized once, a passage each time it comes up. Medians of passes taken in turn, in tokens of the passages.
+It compares rankrt's own tokenizer over a mapped vocabulary, text by text, with the library's batch encoding on one
+thread and on all. Pairs are questions with BM25's candidates, in twelve languages. As in a reranker, a query is
+tokenized once, and a passage each time that it occurs. The values are medians of passes in turn, in tokens of the
+passages.
 """
 
 import argparse

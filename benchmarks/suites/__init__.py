@@ -1,4 +1,4 @@
-"""One file a suite: each says which cases there are for a system, and how one is measured."""
+"""The suites, one file each: the cases for a system, and how to measure one."""
 
 from collections.abc import Callable, Mapping, Sequence
 

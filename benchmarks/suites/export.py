@@ -1,4 +1,4 @@
-"""What it takes before a system can load a checkpoint: the time, peak memory and size of its conversions."""
+"""The cost before a system can load a checkpoint: time, peak memory and size of its conversions."""
 
 from functools import partial
 
@@ -9,13 +9,13 @@ from benchmarks.systems import CONVERSIONS, entry_of
 
 
 def cases(lab: Lab, system: str) -> list[Case]:
-    """Return one case for a system that is given something else than the checkpoint."""
+    """Return one case for a system that needs a conversion."""
     given = entry_of(system).given
     return [Case(name=given, measure=partial(_measure, lab, system, given))] if given else []
 
 
 def _measure(lab: Lab, system: str, given: str) -> Measured:
-    """Convert, or take what was measured when it was: nothing of it depends on who asks."""
+    """Convert, or return the measurement of the earlier conversion."""
     if lab.settings.artifact and given.startswith("rankrt"):
         raise SystemFailed("the artifact was given (--artifact), not made here")
     lab.path_for(system)

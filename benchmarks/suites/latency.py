@@ -1,4 +1,4 @@
-"""How long a request takes: numbers of passages times kinds of text, as shipped."""
+"""The time of a request: numbers of passages times kinds of text, as shipped."""
 
 from functools import partial
 from itertools import product
@@ -7,7 +7,7 @@ from benchmarks.harness.lab import Case, Lab, Measured
 
 
 def cases(lab: Lab, system: str) -> list[Case]:
-    """Return the cases from the shortest request to the longest, so that what takes too long is foreseen."""
+    """Return the cases from the shortest request to the longest, so that too long ones can be predicted."""
     settings = lab.settings
     lengths = [kind for kind in settings.kinds if not kind.isdigit() or int(kind) <= lab.checkpoint.max_length]
     return [

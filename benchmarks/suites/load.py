@@ -1,7 +1,7 @@
-"""What users of a server wait: latency over offered load, up to where it cannot keep up and beyond.
+"""The wait of a server's users: latency over offered load, below its capacity and above.
 
-Speaks TEI's dialect, POST /rerank {"query", "texts"}, or Jina's, with "documents". The load is a share of what clients
-that wait for their answers get out of the same server just before. The client shares the machine with the server.
+Speaks TEI's dialect, POST /rerank {"query", "texts"}, or Jina's, with "documents". The load is a share of the server's
+capacity, which clients that wait for their answers measure just before. The client shares the machine with the server.
 """
 
 import asyncio
@@ -36,12 +36,12 @@ from benchmarks.records.statistics import percentiles_ms
 class Server:
     """How a system is served over HTTP.
 
-    command      {python} of the environment, {program}, {model}, {port} and {threads} are filled in; an address runs
-                 already
+    command      with the fields {python} of the environment, {program}, {model}, {port} and {threads}; or the address
+                 of a running server
     environment  a file in locks/; "" is the harness's own
-    program      what is compiled for it, a name in PROGRAMS; "" for nothing
-    parts        what the record names the versions of, as the environment's lock has them
-    field        what the request calls its passages: "texts" in TEI's dialect, "documents" in Jina's
+    program      the program to compile for it, a name in PROGRAMS; "" for none
+    parts        the packages whose versions the record names, from the environment's lock
+    field        the request's field for passages: "texts" in TEI's dialect, "documents" in Jina's
     """
 
     command: str
@@ -61,7 +61,7 @@ _RANKRT_PARTS = ("onnxruntime", "starlette", "uvicorn")
 SERVERS: Mapping[str, Server] = {
     "rankrt-fp32": Server(command=f"{_RANKRT} fp32", environment="rankrt-server", parts=_RANKRT_PARTS),
     "rankrt-int8": Server(command=f"{_RANKRT} int8", environment="rankrt-server", parts=_RANKRT_PARTS),
-    # Its warm-up scores 32 long rows, which takes a large model longer than five minutes on two cores; ours follows.
+    # Its warm-up scores 32 long rows: over five minutes for a large model on two cores. Our own warm-up follows.
     "infinity": Server(
         command="{python} -c 'from infinity_emb.cli import cli; cli()' v2 --model-id {model} --port {port}"
         " --engine torch --device cpu --no-bettertransformer --no-model-warmup",
@@ -84,7 +84,7 @@ _ANSWER_S = 60.0
 
 
 def cases(lab: Lab, system: str) -> list[Case]:
-    """Return the shares of a server's capacity that are offered; none for a system that is no server."""
+    """Return the shares of a server's capacity to offer; none for a system without a server."""
     given = lab.settings.servers.get(system)
     server = Server(command=given) if given else SERVERS.get(system)
     if server is None:
@@ -94,7 +94,7 @@ def cases(lab: Lab, system: str) -> list[Case]:
 
 
 class _Loaded:
-    """A server that is started once, at the first case: its capacity is measured, then every share of it is offered."""
+    """A server that is started once, at the first case. Its capacity is measured, then every share of it is offered."""
 
     def __init__(self, lab: Lab, system: str, server: Server) -> None:
         self._lab = lab
@@ -104,7 +104,7 @@ class _Loaded:
         self._failure: str | None = None
 
     def measure(self, share: float) -> Measured:
-        """Return what came of a share. Raises SystemFailed if the server does not start or answers nothing good."""
+        """Return the result of a share. Raises SystemFailed if the server does not start or has no good answer."""
         if not self._found and self._failure is None:
             self._lab.close()
             try:
@@ -117,7 +117,7 @@ class _Loaded:
         return self._found[share]
 
     async def _offer(self, served: "_Served", workload: Workload) -> None:
-        """Offer the shares from the lowest on; what came of them stays if a later one fails."""
+        """Offer the shares from the lowest on, and keep their results if a later one fails."""
         settings = self._lab.settings
         async with requests(served.url, self._server.field, workload) as send:
             await _first_answer(served, send, settings.budget.load_s)
@@ -129,7 +129,7 @@ class _Loaded:
 
 
 async def measured(send: Send, rate_per_s: float, duration_s: float, capacity: float) -> Measured:
-    """Offer a rate for a time and report what came back."""
+    """Offer a rate for a time and report the answers."""
     replies = await offer(send, poisson_arrivals(rate_per_s, duration_s))
     good = [reply for reply in replies if reply.is_good]
     if not good:
@@ -149,7 +149,7 @@ async def measured(send: Send, rate_per_s: float, duration_s: float, capacity: f
 
 @asynccontextmanager
 async def requests(url: str, field: str, workload: Workload) -> AsyncIterator[Send]:
-    """Yield a function that sends a request, whose query is another one each time: a server may remember scores."""
+    """Yield a function that sends requests with different queries, because a server may remember scores."""
     numbers = itertools.count()
     timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -168,7 +168,7 @@ async def requests(url: str, field: str, workload: Workload) -> AsyncIterator[Se
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Served:
-    """Where a server listens; for one that was started here, its process and what it writes."""
+    """The address of a server; for one that was started here, its process and its output."""
 
     url: str
     process: "subprocess.Popen[bytes] | None" = None
@@ -181,7 +181,7 @@ class _Served:
 
 
 async def _first_answer(served: _Served, send: Send, limit_s: float) -> None:
-    """Ask until there is a good answer. Raises SystemFailed if the server ends, or after the limit."""
+    """Send requests until one succeeds. Raises SystemFailed if the server ends, or after the limit."""
     started = time.perf_counter()
     while not await send(0):
         served.check()
@@ -192,7 +192,7 @@ async def _first_answer(served: _Served, send: Send, limit_s: float) -> None:
 
 @contextmanager
 def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
-    """Start a server and stop it afterwards. Raises SystemFailed if there is no such program."""
+    """Start a server and stop it afterwards. Raises SystemFailed if the program does not exist."""
     if server.is_elsewhere:
         yield _Served(url=server.command.rstrip("/"))
         return
@@ -211,7 +211,7 @@ def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
 
 
 def tools_of(server: Server, budget: Budget) -> dict[str, Path]:
-    """Return a server's interpreter and its program, built the first time. Raises SystemFailed if they cannot be."""
+    """Return a server's interpreter and its program; build them the first time. Raises SystemFailed."""
     tools = {"python": python_of(server.environment) if server.environment else Path(sys.executable)}
     return tools | ({"program": compiled(server.program, budget) / server.program} if server.program else {})
 

@@ -1,4 +1,4 @@
-"""What a system's scores are worth: their distance from PyTorch's in fp32, and the ranking, where there are labels."""
+"""The quality of a system's scores: their distance from PyTorch's in fp32, and the ranking if there are labels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +17,7 @@ _TOP = 10
 
 
 def cases(lab: Lab, system: str) -> list[Case]:
-    """Return the one case there is: all questions."""
+    """Return the only case: all questions."""
     return [Case(name=f"{len(_questions(lab))} questions", measure=partial(_measure, lab, system))]
 
 
@@ -42,14 +42,14 @@ def _measure(lab: Lab, system: str) -> Measured:
 
 
 def _questions(lab: Lab) -> Sequence[Question]:
-    """Return questions with an answer and something to tell it from, spread over the whole text."""
+    """Return questions with right and wrong passages, spread over the whole text."""
     usable = [question for question in lab.source.texts.questions if question.pos and question.neg]
     n = min(len(usable), lab.settings.n_questions)
     return [usable[i * len(usable) // n] for i in range(n)]
 
 
 def _ranked(questions: Sequence[Question], scores: Sequence[Float32Array]) -> list[list[int]]:
-    """Return each question's labels, best score first; of equals the irrelevant first, so that a tie helps nobody."""
+    """Return each question's labels, best score first. Of equals the irrelevant one is first, so a tie never helps."""
     ranked = []
     for question, of_one in zip(questions, scores, strict=True):
         labels = [1] * len(question.pos) + [0] * len(question.neg)

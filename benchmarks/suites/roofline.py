@@ -1,9 +1,9 @@
-"""How near one row comes to what the machine can do: its rate at matrix products, and its memory's bandwidth.
+"""How near one row comes to the machine's limits: its rate at matrix products, and its memory's bandwidth.
 
 The operations are those that a score needs: the last layer computes keys and values for all tokens, the rest for one. A
-system that computes more has a lower share for it. There are two rates of products to compare with: repeated alone,
-whose weights the caches hold, and those of a whole model one after the other, whose weights come from memory. All are
-measured in the same run.
+system that computes more has a lower share. The products are compared with two rates. A product that is repeated alone
+has its weights in the caches. The products of a whole model have their weights in memory. All rates are measured in the
+same run.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _LENGTHS = (32, 128, 512)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The numbers of config.json that say how many operations a row takes."""
+    """The numbers of config.json that give the operations of a row."""
 
     n_layers: int
     hidden: int
@@ -26,7 +26,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Shape":
-        """Read them. Raises SystemFailed for a model that counts its layers otherwise."""
+        """Read them. Raises SystemFailed for a model with other fields."""
         try:
             return cls(
                 n_layers=config["num_hidden_layers"],
@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def n_bytes(self) -> float:
-        """The bytes of all layers' weights in fp32, which every run reads once."""
+        """The bytes of all layers' weights in fp32. Every run reads them once."""
         return 4.0 * self.n_layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
 
     def _layer(self, n_queries: int, n_tokens: int) -> float:

@@ -1,4 +1,4 @@
-"""How time grows with what there is to do, and shrinks with threads: rows of a length, rows at once, threads."""
+"""How time grows with the work and shrinks with threads: rows of a length, rows at once, threads."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +11,7 @@ from benchmarks.records.statistics import percentiles_ms, spread
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 _N_ROWS = (1, 2, 4, 8, 16)
 _ROW_TOKENS = 128
-# The first calls of a process are slow, whatever its threads: the tiny model's took 7.9 ms, later ones 4.5 ms.
+# The first calls of a process are slow with any number of threads. The tiny model's took 7.9 ms, later ones 4.5 ms.
 _WARM_S = 0.5
 
 
@@ -41,7 +41,7 @@ def _timed(lab: Lab, system: str, n_tokens: int, n_rows: int) -> Measured:
 
 
 def _with_threads(lab: Lab, system: str, n_threads: int) -> Measured:
-    """Time a process of its own: most libraries learn their number of threads once."""
+    """Time a process of its own, because most libraries learn their number of threads once."""
     workload = lab.source.make(str(_ROW_TOKENS), _N_ROWS[-2])
     with lab.start(system, lab.with_threads(n_threads)) as worker:
         _calls(worker, workload, 1, _WARM_S)
@@ -51,7 +51,7 @@ def _with_threads(lab: Lab, system: str, n_threads: int) -> Measured:
 
 
 def _calls(worker: Worker, workload: Workload, n: int, seconds: float) -> tuple[float, ...]:
-    """Call so often at least, and for so long; return the seconds of each call."""
+    """Call at least so often and so long; return the seconds of each call."""
     found: list[float] = []
     while len(found) < n or sum(found) < seconds:
         found.append(worker.call(workload.query, workload.passages, workload.max_length).seconds)

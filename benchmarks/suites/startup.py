@@ -1,8 +1,8 @@
-"""What it takes to have a first score, and what memory it takes to stay ready, alone and beside copies of itself.
+"""The time to a first score, and the memory of a ready process, alone and beside copies of itself.
 
-Cold is with the model's files removed from the page cache; the libraries' own files stay there. Private memory is what
-no other process shares; "shared" is the rest of what is resident. PSS divides shared pages among those who map them, so
-the PSS of all processes is what they take together.
+A cold start has the model's files removed from the page cache. The libraries' own files stay there. Private memory is
+memory that no other process shares. "shared" is the rest of the resident memory. PSS divides shared pages among their
+processes, so the sum of PSS is the memory of all processes together.
 """
 
 import os
@@ -29,7 +29,7 @@ def cases(lab: Lab, system: str) -> list[Case]:
 
 def _cold(lab: Lab, system: str) -> Measured:
     lab.close()
-    if system not in lab.systems:  # what is done once on a host, such as packing weights, is not a cold start
+    if system not in lab.systems:  # one-time work on a host, such as packing weights, is not a cold start
         _first_score(lab, system).close()
     evict(lab.path_for(system))
     with _first_score(lab, system) as worker:
@@ -101,7 +101,7 @@ def _measured(seconds: Sequence[float]) -> Measured:
 
 
 def evict(model: Path) -> None:
-    """Drop a model's files from the page cache; what is not written yet is written first."""
+    """Drop a model's files from the page cache, after writing changes to the disk."""
     for path in model.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)

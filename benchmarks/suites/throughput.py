@@ -1,4 +1,4 @@
-"""How much text goes through: a list of passages at once, as shipped, and as the system's best user would give it."""
+"""The throughput of a list of passages."""
 
 from functools import partial
 from typing import get_args
@@ -9,7 +9,7 @@ from benchmarks.systems import entry_of
 
 
 def cases(lab: Lab, system: str) -> list[Case]:
-    """Return both ways to give a system its text; one, where there is nothing to choose."""
+    """Return both ways to give a system its text, or one if it has no batch size to choose."""
     ways: tuple[Given, ...] = get_args(Given) if entry_of(system).batch_sizes else ("as shipped",)
     n = min(lab.settings.passages, key=lambda n_passages: abs(n_passages - 32))
     return [

@@ -1,6 +1,6 @@
-"""One file an engine. Each system is loaded in a process and an environment of its own.
+"""The systems, one file for each engine. Each is loaded in a process and an environment of its own.
 
-A system that is to be measured here is an entry in `SYSTEMS` and a class with the methods of `System`.
+To add a system, write an entry in `SYSTEMS` and a class with the methods of `System`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,28 +12,28 @@ from typing import Any, Protocol
 class System(Protocol):
     """An engine with a model loaded.
 
-    Constructed with the model's folder and a thread budget, and with the device where that is not "cpu".
+    Its constructor takes the model's folder, a thread budget, and the device if that is not "cpu".
     """
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions of what computes."""
+        """The versions of the parts that compute."""
         ...
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
-        """Return the logit of each passage, in order; without a batch size as the engine does it by default."""
+        """Return the logit of each passage, in order. Without a batch size the engine uses its default."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Where a system is, what environment it runs in, what it is given, and the batch sizes that its users may choose.
+    """A system's class, environment, input and batch sizes.
 
-    place        module:class; "" is a server only, which the load suite knows how to start
+    place        module:class; "" for a server, which the load suite can start
     environment  a file in locks/; "" is the harness's own
     given        a name in CONVERSIONS, or "" for the checkpoint itself
-    batch_sizes  what "at its best" may choose from; empty where there is nothing to choose
-    devices      where it can compute; empty where nobody knows, for a system of yours
+    batch_sizes  the choices of "at its best"; empty if a system has none
+    devices      the devices that it can use; empty if unknown, for a system of yours
     """
 
     place: str
@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """How a checkpoint becomes what an engine loads. `of` is the conversion that it starts from, or "" for none."""
+    """The conversion of a checkpoint for an engine. It starts from the conversion `of`, or "" for none."""
 
     place: str
     environment: str
@@ -114,7 +114,7 @@ SYSTEMS: Mapping[str, Entry] = {
     "infinity": Entry(place="", environment="infinity"),
 }
 
-# What is another on a GPU: environments with ONNX Runtime's build for it, and an artifact with graphs for it. PyTorch's
+# The differences on a GPU: environments with ONNX Runtime's build for it, and an artifact with graphs for it. PyTorch's
 # wheels are for both.
 _ON_GPU: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("rankrt-fp32", "cuda"): {"environment": "rankrt-cuda", "given": "rankrt-gpu"},
@@ -144,7 +144,7 @@ CONVERSIONS: Mapping[str, Conversion] = {
     "gguf-q8": Conversion(place="benchmarks.systems.llama_cpp:to_q8", environment="llama.cpp"),
 }
 
-# The LLM rerankers' systems, by names of their own: an encoder's run would take "flagembedding" for all of them.
+# The LLM rerankers' systems have names of their own. In an encoder's run "flagembedding" would select all of them.
 DECODERS: Mapping[str, Entry] = {
     "llm-rankrt": Entry(place="benchmarks.systems.decoders:Float32", environment="rankrt", batch_sizes=()),
     "llm-rankrt-unshared": Entry(place="benchmarks.systems.decoders:Unshared", environment="rankrt", batch_sizes=()),
@@ -156,12 +156,12 @@ DECODERS: Mapping[str, Entry] = {
     ),
 }
 
-# Servers that are compiled, once, from sources that come with an environment.
+# Servers that are compiled once, from sources in an environment.
 PROGRAMS: Mapping[str, Conversion] = {
     "llama-server": Conversion(place="benchmarks.systems.llama_cpp:build_server", environment="llama.cpp"),
 }
 
-# What answers the machine's own rates in place of scores.
+# Systems that answer the machine's own rates instead of scores.
 CEILINGS: Mapping[str, Entry] = {
     "sgemm": Entry(place="benchmarks.systems.ceilings:Sgemm", environment="rankrt-export", batch_sizes=()),
     "sgemm-from-memory": Entry(
@@ -187,15 +187,15 @@ def all_entries() -> list[Entry]:
 
 
 def members(name: str) -> list[str]:
-    """Return the systems that a name stands for: itself, or a family, all whose names begin with it ("torch").
+    """Return the systems of a name: the one with that name, or all whose names begin with it ("torch").
 
-    No system is named like a family, so each can be asked for alone.
+    A system never has the name of a family, so each can be selected alone.
     """
     if ":" in name:
         return [name]
     found = [system for system in SYSTEMS if system == name or system.startswith(f"{name}-")]
     if not found:
-        raise ValueError(f"there is no system {name!r}; there are {', '.join(SYSTEMS)}, and module:class for your own")
+        raise ValueError(f"{name!r} is not a system; choose from {', '.join(SYSTEMS)}, or module:class for your own")
     return found
 
 

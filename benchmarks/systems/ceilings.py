@@ -1,7 +1,8 @@
-"""The machine's own rates, ceilings for others: matrix products, the best of three libraries, and memory traffic.
+"""The machine's own rates, which limit all systems: matrix products, the best of three libraries, and memory traffic.
 
-A product repeated alone finds its weight in the caches. A model never does: its weights come from memory, one after the
-other, and with 128 rows on two cores of a Zen 5 that costs a fifth of the rate, whoever computes. So there are two.
+A product that is repeated alone finds its weight in the caches. A model's weights come from memory, one after the
+other. With 128 rows on two cores of a Zen 5, this costs a fifth of the rate in all three libraries. So both rates are
+measured.
 """
 
 import time
@@ -25,12 +26,12 @@ _N_FLOATS = 64 << 20
 
 
 class Products:
-    """Products of rows with one weight after the other, each taking what the last one gave, by each library."""
+    """Products of rows with one weight after the other, each on the result of the last, by each library."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]], n_threads: int) -> None:
         torch.set_num_threads(n_threads)
         random = np.random.default_rng(0)
-        # So scaled, what goes in neither overflows on the way nor becomes denormal numbers, which are slow.
+        # With this scale, values neither overflow nor become denormal numbers, which are slow.
         self._weights = [random.standard_normal(shape, np.float32) / np.float32(shape[0] ** 0.5) for shape in shapes]
         self._torch_weights = [torch.from_numpy(weight) for weight in self._weights]
         self._session = _session(self._weights, n_threads)
@@ -83,7 +84,7 @@ class Bandwidth:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Return the median time of a call, of at least 3 calls and about half a second."""
+    """Return the median time of a call, over at least 3 calls and about half a second."""
     call()
     times: list[float] = []
     while len(times) < 3 or sum(times) < 0.5:

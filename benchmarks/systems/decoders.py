@@ -1,4 +1,4 @@
-"""rankrt with LLM rerankers: rows cut as FlagEmbedding cuts them, read behind the last layer."""
+"""rankrt with LLM rerankers: rows cut as in FlagEmbedding, scores read after the last layer."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -39,7 +39,7 @@ class Weights8(Float32):
 
 
 class Int8(Float32):
-    """Linear layers in int8, but for those that cost too much."""
+    """Linear layers in int8, except those that cost too much."""
 
     precision = "int8"
 

@@ -1,8 +1,8 @@
 """FlagEmbedding's FlagReranker: sorted by length, padded batches of 128, and the first batch computed twice.
 
-Before it scores, `compute_score` runs the first batch to find out whether it fits into memory, and discards the answer.
-It lets the tokenizer's class add the special tokens, and the class that a checkpoint of XLM-R's kind names if its text
-is cut otherwise, PreTrainedTokenizerFast, adds none: scores would be of rows without <s> and </s>.
+`compute_score` first runs one batch to find out whether it fits into memory, and discards the answer. The tokenizer's
+class adds the special tokens. PreTrainedTokenizerFast, the class of some checkpoints of XLM-R's kind, adds none. Then
+rows would lack <s> and </s>.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class WithoutProbe(AsShipped):
 
 
 class Unprobed:
-    """A model that answers the first call of each request with nothing."""
+    """A model whose first call in each request answers nothing."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

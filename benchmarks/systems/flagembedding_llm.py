@@ -1,7 +1,8 @@
 """FlagEmbedding's FlagLLMReranker and LayerWiseFlagLLMReranker in fp32, without the batch whose answer is discarded.
 
-Both would run the first batch of a call twice, to find out whether it fits into memory. Of the layerwise model the last
-layer is read. A tokenizer without a token to pad with gets one; without `use_cache` transformers 4.57 runs MiniCPM.
+Both would run the first batch of a call twice, to find out whether it fits into memory. The layerwise model's scores
+are those of its last layer. A tokenizer without a padding token gets one. transformers 4.57 runs MiniCPM only without
+`use_cache`.
 """
 
 import json

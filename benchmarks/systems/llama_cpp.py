@@ -1,6 +1,6 @@
 """llama.cpp's reranking through llama-cpp-python: rank pooling over a GGUF file, rows packed into a batch and masked.
 
-A row is built as llama-server builds it: bos, query, eos, sep, passage, eos.
+A row is built as in llama-server: bos, query, eos, sep, passage, eos.
 """
 
 import os
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import llama_cpp
 
-# A row has to fit into one physical batch, whose attention is computed whole; llama-server's default is 512 tokens.
+# A row has to fit into one physical batch, because its attention is computed whole. llama-server's default is 512
+# tokens.
 _SHIPPED_TOKENS, _MOST_TOKENS, _MOST_ROWS = 512, 2048, 64
 
 
@@ -92,11 +93,11 @@ def _convert(checkpoint: Path, out: Path, kind: str) -> None:
         arguments = [str(checkpoint), "--outfile", str(out / f"model-{kind}.gguf"), "--outtype", kind]
         status = subprocess.run([sys.executable, str(script), *arguments]).returncode
     if status:
-        sys.exit(status)  # without a word: the script's own last one is the reason
+        sys.exit(status)  # without a message: the script's last line is the reason
 
 
 def build_server(python: Path, out: Path) -> None:
-    """Compile llama-server of the same sources, for the processor at hand, as llama-cpp-python itself is compiled."""
+    """Compile llama-server from the same sources for this processor, as llama-cpp-python itself is compiled."""
     out.mkdir()
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"]
     with tempfile.TemporaryDirectory() as name:
@@ -109,7 +110,7 @@ def build_server(python: Path, out: Path) -> None:
 
 
 def _sources(folder: Path) -> Path:
-    """Unpack the llama.cpp that llama-cpp-python was built of: wheels come without the script."""
+    """Unpack the llama.cpp that llama-cpp-python was built from, because wheels lack the script."""
     package = f"llama-cpp-python=={version('llama-cpp-python')}"
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     subprocess.run([*command, "--dest", str(folder), package], check=True)

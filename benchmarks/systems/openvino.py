@@ -17,7 +17,7 @@ _N_CALIBRATED = 100
 
 
 class OpenVino:
-    """Padded to the longest row of a batch; the precision is the graph's, not bfloat16 where the processor has it."""
+    """Padded to the longest row of a batch, in the graph's precision, even if the processor has bfloat16."""
 
     def __init__(self, model: str, n_threads: int) -> None:
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
@@ -49,7 +49,7 @@ def quantize(converted: Path, out: Path) -> None:
 
     # NNCF's own strength for transformers is 0.95; SmoothQuant's, 0.5, gave the tiny model a tau of 0.60 instead of
     # 0.49 (12 questions, one in each language). Leaving queries and keys in fp32 gave 0.63, the feed-forward layers
-    # 0.52: what hurts there is one scale for all tokens.
+    # 0.52. The cause is one scale for all tokens.
     alphas = nncf.AdvancedSmoothQuantParameters(matmul=0.5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(converted)
     data = nncf.Dataset(_calibration(), lambda pair: _rows(tokenizer, [pair], 512))

@@ -14,7 +14,7 @@ from optimum.onnxruntime.configuration import AutoOptimizationConfig
 
 from benchmarks.systems import batches
 
-# What Optimum calls the files that it writes.
+# Optimum's names of its files.
 _EXPORTED, _INT8 = "model.onnx", "model_quantized.onnx"
 
 
@@ -31,7 +31,7 @@ class Optimum:
             model, file_name=graph.name, provider=provider, provider_options=of_provider, session_options=options
         )
         if provider not in self._model.providers:
-            raise RuntimeError(f"ONNX Runtime did not load {provider}, and went on with {self._model.providers}")
+            raise RuntimeError(f"ONNX Runtime did not load {provider} and uses {self._model.providers}")
         engine = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
         self.versions = {name: version(name) for name in ("optimum-onnx", engine, "transformers")}
 
@@ -52,12 +52,12 @@ def _provider(device: str) -> tuple[str, dict[str, int] | None]:
 
 
 def export(checkpoint: Path, out: Path) -> None:
-    """Do what `optimum-cli export onnx --task text-classification` does."""
+    """Export like `optimum-cli export onnx --task text-classification`."""
     main_export(str(checkpoint), out, task="text-classification")
 
 
 def optimize(exported: Path, out: Path) -> None:
-    """Apply the fusions of level O3, to a copy: Optimum removes the data files of the graph that it is given."""
+    """Apply the fusions of level O3 to a copy, because Optimum removes the data files of its input."""
     with TemporaryDirectory(dir=out.parent) as folder:
         copy = shutil.copytree(exported, Path(folder) / "exported")
         ORTOptimizer.from_pretrained(str(copy)).optimize(
@@ -66,7 +66,7 @@ def optimize(exported: Path, out: Path) -> None:
 
 
 def quantize(exported: Path, out: Path) -> None:
-    """Apply ONNX Runtime's `quantize_dynamic`: per channel, 7 bits where products of bytes would saturate."""
+    """Apply ONNX Runtime's `quantize_dynamic`: per channel, with 7 bits if products of bytes would saturate."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     out.mkdir()

@@ -10,7 +10,7 @@ import transformers
 
 from benchmarks.systems import batches
 
-# 1.1 TFLOP a product: milliseconds on the fastest GPU, so that launching it is nothing.
+# 1.1 TFLOP a product: milliseconds on the fastest GPU, so the launch does not count.
 _GEMM_ROWS, _N_PRODUCTS = 8192, 5
 
 
@@ -31,7 +31,7 @@ class Sdpa:
         self.versions = {name: version(name) for name in ("torch", "transformers")}
 
     def changed(self, model: Any) -> Any:
-        """Return what the model becomes before it scores."""
+        """Return the model in the form that scores."""
         return model
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
@@ -93,7 +93,7 @@ class CompiledFloat16(Compiled):
 
 
 class Gemm:
-    """Answers a GPU's TFLOP/s instead of scores: one product of large matrices in half precision, as it is repeated."""
+    """Answers a GPU's TFLOP/s instead of scores: one repeated product of large matrices in half precision."""
 
     def __init__(self, model: str, n_threads: int, device: str) -> None:
         self._a, self._b = (torch.randn(_GEMM_ROWS, _GEMM_ROWS, device=device, dtype=torch.float16) for _ in range(2))

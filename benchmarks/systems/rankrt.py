@@ -1,4 +1,4 @@
-"""rankrt, as `Reranker.load` gives it."""
+"""rankrt, loaded by `Reranker.load`."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,7 +9,7 @@ from rankrt.artifact.manifest import InstructionSet, Precision
 
 
 class Float32:
-    """The fp32 variant of an artifact. There is no batch size to choose: rows of all lengths share runs unpadded."""
+    """The fp32 variant of an artifact. It has no batch size: rows of all lengths share runs without padding."""
 
     precision: ClassVar[Precision] = "fp32"
     instruction_set: ClassVar[InstructionSet | None] = None
@@ -35,7 +35,7 @@ class Float16(Float32):
 
 
 class Int8(Float32):
-    """Linear layers in int8, but for those that cost too much, by the graph for this processor."""
+    """Linear layers in int8, except those that cost too much, with the graph for this processor."""
 
     precision = "int8"
 

@@ -16,12 +16,12 @@ def fp16(checkpoint: Path, out: Path) -> None:
 
 
 def gpu(checkpoint: Path, out: Path) -> None:
-    """Write the graphs for GPUs; CUDA's are verified by `rankrt build` on one, or named by their precision."""
+    """Write the graphs for GPUs. `rankrt build` on a GPU verifies CUDA's; otherwise name their precision."""
     export(str(checkpoint), out, Options(precisions=["fp32", "fp16"], targets=["cuda", "tensorrt"]))
 
 
 def int8(checkpoint: Path, out: Path) -> None:
-    """Export within the default limits; random weights cannot meet them, and are for speed: all layers then."""
+    """Export within the default limits. Random weights cannot meet them, so all layers are exported, for speed."""
     try:
         _export(checkpoint, out, "int8")
     except VerificationError as error:

@@ -21,7 +21,7 @@ class Torch:
         self.versions = {name: version(name) for name in self.parts}
 
     def options(self, n_threads: int) -> dict[str, Any]:
-        """Return what the backend is told."""
+        """Return the options for the backend."""
         return {"dtype": torch.float32}
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
@@ -50,7 +50,7 @@ class Onnx(Torch):
 
 
 class OpenVino(Torch):
-    """In OpenVINO, through Optimum Intel, which computes in bfloat16 where the processor has it."""
+    """In OpenVINO, through Optimum Intel, which computes in bfloat16 if the processor has it."""
 
     backend = "openvino"
     parts = ("sentence-transformers", "optimum-intel", "openvino", "transformers")
@@ -60,10 +60,10 @@ class OpenVino(Torch):
 
 
 def to_onnx(checkpoint: Path, out: Path) -> None:
-    """Let it export as it does at the first load."""
+    """Export as at the first load."""
     CrossEncoder(str(checkpoint), device="cpu", backend="onnx").save_pretrained(str(out))
 
 
 def to_openvino(checkpoint: Path, out: Path) -> None:
-    """Let it convert as it does at the first load."""
+    """Convert as at the first load."""
     CrossEncoder(str(checkpoint), device="cpu", backend="openvino").save_pretrained(str(out))

@@ -533,7 +533,7 @@ def _blocks(pairs: Sequence[Pair], size: int | None = None) -> list[Sequence[Pai
 
 
 def sigmoid(logits: Float32Array) -> Float32Array:
-    """Map logits to (0, 1) as FlagEmbedding does: 1 / (1 + exp(-x)) in double precision."""
+    """Map logits to [0, 1] as FlagEmbedding does: 1 / (1 + exp(-x)) in double precision, rounded to float32."""
     return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
 

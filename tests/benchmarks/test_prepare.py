@@ -30,4 +30,4 @@ def test_a_name_or_a_model_that_means_nothing_is_said(tmp_path: Path, capsys: py
     assert "is not a checkpoint" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare.main(["--systems", "tensorflow", "--model", str(CHECKPOINT)])
-    assert "there is no system 'tensorflow'" in capsys.readouterr().err
+    assert "'tensorflow' is not a system" in capsys.readouterr().err

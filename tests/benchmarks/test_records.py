@@ -145,7 +145,7 @@ def test_a_record_of_a_gpu_names_it_with_its_rate(tmp_path: Path, monkeypatch: p
 def test_what_is_no_record_or_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "other.json").write_text('{"benchmark": "speed"}')
     assert report.main([str(tmp_path / "other.json")]) == 1
-    assert "is no record of `python -m benchmarks.run`" in capsys.readouterr().err
+    assert "is not a record of `python -m benchmarks.run`" in capsys.readouterr().err
     assert main(["latency", "--systems", STEADY, "--model", str(tmp_path)]) == 1
     assert "is not a checkpoint" in capsys.readouterr().err
     assert main(["latency", "--systems", STEADY, "--model", str(CHECKPOINT), "--text", str(tmp_path)]) == 1
@@ -155,7 +155,7 @@ def test_what_is_no_record_or_no_model_is_said(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--systems", "tensorflow"], "there is no system 'tensorflow'"),
+        (["--systems", "tensorflow"], "'tensorflow' is not a system"),
         (["--systems", STEADY, "--baseline", "torch"], "torch stands for torch-eager, torch-sdpa"),
         (["--systems", STEADY, "--kinds", "long"], "--kinds long: expected short, mixed, paragraphs, or a number"),
         (["--systems", STEADY, "--device", "tpu"], "--device tpu: expected cpu, cuda, tensorrt, or one with a number"),

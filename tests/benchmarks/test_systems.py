@@ -48,7 +48,7 @@ def test_a_name_stands_for_all_that_begin_with_it():
     assert members("rankrt") == ["rankrt-fp32", "rankrt-int8", "rankrt-avx2-int8", "rankrt-fp16"]
     assert members("sentence-transformers-onnx") == ["sentence-transformers-onnx"]
     assert members("my.module:System") == ["my.module:System"]
-    with pytest.raises(ValueError, match="there is no system 'tensorflow'; there are rankrt-fp32"):
+    with pytest.raises(ValueError, match="'tensorflow' is not a system; choose from rankrt-fp32"):
         members("tensorflow")
 
 

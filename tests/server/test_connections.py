@@ -88,7 +88,7 @@ def test_a_full_server_says_503_and_why_in_the_words_of_the_dialect(patient: Any
         refused = httpx.post(address + path, json=body)
     assert refused.status_code == 503
     assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "1")
-    assert refused.json()[field] == f"{FULL} connections are open, the most here; try again"
+    assert refused.json()[field] == f"too many connections (limit {FULL}); try again"
     wait_until(lambda: service.gate.n_open == 0)
     assert httpx.post(f"{address}/rerank", json=BODY).status_code == 200
 

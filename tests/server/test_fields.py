@@ -203,8 +203,8 @@ def test_content_of_text_parts_is_a_text(client: Any, path: str, document: Any):
     ("document", "said"),
     [
         ({"content": [{"type": "image_url", "image_url": {"url": "u"}}]}, "a part of type `image_url`"),
-        ({"text": "three", "image": "https://..."}, "`image` is none - at `$.documents[1]`"),
-        ({"image": "https://..."}, "`image` is none"),
+        ({"text": "three", "image": "https://..."}, "text only, not `image` - at `$.documents[1]`"),
+        ({"image": "https://..."}, "text only, not `image`"),
         ({}, "expected either `text` or `content` - at `$.documents[1]`"),
         ({"text": "a", "content": "b"}, "expected either `text` or `content`"),
     ],

@@ -96,7 +96,7 @@ def test_too_large_a_body_is_refused_with_the_figure(slow: Any):
     for content in (big, iter([big])):  # with its length said before, and in chunks
         response = httpx.post(f"{address}/rerank", content=content, headers=JSON)
         assert response.status_code == 413
-        assert response.json()["error"] == "the body has more than 5000 bytes, the most here"
+        assert response.json()["error"] == "the body is too large (limit 5000 bytes)"
     wait_until(lambda: service.in_flight.n_bytes == 0)
 
 
@@ -171,7 +171,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(slow: Any):
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error_type"] == "Overloaded"
-    assert "more than 100" in refused.json()["error"]
+    assert "limit 100" in refused.json()["error"]
     brake.gate.set()
     first.join()
     assert [answer.status_code for answer in answers] == [200]
@@ -199,7 +199,7 @@ def test_bodies_together_have_a_limit_too(tiny_folder: Path):
         service.in_flight.n_bytes += 990
         response = httpx.post(f"{address}/rerank", json=BODY)
         assert response.status_code == 429
-        assert response.json()["error"] == "requests of 990 bytes are worked on, at most 1000 may be"
+        assert response.json()["error"] == "server busy: 990 bytes of requests in flight (limit 1000); try again"
 
 
 def test_nobody_works_for_a_client_that_has_left(slow: Any):

@@ -156,7 +156,7 @@ def test_values_of_a_body_are_counted_without_decoding_it(content: bytes, n: int
 
 def test_too_many_values_are_refused_with_the_figures():
     in_flight = InFlight(Limits(max_documents=1))
-    with in_flight.request() as body, pytest.raises(Failure, match="has 101 strings, lists and objects; at most 100"):
+    with in_flight.request() as body, pytest.raises(Failure, match=r"lists and objects.*101 \(limit 100\)"):
         body.add_values(101)
 
 
@@ -165,7 +165,7 @@ def test_values_count_as_bytes_until_a_request_is_answered():
     with in_flight.request() as body:
         body.add_values(4)
         assert in_flight.n_bytes == 4 * BYTES_A_VALUE
-        with in_flight.request() as other, pytest.raises(Failure, match="at most 100 may be"):
+        with in_flight.request() as other, pytest.raises(Failure, match="limit 100"):
             other.add_values(2)
     assert in_flight.n_bytes == 0
 

@@ -52,21 +52,21 @@ def test_a_path_that_is_not_there_answers_what_any_client_reads(client: Any):
     found = response.json()
     assert response.status_code == 404
     assert found["detail"] == found["message"] == found["error"]["message"]
-    assert found["detail"] == "there is nothing at this path; see /docs"
+    assert found["detail"] == "this path does not exist; see /docs"
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/v1/embeddings", "makes no embeddings"),
-        ("/v1/chat/completions", "generates no text"),
+        ("/v1/embeddings", "does not make embeddings"),
+        ("/v1/chat/completions", "does not generate text"),
         ("/v1/inference/BAAI/bge-reranker-v2-m3", "POST /v1/rerank"),
         ("/v3/rerank", "POST /v2/rerank"),
         ("/v1/retrieval/nvidia/model/reranking", "POST /v1/ranking"),
         ("/api/v1/services/rerank/text-rerank/text-rerank", "POST /v1/rerank"),
         ("/decode", "/tokenize"),
-        ("/v1/rerank/rerank", "stands there twice"),
-        ("/v1/v1/rerank", "stands there twice"),
+        ("/v1/rerank/rerank", "is repeated"),
+        ("/v1/v1/rerank", "is repeated"),
     ],
 )
 def test_a_path_of_another_interface_is_told_which_of_ours_to_use(client: Any, path: str, said: str):

@@ -96,7 +96,7 @@ def read(page: Any, path: Path, content: bytes) -> str:
         (
             "a.txt",
             "zero caf\u00e9\nfour".encode("latin-1"),
-            "2 documents of a.txt, read as Latin-1, as it is not UTF-8",
+            "2 documents of a.txt, read as Latin-1, because it is not UTF-8",
         ),
         ("a.txt", "two\nfour".encode("utf-16"), "2 documents of a.txt, read as UTF-16"),
     ],
@@ -123,7 +123,7 @@ def test_a_file_is_read_by_its_kind_and_the_page_says_what_was_read(
         ),
         ("a.jsonl", b'{"text": "two"}\nfour', "line 2 is not JSON"),
         ("a.csv", b"id,text\n1,two\n2,four,five\n", "the row of line 3 has 3 cells, and the header 2"),
-        ("a.csv", b'text\n"two\n', "the quotation that begins in the row of line 2 does not end"),
+        ("a.csv", b'text\n"two\n', "the quote that begins in line 2 is not closed"),
         ("a.csv", b"text\n", "this table has a header and no rows"),
         ("a.txt", b" \n", "it has no documents"),
     ],

@@ -1,4 +1,4 @@
-"""How a model is expressed for an engine, one file each."""
+"""The targets: how a model is written for an engine, one file each."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,9 +1,9 @@
-"""The CPU target of causal models: rows packed one behind the other, attention row by row behind a shared prefix.
+"""The CPU target of causal models: rows concatenated, attention row by row after a shared prefix.
 
-As for the encoders, products, norms and activations run over all rows at once, and a Loop takes the rows one at a time
-into attention: GroupQueryAttention, whose causal flash kernel needs no mask and takes the keys and values before the
-row's own as they are. So there is no padding, and a row's numbers are the same to the last bit in whichever company it
-runs, and whether its prefix was computed with it or before it.
+As for the encoders, products, norms and activations run over all rows at once. A Loop takes one row at a time into
+GroupQueryAttention. Its causal flash kernel needs no mask, and takes the keys and values before the row's own as they
+are. So there is no padding. A row's scores are bit-identical in every run, and whether its prefix was computed with it
+or before it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ from rankrt_export.targets import fused
 from rankrt_export.targets.each_row import Row, each_row
 from rankrt_export.targets.segment import SegmentShape
 
-# GroupQueryAttention takes heads of a multiple of this size; others are filled up with zeros, which add nothing.
+# GroupQueryAttention takes heads of a multiple of this size. Others are padded with zeros, which add nothing.
 _HEAD_STEP = 8
 # Appends a node with one output.
 Op: TypeAlias = Callable[..., ir.Value]
 
 
 class CausalCpuEngine:
-    """Inputs as docs/artifact.md describes them for the layout "causal"."""
+    """The engine of the layout "causal", with the inputs of docs/artifact.md."""
 
     layout: Layout = "causal"
     n_axes = 1
@@ -57,24 +57,24 @@ class CausalCpuEngine:
         self._kept: list[ir.Value] = []
 
     def asking(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of the tokens that go on."""
+        """Return the states of the tokens that are kept."""
         return self.going_on(hidden)
 
     def going_on(self, x: ir.Value) -> ir.Value:
-        """Return the states of the tokens that go on from the segment's last layer."""
+        """Return the states of the tokens that are kept after the segment's last layer."""
         return self._graph.op("Gather", x, self._last_tokens, axis=0)
 
     def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Turn the features of each head by the token's position; `x` has all tokens, or those that go on."""
+        """Rotate the features of each head by the token's position; `x` has all tokens, or the kept ones."""
         graph, one = self._graph, self._graph.ints(1)
         positions = self._last_positions if is_last else self._positions
-        # Each token is a sequence of its own: a sequence may not be longer than the tables, but a run may.
+        # Each token is a sequence of its own, because a run may be longer than the tables and a sequence may not.
         tokens = [graph.op("Unsqueeze", value, one) for value in (x, positions)]
         turned = graph.op("RotaryEmbedding", *tokens, *tables.stored(graph), domain=MICROSOFT, num_heads=n_heads)
         return graph.op("Squeeze", turned, one)
 
     def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Attend from all tokens, or from those that go on, to what stands before them in row and prefix."""
+        """Attend from all tokens, or from the kept ones, to the tokens before them in prefix and row."""
         graph, zero = self._graph, self._graph.ints(0)
         query = self._filled(query, n_heads)
         key, value = (self._filled(x, self._shape.n_kv_heads) for x in (key, value))
@@ -89,7 +89,7 @@ class CausalCpuEngine:
             if is_last:
                 places_before.append([row.start, middle])
             before = [
-                self._behind(tape, prefix, [tape.op("Slice", [states, *place, zero]) for place in places_before])
+                self._lengthened(tape, prefix, [tape.op("Slice", [states, *place, zero]) for place in places_before])
                 for prefix, states in zip(prefixes, (key, value), strict=True)
             ]
             places = ((start, stop), (middle, row.stop), (middle, row.stop))
@@ -102,7 +102,7 @@ class CausalCpuEngine:
             last = tape.op("Cast", [tape.op("Sub", [n_total, graph.ints(1)])], {"to": ir.DataType.INT32})
             total = tape.op("Cast", [tape.op("Squeeze", [n_total, zero])], {"to": ir.DataType.INT32})
             heads = {"num_heads": n_heads, "kv_num_heads": self._shape.n_kv_heads, "scale": self._shape.head_size**-0.5}
-            # Keys and values are asked for although nobody reads them: the flash kernel needs a place to join them in.
+            # The outputs for keys and values are needed, although unused: the flash kernel joins them there.
             attended, _, _ = tape.op_multi_out(
                 "GroupQueryAttention", [*parts, *before, last, total], heads, domain=MICROSOFT, num_outputs=3
             )
@@ -111,7 +111,7 @@ class CausalCpuEngine:
         return self._unfilled(each_row(graph, self._n_rows, self._offsets, of_row), n_heads)
 
     def last_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's last token, (n_rows, n_features), of those that go on."""
+        """Return the states of each row's last token, (n_rows, n_features), from the kept ones."""
         graph = self._graph
         stops = graph.op("Slice", self._last_offsets, graph.ints(1), graph.ints(2**62), graph.ints(0))
         return graph.op("Gather", hidden, graph.op("Sub", stops, graph.ints(1)), axis=0)
@@ -129,7 +129,7 @@ class CausalCpuEngine:
         return {"kept": self._graph.op("Concat", *self._kept, axis=0)}
 
     def _prefixes(self) -> tuple[ir.Value, ir.Value]:
-        """Return the prefix's keys and values for the layer whose turn it is, (1, n_kv_heads, n_prefix, head_size)."""
+        """Return the prefix's keys and values for the current layer, (1, n_kv_heads, n_prefix, head_size)."""
         graph, layer = self._graph, len(self._kept)
         of_layer = graph.op("Gather", self._prefix, graph.int_scalar(layer), axis=0)
         keys, values = (graph.op("Gather", of_layer, graph.ints(i), axis=0) for i in (0, 1))
@@ -141,8 +141,8 @@ class CausalCpuEngine:
         by_head = [graph.op("Unsqueeze", self._by_head(graph.op, x), graph.ints(0, 1)) for x in firsts]
         self._kept.append(graph.op("Concat", *by_head, axis=1))
 
-    def _behind(self, tape: Tape, prefix: ir.Value, blocks: Sequence[ir.Value]) -> ir.Value:
-        """Return a prefix, lengthened by blocks of states, (n, n_kv_heads * head_size) each."""
+    def _lengthened(self, tape: Tape, prefix: ir.Value, blocks: Sequence[ir.Value]) -> ir.Value:
+        """Return a prefix with blocks of states after it, (n, n_kv_heads * head_size) each."""
         states = tape.op("Concat", blocks, {"axis": 0}) if len(blocks) > 1 else blocks[0]
         by_head = self._by_head(lambda type_, *inputs, **attributes: tape.op(type_, inputs, attributes), states)
         return tape.op("Concat", [prefix, tape.op("Unsqueeze", [by_head, self._graph.ints(0)])], {"axis": 2})

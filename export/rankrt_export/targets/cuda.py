@@ -1,15 +1,15 @@
 """The CUDA target: rows concatenated, attention over all of them in one operator.
 
-PackedMultiHeadAttention takes flash attention for rows of any lengths where query, key and value come apart, in half
-precision and without a bias (onnxruntime's contrib_ops/cuda/bert/packed_multihead_attention.cc). A product that adds a
-bias costs two more passes over its output in ONNX Runtime 1.31: one writes the bias, one reads it back. So only the
-query's bias is added by its product. All others are added by the operator after the product: GELU, or sum and norm.
+PackedMultiHeadAttention takes rows of any lengths. It uses flash attention if query, key and value are separate, in
+half precision and without a bias (onnxruntime's contrib_ops/cuda/bert/packed_multihead_attention.cc). A product that
+adds a bias costs two more passes over its output in ONNX Runtime 1.31: one writes the bias, one reads it back. So only
+the query's product adds its bias. The operator after each other product adds its bias: GELU, or sum and norm.
 
-The operators are written as they are to run, so nothing depends on an optimizer. SkipLayerNormalization sums squares in
-fp32 in the wheels that rankrt takes (ONNX Runtime's pull request 28682). No operator computes a shape: ONNX Runtime
-puts such ones on the CPU, where none may be.
+The graph has the operators as they run, so nothing depends on an optimizer. SkipLayerNormalization sums squares in fp32
+in the wheels that rankrt takes (ONNX Runtime's pull request 28682). No operator computes a shape: ONNX Runtime would
+put it on the CPU, where none may be.
 
-The host computes the places, which it knows, so no operator removes padding or puts it back.
+The host computes the places of tokens, so no operator removes or restores padding.
 """
 
 import onnx_ir as ir
@@ -27,7 +27,7 @@ class CudaEngine:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        # What came through an attention without its value's bias, and that bias's name.
+        # The output of an attention without its value's bias, and that bias's name.
         self._without_bias: dict[ir.Value, str] = {}
         int32 = ir.DataType.INT32
         self.ids = graph.input("input_ids", int32, ["n_tokens"])
@@ -47,10 +47,10 @@ class CudaEngine:
     def attention(
         self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
     ) -> ir.Value:
-        """Attend from every token, as the operator wants as many queries as keys; only the first ones are returned.
+        """Attend from every token, because the operator needs as many queries as keys; return the first ones if asked.
 
-        A key's bias adds the same to all scores of a query, which softmax does not see. The shares of a query sum to 1,
-        so a value's bias passes through unchanged: the layer after the attention adds it.
+        A key's bias adds the same to all scores of a query, so softmax does not change. The shares of a query sum to 1,
+        so a value's bias passes unchanged, and the layer after the attention adds it.
         """
         query, key, value = layers
         states = (

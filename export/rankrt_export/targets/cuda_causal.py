@@ -1,11 +1,11 @@
 """The CUDA target of causal models: a matrix of rows, causal attention in one operator.
 
-PackedMultiHeadAttention, which takes rows of any lengths, knows no causal attention. MultiHeadAttention does, and takes
-flash attention in half precision where it has neither mask nor bias nor past (onnxruntime's contrib_ops/cuda/bert/
-multihead_attention.cc); it has as many heads for keys as for queries, so shared ones are repeated. In the last layer
-all tokens ask and one a row goes on: asking from one only would need a mask, and with it another kernel.
+PackedMultiHeadAttention takes rows of any lengths, but has no causal attention. MultiHeadAttention has it. It uses
+flash attention in half precision if it has neither mask nor bias nor past (onnxruntime's contrib_ops/cuda/bert/
+multihead_attention.cc). It has as many heads for keys as for queries, so shared ones are repeated. In the last layer
+all tokens are queries, and one a row is kept. A single query would need a mask, and with it another kernel.
 
-As in `cuda`, the operators are written as they are to run, and none computes a shape.
+As in `cuda`, the graph has the operators as they run, and none computes a shape.
 """
 
 import onnx_ir as ir
@@ -24,19 +24,19 @@ class CausalCudaEngine(PaddedCausalEngine):
         return hidden
 
     def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Turn the features of each head by the token's position, counted from 0 in every row."""
+        """Rotate the features of each head by the token's position, counted from 0 in every row."""
         graph = self.graph
         stored = tables.stored(graph, graph.states)
         return graph.op("RotaryEmbedding", x, graph.ints(0), *stored, domain=MICROSOFT, num_heads=n_heads)
 
     def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Attend from every token to what stands before it; only the last ones go on if `is_last`."""
+        """Attend from every token to itself and those before it; return only the last ones if `is_last`."""
         states = (query, self.for_each_head(key, n_heads), self.for_each_head(value, n_heads))
         attended = self.graph.op("MultiHeadAttention", *states, domain=MICROSOFT, num_heads=n_heads, unidirectional=1)
         return self.going_on(attended) if is_last else attended
 
     def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
-        """Normalise in one operator, which takes float32 and gives the type of its scale."""
+        """Normalise in one operator, from float32 to the type of its scale."""
         return fused.rms_norm(self.graph, x, name, scale, epsilon)
 
     def silu(self, x: ir.Value) -> ir.Value:

@@ -1,4 +1,4 @@
-"""A Loop over the rows of a run, for what cares where a row ends: positions and attention."""
+"""A Loop over the rows of a run. Positions and attention need it."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from rankrt_export.graph.graph import Graph
 
 
 class Row:
-    """The row of one turn of the loop: its index, and where its tokens start and stop, each of shape (1,)."""
+    """The row of one turn of the loop: its index, start and stop, each of shape (1,)."""
 
     def __init__(self, graph: Graph, tape: Tape, offsets: ir.Value, index: ir.Value) -> None:
         self.index = tape.op("Unsqueeze", [index, graph.ints(0)])
@@ -19,7 +19,7 @@ class Row:
 
 
 def each_row(graph: Graph, n_rows: ir.Value, offsets: ir.Value, of_row: Callable[[Tape, Row], ir.Value]) -> ir.Value:
-    """Run `of_row` for every row and put the results, (row's n_tokens, n_features), one behind the other."""
+    """Run `of_row` for every row and concatenate the results, (row's n_tokens, n_features)."""
     results = graph.op("SequenceEmpty", dtype=ir.DataType.FLOAT)
     body = _loop_body(lambda tape, index: of_row(tape, Row(graph, tape, offsets, index)))
     joined = graph.loop(n_rows, results, body)

@@ -1,4 +1,4 @@
-"""What stands between the products of a causal model, in ONNX Runtime's operators, which a CPU and CUDA both have."""
+"""Norm and activation of a causal model, in operators that ONNX Runtime has on CPUs and on CUDA."""
 
 import onnx_ir as ir
 
@@ -7,7 +7,7 @@ from rankrt_export.graph.graph import MICROSOFT, Graph
 
 
 def rms_norm(graph: Graph, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
-    """Normalise float32; the result has the type of the scale, which is that of states."""
+    """Normalise float32; the result has the type of the scale, which is the states' type."""
     stored = graph.array(name, scale, graph.states)
     return graph.op("SimplifiedLayerNormalization", x, stored, axis=-1, epsilon=epsilon, stash_type=1)
 

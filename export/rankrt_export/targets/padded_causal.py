@@ -1,7 +1,7 @@
-"""Rows of a causal model as a matrix, filled up behind their ends: what the targets for GPUs share.
+"""Rows of a causal model as a matrix, padded after their ends: the common part of the targets for GPUs.
 
-A token sees only what stands before it, so none of a row's own ever sees what its row is filled up with, and no mask
-hides that. Rows have no prefix in common here: keys and values that several rows read would have to be copied for each.
+A token sees only the tokens before it. So a row's tokens never see the padding, and no mask has to hide it. Rows share
+no prefix here, because its keys and values would have to be copied for each row.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class PaddedCausalEngine:
         self.states = graph.input("input_ids", ir.DataType.INT32, ["n_rows", "longest"])
         self.lengths = graph.input("lengths", ir.DataType.INT32, ["n_rows"])
         stops = graph.op("Unsqueeze", graph.op("Cast", self.lengths, to=ir.DataType.INT64), graph.ints(1))
-        # (n_rows, 1), the place of each row's last token
+        # (n_rows, 1): the place of each row's last token
         self.last = graph.op("Sub", stops, graph.ints(1))
 
     def going_on(self, x: ir.Value) -> ir.Value:
@@ -34,15 +34,15 @@ class PaddedCausalEngine:
         return self.graph.op("Unsqueeze", found, self.graph.ints(1))
 
     def last_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's last token, (n_rows, n_features), which alone went on."""
+        """Return the states of each row's last token, (n_rows, n_features), the only one that is kept."""
         return self.graph.op("Squeeze", hidden, self.graph.ints(1))
 
     def outputs(self) -> Mapping[str, ir.Value]:
-        """Return nothing: no run hands anything to another."""
+        """Return no outputs: no run hands anything to another."""
         return {}
 
     def for_each_head(self, x: ir.Value, n_heads: int) -> ir.Value:
-        """Return keys or values, (n_rows, n, n_kv_heads * size), once for each head that asks them."""
+        """Return keys or values, (n_rows, n, n_kv_heads * size), repeated for each head of queries."""
         graph, n_kv_heads, size = self.graph, self.shape.n_kv_heads, self.shape.head_size
         if n_kv_heads == n_heads:
             return x

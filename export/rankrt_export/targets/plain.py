@@ -1,7 +1,7 @@
 """Attention over a matrix of rows in plain operators, in the shape that TensorRT recognises.
 
-That is a product, a softmax, a product, with the scale multiplied into the query before (its guide, "Fused Attention").
-The mask is added, and adds 0 where nothing is hidden; softmax is fp32 whatever the states are.
+This is a product, a softmax and a product, with the scale in the query (its guide, "Fused Attention"). The mask is
+added, with 0 where nothing is hidden. Softmax is always fp32.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from rankrt_export.graph.graph import FLOAT, HALF, Graph
 
-# What hides a place: exp() of it is 0, and no score that is added to it makes it infinite.
+# Hides a place: exp() of it is 0, and it stays finite with any score added.
 _HIDDEN = np.float32(-1e30)
 _TYPE_OF = {FLOAT: np.float32, HALF: np.float16}
 
@@ -24,13 +24,13 @@ def places(graph: Graph, ids: ir.Value) -> ir.Value:
 
 
 def mask(graph: Graph, is_seen: ir.Value, axes: Sequence[int]) -> ir.Value:
-    """Return what is added to scores, 0 where they are seen, with further axes of one place each."""
+    """Return the mask to add to scores, 0 where they are seen, with further axes of one place each."""
     added = graph.op("Where", is_seen, graph.scalar(np.float32(0)), graph.scalar(_HIDDEN))
     return graph.op("Unsqueeze", added, graph.ints(*axes))
 
 
 def attention(graph: Graph, query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value, size: int) -> ir.Value:
-    """Return what queries attend to, (n_rows, n_asking, n_heads * size), from states of as many heads."""
+    """Return the output of attention, (n_rows, n_queries, n_heads * size), from states of as many heads."""
     scale = graph.constant(f"{size}**-0.5", np.array(size**-0.5, _TYPE_OF[graph.states]))
     asking = _by_head(graph, graph.op("Mul", query, scale), size, perm=[0, 2, 1, 3])
     scores = graph.op("MatMul", asking, _by_head(graph, key, size, perm=[0, 2, 3, 1]))

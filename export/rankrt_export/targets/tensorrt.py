@@ -1,8 +1,7 @@
-"""The TensorRT target: a matrix of rows, filled up to the longest, and plain operators that TensorRT fuses itself.
+"""The TensorRT target: a matrix of padded rows, and plain operators that TensorRT fuses itself.
 
-TensorRT knows none of ONNX Runtime's operators. Graphs are strongly typed, so precision is written into them: sums,
-norms and softmax are fp32 whatever the states are, by casts that fuse with what is around them. The mask comes from
-`lengths`.
+TensorRT has none of ONNX Runtime's operators. Graphs are strongly typed, so they contain the precision: sums, norms and
+softmax are always fp32, by casts that fuse with their neighbours. The mask comes from `lengths`.
 """
 
 import onnx_ir as ir
@@ -28,7 +27,7 @@ class TensorRtEngine:
         self._mask = plain.mask(graph, is_there, axes=(1, 2))
 
     def positions(self, table: Float32Array, name: str) -> ir.Value:
-        """Return the first rows of the table, (longest, n_features), which are the same for all rows of the run."""
+        """Return the first rows of the table, (longest, n_features), the same for all rows of the run."""
         return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), self._places)
 
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
@@ -38,7 +37,7 @@ class TensorRtEngine:
     def attention(
         self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
     ) -> ir.Value:
-        """Attend to all tokens but those that are filled up."""
+        """Attend to all tokens except padding."""
         graph = self._graph
         size = graph.weights.shape(f"{layers[0]}.weight")[0] // n_heads
         if first_only:

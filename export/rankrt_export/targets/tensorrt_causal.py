@@ -1,8 +1,8 @@
 """The TensorRT target of causal models: a matrix of rows, and plain operators that TensorRT fuses itself.
 
-As in `tensorrt`, attention is written as TensorRT recognises it, and norms, softmax and the turning of positions are
-fp32 by casts. The mask is the same for all rows: what stands behind a token. In the last layer only a row's last token
-asks, and there the mask hides what its row is filled up with.
+As in `tensorrt`, attention has the shape that TensorRT recognises. Norms, softmax and the rotation by positions are
+fp32, by casts. The mask is the same for all rows: it hides the tokens after each token. In the last layer a row's last
+token is the only query, and there the mask hides the padding.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ class CausalTensorRtEngine(PaddedCausalEngine):
         return self.going_on(hidden)
 
     def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Turn the features of each head by the token's position, in float32."""
+        """Rotate the features of each head by the token's position, in float32."""
         graph, size = self.graph, self.shape.head_size
         places = self.last if is_last else self._places
         cosine, sine = (
@@ -51,7 +51,7 @@ class CausalTensorRtEngine(PaddedCausalEngine):
         return graph.as_states(graph.op("Reshape", turned, graph.ints(0, 0, n_heads * size)))
 
     def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Attend to what stands before each token, or before each row's last one."""
+        """Attend from each token, or from each row's last one, to itself and the tokens before it."""
         key, value = self.for_each_head(key, n_heads), self.for_each_head(value, n_heads)
         mask = self._own if is_last else self._causal
         return plain.attention(self.graph, query, key, value, mask, self.shape.head_size)

@@ -1,4 +1,4 @@
-"""How far two orders of the same passages agree, query by query."""
+"""The agreement of two orders of the same passages, query by query."""
 
 from collections.abc import Sequence
 
@@ -26,18 +26,18 @@ def mean_tau(ours: Float32Array, theirs: Float32Array, texts: Texts) -> float:
 
 
 def mean_overlap(ours: Float32Array, theirs: Float32Array, texts: Texts, k: int) -> float:
-    """Return the share of the k best passages that two orders have in common, the mean over the queries."""
+    """Return the share of the k best passages that both orders have, the mean over the queries."""
     pairs = zip(by_query(ours, texts), by_query(theirs, texts), strict=True)
     return float(np.mean([overlap(a, b, k) for a, b in pairs]))
 
 
 def tau(ours: Float32Array, theirs: Float32Array) -> float:
-    """Return Kendall's tau-b of two orders; 1 where one of them says nothing (a single passage, or all equal)."""
+    """Return Kendall's tau-b of two orders; 1 if one of them has no order (a single passage, or all equal)."""
     value = kendalltau(ours, theirs).statistic if len(ours) > 1 else 1.0
     return 1.0 if np.isnan(value) else float(value)
 
 
 def overlap(ours: Float32Array, theirs: Float32Array, k: int) -> float:
-    """Return the share of the k best that two score lists have in common."""
+    """Return the share of the k best that both score lists have."""
     best_of_ours, best_of_theirs = (set(np.argsort(-scores, kind="stable")[:k].tolist()) for scores in (ours, theirs))
     return len(best_of_ours & best_of_theirs) / len(best_of_theirs)

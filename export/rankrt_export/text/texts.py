@@ -1,6 +1,6 @@
 """Queries with passages to verify on, in FlagEmbedding's fine-tuning format.
 
-One JSON object a line: {"query": str, "pos": [str], "neg": [str]}; `prompt` and scores may be there and are not used.
+One JSON object a line: {"query": str, "pos": [str], "neg": [str]}; `prompt` and scores are allowed and not used.
 """
 
 import codecs
@@ -56,12 +56,12 @@ class Texts:
 
 
 def sample() -> Texts:
-    """Return the sample that comes with rankrt: 13 languages, rows from 5 tokens to over 1,024; written for it."""
+    """Return the sample that comes with rankrt and was written for it: 13 languages, rows of 5 to over 1,024 tokens."""
     return parse(files("rankrt_export.text").joinpath("sample.jsonl").read_bytes(), "sample.jsonl")
 
 
 def read_texts(path: Path) -> Texts:
-    """Read a file of questions. Raises TextError, with the line, for what is not one."""
+    """Read a file of questions. Raises TextError, with the line, if it is not one."""
     try:
         return parse(path.read_bytes(), str(path))
     except OSError as error:
@@ -69,7 +69,7 @@ def read_texts(path: Path) -> Texts:
 
 
 def parse(content: bytes, name: str) -> Texts:
-    """Decode lines of JSON; `name` is for messages. A byte order mark at the beginning is not part of the text."""
+    """Decode lines of JSON; `name` is for messages. A byte order mark at the beginning is skipped."""
     lines = [(n, line) for n, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1) if line.strip()]
     questions = [_question(line, f"{name}, line {number}") for number, line in lines]
     if not questions:

@@ -1,7 +1,7 @@
 """The artifact: a folder of graphs, weights, a tokenizer and the manifest that describes them.
 
-This is the only thing that export and runtime share; docs/artifact.md specifies it to the byte. Nothing here reads a
-graph or a weight: an artifact is names, numbers and hashes.
+The export writes it and the runtime reads it; docs/artifact.md specifies it to the byte. Nothing here reads a graph or
+a weight: an artifact is names, numbers and hashes.
 """
 
 import hashlib

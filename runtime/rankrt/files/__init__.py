@@ -1,1 +1,1 @@
-"""What rankrt keeps on a disk: the host's cache, folders written whole, seals, rights. Knows no model."""
+"""rankrt's files: the host's cache, folders written whole, seals, rights. Knows no model."""

@@ -5,9 +5,10 @@
     CACHE/exported/...                     artifacts of checkpoints that were loaded
     CACHE/hashes/...                       SHA-256 of files that were read whole, with the state they had then
 
-An entry is a folder with an `entry.json`: what it was made from, and the hashes of its files. Its name holds a digest
-of the same, so another artifact, engine, processor or format of the cache has another entry. Knows no graph, no weight
-and no tokenizer. Processes and users may share it; every one of them can lose any entry at any time but those in use.
+An entry is a folder with an `entry.json`, which has the entry's inputs and the hashes of its files. Its name has a
+digest of the inputs, so another artifact, engine, processor or format of the cache has another entry. Knows neither
+graphs nor weights nor tokenizers. Processes and users may share the cache. An entry that is not in use can disappear at
+any time.
 """
 
 import errno
@@ -36,17 +37,17 @@ from rankrt.files.rights import home_folder, this_user, unreadable
 from rankrt.files.seals import Seal
 
 Kind: TypeAlias = Literal["prepared", "gpu", "exported", "hashes"]
-# ready       made for what is installed here
-# stale       made by or for another version, so never used here
-# unfinished  being made, or left by a process that ended before
-# unreadable  damaged, or of a user who does not share it
-# lock        what a process holds while it makes an entry
+# ready: made for this installation.
+# stale: made by or for another version, so never used here.
+# unfinished: being made, or left by a process that was killed.
+# unreadable: damaged, or of a user who does not share it.
+# lock: held by a process while it makes an entry.
 State: TypeAlias = Literal["ready", "stale", "unfinished", "unreadable", "lock"]
 
 KINDS: tuple[Kind, ...] = ("prepared", "gpu", "exported", "hashes")
 ENTRY = "entry.json"
 _FORMAT = 1
-# What rankrt wrote beside the files of an entry before there was one format for all.
+# Records of entries from before there was one format for all.
 _OLDER_RECORDS = ("prepared.json", "build.json", "rankrt.json")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,7 +57,7 @@ _logger = logging.getLogger("rankrt")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What an entry belongs to: a model and a variant, as people call them, and all that its content depends on."""
+    """The inputs of an entry: the names of a model and a variant, and everything that its content depends on."""
 
     kind: Kind
     name: str
@@ -65,7 +66,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def folder_name(self) -> str:
-        """A name that no other key has. The model's own name comes from a file, so it is made harmless."""
+        """A name of its own. The model's name comes from a file, so characters that could harm are replaced."""
         digest = hashlib.sha256(msgspec.json.encode((_FORMAT, self))).hexdigest()
         readable = re.sub(r"[^\w.-]+", "_", f"{self.name[:60]}-{self.variant}", flags=re.ASCII).lstrip(".")
         return f"{readable}-{digest[:16]}"
@@ -82,7 +83,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """Something that is in the cache. `used_at` is when a process last opened it; `remark` says what is wrong."""
+    """Something in the cache. A process opened it last at `used_at`; `remark` says what is wrong."""
 
     path: Path
     kind: Kind
@@ -97,12 +98,12 @@ class Item:
 
     @property
     def is_waste(self) -> bool:
-        """Whether nothing here will ever use it."""
+        """Whether this installation will never use it."""
         return not self.is_in_use and self.state != "ready"
 
 
 class Use:
-    """An entry that this process uses. Nothing removes it meanwhile: a worker may have to start again from it."""
+    """An entry that this process uses. It is not removed meanwhile: a worker may have to start again from it."""
 
     def __init__(self, folder: Path, descriptor: int | None) -> None:
         self.folder = folder
@@ -122,7 +123,7 @@ class HostCache:
     """The cache below one folder. Methods raise CacheError if the folder cannot be read or written."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Take the cache of this user. Raises CacheError if there is no place for one, InputError for a bad limit."""
+        """Take this user's cache. Raises CacheError if it has no place, InputError for a bad limit."""
         self.folder = folder or cache_folder()
         self.limit = cache_limit()
 
@@ -138,13 +139,13 @@ class HostCache:
         return self.folder / key.kind / key.folder_name
 
     def find(self, key: Key) -> Use | None:
-        """Return the entry of a key if there is a sound one. A damaged one is announced."""
+        """Return the entry of a key, or None if it is missing or damaged. Warns of a damaged one."""
         folder = self.path(key)
         with _explained(folder):
             return self._find(key)
 
     def make(self, key: Key, write: Callable[[Path], object]) -> Use:
-        """Return the entry of a key. If there is no sound one, one process fills a folder with `write`; others wait."""
+        """Return the entry of a key. If it is missing or damaged, one process makes it with `write` and others wait."""
         folder = self.path(key)
         with _explained(folder):
             if (found := self._find(key)) is not None:
@@ -157,7 +158,7 @@ class HostCache:
         return found
 
     def replace(self, key: Key, write: Callable[[Path], object]) -> None:
-        """Write the entry of a key anew."""
+        """Write the entry of a key again."""
         folder = self.path(key)
         with _explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,7 @@ class HostCache:
         return Use(folder, _shared_lock(folder / ENTRY))
 
     def items(self) -> list[Item]:
-        """Return all that is there, by kind and name. What other programs may have put beside it is left out."""
+        """Return the content of the cache, by kind and name, without files of other programs."""
         if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise CacheError(f"{self.folder} is not a folder, so it cannot be the cache. Name one with {_FOLDER}")
         found: list[Item] = []
@@ -200,7 +201,7 @@ class HostCache:
         return found
 
     def damaged(self) -> Iterator[tuple[Item, str]]:
-        """Read all entries whole; yield those whose files are not what was written, and why."""
+        """Read all entries whole; yield those whose files have changed, with the reason."""
         for item in self.items():
             try:
                 entry = _read(item.path) if item.state == "ready" else None
@@ -211,14 +212,14 @@ class HostCache:
                 yield item, problem
 
     def prune(self) -> list[Item]:
-        """Remove what nothing here will use, then the least recently used beyond the limit; return what was removed."""
+        """Remove waste, then the least recently used entries beyond the limit; return the removed items."""
         waste = [item for item in self.items() if item.is_waste] + [item for item, _ in self.damaged()]
         removed = [item for item in waste if _remove(item)]
         return removed + self._keep_to_limit()
 
     def clear(self) -> tuple[list[Item], list[Item]]:
-        """Remove everything but what a process uses; return what was removed, and what is left."""
-        # Locks last: a process that waits for one would otherwise make what another is removing.
+        """Remove everything that no process uses; return the removed items and the rest."""
+        # Locks last: otherwise a process that waits for one could make an entry while it is being removed.
         items = sorted(self.items(), key=lambda item: item.state == "lock")
         removed = [item for item in items if not item.is_in_use and _remove(item)]
         for kind in KINDS:
@@ -238,7 +239,7 @@ class HostCache:
         if problem is not None:
             warn_once(f"{folder} is damaged: {problem}")
             return None
-        with suppress(OSError):  # of another user, or read-only: then its age is that of its making
+        with suppress(OSError):  # of another user, or read-only: then it keeps its first time
             os.utime(folder / ENTRY)
         return use
 
@@ -282,11 +283,11 @@ class HostCache:
 def cache_folder() -> Path:
     """Return the folder that RANKRT_CACHE names, or rankrt's in the user's cache folder.
 
-    Raises CacheError for a user who has no home and names no folder.
+    Raises CacheError if there is neither a named folder nor a home.
     """
     if named := os.environ.get(_FOLDER):
         try:
-            return Path(named).expanduser()  # in a file of settings no shell does
+            return Path(named).expanduser()  # a file of settings has no shell to do it
         except RuntimeError as error:
             raise CacheError(f"{_FOLDER}={named} cannot be used: {error} Name an absolute folder") from error
     if named := os.environ.get("XDG_CACHE_HOME"):
@@ -312,7 +313,7 @@ def parse_size(text: str, name: str) -> int:
 
 @once
 def warn_once(message: str) -> None:
-    """Log a warning the first time that this process says it."""
+    """Log a warning once in this process."""
     _logger.warning("%s", message)
 
 
@@ -329,7 +330,7 @@ def _seal(folder: Path, key: Key, names: Sequence[str]) -> None:
 
 
 def _read(folder: Path) -> Entry | None:
-    """Return what entry.json says, or None if there is none of this format."""
+    """Return the content of entry.json, or None if it is missing or has another format."""
     try:
         entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -343,7 +344,7 @@ def _problem(folder: Path, entry: Entry, *, is_full: bool) -> str | None:
 
 
 def _look_at(path: Path, kind: Kind) -> Item:
-    """Say what a file or folder in the cache is."""
+    """Describe a file or folder in the cache."""
     try:
         if path.name.startswith(UNFINISHED):
             name = path.name.removeprefix(UNFINISHED).rpartition("-")[0]
@@ -414,7 +415,7 @@ def _why_stale(entry: Entry) -> str:
 
 
 def _remove(item: Item) -> bool:
-    """Remove an item unless a process has taken it since it was looked at; tell whether it is gone."""
+    """Remove an item unless a process has taken it meanwhile; tell whether it is gone."""
     path = item.path
     if item.state == "lock" or item.state == "unfinished":
         lock = path if item.state == "lock" else _lock_of_unfinished(path)
@@ -454,7 +455,7 @@ def _discard(path: Path) -> bool:
 
 
 def _shared_lock(path: Path) -> int | None:
-    """Return a descriptor that holds a shared lock on a file, or None if there is no such file or no such lock."""
+    """Return a descriptor that holds a shared lock on a file, or None if the file or the lock is not possible."""
     try:
         descriptor = os.open(path, os.O_RDONLY)  # children do not inherit it
     except OSError:
@@ -463,7 +464,7 @@ def _shared_lock(path: Path) -> int | None:
         hold(descriptor)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
-    except OSError:  # a file system without locks, where entries in use are removed too, or just removed
+    except OSError:  # no locks here, so entries in use are removed too; or the file was just removed
         os.close(descriptor)
         return None
     os.close(descriptor)  # another process has made the entry again meanwhile
@@ -479,7 +480,7 @@ def _is_used(folder: Path) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Tell whether a process holds a lock file. Without the right to open it, it is taken to be held."""
+    """Tell whether a process holds a lock file. A file that this user may not open counts as held."""
     if not path.exists():
         return False
     try:
@@ -491,7 +492,7 @@ def _is_locked(path: Path) -> bool:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turn what the file system says of an entry into a sentence that is the same for all entries."""
+    """Turn errors of the file system into a sentence that is the same for all entries."""
     root = folder.parent.parent
     try:
         yield

@@ -13,9 +13,9 @@ UNFINISHED = ".unfinished-"
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside the given one that takes its name at the end, or is removed if anything fails.
+    """Yield an empty folder beside the given one. At the end it takes that name; after an error it is removed.
 
-    The folder itself must not exist by then. A process that is killed leaves `.unfinished-*`, never half a folder.
+    The given folder must not exist at the end. A process that is killed leaves `.unfinished-*`, never half a folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.parent / f"{UNFINISHED}{folder.name}-{secrets.token_hex(4)}"
@@ -29,7 +29,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Return the folder after one process, whichever comes first, has filled it with `make`; the others wait."""
+    """Return the folder after the first process has filled it with `make`; other processes wait."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock_of(folder)):

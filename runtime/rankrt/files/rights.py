@@ -32,7 +32,7 @@ def home_folder() -> Path | None:
 
 
 def unreadable(path: Path, error: OSError) -> str:
-    """Say which path cannot be read, as which user and why, and what to do if it is a question of rights."""
+    """Return a sentence that says which path cannot be read, by which user and why, and the remedy if it is rights."""
     if isinstance(error, PermissionError):
         return f"{path} cannot be read as {this_user()}: permission denied. Let that user read it: chmod -R a+rX {path}"
     return f"{path} cannot be read: {error.strerror or error}"

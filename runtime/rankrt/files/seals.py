@@ -1,4 +1,4 @@
-"""What a file was when it was written: its size, its SHA-256, and of a large file the hash of samples."""
+"""Seals of files: the size, the SHA-256, and for a large file the hash of samples."""
 
 import hashlib
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-# Files up to this size are read whole at every load: 20 ms with the SHA instructions that most processors have. Of
-# larger ones 4 KiB in every 2 MiB are read: of 3.5 GB 1,660 blocks in 10 ms, where all of it takes 2 s.
+# Files up to this size are read whole at every load. This takes 20 ms with the SHA instructions of most processors. Of
+# a larger file, 4 KiB in every 2 MiB are read. For 3.5 GB these are 1,660 blocks in 10 ms. Reading it all takes 2 s.
 SMALL_BYTES = 32 << 20
 _SAMPLE_BYTES, _SAMPLE_STEP = 4 << 10, 2 << 20
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file was; `samples` is None for a small file, of which nothing is left out."""
+    """The seal of a file; `samples` is None for a small file, which is always read whole."""
 
     n_bytes: int
     sha256: str
@@ -22,14 +22,14 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, path: Path) -> "Seal":
-        """Read a file whole, when all of it has reached the disk: after a loss of power it may have holes otherwise."""
+        """Read a file whole, once all of it is on the disk. Otherwise a loss of power could leave holes."""
         with path.open("rb") as file:
             os.fsync(file.fileno())
             n_bytes, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
         return cls(n_bytes=n_bytes, sha256=sha256, samples=samples_of(path) if n_bytes > SMALL_BYTES else None)
 
     def problem(self, path: Path, *, is_full: bool) -> str | None:
-        """Return what is wrong with a file, or None; unless `is_full`, of a large file only samples are read."""
+        """Return the problem of a file, or None. Unless `is_full`, only samples of a large file are read."""
         try:
             n_bytes = path.stat().st_size
             if n_bytes != self.n_bytes:
@@ -45,11 +45,11 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def samples_of(path: Path) -> str:
-    """Return the hash of blocks that are spread evenly over a file, the first and the last included."""
+    """Return the hash of blocks at even distances in a file, with the first and the last one."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         n_bytes = os.fstat(file.fileno()).st_size
-        if sys.platform == "linux":  # the system reads ahead otherwise, 30 times what is asked for
+        if sys.platform == "linux":  # otherwise the system reads ahead, 30 times as much
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         for start in [*range(0, n_bytes, _SAMPLE_STEP), max(0, n_bytes - _SAMPLE_BYTES)]:
             file.seek(start)

@@ -1,4 +1,4 @@
-"""Why a request was not answered, before a dialect says it in its own words."""
+"""The reasons for which a request fails. A dialect turns them into its own words."""
 
 from typing import Literal, TypeAlias
 
@@ -8,7 +8,7 @@ from rankrt.server.workers.local import RunFailed, WorkerLost
 
 Kind: TypeAlias = Literal[
     "syntax",  # the body is not JSON
-    "invalid",  # it is, and says something that cannot be done
+    "invalid",  # it is JSON, and asks for something that cannot be done
     "empty",  # nothing to rank
     "too_many",  # more documents than one request may have
     "too_long",  # a text that may not be cut does not fit
@@ -20,12 +20,12 @@ Kind: TypeAlias = Literal[
     "not_found",  # no such path
     "overloaded",
     "timeout",
-    "unavailable",  # not loaded yet, or going down
-    "score",  # the model answered with what is no score
+    "unavailable",  # not loaded yet, or stopping
+    "score",  # the model returned NaN or infinity
     "internal",
 ]
 
-# What HTTP itself has a word for; a dialect may say otherwise.
+# HTTP's own statuses. A dialect may choose others.
 STATUSES: dict[Kind, int] = {
     "syntax": 400,
     "invalid": 422,
@@ -47,7 +47,7 @@ STATUSES: dict[Kind, int] = {
 
 
 class Failure(RankrtError):
-    """A request that is not answered. The message is for whoever sent it and holds none of its text."""
+    """A request that fails. The message is for the client and contains no text of the request."""
 
     def __init__(self, kind: Kind, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class Failure(RankrtError):
 
 
 def failure_of(error: RankrtError) -> Failure:
-    """Return what an error of the runtime means to a client.
+    """Return the failure that a client sees for an error of the runtime.
 
     It is a new one. One that was raised leads to the frame that keeps it, and so to the request's texts, in a circle.
     """

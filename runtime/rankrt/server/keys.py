@@ -1,4 +1,4 @@
-"""The keys that clients prove themselves with; compared in constant time, never logged, read again when told to."""
+"""The keys of clients: compared in constant time, never logged, read again on request."""
 
 import hashlib
 import hmac
@@ -12,7 +12,7 @@ VARIABLE = "RANKRT_API_KEY"
 
 
 class ApiKeys:
-    """Who may ask. Without keys, everyone may."""
+    """The keys that may send requests. Without any, all clients may."""
 
     def __init__(self, keys: Iterable[str] = (), *, path: Path | None = None) -> None:
         self._digests = tuple(map(_digest, keys))
@@ -41,17 +41,17 @@ class ApiKeys:
             return True
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip())
-        # All are compared, so that the time does not tell which one was nearly right.
+        # Comparing all of them keeps the time from telling which key was nearly right.
         n_equal = sum(hmac.compare_digest(given, known) for known in digests)
         return n_equal > 0 and scheme.lower() == "bearer"
 
 
 def _keys_of_environment() -> list[str]:
-    """Return the key of the environment, if there is one. An empty one is a secret that was not filled in."""
+    """Return the key of the environment, if it is set. An empty one is a secret that was not filled in."""
     if (value := os.environ.get(VARIABLE)) is None:
         return []
     if not (key := value.strip()):
-        raise InputError(f"{VARIABLE} is set but empty; give it a key, or unset it to serve everyone")
+        raise InputError(f"{VARIABLE} is set but empty; give it a key, or unset it to serve all clients")
     return [key]
 
 
@@ -62,7 +62,7 @@ def _keys_in(path: Path) -> list[str]:
         raise InputError(f"--api-key-file {path} cannot be read: {error}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
-        raise InputError(f"--api-key-file {path} holds no key; write one a line, or drop the option to serve everyone")
+        raise InputError(f"--api-key-file {path} holds no key; write one a line, or remove the option to serve all")
     return keys
 
 

@@ -1,4 +1,4 @@
-"""What a request may be, and how much of all requests may be here at once. Every limit is stated where it refuses."""
+"""The limits of one request, and of all requests together. Every error states its limit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from rankrt.server.failures import Failure
 from rankrt.server.scheduling.queue import LEAST_ROW_TOKENS, ROW_MEMORY
 
-# What a body takes of the server's memory while it is worked on, in bytes a byte: 7.5 were measured for text with an
-# emoji in it (Python keeps four bytes a character), 5 for many small documents, 3 to 5 for others.
+# The server's memory for each byte of a body in flight. 7.5 bytes were measured for text with an emoji (Python keeps
+# four bytes a character), 5 for many small documents, 3 to 5 for others.
 MEMORY_A_BODY_BYTE = 8
-# A string, list or object takes 160 bytes of memory beside its text, which counts as so many bytes of a body.
+# A string, list or object takes 160 bytes of memory beside its text. It counts as so many bytes of a body.
 BYTES_A_VALUE = 160 // MEMORY_A_BODY_BYTE
-# No document has so many parts and fields. A body of "a", that is not refused would be 39 bytes of memory a byte.
+# No document has so many parts and fields. Otherwise a body of "a","a",... would take 39 bytes of memory a byte.
 _MOST_VALUES_A_DOCUMENT = 100
 
 
@@ -20,15 +20,15 @@ _MOST_VALUES_A_DOCUMENT = 100
 class Limits:
     """The server's limits.
 
-    max_body_bytes     of one request
-    max_documents      pairs of one request
-    max_queue_tokens   that were admitted and are not scored, of all requests together
-    max_inflight_bytes of all bodies that are read or worked on
-    max_connections    open at once; beyond, only health and readiness are answered
-    max_header_bytes   of a request's first line and headers
-    timeout_ms         until a request is answered, if it names no deadline that is earlier
-    header_timeout_s   until a header has to be complete, from the connection or from its first byte
-    body_timeout_s     until a body has to be complete, or a client has to read on
+    max_body_bytes      of one request
+    max_documents       pairs of one request
+    max_queue_tokens    of all requests together, admitted and not yet scored
+    max_inflight_bytes  of all bodies in flight
+    max_connections     open at once; connections beyond get health and readiness only
+    max_header_bytes    of a request's first line and headers
+    timeout_ms          until a request is answered, unless its own deadline is earlier
+    header_timeout_s    until a header is complete, from the connection or from its first byte
+    body_timeout_s      until a body is complete, or a client reads on
     """
 
     max_body_bytes: int = 32 << 20
@@ -43,26 +43,26 @@ class Limits:
 
     @property
     def most_memory(self) -> int:
-        """The bytes of the server's memory that all requests together take at most."""
+        """The most bytes of the server's memory that all requests together take."""
         rows = self.max_queue_tokens // LEAST_ROW_TOKENS
         return MEMORY_A_BODY_BYTE * self.max_inflight_bytes + 4 * self.max_queue_tokens + ROW_MEMORY * rows
 
     @property
     def longest_run_s(self) -> float:
-        """Seconds after which a run is taken for hung: twice what any request may wait for it, and at least a minute.
+        """Seconds after which a run counts as hung: twice the longest wait of a request, and at least a minute.
 
-        All that asked for the run have their answer or refusal by then. On one slow thread the longest row that there
-        is, 8,192 tokens of 568 M parameters, takes minutes; a server of such rows needs a longer timeout_ms anyway.
+        By then all its requests are answered or refused. On one slow thread the longest row, 8,192 tokens of 568 M
+        parameters, takes minutes. A server of such rows needs a longer timeout_ms anyway.
         """
         return max(60.0, 2 * self.timeout_ms / 1000)
 
     def deadline_s(self, asked_ms: int | None) -> float:
-        """Return how many seconds a request has that asks for so many milliseconds: never more than the server's."""
+        """Return the seconds of a request that asks for so many milliseconds, at most the server's."""
         return min(self.timeout_ms, asked_ms or self.timeout_ms) / 1000
 
 
 class InFlight:
-    """The bytes of all bodies that are here. One event loop uses it."""
+    """The bytes of all bodies in flight. One event loop uses it."""
 
     def __init__(self, limits: Limits) -> None:
         self.n_bytes = 0
@@ -70,13 +70,13 @@ class InFlight:
         self.limits = limits
 
     def check_body(self, n_bytes: int) -> None:
-        """Raise a Failure if one body is larger than it may be."""
+        """Raise a Failure if one body is too large."""
         if n_bytes > self.limits.max_body_bytes:
-            raise Failure("body_too_large", f"the body has more than {self.limits.max_body_bytes} bytes, the most here")
+            raise Failure("body_too_large", f"the body is too large (limit {self.limits.max_body_bytes} bytes)")
 
     @contextmanager
     def request(self) -> Iterator["Body"]:
-        """Account for a request as long as it is worked on."""
+        """Account for a request while it is in flight."""
         body = Body(self)
         self.n_requests += 1
         try:
@@ -90,14 +90,15 @@ class InFlight:
         if self.n_bytes + n_bytes > self.limits.max_inflight_bytes:
             raise Failure(
                 "overloaded",
-                f"requests of {self.n_bytes} bytes are worked on, at most {self.limits.max_inflight_bytes} may be",
+                f"server busy: {self.n_bytes} bytes of requests in flight (limit {self.limits.max_inflight_bytes});"
+                " try again",
                 retry_after_s=1.0,
             )
         self.n_bytes += n_bytes
 
 
 class Body:
-    """What one body counts as: its bytes as they come, then its values."""
+    """The account of one body: its bytes as they arrive, then its values."""
 
     def __init__(self, in_flight: InFlight) -> None:
         self.n_bytes = 0
@@ -117,7 +118,7 @@ class Body:
         """Account for the strings, lists and objects of a body, before they take memory. Raises a Failure as `add`."""
         limits = self._in_flight.limits
         if n_values > (most := _MOST_VALUES_A_DOCUMENT * limits.max_documents):
-            raise Failure("invalid", f"the body has {n_values} strings, lists and objects; at most {most} may be")
+            raise Failure("invalid", f"too many strings, lists and objects in the body: {n_values} (limit {most})")
         n_bytes = BYTES_A_VALUE * n_values
         self._in_flight.add(n_bytes)
         self.n_bytes += n_bytes

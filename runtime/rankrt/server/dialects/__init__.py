@@ -1,9 +1,9 @@
-"""What the wire means: one file a dialect, each with its requests, its answers and its errors to the letter.
+"""The dialects: one file each, with the exact requests, answers and errors of one API.
 
-A dialect knows the shapes of JSON and nothing of HTTP, queues or models: bytes become an Ask, an Answer becomes a
-Struct, a Failure becomes a Struct and a status. Beside the dialects:
+A dialect knows the shapes of JSON, but neither HTTP nor queues nor models. Bytes become an Ask. An Answer becomes a
+Struct. A Failure becomes a Struct and a status. The other files are:
 
-    fields    which fields of a body are obeyed, passed over or refused
+    fields    which fields of a body are obeyed, ignored or refused
     texts     queries and documents as clients write them
     openai    errors and models as several dialects have them
 """
@@ -26,15 +26,15 @@ Milliseconds: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=86_400_000)]
 Priority: TypeAlias = Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 Some: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
-# RAGFlow writes booleans as text, and the servers that it was written for read them.
+# RAGFlow writes booleans as text, and the servers of its clients accept them.
 Flag: TypeAlias = bool | Literal["true", "false", "True", "False"] | None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What every dialect understands here, besides its own fields.
+    """The fields that every dialect has here, besides its own.
 
-    timeout_ms       answer by then, or with 504; never later than the server's own limit
-    partial_results  answer with the documents that were scored by then, instead
+    timeout_ms       the deadline, at most the server's own limit; after it the answer is 504
+    partial_results  whether the documents that were scored by then are the answer instead
     """
 
     timeout_ms: Milliseconds | None = None
@@ -42,7 +42,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BestOf:
-    """What requests for the best documents have in common: `top_k` is another name for `top_n`; 0 and null are all."""
+    """The common part of requests for the best documents. `top_k` is another name for `top_n`; 0 and null are all."""
 
     __slots__ = ()
     top_n: int | None
@@ -54,7 +54,7 @@ class BestOf:
 
     @property
     def n_best(self) -> int | None:
-        """How many documents to answer with; None is all."""
+        """How many documents the answer has; None is all."""
         return self.top_n or self.top_k or None
 
 
@@ -66,7 +66,7 @@ class Limited(BestOf, Request, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of all rows, special ones counted; a query counts once for each document."""
+    """Tokens of all rows, with special ones; a query counts once for each document."""
 
     prompt_tokens: int
     total_tokens: int
@@ -74,12 +74,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What a dialect may tell about a model that is served.
+    """Facts about a served model that a dialect may tell.
 
-    created       seconds since 1970 when it was loaded
-    n_waiting     requests that are worked on
-    queue_tokens  tokens that wait to be scored, and max_queue_tokens, how many may
-    run_tokens    tokens that run together
+    created           seconds since 1970 when it was loaded
+    n_waiting         requests in flight
+    queue_tokens      tokens that wait to be scored
+    max_queue_tokens  the most tokens that may wait
+    run_tokens        tokens of one run
     """
 
     name: str
@@ -97,13 +98,15 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """A dialect's errors and what it tells of the server.
+    """A dialect's errors, and its pages about the server.
 
-    error        the body for a failure
-    statuses     those that are not HTTP's own choice
-    is_strict    whether a field that nobody knows is refused
-    models       where the models are listed below the dialect's prefix, and the body that lists them
-    health       where the dialect's clients ask whether the server is ready, and the body that says so; None is none
+    error         the body for a failure
+    error_type    the type of that body
+    statuses      the statuses that differ from HTTP's own
+    is_strict     whether unknown fields are refused
+    models_paths  the paths of the list of models, below the dialect's prefix
+    models        the body of that list; None if the dialect has none
+    health        the body that says that the server is ready; None if the dialect has none
     """
 
     name: str
@@ -124,14 +127,14 @@ class Dialect:
 class Endpoint:
     """One kind of request.
 
-    paths     where it is, below the dialect's own prefix
+    paths     its paths, below the dialect's own prefix
     request   the Struct of its body
-    ask       what such a body wants; raises InputError or a Failure
-    answer    the body that answers it, with an id for dialects that have one
+    ask       turns such a body into an Ask; raises InputError or a Failure
+    answer    turns the answer into its body, with an id for dialects that have one
     response  the type of that body
     example   a body to try
-    harmless  fields that are passed over without a word
-    refused   fields that are refused, each with the reason or what to do
+    harmless  fields that are ignored silently
+    refused   fields that are refused, each with the reason or the remedy
     """
 
     dialect: Dialect
@@ -146,19 +149,19 @@ class Endpoint:
     refused: Mapping[str, str] = field(default_factory=lambda: fields.REFUSED)
 
     def check(self, given: fields.Given) -> tuple[str, ...]:
-        """Return the fields of a body that mean nothing here. Raises a Failure for one that has to be refused."""
+        """Return the fields of a body that have no meaning here. Raises a Failure for a field to refuse."""
         known, is_strict = fields.names_of(self.request), self.dialect.is_strict
         return fields.check(given, known, is_strict=is_strict, harmless=self.harmless, refused=self.refused)
 
     @property
     def refused_names(self) -> list[str]:
-        """The names of fields that this endpoint refuses, but for those that are only spelled wrongly."""
+        """The names of fields that this endpoint refuses, without those that are only misspelled."""
         known = fields.names_of(self.request)
         return sorted({*self.refused, *fields.misnamed(known)} - known)
 
 
 def is_set(flag: Flag, *, otherwise: bool = False) -> bool:
-    """Return what a flag says; null says nothing."""
+    """Return the value of a flag, or `otherwise` for null."""
     return otherwise if flag is None else flag in (True, "true", "True")
 
 
@@ -169,24 +172,24 @@ def rerank_ask(query: QueryDocument, documents: Sequence[Document], **options: A
 
 
 def deadline_of(request: Request) -> dict[str, Any]:
-    """Return what a request says about its deadline, as fields of Ask."""
+    """Return a request's deadline, as fields of Ask."""
     return {"timeout_ms": request.timeout_ms, "is_partial": bool(request.partial_results)}
 
 
 def scores_of(answer: Answer, *, raw: bool) -> Float64Array:
-    """Return logits, or their sigmoid, as the doubles with the fewest digits that are the same float32.
+    """Return logits, or their sigmoid, as the doubles with the fewest digits that give the same float32.
 
-    JSON writes a float32 that became a double with the double's digits: 0.12345670163631439 for 0.1234567.
+    Otherwise JSON writes a float32 with the digits of a double: 0.12345670163631439 for 0.1234567.
     """
     return (answer.logits if raw else sigmoid(answer.logits)).astype(np.str_).astype(np.float64)
 
 
 def ranked(answer: Answer, n_best: int | None = None) -> list[int]:
-    """Return the documents that were scored, best first; equal ones in the order in which they were given."""
+    """Return the scored documents, best first; equal ones in the order of the request."""
     order = np.argsort(-answer.logits, kind="stable")
     return [int(i) for i in order[answer.is_scored[order]][:n_best]]
 
 
 def usage_of(answer: Answer) -> Usage:
-    """Return how many tokens a request was."""
+    """Return the tokens of a request."""
     return Usage(prompt_tokens=answer.n_tokens, total_tokens=answer.n_tokens)

@@ -24,7 +24,7 @@ from rankrt.server.engine import Answer, Ask
 
 # Cohere's unit of search: a query with up to so many documents.
 _DOCUMENTS_A_UNIT = 100
-# What a document keeps unless max_tokens_per_doc says otherwise.
+# The most tokens of a document without max_tokens_per_doc.
 _TOKENS_PER_DOC = 4096
 
 
@@ -61,13 +61,13 @@ class CohereResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class CohereVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """The version that was spoken."""
+    """The version of the API."""
 
     version: str
 
 
 class CohereUnits(msgspec.Struct, frozen=True, kw_only=True):
-    """What Cohere would bill: a search for every 100 documents."""
+    """The units that Cohere would bill: one search for every 100 documents."""
 
     search_units: float
 
@@ -80,7 +80,7 @@ class CohereTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CohereMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What it took; `cached_tokens` were not computed for this request."""
+    """The cost of the request; `cached_tokens` were not computed for it."""
 
     api_version: CohereVersion
     billed_units: CohereUnits

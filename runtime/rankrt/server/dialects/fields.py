@@ -1,8 +1,8 @@
-"""Which fields of a body are obeyed, passed over or refused. Knows names and whether a value asks for anything.
+"""Which fields of a body are obeyed, ignored or refused. Knows names, and whether a value asks for anything.
 
-A field that is null asks for nothing, in every dialect. A field that an endpoint's Struct declares is obeyed. A field
-that would change the scores, and is not obeyed, is refused by its name. Of other unknown fields a strict dialect
-refuses all; the others pass them over, as their original servers do, unless the name is nearly one that is known.
+In every dialect a field that is null asks for nothing. A field that an endpoint's Struct declares is obeyed. A field
+that would change the scores, and is not obeyed, is refused by name. A strict dialect refuses all other unknown fields.
+The others ignore them, as their original servers do, unless the name is close to a known one.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from rankrt.server.failures import Failure
 
 Given: TypeAlias = Mapping[str, bytes]
 
-# What software development kits and proxies add to any body. None of them can change a score.
+# Fields that SDKs and proxies add to any body. They cannot change a score.
 HARMLESS = frozenset(
     {
         "backend",  # LocalAI's clients choose one of its engines
@@ -28,16 +28,16 @@ HARMLESS = frozenset(
         "extra_headers",
         "metadata",
         "prompt_cache_key",
-        "return_len",  # Xinference: how many tokens there were, which `usage` always says
+        "return_len",  # Xinference: the number of tokens, which `usage` always has
         "safety_identifier",
         "service_tier",
         "store",
         "user",
         "litellm_call_id",
         "litellm_params",
-        "mm_processor_kwargs",  # vLLM: how images are read, and there are none
+        "mm_processor_kwargs",  # vLLM: how to read images, which are refused
         "padding",  # vLLM: a score is the same with or without it
-        "temperature",  # a language model's, as all that follow: nothing is generated here
+        "temperature",  # of a language model, like all below: nothing is generated here
         "seed",
         "stop",
         "top_p",
@@ -47,11 +47,11 @@ HARMLESS = frozenset(
 _INSTRUCTIONS = "a model is asked as it was exported here, and an instruction would change the scores"
 _ACTIVATIONS = "it would change the scores"
 _WINDOWS = "the server's option --long-documents decides how long documents are read"
-_LENGTHS = "it would change what is read of a text"
+_LENGTHS = "it would change how much of a text is read"
 _MEDIA = "this server ranks text only"
 _THRESHOLDS = "compare the scores of the answer yourself"
 
-# What changes scores or answers, and has no meaning here unless a Struct gives it one.
+# Fields that change scores or answers, and have no meaning here unless a Struct gives them one.
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         (
@@ -114,11 +114,11 @@ REFUSED: Mapping[str, str] = {
     "stream": "POST /v1/rerank/stream answers with events",
 }
 
-# What a field asks for that is refused otherwise: nothing. `true` is what happens anyway where a text may be cut.
+# Values that ask for nothing, so they are accepted. For a cut, `true` is the default anyway.
 _NOTHING = frozenset({b"false", b'""', b"{}", b"[]", b'"{}"'})
 _CUTS = frozenset({"auto_truncate", "truncate", "truncation"})
 
-# What a field is called elsewhere, where spelling alone would not tell.
+# Names of fields in other APIs that spelling alone would not match.
 _SYNONYMS = {
     "candidates": ("documents", "texts", "input"),
     "docs": ("documents", "texts", "input"),
@@ -140,14 +140,14 @@ _SYNONYMS = {
 }
 # "retrun_documents" is .94 like "return_documents" and "top_p" .8 like "top_n"; "query_id" is .77 like "query".
 _LIKENESS = 0.85
-# Comparing a name with those that are known takes 0.1 ms, in the server's loop.
+# Comparing a name with the known ones takes 0.1 ms, in the server's loop.
 _MAX_FIELDS = 100
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read(body: bytes) -> Given:
-    """Return the fields of a body that are not null, each with how its JSON begins; none if it is not an object."""
+    """Return the fields of a body that are not null, each with the beginning of its JSON. A body must be an object."""
     try:
         fields = _FIELDS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -162,14 +162,14 @@ def names_of(shape: type[msgspec.Struct]) -> frozenset[str]:
 
 
 def misnamed(known: Collection[str]) -> list[str]:
-    """Return the names that fields have elsewhere and another here."""
+    """Return the names that fields have in other APIs, and not here."""
     return [name for name, meant in _SYNONYMS.items() if name not in known and not set(meant).isdisjoint(known)]
 
 
 def check(
     given: Given, known: Collection[str], *, is_strict: bool, harmless: Collection[str], refused: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Return the fields that are passed over although they mean nothing here. Raises a Failure for one to refuse."""
+    """Return the fields that are ignored because they have no meaning here. Raises a Failure for one to refuse."""
     if len(given) > _MAX_FIELDS:
         raise Failure("invalid", f"too many fields: {len(given)} (limit {_MAX_FIELDS})")
     unknown = []
@@ -197,7 +197,7 @@ def _unknown(name: str, meant: str | None) -> str:
 
 
 def _meant(name: str, known: Iterable[str]) -> str | None:
-    """Return the known field that a name nearly is, or what it is called here."""
+    """Return the known field that is meant by a name: a similar one, or a synonym."""
     for synonym in _SYNONYMS.get(name, ()):
         if synonym in known:
             return synonym

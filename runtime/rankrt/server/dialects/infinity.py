@@ -1,4 +1,4 @@
-"""Infinity: /rerank, documents echoed as plain strings when they are asked for."""
+"""Infinity: /rerank, with documents echoed as plain strings on request."""
 
 import time
 from typing import Literal
@@ -57,7 +57,7 @@ class InfinityRanking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InfinityStats(msgspec.Struct, frozen=True, kw_only=True):
-    """How busy the server is; a batch is what runs together, in tokens."""
+    """How busy the server is; a batch is one run, in tokens."""
 
     queue_fraction: float
     queue_absolute: int

@@ -1,4 +1,4 @@
-"""Jina AI: /v1/rerank, documents echoed unless it is asked not to."""
+"""Jina AI: /v1/rerank, with documents echoed unless the request declines."""
 
 import msgspec
 

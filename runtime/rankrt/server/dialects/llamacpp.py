@@ -1,4 +1,4 @@
-"""llama.cpp's server: Jina's request, and logits as they are: it knows no activation."""
+"""llama.cpp's server: Jina's request, answered with logits. It has no activation."""
 
 from collections.abc import Sequence
 from typing import Literal

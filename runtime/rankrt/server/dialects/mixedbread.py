@@ -1,4 +1,4 @@
-"""Mixedbread: /v1/reranking of an `input`, which may be of texts or of objects with fields to rank by."""
+"""Mixedbread: /v1/reranking of an `input` of texts, or of objects with fields to rank by."""
 
 from typing import Annotated, Any, Literal
 

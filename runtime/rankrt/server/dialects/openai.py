@@ -1,4 +1,4 @@
-"""Errors and the list of models as OpenAI's interface has them, which several dialects answer."""
+"""Errors and the list of models in OpenAI's form, which several dialects use."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -25,7 +25,7 @@ class OpenAIError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenAIModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is served, with what vLLM adds: where it came from, and the tokens of a row."""
+    """A served model. vLLM adds its source, and the most tokens of a row."""
 
     id: str
     created: int

@@ -1,4 +1,4 @@
-"""rankrt's own: everything that is known about a document, for the playground and for programs that read it."""
+"""rankrt's own dialect: it answers all that is known about a document, for the playground and other programs."""
 
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from rankrt.server.engine import Answer, Ask
 
 
 class Rerank(Limited, frozen=True, kw_only=True):
-    """POST /rankrt/rerank. `max_length` and the like are those of `rankrt.Rules`."""
+    """POST /rankrt/rerank. `max_length` and similar fields are those of `rankrt.Rules`."""
 
     query: QueryDocument
     documents: Documents
@@ -39,7 +39,7 @@ class Rerank(Limited, frozen=True, kw_only=True):
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A document in the order of relevance; `score` is the logit unless `normalize` was asked for."""
+    """A document in the order of relevance; `score` is the logit, or its sigmoid with `normalize`."""
 
     index: int
     score: float
@@ -49,7 +49,7 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Milliseconds(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time went."""
+    """The time of each stage."""
 
     tokenization: float
     queue: float
@@ -58,7 +58,7 @@ class Milliseconds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ranking(msgspec.Struct, frozen=True, kw_only=True):
-    """The documents in the order of relevance. `is_partial` is true where the deadline came first."""
+    """The documents in the order of relevance. `is_partial` is true if the deadline came first."""
 
     id: str
     model: str

@@ -30,7 +30,7 @@ _INPUTS: dict[str, Any] = {"anyOf": [{**_PAIR, "minItems": 2}, {"type": "array",
 
 
 class _Options(Request, frozen=True, kw_only=True):
-    """What /rerank and /predict have in common; `truncate` is true unless it is said to be false."""
+    """The common fields of /rerank and /predict; `truncate` is true by default."""
 
     truncate: Flag = None
     truncation_direction: Direction | None = None
@@ -39,7 +39,7 @@ class _Options(Request, frozen=True, kw_only=True):
 
 
 class TeiRerank(BestOf, _Options, frozen=True, kw_only=True):
-    """POST /rerank. TEI answers all texts; litellm sends `top_n` all the same, and its callers expect as many."""
+    """POST /rerank. TEI always answers all texts. litellm still sends `top_n`, and its callers expect so many."""
 
     query: Query
     texts: Texts
@@ -63,14 +63,14 @@ class TeiPredict(_Options, frozen=True, kw_only=True):
 
 
 class TeiPrediction(msgspec.Struct, frozen=True, kw_only=True):
-    """A score with the label that a reranker has only one of."""
+    """A score with the one label of a reranker."""
 
     score: float
     label: str = "LABEL_0"
 
 
 class TeiTokenize(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /tokenize: one text, or several. `prompt_name` is of sentence-transformers' models, and none is known."""
+    """POST /tokenize: one text, or several. `prompt_name` is a field for sentence-transformers' models."""
 
     inputs: str | Texts
     add_special_tokens: Flag = None
@@ -79,7 +79,7 @@ class TeiTokenize(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TeiToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A token, and the bytes of the text's UTF-8 that it stands for; a special one stands for none."""
+    """A token and its bytes in the text's UTF-8; a special token has none."""
 
     id: int
     text: str
@@ -89,23 +89,23 @@ class TeiToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TeiReranker(msgspec.Struct, frozen=True, kw_only=True):
-    """The one label that a reranker has."""
+    """The one label of a reranker."""
 
     id2label: dict[str, str] = msgspec.field(default_factory=lambda: {"0": "LABEL_0"})
     label2id: dict[str, int] = msgspec.field(default_factory=lambda: {"LABEL_0": 0})
 
 
 class TeiModelType(msgspec.Struct, frozen=True, kw_only=True):
-    """What kind of model is served."""
+    """The kind of the served model."""
 
     reranker: TeiReranker = msgspec.field(default_factory=TeiReranker)
 
 
 class TeiInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """GET /info: what is served, and the server's limits.
+    """GET /info: the served model and the server's limits.
 
-    `max_batch_tokens` are what runs together, `max_concurrent_requests` the connections that are served at once, and
-    `artifact` the SHA-256 of the artifact's manifest.
+    `max_batch_tokens` are the tokens of one run. `max_concurrent_requests` is the most connections. `artifact` is the
+    SHA-256 of the artifact's manifest.
     """
 
     model_id: str
@@ -190,7 +190,7 @@ def _predict_answer(
     request: TeiPredict, answer: Answer, request_id: str
 ) -> list[TeiPrediction] | list[list[TeiPrediction]]:
     if not answer.is_complete:
-        raise Failure("timeout", "not all pairs were scored in time, and this answer has no place to say which")
+        raise Failure("timeout", "not all pairs were scored in time, and this answer cannot say which")
     scores = [TeiPrediction(score=float(score)) for score in scores_of(answer, raw=is_set(request.raw_scores))]
     return scores if isinstance(request.inputs[0], str) else [[score] for score in scores]
 
@@ -202,7 +202,7 @@ def _pairs(request: TeiPredict) -> list[list[str]]:
     if len(texts) == 2 and not pairs:
         return [texts]
     if texts:
-        raise Failure("invalid", "`inputs` has to be a pair [query, text], or a list of such pairs")
+        raise Failure("invalid", "expected `inputs` to be a pair [query, text], or a list of such pairs")
     return pairs
 
 

@@ -1,6 +1,6 @@
 """Queries and documents as clients write them: a text, an object with a text, or parts of content that are text.
 
-What is not text is refused where the body is read, so that the error names its place.
+Other values are refused while the body is decoded, so that the error names the place.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from rankrt.server.failures import Failure
 Query: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": r"\S"})]
 Texts: TypeAlias = Annotated[list[str], msgspec.Meta(extra_json_schema={"minItems": 1})]
 
-# A document of several fields, of which some are ranked by.
+# A document of several fields. Some of them are ranked by.
 Fields: TypeAlias = dict[str, str | int | float | bool | None]
 
-# What may stand in an object of its own in other servers' requests, and is refused here.
+# Fields of such objects in other servers' requests. They are refused here.
 _MEDIA = ("audio", "image", "image_url", "images", "video", "video_url")
 
 
@@ -29,11 +29,11 @@ class Part(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.type != "text" or self.text is None:
-            raise ValueError(f"this server ranks text only, and a part of type `{self.type[:30]}` is none")
+            raise ValueError(f"this server ranks text only, not a part of type `{self.type[:30]}`")
 
 
 class Text(msgspec.Struct, frozen=True):
-    """A text in an object, as either `text` or `content`. Other fields, such as an id, may stand beside it."""
+    """A text in an object, as either `text` or `content`. Other fields, such as an id, are allowed."""
 
     text: str | None = None
     content: str | list[Part] | None = None
@@ -47,7 +47,7 @@ class Text(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         for name in _MEDIA:
             if getattr(self, name) is not None:
-                raise ValueError(f"this server ranks text only, and `{name}` is none")
+                raise ValueError(f"this server ranks text only, not `{name}`")
         if (self.text is None) == (self.content is None):
             raise ValueError("expected either `text` or `content`")
 
@@ -58,7 +58,7 @@ QueryDocument: TypeAlias = Query | Text | list[Part]
 
 
 def check_query(query: QueryDocument) -> str:
-    """Return the text of a query that is not empty. Raises a Failure for one that is."""
+    """Return the text of a query. Raises a Failure for an empty one."""
     text = text_of(query)
     if not text.strip():
         raise Failure("invalid", "the query is empty: there is nothing to rank by")
@@ -66,7 +66,7 @@ def check_query(query: QueryDocument) -> str:
 
 
 def text_of(document: Document) -> str:
-    """Return the text of a document; parts of content follow one another, as vLLM joins them."""
+    """Return the text of a document. Parts of content are joined as in vLLM."""
     if isinstance(document, str):
         return document
     if isinstance(document, list):
@@ -82,7 +82,7 @@ def texts_of(documents: Sequence[Document]) -> list[str]:
 
 
 def text_of_fields(document: str | Fields, rank_fields: Sequence[str] | None) -> str:
-    """Return what a document is ranked by: its text, or the fields as lines of YAML, as Cohere advises."""
+    """Return the text that a document is ranked by: its own, or its fields as lines of YAML, as Cohere advises."""
     if isinstance(document, str):
         return document
     for name in rank_fields or ["text"]:

@@ -30,12 +30,12 @@ from rankrt.server.failures import Failure, Kind
 from rankrt.text.pairs import Pair
 
 Length: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, le=1_000_000_000)]
-# One text, or a list of them; parts of content stand in an object here, as a list of lists would be two things.
+# One text, or a list of them. Parts of content need an object here, because a list of lists would be ambiguous.
 Side: TypeAlias = str | Text | Annotated[list[Document], msgspec.Meta(extra_json_schema={"minItems": 1})]
 
 
 class _Options(Request, frozen=True, kw_only=True):
-    """What /rerank and /score have in common; 0 is no limit, and truncate_prompt_tokens=-1 the model's own."""
+    """The common fields of /rerank and /score; 0 means no limit, and truncate_prompt_tokens=-1 the model's own."""
 
     model: str | None = None
     truncate_prompt_tokens: Length | None = None
@@ -48,7 +48,7 @@ class _Options(Request, frozen=True, kw_only=True):
 
 
 class VllmRerank(BestOf, _Options, frozen=True, kw_only=True):
-    """POST /rerank, /v1/rerank or /v2/rerank. vLLM echoes documents whatever is asked; here one may decline."""
+    """POST /rerank, /v1/rerank or /v2/rerank. vLLM always echoes documents; here a request may decline."""
 
     query: QueryDocument
     documents: str | Text | Documents
@@ -82,7 +82,7 @@ class VllmRanking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VllmScore(_Options, frozen=True, kw_only=True):
-    """POST /score or /v1/score: one text against many, or many against as many.
+    """POST /score or /v1/score: one text with many, or two lists of the same length.
 
     The two sides are called text_1 and text_2, queries and documents, queries and items, or data_1 and data_2.
     """
@@ -97,7 +97,7 @@ class VllmScore(_Options, frozen=True, kw_only=True):
 
 
 class VllmScoreItem(msgspec.Struct, frozen=True, kw_only=True):
-    """The score of a pair; null where a partial answer has none."""
+    """The score of a pair; null if a partial answer has none."""
 
     index: int
     score: float | None
@@ -135,7 +135,7 @@ VLLM = Dialect(
     models=models_of,
     health=lambda: None,
 )
-# vLLM itself passes instructions to a chat template; `normalize` it refuses with these words.
+# vLLM itself passes instructions to a chat template, and refuses `normalize` with these words.
 _REFUSED = {
     **REFUSED,
     **dict.fromkeys(("normalize", "raw_scores", "softmax", "activation"), "send `use_activation`, true or false"),
@@ -145,7 +145,7 @@ _REFUSED = {
 def _options(request: _Options) -> dict[str, Any]:
     rules: dict[str, Any] = {}
     if request.truncate_prompt_tokens == 0:
-        raise Failure("invalid", "truncate_prompt_tokens is 0: nothing would be left of a text")
+        raise Failure("invalid", "truncate_prompt_tokens is 0, which would leave nothing of a text")
     if request.truncate_prompt_tokens is not None:
         is_own = request.truncate_prompt_tokens == -1
         rules["max_length"] = None if is_own else request.truncate_prompt_tokens
@@ -212,7 +212,7 @@ def _pairs(request: VllmScore) -> list[Pair]:
     if len(firsts) == 1:
         firsts *= len(seconds)
     if len(firsts) != len(seconds):
-        raise Failure("invalid", f"{len(firsts)} texts against {len(seconds)}: expected one, or as many on both sides")
+        raise Failure("invalid", f"{len(firsts)} texts with {len(seconds)}: expected one, or the same number of both")
     return [(check_query(first), second) for first, second in zip(firsts, seconds, strict=True)]
 
 

@@ -20,7 +20,7 @@ from rankrt.server.engine import Answer, Ask
 
 
 class VoyageRerank(Limited, frozen=True, kw_only=True):
-    """POST /v1/rerank; `truncation` is true unless it is said to be false."""
+    """POST /v1/rerank; `truncation` is true by default."""
 
     query: Query
     documents: Texts

@@ -42,10 +42,10 @@ from rankrt.server.telemetry.metrics import CONTENT_TYPE
 
 T = TypeVar("T")
 
-# What decoding a larger body takes is felt by the other requests of the loop: 1 ms for 256 KB.
+# Decoding a larger body delays the other requests of the loop: 256 KB take 1 ms.
 _DECODE_ELSEWHERE_BYTES = 256 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# nginx's status for a client that has left; nobody receives it.
+# nginx's status for a client that has left. It is only logged and counted.
 _CLIENT_LEFT = 499
 
 # Refusals that come before the whole body was read.
@@ -56,7 +56,7 @@ _logger = logging.getLogger("rankrt.server.requests")
 
 @dataclass(slots=True, kw_only=True)
 class _Exchange:
-    """One request, and what is noted of it."""
+    """One request, and the facts that are logged and counted of it."""
 
     request: Request
     id: str
@@ -112,7 +112,7 @@ class App:
         ]
 
     def _dialect_routes(self) -> list[Route]:
-        """Return what each dialect's clients ask of the server itself, below its prefix."""
+        """Return the pages about the server below each dialect's prefix."""
         models = [
             Route(f"/{dialect.name}{path}", self._models_route(dialect), methods=["GET"])
             for dialect in DIALECTS
@@ -169,7 +169,7 @@ class App:
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             progress = await stack.enter_async_context(contextlib.aclosing(self._service.engine.stream(ask)))
-            # Whatever can be refused is refused before the first byte of a stream says 200.
+            # Refusals come before the first byte of a stream, which says 200.
             first = await anext(progress)
             events = self._events(exchange, endpoint, decoded, first, progress)
             return _EventStream(exchange, events, stack.pop_all())
@@ -203,7 +203,7 @@ class App:
             self._note(exchange, status, kind)
 
     async def _answered(self, exchange: _Exchange, work: Coroutine[Any, Any, Response]) -> Response:
-        """Return the response, or what the dialect says to an error; note either."""
+        """Return the response, or the dialect's body for an error; note either."""
         kind: str | None = None
         try:
             with self._service.answering():
@@ -222,8 +222,8 @@ class App:
             if failure.kind in _BODY_UNREAD or _is_spare(exchange.request):
                 await bodies.discard(exchange.request.receive, exchange.request.headers)
         except Exception:
-            _logger.exception("an error of the server", extra={"request_id": exchange.id})
-            failure = Failure("internal", f"an error of the server; its log has more for request {exchange.id}")
+            _logger.exception("internal error", extra={"request_id": exchange.id})
+            failure = Failure("internal", f"internal error; the server's log has the cause for request {exchange.id}")
             kind, response = failure.kind, self._refusal(exchange, failure)
         else:
             if exchange.answer is not None:
@@ -274,15 +274,20 @@ class App:
         self._service.tracer.note(f"POST {line['path']}", exchange.request.headers, line, answer)
 
     def _check_key(self, request: Request) -> None:
+<<<<<<< HEAD
         """Raise a Failure for a client without a key, or on one of the connections that are spare for probes."""
         if _is_spare(request):
+=======
+        """Raise a Failure for a client without a key, or on a connection that is spare for probes."""
+        if request.scope.get("state", {}).get(IS_SPARE):
+>>>>>>> words
             raise Failure(
                 "unavailable",
-                f"{self._service.settings.limits.max_connections} connections are open, the most here; try again",
+                f"too many connections (limit {self._service.settings.limits.max_connections}); try again",
                 retry_after_s=1.0,
             )
         if not self._service.settings.keys.allow(request.headers.get("authorization")):
-            raise Failure("unauthorized", "expected the header Authorization: Bearer KEY with a key that is known here")
+            raise Failure("unauthorized", "expected the header Authorization: Bearer KEY with a key of this server")
 
     async def _body(self, request: Request, body: Body) -> bytes:
         bodies.check_headers(request.headers, body)
@@ -291,7 +296,7 @@ class App:
     async def _decoded(
         self, exchange: _Exchange, body: Body, content: bytes, endpoints: Sequence[Endpoint]
     ) -> tuple[Endpoint, Any]:
-        """Return which endpoint a body is for, and the body; only here are its bytes in memory, too."""
+        """Return the endpoint of a body, and the decoded body. Its bytes are in memory only until then."""
         body.add_values(await _read(content, bodies.n_values))
         given = await _read(content, fields.read)
         endpoint = choose(endpoints, exchange.request.headers, given)
@@ -353,7 +358,7 @@ class App:
         return get
 
     def _health_route(self, dialect: Dialect) -> Any:
-        """Answer as servers do that listen before they can rank, or only then: 503 until the models are loaded."""
+        """Answer 503 until the models are loaded, like the dialect's own server."""
 
         async def get(request: Request) -> Response:
             assert dialect.health is not None
@@ -425,7 +430,7 @@ class _EventStream(Response):
 
 
 def _exchange(request: Request, dialect: Dialect) -> _Exchange:
-    """Return a new exchange; its id is the client's, if that is fit to stand in a log and a header."""
+    """Return a new exchange. Its id is the client's, if that is safe in a log and a header."""
     given = request.headers.get("x-request-id", "")
     name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     return _Exchange(request=request, id=name, started=time.monotonic(), dialect=dialect)
@@ -436,19 +441,19 @@ def _is_spare(request: Request) -> bool:
 
 
 async def _read(content: bytes, how: Callable[[bytes], T]) -> T:
-    """Return what is read of a body; a large one is read in a thread."""
+    """Return the result of reading a body; a thread reads a large one."""
     if len(content) < _DECODE_ELSEWHERE_BYTES:
         return how(content)
     return await asyncio.to_thread(how, content)
 
 
 def _shown(unknown_fields: Sequence[str]) -> str:
-    """Return the names of fields as far as they can stand in a header and a log."""
+    """Return the names of fields in a form that is safe in a header and a log."""
     return ", ".join(name for name in unknown_fields[:10] if _REQUEST_ID.fullmatch(name))
 
 
 async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work returns; cancel it and raise ClientDisconnect if the client leaves before."""
+    """Return the result of the work. If the client leaves first, cancel it and raise ClientDisconnect."""
     task, leaving = asyncio.create_task(work), asyncio.create_task(_leaving(request.receive()))
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -474,7 +479,7 @@ async def _chained(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 def _answer_headers(exchange: _Exchange, answer: Answer) -> dict[str, str]:
-    """Return the figures of an answer as TEI names them, and what was cut or left out."""
+    """Return an answer's figures under TEI's names, and the counts of truncated and missing documents."""
     timings = answer.timings
     headers = {
         "x-compute-type": "gpu" if answer.model.served.capacity.is_gpu else "cpu",
@@ -515,7 +520,7 @@ def _page_route(page: pages.Page) -> Any:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer what no route answers: in a dialect's words below its prefix, else in those that any client reads."""
+    """Answer requests without a route, in the dialect's words below its prefix, else in words for any client."""
     assert isinstance(error, HTTPException)
     status, path = error.status_code, request.url.path
     text = {404: advice_for(path), 405: "this path takes another method; see /docs"}.get(status, error.detail)

@@ -1,4 +1,4 @@
-"""From bytes to a request: no more than may be, no later than may be, and nothing but JSON of the right shape."""
+"""From bytes to a request: checks size, time, JSON and shape."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,15 @@ from rankrt.server.failures import Failure
 from rankrt.server.limits import Body
 
 T = TypeVar("T")
-# What is read of a body that was refused before the connection is closed: a client that is still sending would see a
-# reset connection and not the reason.
+# The bytes and seconds for which a refused body is still read. Otherwise a client that is sending would see a reset
+# connection and not the reason.
 _DISCARD_BYTES = 128 << 20
 _DISCARD_S = 5.0
 _JSON = ("application/json", "text/json")
 
 
 def check_headers(headers: Mapping[str, str], body: Body) -> None:
-    """Raise a Failure for a body that is not JSON, or that says itself that it is too large."""
+    """Raise a Failure for a body that is not JSON, or whose header says that it is too large."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in _JSON and not media_type.endswith("+json"):
         raise Failure("media_type", f"the body is {media_type or 'of no type'}; send content-type: application/json")
@@ -37,12 +37,12 @@ async def read(chunks: AsyncIterator[bytes], body: Body, seconds: float) -> byte
                 body.add(len(chunk))
                 parts.append(chunk)
     except TimeoutError:
-        raise Failure("body_too_slow", f"the body was not there within {seconds:.0f} s") from None
+        raise Failure("body_too_slow", f"the body was not complete within {seconds:.0f} s") from None
     return b"".join(parts)
 
 
 async def discard(receive: Callable[[], Awaitable[Any]], headers: Mapping[str, str]) -> None:
-    """Read what a client goes on sending after it was refused, within bounds, and keep nothing of it."""
+    """Read and drop the rest of a refused body, within bounds."""
     if headers.get("expect", "").lower() == "100-continue":
         return  # it asks before it sends
     n_left = _DISCARD_BYTES
@@ -56,10 +56,10 @@ async def discard(receive: Callable[[], Awaitable[Any]], headers: Mapping[str, s
 
 
 def n_values(content: bytes) -> int:
-    """Return about how many strings, lists and objects a body has: brackets in texts count, too.
+    """Return about how many strings, lists and objects a body has. Brackets in texts count, too.
 
-    No quote that opens a string has a backslash before it. So the strings are at most twice the number returned, and
-    that only if each ends with a backslash.
+    A quote that opens a string never has a backslash before it. So a body has at most twice the returned number, and so
+    many only if each string ends with a backslash.
     """
     n_quotes = content.count(b'"') - content.count(b'\\"')
     return (n_quotes + 1) // 2 + content.count(b"{") + content.count(b"[")

@@ -1,7 +1,6 @@
-"""The end of a server: it stops listening, answers what was asked as long as it may, and refuses what is left.
+"""The end of a server: it stops listening, answers requests until the drain ends, and refuses the rest.
 
-uvicorn alone cancels what is left: clients get a 500 that says nothing or a connection that breaks, and the log gets
-tracebacks.
+uvicorn alone cancels the rest. Then clients get a bare 500 or a broken connection, and the log gets tracebacks.
 """
 
 import asyncio
@@ -12,14 +11,14 @@ import uvicorn
 
 from rankrt.server.service import Service
 
-# For refusals to be written. A client that has not read its answer by then will not.
+# Time to write refusals. A client that has not read its answer by then will not read it.
 _LAST_WORDS_S = 1.0
-# When uvicorn cancels what it still has, which should be nothing.
+# Then uvicorn cancels the requests that it still has. There should be none.
 _CANCEL_S = 5.0
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, with an end that every client understands."""
+    """uvicorn's server, which refuses its last requests in words that a client can read."""
 
     def __init__(self, config: uvicorn.Config, service: Service, *, drain_s: float) -> None:
         config.timeout_graceful_shutdown = math.ceil(drain_s + _LAST_WORDS_S + _CANCEL_S)

@@ -1,4 +1,4 @@
-"""The server's description of itself, made from the Structs that it decodes and encodes."""
+"""The server's OpenAPI description, made from the Structs that it decodes and encodes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,38 +18,38 @@ from rankrt.server.http.routes import BARE, DIALECTS, ENDPOINTS, prefixed
 
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = (
-    "Rerankers, in every dialect. A path below a dialect's name is that dialect's; where several share a path, the"
-    " fields of the body say which is meant. A field that is null is as if it was left out. A field that would change"
-    " the scores and is not supported is refused by its name."
+    "Rerankers, in every dialect. A path below a dialect's name belongs to that dialect. Where several dialects share a"
+    " path, the fields of the body decide. null means the same as leaving a field out. A field that would change the"
+    " scores and is not supported is refused by name."
 )
 _EVENT = {
     "type": "object",
-    "description": "hit: a result; done: the ranking; error: why there is none. `data` is JSON.",
+    "description": "hit: a result; done: the ranking; error: the reason for a failure. `data` is JSON.",
     "properties": {"event": {"enum": ["hit", "done", "error"]}, "data": {"type": "string"}},
     "required": ["event", "data"],
 }
 _REFUSALS = {
-    "400": "the body is not JSON, or asks for something that cannot be done",
+    "400": "the body is not JSON, or asks for something impossible",
     "401": "the key is missing or unknown",
     "404": "no model has that name",
     "408": "the body came too slowly",
     "413": "the body is too large, or has too many documents",
     "415": "the body is not application/json",
-    "422": "the body asks for something that cannot be done",
-    "424": "the model answered NaN or infinity",
+    "422": "the body asks for something impossible",
+    "424": "the model returned NaN or infinity",
     "429": "the queue is full; see Retry-After",
-    "500": "an error of the server, or the model answered NaN or infinity",
-    "503": "the model is being loaded, scoring failed, or the server is stopping; see Retry-After",
+    "500": "an internal error, or the model returned NaN or infinity",
+    "503": "the model is loading, scoring failed, or the server is stopping; see Retry-After",
     "504": "not scored in time",
 }
 _HEADERS = {
-    "x-request-id": "the id of the request, as sent or made",
+    "x-request-id": "the id of the request, from the client or generated",
     "x-compute-tokens": "tokens of all rows",
     "x-total-time": "milliseconds, as in x-tokenization-time, x-queue-time and x-inference-time",
     "x-rankrt-truncated": "documents that were truncated",
     "x-rankrt-query-truncated": "true if the query was truncated",
-    "x-rankrt-partial": "scored of all documents, if the deadline came first",
-    "x-rankrt-unknown-fields": "fields of the body that mean nothing here",
+    "x-rankrt-partial": "scored documents / all documents, if the deadline came first",
+    "x-rankrt-unknown-fields": "ignored fields of the body",
 }
 _MODELS: Mapping[str, Any] = {"cohere": CohereModels, "infinity": InfinityModels}
 _HEALTH: Mapping[str, Any] = {"infinity": InfinityHealth, "llamacpp": LlamacppHealth}
@@ -77,7 +77,7 @@ def describe(*, needs_key: bool) -> dict[str, Any]:
 
 
 def _schemas() -> tuple[Mapping[Any, Any], dict[str, Any]]:
-    """Return the schema of each type that is sent or answered, and those that these refer to."""
+    """Return the schema of each type of a request or an answer, and the schemas that these refer to."""
     types: dict[Any, None] = {endpoint.request: None for endpoint in ENDPOINTS}
     types |= {endpoint.response: None for endpoint in ENDPOINTS}
     types |= {dialect.error_type: None for dialect in DIALECTS}
@@ -117,7 +117,7 @@ def _operation(endpoints: Sequence[Endpoint], schemas: Mapping[Any, Any], path: 
 def _stream(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     (endpoint,) = [e for e in ENDPOINTS if e.dialect is JINA]
     operation = _operation([endpoint], schemas, "/v1/rerank/stream")
-    operation["post"]["summary"] = "the same as server-sent events: hits as they are scored, then the ranking"
+    operation["post"]["summary"] = "rank documents with server-sent events: hits as they are scored, then the ranking"
     operation["post"]["responses"]["200"]["content"] = {"text/event-stream": {"schema": _EVENT}}
     return operation
 
@@ -127,7 +127,7 @@ def _tokenize(schemas: Mapping[Any, Any], path: str) -> dict[str, Any]:
     body["application/json"]["examples"] = {"tei": {"value": {"inputs": ["what is panda?"]}}}
     return {
         "post": {
-            "summary": "the tokens of texts, and the bytes that they stand for",
+            "summary": "the tokens of texts, and their bytes",
             "operationId": "post" + path.replace("/", "_"),
             "tags": ["tei"],
             "requestBody": {"required": True, "content": body},
@@ -140,14 +140,14 @@ def _tokenize(schemas: Mapping[Any, Any], path: str) -> dict[str, Any]:
 
 
 def _operations(schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the paths that say how the server is and what it serves."""
+    """Return the paths about the server's state and its models."""
     status = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
     text = {"text/plain": {"schema": {"type": "string"}}}
     alive = _get("200 while the server is alive", _content(status), needs_key=False)
     ready = _get("200 when the models are loaded and warm, else 503", _content(status), needs_key=False)
-    ready["get"]["responses"]["503"] = {"description": "the models are being loaded", "content": _content(status)}
-    info = _get("what is served, as TEI says it", _json([schemas[TeiInfo]]), TEI, schemas)
-    models = _get("what is served, as OpenAI and vLLM say it", _json([schemas[OpenAIModels]]), VLLM, schemas)
+    ready["get"]["responses"]["503"] = {"description": "the models are loading", "content": _content(status)}
+    info = _get("the served model, in TEI's form", _json([schemas[TeiInfo]]), TEI, schemas)
+    models = _get("the served models, in the form of OpenAI and vLLM", _json([schemas[OpenAIModels]]), VLLM, schemas)
     operations = {
         "/health": alive,
         "/ping": alive,
@@ -161,7 +161,7 @@ def _operations(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     for dialect in DIALECTS:
         for path in dialect.models_paths if dialect.models else ():
             content = _json([schemas[_MODELS.get(dialect.name, OpenAIModels)]])
-            operations[f"/{dialect.name}{path}"] = _get("what is served", content, dialect, schemas)
+            operations[f"/{dialect.name}{path}"] = _get("the served models", content, dialect, schemas)
         if dialect.health is not None:
             shape = _HEALTH.get(dialect.name)
             content = _json([schemas[shape]]) if shape else {}
@@ -181,7 +181,7 @@ def _get(
     *,
     needs_key: bool = True,
 ) -> dict[str, Any]:
-    """Return what answers a GET: with the dialect's own errors, if it has any."""
+    """Return the operation of a GET, with the dialect's own errors, if it has any."""
     responses: dict[str, Any] = {"200": {"description": "the answer", **({"content": content} if content else {})}}
     if dialect is not None and schemas is not None:
         error = _json([schemas[dialect.error_type]])

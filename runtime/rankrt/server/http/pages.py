@@ -1,4 +1,4 @@
-"""The pages for people: the playground and the description of the interface. Nothing is loaded from another host."""
+"""The pages for people: the playground and the description of the API. They load nothing from other hosts."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ _WITH_KEY = "-H 'authorization: Bearer KEY'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page and the headers that keep it to itself: only its own script and style run, only this server is asked."""
+    """A page and its headers. They allow only its own script and style, and requests to this server only."""
 
     content: bytes
     headers: Mapping[str, str]
@@ -34,7 +34,7 @@ def playground() -> Page:
 
 
 def documentation(openapi: Mapping[str, Any]) -> Page:
-    """Return the interface as a page to read."""
+    """Return the description of the API as a page."""
     text = files("rankrt.server.http").joinpath("docs.html").read_text(encoding="utf-8")
     needs_key = "security" in openapi
     answer = openapi["paths"]["/rerank"]["post"]["responses"]
@@ -59,10 +59,10 @@ def documentation(openapi: Mapping[str, Any]) -> Page:
 
 def _keys(*, needs_key: bool) -> str:
     said = (
-        f"This server asks for a key: send <code>authorization: Bearer KEY</code>, with curl <code>{_WITH_KEY}</code>."
+        f"This server needs a key: send <code>authorization: Bearer KEY</code>, with curl <code>{_WITH_KEY}</code>."
         if needs_key
-        else "This server asks for no key. With <code>--api-key-file</code> or <code>RANKRT_API_KEY</code> it does, and"
-        " clients send <code>authorization: Bearer KEY</code>."
+        else "This server needs no key. With <code>--api-key-file</code> or <code>RANKRT_API_KEY</code> it does, and"
+        " clients then send <code>authorization: Bearer KEY</code>."
     )
     return f"<p>{said} Health, readiness, metrics and the two pages never need one.</p>"
 
@@ -100,7 +100,7 @@ def _details(method: str, path: str, operation: Mapping[str, Any], openapi: Mapp
 
 
 def _curl(method: str, path: str, openapi: Mapping[str, Any]) -> str:
-    """Return commands to try a path: one for each dialect that is spoken there."""
+    """Return commands to try a path, one for each of its dialects."""
     operation = openapi["paths"][path][method.lower()]
     key = f" {_WITH_KEY}" if "security" in openapi and operation.get("security") != [] else ""
     url = f"http://localhost:8080{path}"
@@ -125,7 +125,7 @@ def _schemas(operation: Mapping[str, Any], openapi: Mapping[str, Any]) -> str:
 
 
 def _resolved(schema: Any, openapi: Mapping[str, Any]) -> Any:
-    """Return a schema with what it refers to in the place of references."""
+    """Return a schema with its references resolved."""
     if isinstance(schema, list):
         return [_resolved(item, openapi) for item in schema]
     if not isinstance(schema, dict):

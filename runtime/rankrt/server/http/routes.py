@@ -1,7 +1,7 @@
-"""Which dialect is spoken where.
+"""The paths of the dialects.
 
-Below its own prefix (/tei, /cohere, ...) a dialect is what it is. Without one, a path belongs to the dialects whose
-clients use it; where several share a path, the fields of the request say which it is.
+Below its own prefix (/tei, /cohere, ...) a dialect is the only one. A path without a prefix belongs to the dialects
+whose clients use it. Where several share a path, the fields of the request decide.
 """
 
 import functools
@@ -42,13 +42,13 @@ DIALECTS: Sequence[Dialect] = tuple({endpoint.dialect.name: endpoint.dialect for
 
 
 def prefixed() -> Mapping[str, Endpoint]:
-    """Return the paths where one dialect is spoken and no other."""
+    """Return the paths of a single dialect, below its prefix."""
     return {f"/{endpoint.dialect.name}{path}": endpoint for endpoint in ENDPOINTS for path in endpoint.paths}
 
 
 _PREFIXED = prefixed()
 
-# Of a path's endpoints the first answers what cannot be read at all, and what fits several equally well.
+# The first endpoint of a path answers requests that cannot be read, and those that fit several equally well.
 BARE: Mapping[str, Sequence[Endpoint]] = {
     path: [_PREFIXED[own] for own in owns]
     for path, owns in {
@@ -66,27 +66,33 @@ BARE: Mapping[str, Sequence[Endpoint]] = {
     }.items()
 }
 
-# Paths of other interfaces, and which of ours their clients can use.
+# Paths of other APIs, and the paths that their clients can use here.
 _ELSEWHERE = (
-    (r"(/v\d)?/embed(dings?)?(/.*)?|/embed_\w+|/api/embed.*", "this server ranks and makes no embeddings"),
-    (r"/v\d/(chat/)?completions|/api/(chat|generate)", "this server ranks and generates no text"),
-    (r"/v1/inference/.*", "DeepInfra's interface is not spoken here; POST /v1/rerank with `query` and `documents`"),
-    (r"/v3/rerank", "POST /v2/rerank, which takes and answers the same"),
-    (r"/api/v1/services/rerank/.*", "DashScope's interface is not spoken here; POST /v1/rerank"),
-    (r"/v1/retrieval/.*", "POST /v1/ranking, which takes and answers the same"),
+    (
+        r"(/v\d)?/embed(dings?)?(/.*)?|/embed_\w+|/api/embed.*",
+        "this server ranks documents; it does not make embeddings",
+    ),
+    (r"/v\d/(chat/)?completions|/api/(chat|generate)", "this server ranks documents; it does not generate text"),
+    (r"/v1/inference/.*", "DeepInfra's API is not supported; POST /v1/rerank with `query` and `documents`"),
+    (r"/v3/rerank", "POST /v2/rerank, which has the same requests and answers"),
+    (r"/api/v1/services/rerank/.*", "DashScope's API is not supported; POST /v1/rerank"),
+    (r"/v1/retrieval/.*", "POST /v1/ranking, which has the same requests and answers"),
     (
         r".*(/rerank/rerank|/v\d/v\d/.*)",
-        "a part of it stands there twice; clients add it to the address that they are given",
+        "a part of it is repeated; clients add that part to their address themselves",
     ),
-    (r"(/tei)?/(decode|similarity|vertex)", "of TEI's paths there are /rerank, /predict, /tokenize, /info and /health"),
+    (
+        r"(/tei)?/(decode|similarity|vertex)",
+        "of TEI's paths this server has /rerank, /predict, /tokenize, /info and /health",
+    ),
 )
 
 
 def choose(candidates: Sequence[Endpoint], headers: Mapping[str, str], given: fields.Given) -> Endpoint:
-    """Return the endpoint that a request means.
+    """Return the endpoint for a request.
 
-    Cohere's own client says its name. Otherwise it is the one that knows most of the fields, of those whose required
-    fields are all there.
+    A header names Cohere's own client. For others, the endpoints whose required fields are all present compete. The one
+    that knows most of the fields wins.
     """
     for endpoint in candidates:
         if endpoint.dialect is cohere.COHERE and _is_cohere(headers):
@@ -96,14 +102,14 @@ def choose(candidates: Sequence[Endpoint], headers: Mapping[str, str], given: fi
 
 
 def dialect_of(path: str) -> Dialect | None:
-    """Return the dialect below whose prefix a path is."""
+    """Return the dialect whose prefix a path has."""
     return next((dialect for dialect in DIALECTS if path.startswith(f"/{dialect.name}/")), None)
 
 
 def advice_for(path: str) -> str:
     """Return what to do about a path that does not exist."""
     said = next((text for pattern, text in _ELSEWHERE if re.fullmatch(pattern, path)), None)
-    return f"there is nothing at this path: {said}" if said else "there is nothing at this path; see /docs"
+    return f"this path does not exist: {said}" if said else "this path does not exist; see /docs"
 
 
 @functools.cache

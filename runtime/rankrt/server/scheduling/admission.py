@@ -1,10 +1,10 @@
-"""Which requests are taken, and in which order: a timetable at the measured pace. Knows no threads, no clock, no rows.
+"""Which requests are accepted, and in which order: a timetable at the measured pace. Knows no threads, clock or rows.
 
-Requests run one after the other, in the order of a list. Each has work left, in seconds of the whole server, and a
-time by which it has to be done. A new one goes before those that are longer and can wait for it, so short requests are
-quick. Where it would be late itself, it goes further ahead, if the others can afford that. If no place suits all of
-them, it is refused at once, and told when there will be room. So what is taken is finished in time, and an overload
-throws no work away: when deadlines were only looked at as they passed, nine tenths of a burst's work was lost.
+Requests run in the order of a list. Each has work left, in seconds of the whole server, and a deadline. A new request
+goes before longer ones that can wait for it, so short requests are quick. If it would be late there, it goes further
+ahead, as far as the others can afford that. If no place suits all of them, it is refused at once, with the time when
+there will be room. So accepted requests finish in time, and an overload wastes no work. Before, when the server only
+checked deadlines as they passed, a burst lost nine tenths of its work.
 """
 
 import math
@@ -18,54 +18,54 @@ from rankrt.arrays import Int64Array
 from rankrt.text.options import Rules
 from rankrt.text.pairs import Pair
 
-# A request is taken if it can be done in this share of its time. Shorter ones that come later may put it off, up to the
-# second share: with less between the two, an overload refused short requests as often as long ones. What then remains
-# is for what a plan cannot know: tokens are estimated from characters, and the pace changes from second to second.
+# A request is accepted if it can be done in the first share of its time. Shorter ones that come later may delay it up
+# to the second share. With less between the two, an overload refused short requests as often as long ones. The rest
+# covers errors of the plan: tokens are estimated from characters, and the pace changes from second to second.
 TAKEN_SHARE, KEPT_SHARE = 0.75, 0.95
-# The characters of a token before any were counted: four in English, one to two in Chinese. See `Pace.note_tokens`.
+# The first estimate of a token's characters: four in English, one to two in Chinese. See `Pace.note_tokens`.
 _CHARACTERS_PER_TOKEN = 4.0
-# How fast a pace follows what is measured, after the first few runs, which count alike.
+# The weight of a new run in the pace, after the first few runs, which have equal weights.
 _WEIGHT = 0.1
-# One run that took much longer (a process that was stopped, a disk) must not make the server refuse everyone.
+# One very long run (a stopped process, a disk) must not make the server refuse all requests.
 _MOST_SLOWER = 4.0
-# A pace is current after so many runs without a pause as long as this.
+# A pace is current after so many runs without such a pause.
 _CURRENT_RUNS, _PAUSE_S = 16, 5.0
 
 
 class Entry(Protocol):
-    """What the timetable has to know of a request."""
+    """The facts of a request that the timetable needs."""
 
     @property
     def priority(self) -> int:
-        """Lower ones go first, whatever that costs the others."""
+        """Lower numbers go first, even if others are late then."""
         ...
 
     @property
     def is_partial(self) -> bool:
-        """Whether what is done in time is an answer, so that it is never late."""
+        """Whether the part that is done in time is an answer. Such a request is never late."""
         ...
 
     @property
     def take_by(self) -> float:
-        """When it has to be done as things are when it comes."""
+        """The time by which it has to be done, as planned when it comes."""
         ...
 
     @property
     def keep_by(self) -> float:
-        """When it has to be done, however it is put off later."""
+        """The time by which it has to be done, however later requests delay it."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """There is no place now, but there will be one after so many seconds."""
+    """There is no place now, but one after so many seconds."""
 
     retry_after_s: float
 
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a model is, all lanes of all workers together, and how many tokens its texts have."""
+    """The speed of a model on all lanes of all workers together, and the tokens of its texts."""
 
     seconds_per_token: float = 0.0
     tokens_per_expected: float = 1.0
@@ -75,11 +75,11 @@ class Pace:
 
     @property
     def is_current(self) -> bool:
-        """Whether enough runs were measured just now to give a request up because of it."""
+        """Whether enough recent runs were measured to give up a request because of the pace."""
         return self._n_current >= _CURRENT_RUNS
 
     def note_run(self, n_tokens: int, seconds: float, *, at: float) -> None:
-        """Note a run: `seconds` are those of the whole server, so of a lane's seconds only its share."""
+        """Note a run. `seconds` are those of the whole server, so a lane's time counts by its share."""
         self._n_runs += 1
         self._n_current = self._n_current + 1 if at - self._noted_at < _PAUSE_S else 1
         self._noted_at = at
@@ -90,12 +90,12 @@ class Pace:
             self.seconds_per_token = before + weight * (min(measured, _MOST_SLOWER * before) - before)
 
     def note_tokens(self, n_tokens: int, n_expected: float) -> None:
-        """Note how many tokens some texts had that were estimated at so many."""
+        """Note the real and the estimated number of tokens of some texts."""
         self.tokens_per_expected += _WEIGHT * (n_tokens / n_expected - self.tokens_per_expected)
 
 
 def expected_tokens(pairs: Sequence[Pair], rules: Rules) -> Int64Array:
-    """Estimate the tokens of each pair's rows from its characters, without reading any."""
+    """Estimate the tokens of each pair's rows from the lengths of its texts."""
     query = np.array([len(query) for query, _ in pairs]) / _CHARACTERS_PER_TOKEN
     passage = np.array([len(passage) for _, passage in pairs]) / _CHARACTERS_PER_TOKEN
     query = np.minimum(query, rules.n_query_tokens)
@@ -108,17 +108,17 @@ def expected_tokens(pairs: Sequence[Pair], rules: Rules) -> Int64Array:
 def place(
     entries: Sequence[Entry], work_s: Sequence[float], new: Entry, new_work_s: float, now: float
 ) -> int | Refused:
-    """Return where in the order a new request belongs, or that it is refused.
+    """Return the place of a new request in the order, or that it is refused.
 
-    `entries` are in order, those of lower priority first, and `work_s` is what is left of each. The new one goes before
-    longer ones, as far as these can wait, and further ahead where it would be late itself. Less urgent ones just wait.
+    `entries` are in order, lower priorities first, and `work_s` is the work left of each. The new request goes before
+    longer ones that can wait, and further ahead if it would be late itself. Less urgent ones always wait.
     """
     ends = _ends(entries, work_s, now)
     first = sum(entry.priority < new.priority for entry in entries)
     last = sum(entry.priority <= new.priority for entry in entries)
     starts = [ends[i - 1] if i else now for i in range(last + 1)]
     if starts[last] <= now:
-        return last  # there is nothing to wait for; a pace from before must not keep the server idle
+        return last  # the server is idle, and an old pace must not keep it idle
 
     earliest = last
     while earliest > first and _can_wait(
@@ -137,12 +137,12 @@ def place(
 
 
 def backlog_s(entries: Sequence[Entry], work_s: Sequence[float], now: float) -> float:
-    """Return after how many seconds all that was taken is done."""
+    """Return the seconds until all accepted work is done."""
     return max(0.0, *_ends(entries, work_s, now), now) - now if entries else 0.0
 
 
 def _ends(entries: Sequence[Entry], work_s: Sequence[float], now: float) -> list[float]:
-    """Return when each entry is done; partial ones stop when their time is over."""
+    """Return the time when each entry is done; partial ones stop at their deadline."""
     ends, end = [], now
     for entry, work in zip(entries, work_s, strict=True):
         end = min(end + work, max(end, entry.keep_by)) if entry.is_partial else end + work
@@ -155,11 +155,11 @@ def _in_time(entry: Entry, start: float, work_s: float) -> bool:
 
 
 def _can_wait(entry: Entry, end: float, work_s: float, delay_s: float, now: float) -> bool:
-    """Tell whether an entry is still in time after a delay; one that would be late alone loses nothing by it."""
+    """Tell whether an entry is still in time after a delay. One that is late anyway loses nothing by it."""
     is_hopeless = now + work_s > entry.keep_by
     return entry.is_partial or is_hopeless or end + delay_s <= entry.keep_by
 
 
 def _room_after(backlog: float, work_s: float, time_s: float) -> float:
-    """Return after how many seconds a request fits behind what is left of a backlog; all of it, if it never would."""
+    """Return the seconds after which a request fits after the rest of a backlog; all of it, if it never fits."""
     return backlog - max(0.0, time_s - work_s)

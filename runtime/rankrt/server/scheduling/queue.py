@@ -1,8 +1,8 @@
-"""The queue that all requests share: rows of token ids, taken in runs, in the order of the requests.
+"""The queue of all requests: rows of token ids, taken in runs, in the order of the requests.
 
-Knows no threads, no clock and no deadline: whoever uses it holds the lock, and `admission` says in which order requests
-stand. The first one that has rows fills a run; what it leaves, the next ones may fill. Rows that several requests wait
-for run once.
+Knows neither threads nor a clock nor deadlines: its user holds the lock, and `admission` decides the order of requests.
+The first request with rows fills a run. If there is room left, the next ones fill it. A row that several requests want
+runs once.
 """
 
 import math
@@ -19,10 +19,10 @@ from rankrt.backends.planner import Filling
 from rankrt.errors import RankrtError
 from rankrt.server.workers.local import ServedModel
 
-# What a row takes that waits, in bytes beside 4 a token: as much as 375 tokens. It counts as 32 at least, so that the
-# limit of tokens bounds the memory of the shortest rows too.
+# The bytes of a waiting row, besides 4 for each token: as many as 375 tokens take. A row counts as at least 32 tokens,
+# so that the limit of tokens bounds the memory of short rows, too.
 ROW_MEMORY, LEAST_ROW_TOKENS = 1500, 32
-# The priority of what no request waits for, and all of them would: a model's warm-up.
+# The priority of a model's warm-up. No request waits for it, but all would have to.
 MOST_URGENT = -(1 << 62)
 
 State: TypeAlias = Literal["new", "waiting", "running", "done"]
@@ -32,10 +32,10 @@ State: TypeAlias = Literal["new", "waiting", "running", "done"]
 class Row:
     """Token ids that wait for their logit.
 
-    passage_start  where in the row the passage begins
-    digest         what no other row of any model has
-    waiters        the jobs that want it, with its number there
-    n_failures     how often a run failed that it was part of; from the first on it runs alone
+    passage_start  the place of the passage in the row
+    digest         a digest that no other row of any model has
+    waiters        the jobs that want it, with its number in each
+    n_failures     how many runs with it have failed; after the first it runs alone
     """
 
     model: ServedModel
@@ -52,22 +52,24 @@ class Row:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Job:
-    """The rows of one request, and what is known of them.
+    """The rows of one request, and their state.
 
-    notify     called, from any thread, when all rows are done or the job has failed
-    is_streamed  whether it is called whenever some rows are done, too
-    priority   lower goes first, whatever else waits
-    rows       those that may still have to run, in that order
-    wanted     all that it waits for or waited for
-    logits     one for each row that was submitted; NaN where it is not done
-    n_left     how many of them are not done
-    n_cached   the tokens that were not computed for it: known before, or computed for another
-    expected   the tokens that each pair of it is thought to have; those of `n_known` pairs are known by now
-    n_expected all its tokens: those that are known, and what is thought of the rest
-    n_done     the tokens of rows that have their logit
-    deadline   when it is given up, on the monotonic clock; take_by and keep_by, see `admission.Entry`, are earlier
-    is_partial whether what is done by then is an answer
-    error      why it failed
+    notify       called, from any thread, when all rows are done or the job has failed
+    is_streamed  whether it is also called whenever some rows are done
+    priority     lower numbers go first
+    rows         the rows that may still have to run, in this order
+    wanted       all rows that it waits for or waited for
+    logits       one for each submitted row; NaN until it is done
+    n_left       how many rows are not done
+    n_cached     the tokens that were not computed for it: known before, or computed for another job
+    expected     the estimated tokens of each pair
+    n_known      how many pairs have been tokenized
+    n_tokens     the tokens of these
+    n_expected   all its tokens: the known ones, and the estimate of the rest
+    n_done       the tokens of rows that have their logit
+    deadline     when it is given up, on the monotonic clock; take_by and keep_by of `admission.Entry` are earlier
+    is_partial   whether the part that is done by then is an answer
+    error        why it failed
     """
 
     model: ServedModel
@@ -96,31 +98,31 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing more to wait for."""
+        """Whether all rows are done, or the job has failed."""
         return self.n_left == 0 or self.error is not None
 
     @property
     def n_ahead(self) -> float:
-        """The tokens that have still to be computed, as far as is known."""
+        """The tokens that are still to be computed, by the estimate."""
         return max(0.0, self.n_expected - self.n_done)
 
     @property
     def n_reserved(self) -> float:
-        """The tokens that it counts as in the queue; short rows cost more memory than their tokens."""
+        """The tokens that it counts as in the queue. Short rows cost more memory than their tokens."""
         return max(self.n_ahead, LEAST_ROW_TOKENS * len(self.expected))
 
     def expect(self, ratio: float) -> None:
-        """Think of the pairs whose tokens are not known that they have so many times what was expected of them."""
+        """Multiply the estimate of the pairs that are not tokenized yet by `ratio`."""
         self.n_expected = self.n_tokens + ratio * float(self.expected[self.n_known :].sum())
 
     def learn(self, n_pairs: int, n_tokens: int) -> None:
-        """Take the tokens of the next pairs; the rest will be like all that are known."""
+        """Take the tokens of the next pairs, and correct the estimate of the rest by all that are known."""
         self.n_known, self.n_tokens = self.n_known + n_pairs, self.n_tokens + n_tokens
         known = float(self.expected[: self.n_known].sum())
         self.expect(self.n_tokens / known if known else 1.0)
 
     def next_row(self) -> Row | None:
-        """Return the next row that still has to run, and forget those before it that need not."""
+        """Return the next row that still has to run, and drop those before it."""
         while self.rows and (self.is_cancelled or self.rows[0].state != "waiting"):
             self.rows.popleft()
         return self.rows[0] if self.rows else None
@@ -153,18 +155,18 @@ class RowQueue:
                 self._count(row, +1)
 
     def abandon(self, row: Row) -> None:
-        """Forget a waiting row that nobody wants any more."""
+        """Drop a waiting row that no job wants any more."""
         row.state = "done"
         self._count(row, -1)
 
     def retry(self, row: Row) -> None:
-        """Put back a row whose run failed: it goes first, and alone."""
+        """Put back a row whose run failed. It goes first, and alone."""
         row.state = "waiting"
         self._count(row, +1)
         self._retries.append(row)
 
     def head(self) -> Row | None:
-        """Return the row that is next."""
+        """Return the next row."""
         while self._retries and self._retries[0].state != "waiting":
             self._retries.popleft()
         if self._retries:
@@ -186,15 +188,15 @@ class RowQueue:
         return n_tokens
 
     def lengths(self) -> Int64Array:
-        """Return the lengths of all rows that wait, in no order."""
+        """Return the lengths of all rows that wait, in any order."""
         rows = {id(row): len(row) for job in self.jobs for row in job.rows if row.state == "waiting"}
         return np.array(list(rows.values()), np.int64)
 
     def take(self, budget: int, layout: Layout, *, shared_budget: int | None = None) -> list[Row]:
-        """Take the next rows of one model, at most `budget` tokens unless the first is longer; [] if there is none.
+        """Take the next rows of one model: at most `budget` tokens, or the first row if it is longer.
 
-        The next job fills the run; what it leaves, those after it may fill, as the layout allows and up to the shared
-        budget: ten documents would wait for those of a thousand beside them.
+        The next job fills the run. Jobs after it fill the rest, as the layout allows, up to the shared budget. With a
+        larger one, ten documents would wait for the thousand that share their run.
         """
         first = self.head()
         if first is None:

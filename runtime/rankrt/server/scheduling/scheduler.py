@@ -1,9 +1,9 @@
-"""Which rows run next: what waits when a lane frees is what runs on it. No window, no timer.
+"""Which rows run next: a free lane takes the next rows of the queue. It waits for no window and no timer.
 
-Every lane of every worker has a thread here that takes a run from the queue, runs it and hands the logits out.
-`admission` decides who is taken and who goes first, by the pace that is measured here. Rows that were scored before
-come from the cache, identical rows that wait or run are scored once. A run that fails is taken apart, so that a row
-which breaks the engine takes no other row with it. While a worker is away its lanes take nothing; the rows wait for it,
+Every lane of every worker has a thread here. It takes a run from the queue, runs it and hands out the logits.
+`admission` decides which requests are accepted and which go first, by the pace that is measured here. The cache has the
+scores of earlier rows, and equal rows that wait or run are scored once. After a failed run each of its rows runs alone,
+so a row that breaks the engine fails no other row. While a worker is away its lanes take nothing. The rows wait for it,
 or run on another one.
 """
 
@@ -26,29 +26,29 @@ from rankrt.server.scheduling.score_cache import ScoreCache, digest_of
 from rankrt.server.workers.local import Run, RunFailed, ServedModel, Worker, WorkerLost
 from rankrt.text.pairs import Encoded
 
-# Handing a run over takes 0.3 ms of processor time at its two ends. A model that does more than RUN_TOKENS in this time
-# on one thread gets longer runs; nobody waits longer for a lane than that. What is left is not divided into runs that
-# are hardly longer than the handing over: 10 documents of the tiny model were in five or six.
+# Handing over a run takes 0.3 ms of processor time at its two ends. A model that computes more than RUN_TOKENS in the
+# first time on one thread gets longer runs, up to that time. The second time is the least of a run: without it, 10
+# documents of the tiny model were in five or six runs, hardly longer than the handing over.
 _RUN_S, _LEAST_RUN_S = 0.003, 0.002
 MOST_RUN_TOKENS = 1024
 
-# Runs say how fast a model is under load if they have this part of the tokens that pay: short ones cost several times
-# as much a token.
+# A run counts for the pace under load if it has this part of the planner's tokens. Shorter ones cost several times as
+# much for each token.
 _TELLING_SHARE = 4
-# How often a tokenizer looks whether there is room for its rows.
+# A tokenizer checks so often whether there is room for its rows.
 _ROOM_S = 0.02
 
-# A row is given up when it has failed alone this often: once may be a worker that somebody else ended.
+# A row is given up after so many failed runs. One failure may come from a worker that was killed.
 _MOST_FAILURES = 3
 
-# A run in the server's own process cannot be ended, and no request waits for it.
+# At the end, a run in the server's own process gets so much time. It cannot be stopped, and no request waits for it.
 _LAST_RUNS_S = 5.0
 
 _logger = logging.getLogger("rankrt.server")
 
 
 class QueueFull(RankrtError):
-    """A request cannot be done in time; `retry_after_s` is when there should be room, None where there never is."""
+    """A request cannot be done in time. There should be room after `retry_after_s`; None means never."""
 
     def __init__(self, message: str, retry_after_s: float | None) -> None:
         super().__init__(message)
@@ -56,16 +56,16 @@ class QueueFull(RankrtError):
 
 
 class TooLate(RankrtError):
-    """What is left of a request takes longer than it has."""
+    """The rest of a request takes longer than its time."""
 
 
 class Stopping(RankrtError):
-    """Nothing runs any more."""
+    """The scheduler starts no more runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """What a run was, for whoever counts."""
+    """A finished run, for the metrics."""
 
     n_rows: int
     n_tokens: int
@@ -75,7 +75,7 @@ class Finished:
 
 @dataclass(eq=False, slots=True)
 class _Lanes:
-    """What the lanes of one worker are doing."""
+    """The state of the lanes of one worker."""
 
     n_running: int = 0
     is_exclusive: bool = False
@@ -118,12 +118,12 @@ class Scheduler:
 
     @property
     def outage(self) -> RankrtError | None:
-        """Why no worker can score now; None while one can."""
+        """The reason why no worker can score now; None while one can."""
         outages = [worker.outage for worker in self._workers]
         return None if None in outages else outages[0]
 
     def admit(self, job: Job, expected: Int64Array) -> None:
-        """Give a job its place, or raise QueueFull; `expected` are the tokens that each of its pairs may have.
+        """Give a job its place, or raise QueueFull; `expected` are the estimated tokens of its pairs.
 
         Raises Stopping when the scheduler is closing.
         """
@@ -141,9 +141,9 @@ class Scheduler:
             self.queue.insert(found, job)
 
     def submit(self, job: Job, encoded: Encoded, order: Sequence[int]) -> None:
-        """Add rows to a job; they run in that order, unless their scores are known. Waits for room in the queue.
+        """Add rows to a job. They run in that order, unless their scores are known. Waits for room in the queue.
 
-        A job that was not admitted goes last of its priority. Raises Stopping, or why its model was abandoned.
+        A job that was not admitted goes last of its priority. Raises Stopping, or the error of an abandoned model.
         """
         ids = [encoded.row(i) for i in range(encoded.n_rows)]
         starts = encoded.passage_starts.tolist()
@@ -171,12 +171,12 @@ class Scheduler:
             job.notify()
 
     def cancel(self, job: Job) -> None:
-        """Stop working for a job, finished or not; rows that others want too go on."""
+        """Stop working for a job, finished or not. Rows that others want still run."""
         with self._changed:
             self._cancel(job)
 
     def backlog_s(self) -> float:
-        """Return in how many seconds all that was admitted is done."""
+        """Return the seconds until all admitted work is done."""
         with self._changed:
             return backlog_s(self.queue.jobs, self._work(), time.monotonic())
 
@@ -185,7 +185,7 @@ class Scheduler:
         self._fail(lambda row: row.model.key == key, error)
 
     def abandon(self, key: str, error: RankrtError) -> None:
-        """Fail them, and those that are still on their way here: no worker will load that model any more."""
+        """Fail these jobs, and later ones too: no worker will load that model any more."""
         with self._changed:
             self._abandoned[key] = error
         self.fail(key, error)
@@ -197,14 +197,14 @@ class Scheduler:
             self._paces.pop(key, None)
 
     def stop(self) -> None:
-        """Start no more runs; who waits is told so."""
+        """Start no more runs, and fail the waiting jobs."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
         self._fail(lambda row: True, Stopping("the server is going down"))
 
     def close(self) -> None:
-        """Stop, and wait a while until the runs that go on have ended."""
+        """Stop, and wait a while for the last runs."""
         self.stop()
         limit = time.monotonic() + _LAST_RUNS_S
         for thread in self._threads:
@@ -228,28 +228,28 @@ class Scheduler:
         return self._paces[job.model.key]
 
     def _work(self) -> list[float]:
-        """Return the seconds of work that are left of each job."""
+        """Return the seconds of work left of each job."""
         return [job.n_ahead * self._pace(job).seconds_per_token for job in self.queue.jobs]
 
     def _has_room(self, n_tokens: int) -> bool:
         return not self.queue.n_tokens or self.queue.n_tokens + n_tokens <= self._max_queue_tokens
 
     def _check_queue(self, job: Job) -> None:
-        """Raise QueueFull if all tokens of a job and of those before it are more than may wait."""
+        """Raise QueueFull if the tokens of all jobs with this one exceed the limit."""
         n_reserved = sum(other.n_reserved for other in self.queue.jobs)
         n_over = n_reserved + job.n_reserved - self._max_queue_tokens
         if n_over <= 0:
             return
         if job.n_reserved > self._max_queue_tokens:
             raise QueueFull(
-                f"the request has about {job.n_reserved:,.0f} tokens, and at most {self._max_queue_tokens:,} may wait;"
+                f"the request is too large: about {job.n_reserved:,.0f} tokens (limit {self._max_queue_tokens:,});"
                 " send fewer documents at once",
                 None,
             )
         seconds = max(1.0, n_over * self._pace(job).seconds_per_token)
         raise QueueFull(
-            f"{n_reserved:,.0f} tokens wait, and about {job.n_reserved:,.0f} more would be more than"
-            f" {self._max_queue_tokens:,}; try again in {seconds:.0f} s",
+            f"queue full: {n_reserved:,.0f} tokens wait, and this request has about {job.n_reserved:,.0f} (limit"
+            f" {self._max_queue_tokens:,}); try again in {seconds:.0f} s",
             seconds,
         )
 
@@ -263,14 +263,14 @@ class Scheduler:
         )
 
     def _learn(self, job: Job, n_pairs: int, n_tokens: int) -> None:
-        """Learn from a block of texts how many tokens they have."""
+        """Learn the tokens of a block of texts."""
         n_expected = float(job.expected[job.n_known : job.n_known + n_pairs].sum())
         job.learn(n_pairs, n_tokens)
         if n_expected:
             self._pace(job).note_tokens(n_tokens, n_expected)
 
     def _wanted(self, job: Job, index: int, ids: Int32Array, start: int, digest: bytes) -> Row | None:
-        """Note what a job wants, or hand it the logit that is known; return the row if it has to be queued."""
+        """Note that a job wants a row, or hand it the known logit; return the row if it has to be queued."""
         logit = self.cache.get(digest)
         if logit is not None:
             job.n_cached += len(ids)
@@ -308,7 +308,7 @@ class Scheduler:
             except (WorkerLost, RunFailed) as error:
                 self._put_back(rows, error, lanes)
                 continue
-            except Exception as error:  # noqa: BLE001  whatever it is, the lane has to go on
+            except Exception as error:  # noqa: BLE001  the lane has to survive any error
                 self._put_back(rows, RunFailed(f"{type(error).__name__}: {error}"), lanes)
                 continue
             ended = time.monotonic()
@@ -322,7 +322,7 @@ class Scheduler:
                 _logger.exception("a run was not counted")
 
     def _next(self, worker: Worker, lanes: _Lanes) -> tuple[list[Row], bool, float] | None:
-        """Wait for rows that a lane may run, and tell since when it could; None when the scheduler closes."""
+        """Wait for rows that a lane may run; return them with the time since when it could. None at the end."""
         free_since = time.monotonic()
         with self._changed:
             while not self._is_closing:
@@ -342,19 +342,19 @@ class Scheduler:
             return None
         capacity = head.model.capacity
         if lanes.n_running >= max(1, capacity.n_narrow):
-            return None  # a worker may have more lanes than this model has: a GPU's has two
+            return None  # a worker may have more lanes than a model: on a GPU it has two
         must_be_wide = capacity.must_be_wide(len(head))
-        # What failed before runs while nothing else does, so that nothing else can fail with it.
+        # A row that failed before runs alone, so that no other row fails with it.
         must_be_alone = must_be_wide or head.n_failures > 0
         if must_be_alone and lanes.n_running:
-            return None  # the lanes run dry, and the last one takes it
+            return None  # the other lanes finish first, and the last one takes it
         is_wide = must_be_wide or (lanes.n_running == 0 and self._wide_is_faster(capacity))
         lanes.is_exclusive = must_be_alone or is_wide
         budget, shared_budget = self._budgets(head.model)
         return self.queue.take(budget, capacity.layout, shared_budget=shared_budget), is_wide
 
     def _drop_late_jobs(self) -> None:
-        """Give up the next job if what is left of it takes longer than it has, and so on."""
+        """Give up the next job if the rest of it takes longer than its time; then check the one after it."""
         now = time.monotonic()
         while (job := self.queue.next_job()) is not None:
             pace, seconds = self._pace(job), job.deadline - now
@@ -362,22 +362,22 @@ class Scheduler:
             if job.is_partial or not pace.is_current or work <= seconds:
                 return
             job.error = TooLate(
-                f"what is left of this request takes about {work:.1f} s, and it has {max(0.0, seconds):.1f} s;"
-                " ask for partial_results to get the documents that are scored in time"
+                f"the rest of this request takes about {work:.1f} s, and it has {max(0.0, seconds):.1f} s;"
+                " send partial_results to get the documents that are scored in time"
             )
             self._cancel(job)
             job.notify()
 
     def _wide_is_faster(self, capacity: Capacity) -> bool:
-        """Tell whether what waits is so little that a run on all threads pays; asked of an idle worker."""
+        """Tell whether so few rows wait that a run on all threads of an idle worker is faster."""
         if capacity.n_threads == 1 or self.queue.n_tokens > 2 * RUN_TOKENS * capacity.n_threads:
             return False
         return bool(plan(self.queue.lengths(), capacity).wide)
 
     def _budgets(self, model: ServedModel) -> tuple[int, int]:
-        """Return how many tokens a run of the next job should have, and a run that it shares with others.
+        """Return the tokens of a run of the next job, and those of a run that it shares with others.
 
-        Either is what the planner wants, or more of a model that is quick.
+        Both are the planner's, or more for a quick model.
         """
         n_lanes, capacity = len(self._threads), model.capacity
         budget, shared_budget = capacity.budget(self.queue.n_tokens, n_lanes), capacity.run_tokens
@@ -398,9 +398,9 @@ class Scheduler:
     def _hand_out(
         self, rows: Sequence[Row], logits: Float32Array, lanes: _Lanes, finished: Finished, seconds: float
     ) -> None:
-        """Give a run's logits to those who wait; it took its lane so many seconds, from the run before it."""
+        """Give a run's logits to its jobs. `seconds` is its lane's time since the run before."""
         with self._changed:
-            jobs = _jobs_of(rows)  # not earlier: until here, somebody may have joined
+            jobs = _jobs_of(rows)  # not earlier: a job may have joined until here
             self._note_pace(rows[0].model, finished, seconds)
             self._free(lanes)
             for row, logit in zip(rows, logits.tolist(), strict=True):
@@ -410,9 +410,9 @@ class Scheduler:
                 job.notify()
 
     def _settle(self, row: Row, logit: float) -> None:
-        """Hand a row's logit to all who want it."""
+        """Hand a row's logit to all jobs that want it."""
         if not np.isfinite(logit):
-            self._give_up(row, ScoreError(f"the model answered {logit} for a text: this variant is not fit for it"))
+            self._give_up(row, ScoreError(f"the model answered {logit} for a text; use another precision"))
             return
         row.state = "done"
         self._known.pop(row.digest, None)
@@ -421,7 +421,7 @@ class Scheduler:
             self._give(job, index, logit, len(row))
 
     def _put_back(self, rows: Sequence[Row], error: RankrtError, lanes: _Lanes) -> None:
-        """Queue the rows of a failed run again, each alone, and fail those that have failed too often."""
+        """Queue the rows of a failed run again, each alone, and give up those that have failed too often."""
         if not self._is_closing:
             _logger.error("a run of %d rows failed: %s", len(rows), error)
         with self._changed:
@@ -454,7 +454,7 @@ class Scheduler:
                 self.queue.abandon(row)
 
     def _note_pace(self, model: ServedModel, finished: Finished, seconds: float) -> None:
-        """Note what a run took of the whole server: a wide one has its worker, a narrow one a lane of it."""
+        """Note the time of a run as the whole server's: a wide run has its worker, a narrow one a lane of it."""
         pace, capacity = self._paces[model.key], model.capacity
         if pace.seconds_per_token and finished.n_tokens * _TELLING_SHARE < capacity.run_tokens:
             return

@@ -1,7 +1,7 @@
-"""Scores that were computed before, bounded in bytes.
+"""Scores of earlier rows, bounded in bytes.
 
-Correct by construction: a score depends on its row only, and a row's digest covers the artifact, the variant and every
-id. Knows no threads: whoever uses it holds the lock.
+A score depends on its row only, and a row's digest covers the artifact, the variant and every id. So a known score is
+always right. Knows no threads: its user holds the lock.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ ENTRY_BYTES = 240
 
 
 def digest_of(salt: bytes, ids: Int32Array, passage_start: int) -> bytes:
-    """Return what no other row has; `salt` names the artifact and the variant."""
+    """Return the digest of a row, which no other row has; `salt` names the artifact and the variant."""
     found = hashlib.blake2b(salt, digest_size=32)
     found.update(passage_start.to_bytes(4, "little"))
     found.update(ids.tobytes())
@@ -23,7 +23,7 @@ def digest_of(salt: bytes, ids: Int32Array, passage_start: int) -> bytes:
 
 
 class ScoreCache:
-    """The logits of the rows that were used last."""
+    """The logits of the most recently used rows."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_most = n_bytes // ENTRY_BYTES
@@ -36,7 +36,7 @@ class ScoreCache:
 
     @property
     def n_bytes(self) -> int:
-        """About how much memory the entries take."""
+        """The approximate memory of the entries."""
         return len(self._logits) * ENTRY_BYTES
 
     def get(self, digest: bytes) -> float | None:
@@ -50,7 +50,7 @@ class ScoreCache:
         return logit
 
     def put(self, digest: bytes, logit: float) -> None:
-        """Keep a logit, and drop the one that was not used for the longest time if there is no room."""
+        """Keep a logit. If there is no room, drop the least recently used one."""
         if not self.n_most:
             return
         self._logits[digest] = logit

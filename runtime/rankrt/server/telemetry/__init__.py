@@ -1,1 +1,1 @@
-"""What the server tells its operators: logs, metrics, traces."""
+"""The server's reports to its operators: logs, metrics, traces."""

@@ -1,4 +1,4 @@
-"""Log lines as JSON objects: when, what, and the numbers of a request; never its text."""
+"""Log lines as JSON objects: time, message and the numbers of a request, never its text."""
 
 import datetime
 import json
@@ -10,7 +10,7 @@ _BUILT_IN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 
 
 class JsonLines(logging.Formatter):
-    """Writes a record, and what was given with it as `extra`, as one line of JSON."""
+    """Writes a record and its `extra` fields as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -36,7 +36,7 @@ class PlainLines(logging.Formatter):
 
 
 def log_to_stderr(form: Literal["json", "text"], level: str) -> None:
-    """Send all logging of the process, uvicorn's too and what ends a thread, to standard error in one form."""
+    """Send all logs of the process, with uvicorn's and errors of threads, to standard error in one form."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else PlainLines("%(asctime)s %(levelname)-7s %(message)s"))
     logging.getLogger().handlers[:] = [handler]
@@ -50,7 +50,7 @@ def log_to_stderr(form: Literal["json", "text"], level: str) -> None:
 
 def _log_thread(end: threading.ExceptHookArgs) -> None:
     name = end.thread.name if end.thread else "of before"
-    logging.getLogger("rankrt.server").error("the thread %s ended by an error", name, exc_info=end.exc_value)
+    logging.getLogger("rankrt.server").error("the thread %s ended with an error", name, exc_info=end.exc_value)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What Prometheus is told. Counts and seconds only; labels are names that the operator chose, never a client's."""
+"""The figures for Prometheus: counts and seconds. Labels are names of the operator, never of a client."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,7 @@ class Metrics:
         self._errors = Counter("rankrt_errors", "requests refused or failed", ["dialect", "kind"], registry=registry)
         self._seconds = Histogram(
             "rankrt_request_seconds",
-            "seconds of a request that was answered, by stage",
+            "seconds of an answered request, by stage",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -47,7 +47,7 @@ class Metrics:
             "rankrt_request_documents", "documents of a request", buckets=_DOCUMENTS, registry=registry
         )
         self._tokens = Counter(
-            "rankrt_tokens", "tokens of all rows, by where the score came from", ["source"], registry=registry
+            "rankrt_tokens", "tokens of all rows, by the source of the score", ["source"], registry=registry
         )
         self._truncated = Counter(
             "rankrt_truncated", "documents and queries that were truncated", ["role"], registry=registry
@@ -60,7 +60,7 @@ class Metrics:
         )
 
     def page(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all figures in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def answered(self, dialect: str, answer: Answer) -> None:
@@ -76,7 +76,7 @@ class Metrics:
         self._truncated.labels("query").inc(int(answer.query_truncated.any()))
 
     def failed(self, dialect: str, kind: str, status: int) -> None:
-        """Count a request that was not."""
+        """Count a request that failed."""
         self._requests.labels(dialect, "", str(status)).inc()
         self._errors.labels(dialect, kind).inc()
 
@@ -87,7 +87,7 @@ class Metrics:
 
 
 class _State(Collector):
-    """What is read when it is asked for."""
+    """The figures that are read for each page."""
 
     def __init__(
         self, scheduler: Callable[[], Scheduler], workers: Callable[[], Sequence[Worker]], in_flight: InFlight
@@ -97,22 +97,22 @@ class _State(Collector):
         self._in_flight = in_flight
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the figures of now."""
+        """Yield the current figures."""
         queue, cache = self._scheduler().queue, self._scheduler().cache
         yield _gauge("rankrt_queue_tokens", "tokens that wait to be scored", queue.n_tokens)
         yield _gauge("rankrt_queue_rows", "rows that wait to be scored", queue.n_rows)
         backlog = self._scheduler().backlog_s()
-        yield _gauge("rankrt_queue_seconds", "seconds until all that was admitted is done", backlog)
-        yield _gauge("rankrt_requests_in_flight", "requests that are worked on", self._in_flight.n_requests)
+        yield _gauge("rankrt_queue_seconds", "seconds until all accepted work is done", backlog)
+        yield _gauge("rankrt_requests_in_flight", "requests in flight", self._in_flight.n_requests)
         yield _gauge("rankrt_body_bytes_in_flight", "bytes of their bodies", self._in_flight.n_bytes)
-        yield _gauge("rankrt_cache_bytes", "about how many bytes the score cache takes", cache.n_bytes)
+        yield _gauge("rankrt_cache_bytes", "approximate bytes of the score cache", cache.n_bytes)
         yield _counter("rankrt_cache_hits", "rows whose score was in the cache", cache.n_hits)
-        yield _counter("rankrt_cache_misses", "rows whose score was not", cache.n_misses)
+        yield _counter("rankrt_cache_misses", "rows whose score was not in the cache", cache.n_misses)
         processes = [worker for worker in self._workers() if isinstance(worker, ProcessWorker)]
         n_ready = sum(worker.outage is None for worker in self._workers())
         yield _gauge("rankrt_workers_ready", "workers that can score now", n_ready)
         n_restarts = sum(worker.n_restarts for worker in processes)
-        yield _counter("rankrt_worker_restarts", "workers that ended and were started again", n_restarts)
+        yield _counter("rankrt_worker_restarts", "restarts of workers that ended", n_restarts)
         memory = GaugeMetricFamily("rankrt_worker_resident_bytes", "memory of a worker", labels=["worker"])
         for i, worker in enumerate(processes):
             memory.add_metric([str(i)], resident_bytes(worker.pid))

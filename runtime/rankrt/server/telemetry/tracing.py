@@ -1,4 +1,4 @@
-"""Spans of requests for OpenTelemetry, below the one that the client names (W3C traceparent). Needs the extra otel."""
+"""Spans of requests for OpenTelemetry, below the client's span (W3C traceparent). Needs the extra otel."""
 
 import time
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from rankrt.server.engine import Answer
 
 
 class Tracer(Protocol):
-    """Notes requests that were answered or failed."""
+    """Notes requests that were answered or that failed."""
 
     def note(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any], answer: Answer | None) -> None:
-        """Note one that ends now."""
+        """Note a request that ends now."""
         ...
 
     def close(self) -> None:
@@ -34,7 +34,7 @@ class OtlpTracer:
     """Sends spans by OTLP over HTTP to a collector."""
 
     def __init__(self, endpoint: str, exporter: Any = None) -> None:
-        """`exporter` replaces the one that sends to the endpoint. Raises MissingExtra."""
+        """Take an endpoint. `exporter` replaces the one that sends there. Raises MissingExtra."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
@@ -47,7 +47,7 @@ class OtlpTracer:
         self._tracer = self._provider.get_tracer("rankrt.server")
 
     def note(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any], answer: Answer | None) -> None:
-        """Note a request that ends now, with a span for each stage of one that was answered."""
+        """Note a request that ends now. One that was answered has a span for each stage."""
         from opentelemetry.propagate import extract
         from opentelemetry.trace import set_span_in_context
         from opentelemetry.trace.status import Status, StatusCode
