@@ -141,6 +141,7 @@ def steps(shop: Workshop) -> list[Step]:
     full, server = shop.python("full"), shop.python("server")
     make = ("make", f"VENV={shop.folder / 'full'}")
     tests_of_project = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/test_*.py"))
+    of_suite = "--cov --cov-report= --ignore=tests/server --ignore-glob=tests/test_*.py"
     tested = (*PYTEST, "--cov", "--cov-report=")
     coverage = {"COVERAGE_FILE": str(shop.folder / "coverage")}
     return [
@@ -186,7 +187,7 @@ def steps(shop: Workshop) -> list[Step]:
             title="everything else, in the environment of `make test`",
             limit_s=1800,
             needs=("full",),
-            commands=((*make, "test-suite", "ARGUMENTS=--cov --cov-report= --ignore=tests/server --ignore-glob=tests/test_*.py"),),
+            commands=((*make, "test-suite", f"ARGUMENTS={of_suite}"),),
             variables={"COVERAGE_FILE": f"{coverage['COVERAGE_FILE']}.suite"},
         ),
         Step(
