@@ -68,7 +68,7 @@ docs: $(READY)  ## write again what is generated in README.md and docs/
 	$(BIN)/python -m scripts.docs
 
 site: $(SITE_READY)  ## the documentation as a site, in site/; a link that leads nowhere is an error
-	$(SITE_VENV)/bin/python -m zensical build --clean --strict
+	$(SITE_VENV)/bin/python -m scripts.site
 
 MODEL ?= tiny_reranker/checkpoint
 NAME ?= $(if $(filter tiny_reranker/checkpoint,$(MODEL)),tiny-reranker,$(notdir $(MODEL)))

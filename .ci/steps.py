@@ -140,6 +140,8 @@ def steps(shop: Workshop) -> list[Step]:
     """Return all steps, in their order."""
     full, server = shop.python("full"), shop.python("server")
     make = ("make", f"VENV={shop.folder / 'full'}")
+    tests_of_project = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/test_*.py"))
+    of_suite = "--cov --cov-report= --ignore=tests/server --ignore-glob=tests/test_*.py"
     tested = (*PYTEST, "--cov", "--cov-report=")
     coverage = {"COVERAGE_FILE": str(shop.folder / "coverage")}
     return [
@@ -158,11 +160,11 @@ def steps(shop: Workshop) -> list[Step]:
             commands=((*make, "check", "check-systems"),),
         ),
         Step(
-            name="docs",
-            title="the wall, the rooms, the documentation",
-            limit_s=300,
+            name="project",
+            title="the wall, the rooms, the documentation, the examples",
+            limit_s=600,
             needs=("full",),
-            commands=((full, "-m", "pytest", "-q", "--durations=5", "tests/test_wall.py", "tests/test_rooms.py", "tests/test_docs.py"),),
+            commands=((full, *PYTEST, *tests_of_project),),
         ),
         Step(
             name="site",
@@ -185,7 +187,7 @@ def steps(shop: Workshop) -> list[Step]:
             title="everything else, in the environment of `make test`",
             limit_s=1800,
             needs=("full",),
-            commands=((*make, "test-suite", "ARGUMENTS=--cov --cov-report= --ignore=tests/server"),),
+            commands=((*make, "test-suite", f"ARGUMENTS={of_suite}"),),
             variables={"COVERAGE_FILE": f"{coverage['COVERAGE_FILE']}.suite"},
         ),
         Step(

@@ -274,13 +274,8 @@ class App:
         self._service.tracer.note(f"POST {line['path']}", exchange.request.headers, line, answer)
 
     def _check_key(self, request: Request) -> None:
-<<<<<<< HEAD
-        """Raise a Failure for a client without a key, or on one of the connections that are spare for probes."""
-        if _is_spare(request):
-=======
         """Raise a Failure for a client without a key, or on a connection that is spare for probes."""
-        if request.scope.get("state", {}).get(IS_SPARE):
->>>>>>> words
+        if _is_spare(request):
             raise Failure(
                 "unavailable",
                 f"too many connections (limit {self._service.settings.limits.max_connections}); try again",
