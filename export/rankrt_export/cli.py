@@ -20,7 +20,11 @@ from rankrt_export.errors import OptionsError
 _CALIBRATED = ("int8", "fp8")
 
 
-@click.command("export", cls=Command)
+@click.command(
+    "export",
+    cls=Command,
+    epilog="Example: rankrt export BAAI/bge-reranker-v2-m3 ./bge-m3 --precision fp32 int8",
+)
 @file_argument("model", help="A folder with a Hugging Face checkpoint, or a Hub id such as BAAI/bge-reranker-v2-m3.")
 @file_argument("out", help="The folder to write; it must not exist.")
 @option(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
@@ -213,6 +214,10 @@ class Command(click.Command):
     """A command whose options have groups, and whose mistakes and errors name options as they are typed."""
 
     allow_extra_args = True  # they are refused here, with a suggestion
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the whole help for the list of commands, where click would cut it."""
+        return cleandoc(self.help or "")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse all arguments; none is left over."""

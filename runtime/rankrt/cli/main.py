@@ -19,7 +19,7 @@ from click.shell_completion import shell_complete
 
 from rankrt import RankrtError, __version__
 from rankrt.cli import streams
-from rankrt.cli.arguments import Group, sentence
+from rankrt.cli.arguments import Command, Group, sentence
 from rankrt.extras import EXTRAS, load, missing
 
 _TRACEBACK = "RANKRT_TRACEBACK"
@@ -112,11 +112,11 @@ def _unforeseen(error: Exception) -> str:
     )
 
 
-class _Deferred(click.Command):
+class _Deferred(Command):
     """A command whose module is imported when the command is called."""
 
     def __init__(self, name: str, help: str, module: str) -> None:
-        super().__init__(name, help=help, short_help=help)
+        super().__init__(name, help=help)
         self._module = module
 
     def make_context(

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin
 import click
 
 from rankrt.cli.arguments import Choice, Kind, Megabytes, Real, Whole, option
-from rankrt.llm.exits import Depth
 from rankrt.options import LoadOptions
 from rankrt.text.options import Rules
 
@@ -38,7 +37,6 @@ _MODEL = {
     "instruction_set": Words(help="int8 graph to run.", otherwise="the one for this processor"),
     "n_threads": Words(help="Threads of the model.", metavar="N", otherwise="the physical cores that may be used"),
     "gpu_memory_gb": Words(help="Most memory that CUDA may take, in GiB.", metavar="N", otherwise="no limit"),
-    "cutoff_layer": Words(help="Layer of a layerwise model whose score is read.", metavar="N", otherwise="the last"),
     "revision": Words(help="Branch, tag or commit of a Hub repository.", metavar="R", otherwise="the newest"),
     "prepare": Words(help="Keep prepared models in the cache of this host."),
 }
@@ -53,12 +51,22 @@ _TEXT = {
     "long_documents": Words(help="Score the beginning, or overlapping windows of which the best one counts."),
 }
 
+# Only a call of one model can know its layers, so that the server has no such option.
+cutoff_layer = option(
+    "--cutoff-layer",
+    type=Whole(),
+    group="Model",
+    metavar="N",
+    help="Layer of a layerwise model whose score is returned.",
+    show_default="the last",
+)
+
 
 def load_options(*, without: Iterable[str] = ()) -> Callable[[_Command], _Command]:
     """Declare what `Reranker.load` takes besides the model. The command gets it as `load`, by those keywords."""
     model = {name: words for name, words in _MODEL.items() if name not in without}
     declared = [
-        *(_declared("Model", name, words, LoadOptions, Depth) for name, words in model.items()),
+        *(_declared("Model", name, words, LoadOptions) for name, words in model.items()),
         *(_declared("Text", name, words, Rules) for name, words in _TEXT.items()),
     ]
     return _together("load", [*model, *_TEXT], declared)
@@ -85,8 +93,8 @@ def _together(
     return decorate
 
 
-def _declared(group: str, name: str, words: Words, *kinds: type) -> Callable[[_Command], _Command]:
-    (field,) = (field for kind in kinds for field in fields(kind) if field.name == name)
+def _declared(group: str, name: str, words: Words, kind: type) -> Callable[[_Command], _Command]:
+    (field,) = (field for field in fields(kind) if field.name == name)
     attributes: dict[str, Any] = {
         "help": words.help,
         "metavar": words.metavar,

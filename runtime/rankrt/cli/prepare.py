@@ -16,7 +16,7 @@ from rankrt.loading.build import build, steps
 from rankrt.loading.choose import variants_for
 
 
-@click.command("prepare", cls=Command)
+@click.command("prepare", cls=Command, epilog="Example: rankrt prepare ./bge-m3 --device cuda")
 @file_argument("artifact", help="An artifact's folder.")
 @option(
     "--device",

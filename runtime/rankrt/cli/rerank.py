@@ -10,14 +10,18 @@ from rankrt.artifact.manifest import PRECISIONS
 from rankrt.cli import inputs, outputs, terminal
 from rankrt.cli.arguments import Choice, Command, Whole, file_argument, file_option, option
 from rankrt.cli.inputs import STANDARD_INPUT, Document, Query
-from rankrt.cli.options import load_options
+from rankrt.cli.options import cutoff_layer, load_options
 from rankrt.cli.scoring import ranked
 from rankrt.llm.progressive import Progressive
 
 _PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exact": "exact"}
 
 
-@click.command("rerank", cls=Command)
+@click.command(
+    "rerank",
+    cls=Command,
+    epilog='Example: rankrt rerank ./bge-m3 --query "what is a panda?" --documents passages.txt --top-n 3',
+)
 @file_argument("model", help="An artifact's folder, or a Hub id.")
 @option("--query", group="Input", metavar="TEXT", help="Text to rank documents by.")
 @file_option(
@@ -66,9 +70,10 @@ _PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "ex
     type=Choice(["margins", "exact"]),
     implied="margins",
     group="Ranking",
-    help="Run a document of a layerwise model only as far as the best N need it. exact checks those that stopped"
-    " afterwards. margins, the choice if none is given, does not.",
+    help="Run each document of a layerwise model only as far as the best N need it. exact checks those that stopped"
+    " afterwards; margins does not, and is what a bare --progressive means.",
 )
+@cutoff_layer
 @load_options()
 def rerank(
     model: str,
@@ -83,6 +88,7 @@ def rerank(
     as_json: bool,
     refine: Any,
     progressive: str | None,
+    cutoff_layer: int | None,
     load: Mapping[str, Any],
 ) -> None:
     """Print a ranking of the documents for each query."""
@@ -98,7 +104,10 @@ def rerank(
         has_spans=load["long_documents"] == "chunk",
     )
     n_documents = sum(len(query.documents or ()) for query in found)
-    with Reranker.load(model, **load) as reranker, terminal.bar(n_documents, "document") as bar:
+    with (
+        Reranker.load(model, cutoff_layer=cutoff_layer, **load) as reranker,
+        terminal.bar(n_documents, "document") as bar,
+    ):
         answers = ranked(
             reranker,
             found,

@@ -9,11 +9,11 @@ import click
 from rankrt import Reranker
 from rankrt.cli import inputs, outputs, streams, terminal
 from rankrt.cli.arguments import Choice, Command, file_argument, option
-from rankrt.cli.options import load_options
+from rankrt.cli.options import cutoff_layer, load_options
 from rankrt.cli.scoring import scored
 
 
-@click.command("score", cls=Command)
+@click.command("score", cls=Command, epilog="Example: rankrt score ./bge-m3 pairs.jsonl > scores.jsonl")
 @file_argument("model", help="An artifact's folder, or a Hub id.")
 @file_argument(
     "pairs",
@@ -34,6 +34,7 @@ from rankrt.cli.scoring import scored
     group="Output",
     help="Format of the scores.",
 )
+@cutoff_layer
 @load_options()
 def score(
     model: str,
@@ -41,6 +42,7 @@ def score(
     format: inputs.Format | None,
     normalize: bool,
     output_format: outputs.ScoreFormat,
+    cutoff_layer: int | None,
     load: Mapping[str, Any],
 ) -> None:
     """Print the score of each pair, in the file's order."""
@@ -48,7 +50,7 @@ def score(
     is_empty = True
     with (
         terminal.open_input(pairs) as file,
-        Reranker.load(model, **load) as reranker,
+        Reranker.load(model, cutoff_layer=cutoff_layer, **load) as reranker,
         terminal.bar(n_pairs, "pair") as bar,
     ):
         blocks = scored(reranker, inputs.read_pairs(file, pairs, format), normalize=normalize, on_progress=bar.update)

@@ -98,7 +98,7 @@ class Network:
     ssl_keyfile: Path | None
 
 
-@click.command("serve", cls=Command)
+@click.command("serve", cls=Command, epilog="Example: rankrt serve ./bge-m3 --port 8080")
 @argument(
     "models", nargs=-1, required=True, metavar="MODEL", help="An artifact's folder or a Hub id; NAME=MODEL names it."
 )
@@ -133,7 +133,7 @@ class Network:
     metavar="O",
     help="Let pages of this origin send requests, such as https://example.com; * is all. May be given again.",
 )
-@load_options(without=["instruction_set", "n_threads", "cutoff_layer"])
+@load_options(without=["instruction_set", "n_threads"])
 @option(
     "--workers",
     group="Workers",
