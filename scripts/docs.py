@@ -26,6 +26,7 @@ from benchmarks.studies.llm_speed import table as llm_speed_table
 from benchmarks.studies.progressive import table as progressive_table
 from benchmarks.studies.resident import table as resident_table
 from rankrt.cli.main import main as rankrt
+from rankrt.cli.main import program
 from tiny_reranker.evaluation import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +53,6 @@ INT8 = {
     "llama.cpp-q8": "llama.cpp, q8_0",
     "sentence-transformers-torch": "sentence-transformers, fp32",
 }
-COMMANDS = ("", "export", "serve", "rerank", "score", "info", "build", "doctor", "cache")
 
 
 def main() -> int:
@@ -98,7 +98,7 @@ def cli() -> str:
     """Return the help of all commands as Markdown."""
     parts = ["# The command line", "", "Generated from the commands themselves: `make docs`."]
     parts += ["What they read and write: [files](files.md).", ""]
-    for command in COMMANDS:
+    for command in ("", *program.commands):
         parts += [f"## rankrt {command}".rstrip(), "", "```", _help_of(command).rstrip(), "```", ""]
     return "\n".join(parts)
 

@@ -1,16 +1,20 @@
 """The documentation: what is generated is up to date, links lead somewhere, and the README's Python runs."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from rankrt import Reranker, errors
 from rankrt.artifact.manifest import Artifact
+from rankrt.cli.main import program
 from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +69,32 @@ def test_make_help_lists_every_target():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert [line.split()[0] for line in listed] == targets.split()
+
+
+def commands_of(document: Path) -> list[list[str]]:
+    """Return the words after `rankrt` in a page's code blocks, without comments, redirections and [optional] words."""
+    found = []
+    for block in re.findall(r"```\w*\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+        for match in re.finditer(r"^(?:\w+=\S+ +)*rankrt (.*)$", block.replace("\\\n", " "), re.MULTILINE):
+            words = shlex.shlex(re.sub(r"\[.*?\]", "", match[1]), posix=True, punctuation_chars="&|>")
+            words.whitespace_split = True
+            found.append(list(takewhile(lambda word: word not in ("&", "|", ">"), words)))
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_in_a_code_block_can_be_typed(document: Path):
+    pytest.importorskip("rankrt_export.cli", reason="reads the options of rankrt export", exc_type=ImportError)
+    pytest.importorskip("rankrt.server.cli", reason="reads the options of rankrt serve", exc_type=ImportError)
+    for name, *arguments in commands_of(document):
+        with click.Context(program, info_name="rankrt") as context:
+            found = program.get_command(context, name)
+            assert found is not None, name
+            found.make_context(name, arguments, parent=context)
+
+
+def test_commands_are_found_in_the_documents():
+    assert sum(len(commands_of(document)) for document in DOCUMENTS) > 20
 
 
 def test_every_extra_of_the_readme_exists():

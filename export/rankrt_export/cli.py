@@ -1,18 +1,18 @@
 """The `rankrt export` command."""
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import click
 from tqdm import tqdm
 
 from rankrt.artifact.describe import describe
 from rankrt.artifact.manifest import PRECISIONS, Artifact, Target
 from rankrt.artifact.source import Hub
-from rankrt.cli.arguments import Several, real, whole
+from rankrt.cli.arguments import Choice, Command, Real, Whole, file_argument, file_option, list_option, option
 from rankrt_export.decoders.prompts import STYLES
 from rankrt_export.errors import OptionsError
 
@@ -20,77 +20,124 @@ from rankrt_export.errors import OptionsError
 _CALIBRATED = ("int8", "fp8")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `rankrt export` takes."""
-    parser.add_argument(
-        "model", help="a folder with a Hugging Face checkpoint, or a hub id such as BAAI/bge-reranker-v2-m3"
-    )
-    parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
-    parser.add_argument(
-        "--precision",
-        action=Several,
-        values=PRECISIONS,
-        default=["fp32"],
-        metavar="P,...",
-        help="fp32 (default), fp16, w8 (8-bit weights only), int8, fp8, int4: one or several, with commas or spaces",
-    )
-    parser.add_argument(
-        "--target",
-        action=Several,
-        values=get_args(Target),
-        default=["cpu"],
-        metavar="T,...",
-        help="cpu (default), cuda, tensorrt: each gets those of the precisions that it has: GPUs fp32 and fp16,"
-        " TensorRT int8 and fp8 too",
-    )
-    parser.add_argument(
-        "--verify-with", type=Path, metavar="FILE", help='verify on this text too: lines of {"query", "pos", "neg"}'
-    )
-    parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="calibrate int8 and fp8 on this text, in the same format"
-    )
-    parser.add_argument(
-        "--cutoff-layers",
-        action=Several,
-        convert=whole(),
-        metavar="N,...",
-        help="for a layerwise model: scores can be read after these layers; default: every fourth that has a head",
-    )
-    parser.add_argument(
-        "--prompt", choices=STYLES, help="how a decoder is asked, where neither its files nor its name say it"
-    )
-    parser.add_argument(
-        "--no-verify", action="store_true", help="do not compare with PyTorch; precision auto will not load the result"
-    )
-    parser.add_argument(
-        "--max-drift", type=real(0), metavar="X", help="largest difference in logits, for precisions below fp32"
-    )
-    parser.add_argument(
-        "--min-tau", type=real(-1, 1), metavar="X", help="smallest mean Kendall tau of a query, for the same precisions"
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
+@click.command(
+    "export",
+    cls=Command,
+    epilog="Example: rankrt export BAAI/bge-reranker-v2-m3 ./bge-m3 --precision fp32 int8",
+)
+@file_argument("model", help="A folder with a Hugging Face checkpoint, or a Hub id such as BAAI/bge-reranker-v2-m3.")
+@file_argument("out", help="The folder to write; it must not exist.")
+@option(
+    "--revision",
+    group="Checkpoint",
+    metavar="R",
+    help="Branch, tag or commit of a Hub repository.",
+    show_default="the newest",
+)
+@option(
+    "--prompt",
+    type=Choice(STYLES),
+    group="Checkpoint",
+    help="How a decoder is asked. It is needed where neither the model's files nor its name say it.",
+)
+@list_option(
+    "--precision",
+    "precisions",
+    each=Choice(PRECISIONS),
+    default=["fp32"],
+    group="Variants",
+    metavar="P...",
+    help=f"Precisions to write, with commas or spaces: {', '.join(PRECISIONS)}. w8 has 8-bit weights only.",
+)
+@list_option(
+    "--target",
+    "targets",
+    each=Choice(get_args(Target)),
+    default=["cpu"],
+    group="Variants",
+    metavar="T...",
+    help="Where it will run: cpu, cuda, tensorrt. Each gets those of the precisions that it has: GPUs fp32 and fp16,"
+    " TensorRT also int8 and fp8. TensorRT is experimental.",
+)
+@list_option(
+    "--cutoff-layers",
+    each=Whole(),
+    group="Variants",
+    metavar="N...",
+    help="Layers of a layerwise model after which scores can be read.",
+    show_default="every fourth that has a head",
+)
+@file_option(
+    "--calibration",
+    group="Calibration",
+    help='Text to calibrate int8 and fp8 on: lines of {"query", "pos", "neg"}.',
+    show_default="a sample that rankrt brings",
+)
+@option(
+    "--max-drift",
+    type=Real(0),
+    group="Calibration",
+    metavar="X",
+    help="Largest difference in logits, for precisions below fp32.",
+    show_default="depends on the precision",
+)
+@option(
+    "--min-tau",
+    type=Real(-1, 1),
+    group="Calibration",
+    metavar="X",
+    help="Smallest mean Kendall tau of a query, for precisions below fp32.",
+    show_default="depends on the precision",
+)
+@file_option(
+    "--verify-with",
+    group="Verification",
+    help='Text to verify on as well: lines of {"query", "pos", "neg"}.',
+)
+@option(
+    "--no-verify",
+    is_flag=True,
+    group="Verification",
+    help="Do not compare with PyTorch. --precision auto will not load the result.",
+)
+def export(
+    model: str,
+    out: str,
+    revision: str | None,
+    prompt: str | None,
+    precisions: Sequence[Any],
+    targets: Sequence[Any],
+    cutoff_layers: Sequence[int] | None,
+    calibration: str | None,
+    max_drift: float | None,
+    min_tau: float | None,
+    verify_with: str | None,
+    no_verify: bool,
+) -> None:
     """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
-    check(arguments)
+    limits = [name for name, value in (("--max-drift", max_drift), ("--min-tau", min_tau)) if value is not None]
+    if revision is not None and Path(model).expanduser().is_dir():
+        raise OptionsError(f"--revision {revision} is for a Hub repository, but {model} is a folder. Leave it out")
+    _check_calibration(precisions, limits, calibration=calibration)
+    if no_verify:
+        _check_unverified(precisions, limits, verify_with=verify_with)
+    from rankrt_export import pipeline
     from rankrt_export.errors import PartialError
-    from rankrt_export.pipeline import Options, export
     from rankrt_export.text.texts import read_texts
 
-    options = Options(
-        precisions=tuple(dict.fromkeys(arguments.precision)),
-        targets=tuple(dict.fromkeys(arguments.target)),
-        texts=read_texts(arguments.verify_with) if arguments.verify_with else None,
-        calibration=read_texts(arguments.calibration) if arguments.calibration else None,
-        is_verified=not arguments.no_verify,
-        max_difference=arguments.max_drift,
-        min_tau=arguments.min_tau,
-        cutoff_layers=arguments.cutoff_layers,
-        prompt=arguments.prompt,
+    options = pipeline.Options(
+        precisions=tuple(dict.fromkeys(precisions)),
+        targets=tuple(dict.fromkeys(targets)),
+        texts=read_texts(Path(verify_with)) if verify_with else None,
+        calibration=read_texts(Path(calibration)) if calibration else None,
+        is_verified=not no_verify,
+        max_difference=max_drift,
+        min_tau=min_tau,
+        cutoff_layers=cutoff_layers,
+        prompt=prompt,
     )
     try:
-        artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
+        artifact = pipeline.export(model, Path(out), options, hub=Hub(revision=revision), bar=_bar)
     except PartialError as error:
         print(describe(error.artifact))
         raise
@@ -98,29 +145,25 @@ def run(arguments: argparse.Namespace) -> int:
     if options.is_verified:
         for notice in notices(artifact):
             print(notice, file=sys.stderr)
-    return 0
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raise OptionsError for an option without effect."""
-    folder, precisions = Path(arguments.model).expanduser(), arguments.precision
-    if arguments.revision is not None and folder.is_dir():
-        raise OptionsError(
-            f"--revision {arguments.revision} is for a hub repository, but {arguments.model} is a folder. Leave it out"
-        )
-    if arguments.calibration is not None and not set(precisions) & set(_CALIBRATED):
+def _check_calibration(precisions: Sequence[str], limits: Sequence[str], *, calibration: str | None) -> None:
+    """Raise OptionsError for an option of calibration that no precision has a use for."""
+    if calibration is not None and not set(precisions) & set(_CALIBRATED):
         raise OptionsError(
             f"--calibration is for {' and '.join(_CALIBRATED)}, but --precision is {', '.join(precisions)}. Leave it"
             " out, or add one of them"
         )
-    limits = {"--max-drift": arguments.max_drift, "--min-tau": arguments.min_tau}
-    given = [option for option, value in limits.items() if value is not None]
-    if given and set(precisions) == {"fp32"}:
-        raise OptionsError(f"{given[0]} is for precisions below fp32, whose own limits are fixed. Leave it out")
-    if set(precisions) & set(_CALIBRATED):
-        given = []  # calibration keeps to the limits too, whether its result is verified or not
-    given += ["--verify-with"] * (arguments.verify_with is not None)
-    if given and arguments.no_verify:
+    if limits and set(precisions) == {"fp32"}:
+        raise OptionsError(f"{limits[0]} is for precisions below fp32, whose own limits are fixed. Leave it out")
+
+
+def _check_unverified(precisions: Sequence[str], limits: Sequence[str], *, verify_with: str | None) -> None:
+    """Raise OptionsError for an option that has no effect if nothing is verified."""
+    # Calibration keeps to the limits too, whether its result is verified or not.
+    given = [] if set(precisions) & set(_CALIBRATED) else [*limits]
+    given += [] if verify_with is None else ["--verify-with"]
+    if given:
         raise OptionsError(f"{given[0]} has no effect with --no-verify. Leave one of them out")
 
 
@@ -129,8 +172,8 @@ def notices(artifact: Artifact) -> Iterator[str]:
     for variant in artifact.manifest.variants:
         if variant.verification is None:
             yield (
-                f"rankrt: {variant.name} is not verified: no CUDA device here; on a host that has one: rankrt build"
-                f" {artifact.folder} --target {variant.target}"
+                f"rankrt: {variant.name} is not verified, because there is no CUDA device here. On a host that has"
+                f" one: rankrt prepare {artifact.folder} --device {variant.target}"
             )
 
 

@@ -1,8 +1,11 @@
-"""The optional parts of rankrt, found by entry point: the runtime knows their names, not their modules."""
+"""The two halves of rankrt that are installed apart: which module each begins at, and what brings it.
+
+They are imported by name and only when they are needed, so that scoring never needs either.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
 from typing import Any
 
 from rankrt.errors import MissingExtra
@@ -10,39 +13,40 @@ from rankrt.errors import MissingExtra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """A part that is installed apart: what it does, and what brings it."""
+    """A half of rankrt: the command that it brings, the module of that command, and what installs it."""
 
     help: str
+    module: str
     pip: str
 
 
 EXTRAS = {
-    "export": Extra(help="turn a Hugging Face checkpoint into an artifact", pip="rankrt[cpu,export]"),
-    "serve": Extra(help="answer rerank requests over HTTP, in every client's dialect", pip="rankrt[cpu,server]"),
+    "export": Extra(
+        help="Turn a Hugging Face checkpoint into an artifact.", module="rankrt_export.cli", pip="rankrt[cpu,export]"
+    ),
+    "serve": Extra(
+        help="Answer rerank requests over HTTP, in the dialect of each client.",
+        module="rankrt.server.cli",
+        pip="rankrt[cpu,server]",
+    ),
 }
-
-
-def commands() -> dict[str, EntryPoint]:
-    """Return the subcommands that other parts of rankrt bring; none of them is imported."""
-    return {point.name: point for point in entry_points(group="rankrt.commands") if point.name in EXTRAS}
+_EXPORTER = "rankrt_export.pipeline"
 
 
 def exporter() -> Callable[..., None]:
     """Return the function that exports a checkpoint. Raises MissingExtra if it is not installed."""
-    for point in entry_points(group="rankrt.exporters"):
-        export: Callable[..., None] = load(point)
-        return export
-    raise MissingExtra(f"exporting needs the export half of rankrt: pip install '{EXTRAS['export'].pip}'")
+    export: Callable[..., None] = load("export", _EXPORTER).export_into
+    return export
 
 
-def load(point: EntryPoint) -> Any:
-    """Import what an entry point names. Raises MissingExtra, with the pip command, if a module is missing."""
+def load(name: str, module: str) -> Any:
+    """Import a module of a half. Raises MissingExtra, with the pip command, if something of it is not installed."""
     try:
-        return point.load()
+        return import_module(module)
     except ModuleNotFoundError as error:
-        raise missing(point.name, error) from error
+        raise missing(name, error) from error
 
 
 def missing(name: str, error: ModuleNotFoundError) -> MissingExtra:
-    """Say which module a part lacks and how to get it."""
-    return MissingExtra(f"rankrt {name} needs {error.name}: pip install '{EXTRAS[name].pip}'")
+    """Say which module a half lacks and how to get it."""
+    return MissingExtra(f"rankrt {name} needs {error.name}, which is not installed: pip install '{EXTRAS[name].pip}'")

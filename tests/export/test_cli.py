@@ -25,7 +25,7 @@ def test_options_may_stand_before_the_model(make_checkpoint: Make, tmp_path: Pat
     [
         ("--calibration texts.jsonl", "--calibration is for int8 and fp8, but --precision is fp32"),
         ("--calibration texts.jsonl --precision fp16 w8", "but --precision is fp16, w8"),
-        ("--revision main", "--revision main is for a hub repository, but FOLDER is a folder"),
+        ("--revision main", "--revision main is for a Hub repository, but FOLDER is a folder"),
         ("--max-drift 1", "--max-drift is for precisions below fp32"),
         ("--min-tau 0.9", "--min-tau is for precisions below fp32"),
         ("--precision fp16 --no-verify --min-tau 0.9", "--min-tau has no effect with --no-verify"),
@@ -42,14 +42,14 @@ def test_an_option_that_would_change_nothing_is_refused(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--max-drift -1", "argument --max-drift: -1.0 is less than 0"),
-        ("--max-drift nan", "argument --max-drift: 'nan' is not a finite number"),
-        ("--min-tau 2", "argument --min-tau: 2.0 is more than 1"),
+        ("--max-drift -1", "--max-drift: -1.0 is less than 0"),
+        ("--max-drift nan", "--max-drift: 'nan' is not a finite number"),
+        ("--min-tau 2", "--min-tau: 2.0 is more than 1"),
         ("--precision fp32,fp61", "'fp61' is not one of fp32, fp16, w8, int8, fp8, int4; did you mean fp16?"),
         ("--precision fp32 fp61", "unexpected argument 'fp61'; did you mean fp16?"),
-        ("--target gpu", "argument --target: 'gpu' is not one of cpu, cuda, tensorrt"),
+        ("--target gpu", "--target: 'gpu' is not one of cpu, cuda, tensorrt"),
         ("--cutoff-layers 8 x", "unexpected argument 'x'"),
-        ("--cutoff-layers 0", "argument --cutoff-layers: 0 is less than 1"),
+        ("--cutoff-layers 0", "--cutoff-layers: 0 is less than 1"),
         ("--prompt qwen3-rerank", "did you mean qwen3-reranker?"),
     ],
 )

@@ -79,7 +79,8 @@ def test_a_variant_that_cannot_run_here_is_announced(
     assert main([*command, "--precision", "fp16", "--max-drift", "9", "--min-tau", "-1"]) == 0
     output, errors = capsys.readouterr()
     assert "cuda-fp16      0 MB  not verified" in output
-    assert f"cuda-fp16 is not verified: no CUDA device here; on a host that has one: rankrt build {tmp_path}" in errors
+    assert "cuda-fp16 is not verified, because there is no CUDA device here" in errors
+    assert f"rankrt prepare {tmp_path / 'artifact'} --device cuda" in errors
     assert "tensorrt-fp16 is not verified" not in errors
 
 

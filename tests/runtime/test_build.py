@@ -12,6 +12,7 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.backends.gpu import GpuBackend
 from rankrt.backends.tensorrt_engines import buckets, open_tensorrt
 from rankrt.cli.main import main
+from rankrt.files.cache import HostCache
 from rankrt.host.device import Device
 from rankrt.loading.build import build, steps
 from rankrt.loading.builds import Builds, find_build
@@ -158,7 +159,7 @@ def test_a_record_that_cannot_be_read_is_none(artifact: Artifact):
 
 
 def test_the_command_says_what_is_ready(artifact: Artifact, capsys: Output):
-    assert main(["build", str(artifact.folder), "--target", "tensorrt"]) == 0
+    assert main(["prepare", str(artifact.folder), "--device", "tensorrt"]) == 0
     assert capsys.readouterr().out == (
         "tensorrt-fp32 is ready on NVIDIA H100 for rows of up to 512 tokens: 1 examples differ from PyTorch by up to"
         " 0.0e+00 (limit 1.0e-03)\n"
@@ -169,15 +170,25 @@ def test_the_command_says_what_is_ready(artifact: Artifact, capsys: Output):
     assert Builds().all() == []
 
 
+def test_the_command_prepares_for_the_cpu_where_there_is_no_gpu(tmp_path: Path, monkeypatch, capsys: Output):
+    show(monkeypatch, gpus())
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
+    artifact = tiny_artifact(tmp_path / "cpu")
+    assert main(["prepare", str(artifact.folder)]) == 0
+    assert capsys.readouterr().out == "cpu-fp32 is ready on this host\n"
+    (entry,) = (item for item in HostCache().items() if item.state != "lock")
+    assert (entry.kind, entry.variant) == ("prepared", "cpu-fp32")
+
+
 def test_the_command_without_a_gpu_is_one_sentence(artifact: Artifact, monkeypatch, capsys: Output):
     show(monkeypatch, gpus())
-    assert main(["build", str(artifact.folder), "--target", "cuda"]) == 1
+    assert main(["prepare", str(artifact.folder), "--device", "cuda"]) == 1
     assert capsys.readouterr().err.startswith("rankrt: error: device 'cuda:0' needs an NVIDIA GPU")
 
 
 def test_the_command_for_a_target_that_was_not_exported_says_how(tmp_path: Path, capsys: Output):
     artifact = tiny_artifact(tmp_path / "cpu")
-    assert main(["build", str(artifact.folder), "--target", "tensorrt"]) == 1
+    assert main(["prepare", str(artifact.folder), "--device", "tensorrt"]) == 1
     assert "Export one: rankrt export tests/tiny FOLDER --target tensorrt" in capsys.readouterr().err
 
 
@@ -186,7 +197,7 @@ def test_rerank_takes_a_device(artifact: Artifact, tmp_path: Path, capsys: Outpu
     rerank = ["rerank", str(artifact.folder), "--query", "zero", "--documents", str(tmp_path / "documents.txt")]
     assert main([*rerank, "--device", "cuda"]) == 1
     assert "was never verified" in capsys.readouterr().err
-    main(["build", str(artifact.folder), "--target", "cuda"])
+    main(["prepare", str(artifact.folder), "--device", "cuda"])
     capsys.readouterr()
     assert main([*rerank, "--device", "cuda", "--top-n", "1"]) == 0
     assert capsys.readouterr().out.split() == ["1", "3.0000", "line", "2", "three"]

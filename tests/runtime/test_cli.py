@@ -1,15 +1,20 @@
 """The command line: results on standard output, talk on standard error, one sentence for an error."""
 
+import importlib
 import json
-from importlib.metadata import EntryPoint
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-import rankrt.extras
 from rankrt import Reranker
 from rankrt.artifact.manifest import Artifact
-from rankrt.cli.main import in_words_of_options, main
+from rankrt.cli.arguments import in_words_of_options
+from rankrt.cli.main import main
 from tests.support import tiny_artifact
 
 Output = pytest.CaptureFixture[str]
@@ -320,13 +325,16 @@ def test_an_error_is_one_sentence_and_exit_status_one(
     ("arguments", "message"),
     [
         (["frobnicate"], "'frobnicate' is not one of export, serve, rerank"),
-        (["rerank", "x"], "one of the arguments --query --queries is required"),
-        (["rerank", "x", "--query", "one", "--documents", "d", "--top-n", "0"], "argument --top-n: 0 is less than 1"),
-        (["rerank", "x", "--query", "one", "--max-length", "0"], "argument --max-length: 0 is less than 1"),
-        (["score", "x", "y", "--gpu-memory-gb", "nan"], "argument --gpu-memory-gb: 'nan' is not a finite number"),
-        (["score", "x", "y", "--threads", "two"], "argument --threads: 'two' is not a whole number"),
+        (["rerank", "x"], "give one of --query and --queries"),
+        (["rerank", "x", "--query", "one", "--documents", "d", "--top-n", "0"], "--top-n: 0 is less than 1"),
+        (["rerank", "x", "--query", "one", "--max-length", "0"], "--max-length: 0 is less than 1"),
+        (["score", "x", "y", "--gpu-memory-gb", "nan"], "--gpu-memory-gb: 'nan' is not a finite number"),
+        (["score", "x", "y", "--threads", "two"], "--threads: 'two' is not a whole number"),
         (["score", "x", "y", "--output-format", "josnl"], "did you mean jsonl?"),
-        (["rerank", "x", "--query", "y", "--json", "--output-format", "csv"], "not allowed with argument"),
+        (
+            ["rerank", "x", "--query", "y", "--json", "--output-format", "csv"],
+            "--json and --output-format exclude each other",
+        ),
         (["cache", "eat"], "'eat' is not one of list, prune, clear"),
     ],
 )
@@ -339,7 +347,7 @@ def test_wrong_usage_is_one_sentence_and_exit_status_two(arguments: list[str], m
 def test_without_arguments_the_help_is_shown(capsys: Output):
     assert main([]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and "usage: rankrt" in captured.err
+    assert captured.out == "" and "Usage: rankrt" in captured.err
 
 
 def test_help_lists_all_commands_and_exit_statuses(capsys: Output):
@@ -353,7 +361,10 @@ def test_help_lists_all_commands_and_exit_statuses(capsys: Output):
     ("message", "expected"),
     [
         ("top_n=0, expected at least 1 (or None for all)", "--top-n 0, expected at least 1 (or leave it out for all)"),
-        ("n_threads is for the CPU, device='cuda:0' does not", "--threads is for the CPU, --device cuda:0 does not"),
+        (
+            "n_threads is for the CPU only, not for device='cuda:0'",
+            "--threads is for the CPU only, not for --device cuda:0",
+        ),
         ("max_length=99 is too long; lower max_length", "--max-length 99 is too long; lower --max-length"),
         ("query_max_length=9 is more than max_length=8", "--query-max-length 9 is more than --max-length 8"),
         ("a device of another precision", "a device of another precision"),
@@ -393,28 +404,101 @@ def test_a_model_called_like_a_command_does_not_load_that_command(documents: str
 
 
 @pytest.mark.parametrize("arguments", [["serve", "--help"], ["serve", "x"], ["serve"]])
-def test_help_of_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(
-    arguments: list[str], capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    (tmp_path / "needy_server.py").write_text("import no_such_module\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    points = [EntryPoint(name, "needy_server", "rankrt.commands") for name in ("serve", "of_somebody_else")]
-    monkeypatch.setattr(rankrt.extras, "entry_points", lambda group: points)
-    assert main(arguments) == 1
-    error = capsys.readouterr().err
-    assert error == "rankrt: error: rankrt serve needs no_such_module: pip install 'rankrt[cpu,server]'\n"
-    assert main(["info", "serve"]) == 1
-    assert "no_such_module" not in capsys.readouterr().err  # a folder of that name is meant
+def test_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(arguments: list[str]):
+    """In a process of its own, as the server's modules may have been imported here."""
+    program = "import sys; sys.modules['starlette'] = None; from rankrt.cli.main import main; sys.exit(main())"
+    finished = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert re.fullmatch(
+        r"rankrt: error: rankrt serve needs (starlette\S*|uvicorn), which is not installed:"
+        r" pip install 'rankrt\[cpu,server\]'\n",
+        finished.stderr,
+    )
 
 
-def test_a_command_whose_extra_is_missing_says_which_pip_command_brings_it(
-    capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    module = tmp_path / "needy_command.py"
-    module.write_text("def add_arguments(parser): pass\ndef run(options): import no_such_module\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("export", "needy_command", "rankrt.commands")
-    monkeypatch.setattr(rankrt.extras, "entry_points", lambda group: [point])
-    assert main(["export"]) == 1
+def test_the_export_half_is_asked_for_by_its_pip_command(capsys: Output, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "rankrt_export.cli", None)
+    assert main(["export", "--help"]) == 1
     error = capsys.readouterr().err
-    assert error == "rankrt: error: rankrt export needs no_such_module: pip install 'rankrt[cpu,export]'\n"
+    assert error.startswith("rankrt: error: rankrt export needs rankrt_export")
+    assert error.endswith("which is not installed: pip install 'rankrt[cpu,export]'\n")
+
+
+def test_what_a_command_imports_while_it_runs_may_be_missing_too(
+    artifact: Artifact, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    server = pytest.importorskip("rankrt.server.cli", reason="needs the extra server", exc_type=ImportError)
+    monkeypatch.setattr(server, "log_to_stderr", lambda *_: importlib.import_module("no_such_module"))
+    assert main(["serve", str(artifact.folder)]) == 1
+    assert "rankrt serve needs no_such_module, which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["serve", "export"])
+def test_an_extra_that_is_missing_does_not_change_the_other_commands(
+    name: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("rankrt.server.cli", "rankrt_export", "rankrt_export.cli"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert main(["--version"]) == main(["--help"]) == 0
+    assert f"\n  {name} " in capsys.readouterr().out
+    assert main(["info", name]) == 1
+    assert "not installed" not in capsys.readouterr().err  # a folder of that name is meant
+
+
+def test_a_command_that_another_package_registers_changes_nothing(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    """Once, any third party's entry point of ours ended every call in a KeyError."""
+    metadata = tmp_path / "other-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    points = "[rankrt.commands]\nmine = no_such_module\nexport = no_such_module\n"
+    (metadata / "entry_points.txt").write_text(f"{points}[rankrt.exporters]\nexport = no_such_module:export\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "mine" in {point.name for point in entry_points(group="rankrt.commands")}
+    assert main(["--version"]) == main(["doctor", "--json"]) == 0
+    assert "mine" not in capsys.readouterr().out
+
+
+def complete(shell: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> list[str]:
+    """Return what a shell offers at the end of a line."""
+    words = line.split(" ")
+    monkeypatch.setenv("_RANKRT_COMPLETE", f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(words) - 1))
+    assert main([]) == 0
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("rankrt inf", ["plain,info"]),
+        ("rankrt cache p", ["plain,prune"]),
+        ("rankrt rerank x --quer", ["plain,--query", "plain,--queries", "plain,--query-max-length"]),
+        ("rankrt rerank x --output-format j", ["plain,json", "plain,jsonl"]),
+        ("rankrt rerank x --precision int", ["plain,int8", "plain,int4"]),
+        ("rankrt rerank art", ["file,art"]),
+        ("rankrt completion z", ["plain,zsh"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(
+    line: str, offered: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Output
+):
+    assert complete("bash", line, monkeypatch, capsys) == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_for_a_shell_asks_rankrt_itself(shell: str, capsys: Output):
+    assert main(["completion", shell]) == 0
+    assert f"_RANKRT_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_reads_the_script(capsys: Output):
+    main(["completion", "bash"])
+    script = capsys.readouterr().out
+    checked = subprocess.run(
+        ["bash", "-c", f"{script}\ncomplete -p rankrt"], capture_output=True, text=True, check=True
+    )
+    assert "rankrt" in checked.stdout

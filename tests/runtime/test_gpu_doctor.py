@@ -134,7 +134,7 @@ def test_engines_that_are_missing_are_a_finding_with_the_command(artifact: Artif
     status, findings = doctor(capsys, artifact.folder, "--device", "tensorrt")
     assert status == 1
     assert findings["build"]["detail"].endswith(f"rankrt build {artifact.folder} --target tensorrt")
-    main(["build", str(artifact.folder), "--target", "tensorrt"])
+    main(["prepare", str(artifact.folder), "--device", "tensorrt"])
     capsys.readouterr()
     _, findings = doctor(capsys, artifact.folder, "--device", "tensorrt")
     assert findings["build"]["detail"].startswith("for rows of up to 64 tokens; 1 examples differed by up to 0.0e+00")

@@ -66,7 +66,7 @@ def test_an_unknown_rule_names_with_rules(reranker: Reranker):
         ({"cutoff_layer": 2}, "cutoff layers are for layerwise models"),
         (
             {"gpu_memory_gb": 2},
-            "gpu_memory_gb bounds what CUDA takes, device='auto', which took 'cpu', does not heed it",
+            "gpu_memory_gb is for CUDA only, not for device='auto', which took 'cpu' here; leave it out",
         ),
         ({"gpu_memory_gb": "2"}, "gpu_memory_gb='2', expected more than 0"),
         ({"gpu_memory_gb": float("nan")}, "gpu_memory_gb=nan, expected more than 0"),

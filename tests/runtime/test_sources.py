@@ -1,15 +1,15 @@
 """Where artifacts come from: folders, the hub's cache, and checkpoints with and without the export half."""
 
 import shutil
+import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
-import rankrt.extras
 from rankrt import ArtifactError, MissingExtra, Reranker
 from rankrt.artifact.manifest import Artifact
 from rankrt.errors import CacheError
@@ -47,18 +47,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def fake_exporter(monkeypatch: pytest.MonkeyPatch, export: Callable[..., None]) -> None:
-    class Point:
-        name = "export"
-
-        def load(self) -> Callable[..., None]:
-            return export
-
-    monkeypatch.setattr(rankrt.extras, "entry_points", lambda group: [Point()])
+    module = ModuleType("rankrt_export.pipeline")
+    module.export_into = export  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("export", "no_such_module:export", "rankrt.exporters")
-    monkeypatch.setattr(rankrt.extras, "entry_points", lambda group: [point])
+    monkeypatch.setitem(sys.modules, "rankrt_export.pipeline", None)
 
 
 def test_an_artifact_in_a_hub_repository_loads_offline_from_the_cache(artifact: Artifact, publish: Any):

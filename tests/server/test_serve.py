@@ -180,7 +180,7 @@ def test_it_serves_tls(tmp_path: Path):
         (["{folder}", "--revision", "main"], "--revision main is of a hub repository, and {folder} is a folder"),
         (
             ["{folder}", "--gpu-memory-gb", "2"],
-            "--device auto, which took 'cpu', does not heed it",
+            "--gpu-memory-gb is for CUDA only, not for --device auto, which took 'cpu' here",
         ),
         (["{folder}", "--threads", "999"], "--threads 999 is more than the"),
         (["{folder}", "--workers", "999"], "--workers 999 is more than the"),

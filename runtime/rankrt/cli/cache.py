@@ -1,6 +1,5 @@
 """`rankrt cache`: what this host's cache holds, in a table or as JSON; removing what is of no use, or all of it."""
 
-import argparse
 import json
 import sys
 import time
@@ -8,40 +7,45 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import click
+
+from rankrt.cli.arguments import Command, Group, option
 from rankrt.files.cache import HostCache, Item
 
-HELP = "list, tidy or clear what rankrt keeps on this host"
+
+@click.group("cache", cls=Group)
+def cache() -> None:
+    """Look at this host's cache. The actions raise CacheError if there is no cache to look at."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the actions and their options."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="show all entries with their sizes and when they were last used")
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    actions.add_parser(
-        "prune", help="remove entries of other versions, leftovers, damaged entries, and what exceeds RANKRT_CACHE_MAX"
-    )
-    actions.add_parser("clear", help="remove everything that no process uses")
+@cache.command("list", cls=Command)
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_entries(as_json: bool) -> None:
+    """Show all entries with their sizes and when they were last used."""
+    found = HostCache()
+    show = _print_json if as_json else _print_table
+    show(found, found.items())
 
 
-def run(options: argparse.Namespace) -> int:
-    """List, prune or clear. Raises CacheError if there is no cache to look at."""
-    cache = HostCache()
-    if options.action == "list":
-        show = _print_json if options.json else _print_table
-        show(cache, cache.items())
-    elif options.action == "prune":
-        removed = cache.prune()
-        for item in removed:
-            print(_line(item))
-        print(f"freed {_megabytes(removed)} in {cache.folder}")
-    else:
-        removed, left = cache.clear()
-        print(f"freed {_megabytes(removed)} in {cache.folder}")
-        for item in left:
-            why = "a process uses it" if item.is_in_use else item.remark or "it could not be removed"
-            print(f"left {item.path}: {why}", file=sys.stderr)
-    return 0
+@cache.command("prune", cls=Command)
+def prune() -> None:
+    """Remove entries of other versions, leftovers, damaged entries, and what exceeds RANKRT_CACHE_MAX."""
+    found = HostCache()
+    removed = found.prune()
+    for item in removed:
+        print(_line(item))
+    print(f"freed {_megabytes(removed)} in {found.folder}")
+
+
+@cache.command("clear", cls=Command)
+def clear() -> None:
+    """Remove everything that no process uses."""
+    found = HostCache()
+    removed, left = found.clear()
+    print(f"freed {_megabytes(removed)} in {found.folder}")
+    for item in left:
+        why = "a process uses it" if item.is_in_use else item.remark or "it could not be removed"
+        print(f"left {item.path}: {why}", file=sys.stderr)
 
 
 def _print_table(cache: HostCache, items: list[Item]) -> None:

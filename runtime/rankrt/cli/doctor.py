@@ -4,16 +4,19 @@ Every finding is a name, a verdict and a sentence; nothing is repaired.
 """
 
 import importlib.metadata
+import json
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 
 from rankrt.artifact.manifest import Artifact, Variant, open_artifact
 from rankrt.backends.session import import_onnxruntime, installed_engines
+from rankrt.cli.arguments import Command, file_argument, option
 from rankrt.cli.finding import Finding, checked
 from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
 from rankrt.errors import CacheError, InputError, RankrtError
@@ -49,6 +52,27 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
         yield Finding(name="gpu", verdict="note", detail="an NVIDIA driver is here; examine it with --device cuda")
     if folder is not None:
         yield from _artifact(folder, on)
+
+
+@click.command("doctor", cls=Command)
+@file_argument("artifact", required=False, help="An artifact's folder, to check every byte of it.")
+@option(
+    "--device",
+    default="cpu",
+    metavar="D",
+    help="GPU to examine as well: cuda, tensorrt, or cuda:1. TensorRT is experimental.",
+)
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(artifact: str | None, device: str, as_json: bool) -> int:
+    """Print the findings. Return 1 if something is wrong, else 0."""
+    findings: list[Finding] = []
+    for finding in examine(None if artifact is None else Path(artifact), Device.parse(device)):
+        findings.append(finding)
+        if not as_json:
+            print(f"{finding.verdict:>4}  {finding.name:<10} {finding.detail}", flush=True)
+    if as_json:
+        print(json.dumps([finding.as_json() for finding in findings], ensure_ascii=False))
+    return int(any(finding.verdict == "fail" for finding in findings))
 
 
 def _host() -> Iterator[Finding]:

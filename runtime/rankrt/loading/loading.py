@@ -9,16 +9,16 @@ from typing import Literal
 
 import msgspec
 
-from rankrt.artifact.manifest import INSTRUCTION_SETS, PRECISIONS, Artifact, InstructionSet, Precision, Variant
+from rankrt.artifact.manifest import Artifact, Precision, Variant
 from rankrt.artifact.source import Hub, find_artifact, local_folder
 from rankrt.backends import Backend
 from rankrt.backends.cpu_causal import OrtCausal
 from rankrt.errors import ArtifactError, DeviceError, InputError
 from rankrt.host.cpu import Machine, this_machine
-from rankrt.host.device import Device, check_heeded
+from rankrt.host.device import Device
 from rankrt.loading.choose import device_of, place
 from rankrt.loading.open import Variants, open_tokenizer, open_variant
-from rankrt.options import check_choice, check_flag, check_text, check_whole
+from rankrt.options import LoadOptions
 from rankrt.text.pairs import PairTokenizer
 
 # More threads than cores are slower and still right; so many more are a slip of the keyboard.
@@ -36,33 +36,10 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    """A source, and the options of `Reranker.load` that are no rules and no depth."""
+class Loading(LoadOptions):
+    """A source, and how it is loaded."""
 
     source: str | Path
-    device: str = "auto"
-    precision: Precision | Literal["auto"] = "auto"
-    instruction_set: InstructionSet | None = None
-    n_threads: int | None = None
-    revision: str | None = None
-    cache_dir: str | Path | None = None
-    prepare: bool = True
-    gpu_memory_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what no host could honour."""
-        check_text("device", self.device)
-        check_choice("precision", self.precision, ("auto", *PRECISIONS))
-        check_choice("instruction_set", self.instruction_set, INSTRUCTION_SETS, none_is="the one for this processor")
-        check_whole("n_threads", self.n_threads, least=1, none_is="all usable cores")
-        check_text("revision", self.revision, none_is="the newest")
-        check_flag("prepare", self.prepare)
-        if self.cache_dir is not None and not isinstance(self.cache_dir, str | os.PathLike):
-            raise InputError(f"cache_dir={self.cache_dir!r:.80}, expected a folder (or None for huggingface_hub's own)")
-        if (limit := self.gpu_memory_gb) is not None and not _is_positive(limit):
-            raise InputError(f"gpu_memory_gb={limit!r:.80}, expected more than 0 (or None for what is needed)")
-        if (asked := Device.parse(self.device)) is not None:
-            self._check_heeded(asked)
 
     def open(self) -> Loaded:
         """Find the artifact, choose its variant and open both. Raises ArtifactError, DeviceError or InputError."""
@@ -70,7 +47,7 @@ class Loading:
         self._check_threads(machine)
         artifact, variant = self._find(self.precision, asked, machine)
         where = device_of(variant, asked)
-        self._check_heeded(where)
+        self.check_device(where)
         if self.instruction_set is not None and variant.instruction_set is None:
             raise DeviceError(
                 f"{variant.name} is for any processor; leave instruction_set={self.instruction_set!r} out"
@@ -110,7 +87,7 @@ class Loading:
             device,
             n_threads=self.n_threads or machine.cores.n,
             prepare=self.prepare,
-            gpu_memory_bytes=None if self.gpu_memory_gb is None else int(self.gpu_memory_gb * 2**30),
+            gpu_memory_bytes=self.gpu_memory_bytes,
         )
 
     def _check_threads(self, machine: Machine) -> None:
@@ -121,12 +98,8 @@ class Loading:
                 " worth a thread; drop n_threads to use those"
             )
 
-    def _check_heeded(self, device: Device) -> None:
-        names = ("gpu_memory_gb", "n_threads", "instruction_set")
-        check_heeded(self.device, device, **{name: getattr(self, name) for name in names})
 
-
-OPTIONS = tuple(field.name for field in fields(Loading) if field.name != "source")
+OPTIONS = tuple(field.name for field in fields(LoadOptions))
 
 
 def rooted(source: str | Path) -> str | Path:
@@ -161,7 +134,3 @@ def open_again(loading: Loading, expected: str) -> Loaded:
             " Load it anew, or name a revision of the hub"
         )
     return loaded
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -1,27 +1,27 @@
 """The command `rankrt serve`: options become Settings, everything that can be refused is, and uvicorn runs the rest."""
 
-import argparse
 import asyncio
 import logging
-import math
 import os
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import click
 import uvicorn
 
-from rankrt.artifact.manifest import PRECISIONS
 from rankrt.backends.in_flight import N_IN_FLIGHT
+from rankrt.cli.arguments import Choice, Command, Kind, Megabytes, Whole, argument, file_option, option
+from rankrt.cli.options import Words, load_options, options_of
 from rankrt.errors import DeviceError, InputError
 from rankrt.host.cpu import usable_cores
-from rankrt.host.device import DEVICE_HELP, Device
+from rankrt.host.device import Device
 from rankrt.server.http.app import App
 from rankrt.server.http.connections import Connection, Gate, Listener, Loop, allow_connections, listen
 from rankrt.server.http.draining import DrainingServer
@@ -30,7 +30,7 @@ from rankrt.server.limits import Limits
 from rankrt.server.models import LoadOptions, Served, found_for, name_of, rules_for
 from rankrt.server.service import Service, Settings
 from rankrt.server.telemetry.logs import log_to_stderr
-from rankrt.server.telemetry.tracing import OtlpTracer
+from rankrt.server.telemetry.tracing import OtlpTracer, Tracer
 
 # A thread that tokenizes keeps the interpreter for so long before others get it, and a request asks for it about six
 # times on its way, a run three times: with Python's own 5 ms a request waits for 30.
@@ -42,111 +42,233 @@ _DRAIN_BEYOND_TIMEOUT_S = 5.0
 _logger = logging.getLogger("rankrt.server")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    limits = Limits()
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="an artifact's folder or a hub id, or NAME=MODEL to name it"
-    )
-    network = parser.add_argument_group("network")
-    network.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    network.add_argument("--port", type=_port, default=8080, help="default: 8080; 0 takes a free one")
-    network.add_argument("--ssl-certfile", type=Path, metavar="F", help="serve TLS with this certificate")
-    network.add_argument("--ssl-keyfile", type=Path, metavar="F", help="and this key")
-    access = parser.add_argument_group("access")
-    access.add_argument("--api-key-file", type=Path, metavar="F", help=f"keys, one a line; or one in {VARIABLE}")
-    access.add_argument(
-        "--cors-origin",
-        action="append",
-        type=_origin,
-        default=[],
-        metavar="O",
-        help="let pages of this origin send requests, such as https://example.com (* is all)",
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
-    model.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto")
-    model.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    model.add_argument("--max-length", type=_positive, metavar="N", help="default: 512 or the model's limit")
-    model.add_argument("--query-max-length", type=_positive, metavar="N", help="default: three quarters of that")
-    model.add_argument("--truncation", choices=["only_passage", "longest_first"], default="only_passage")
-    model.add_argument("--long-documents", choices=["truncate", "chunk"], default="truncate")
-    model.add_argument(
-        "--gpu-memory-gb", type=_amount, metavar="N", help="the most that CUDA may take; default: no limit"
-    )
-    model.add_argument("--no-prepare", action="store_false", dest="prepare", help="do not use the prepared-model cache")
-    workers = parser.add_argument_group("workers")
-    workers.add_argument(
-        "--workers",
-        type=_workers,
+_LIMITS = {
+    "timeout_ms": Words(help="Milliseconds until a request is answered or refused.", metavar="N"),
+    "max_queue_tokens": Words(help="Tokens that may wait, of all requests together.", metavar="N"),
+    "max_documents": Words(help="Documents of one request.", metavar="N"),
+    "max_body_bytes": Words(help="Size of one request's body.", metavar="MB"),
+    "max_inflight_bytes": Words(help="Size of the bodies of all requests in flight.", metavar="MB"),
+    "max_connections": Words(
+        help="Connections that may be open.",
         metavar="N",
-        help="processes that score; 0: score in the server itself; auto (default): one for 16 cores, or for a GPU",
-    )
-    workers.add_argument("--threads", type=_positive, metavar="N", help="of all workers; default: the usable cores")
-    workers.add_argument("--max-batch-tokens", type=_positive, metavar="N", help="default: the planner's choice")
-    workers.add_argument(
-        "--cache-mb", type=_natural, default=0, metavar="N", help="memory for known scores; default: 0"
-    )
-    bound = parser.add_argument_group("limits")
-    bound.add_argument("--timeout-ms", type=_positive, default=limits.timeout_ms, metavar="N")
-    bound.add_argument("--max-queue-tokens", type=_positive, default=limits.max_queue_tokens, metavar="N")
-    bound.add_argument("--max-documents", type=_positive, default=limits.max_documents, metavar="N")
-    bound.add_argument("--max-body-mb", type=_positive, default=limits.max_body_bytes >> 20, metavar="N")
-    bound.add_argument("--max-inflight-mb", type=_positive, default=limits.max_inflight_bytes >> 20, metavar="N")
-    bound.add_argument(
-        "--max-connections",
-        type=_positive,
-        metavar="N",
-        help=f"default: {limits.max_connections:,}, or what the limit of open files allows",
-    )
-    bound.add_argument(
-        "--drain-s",
-        type=_positive,
-        metavar="N",
-        help="seconds to finish running requests on shutdown; default: --timeout-ms and 5 s more",
-    )
-    seen = parser.add_argument_group("observability")
-    seen.add_argument(
-        "--log-format", choices=["auto", "json", "text"], default="auto", help="default: text on a terminal, else json"
-    )
-    seen.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
-    seen.add_argument(
-        "--otlp-endpoint", type=_url, metavar="URL", help="send traces there, such as http://host:4318/v1/traces"
-    )
+        otherwise=f"{Limits().max_connections:,}, or what the limit of open files allows",
+    ),
+}
 
 
-def run(options: argparse.Namespace) -> int:
-    """Serve until a signal ends it; return the exit status."""
+class _Workers(Whole):
+    """A number of processes, or auto."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:  # type: ignore[override]
+        """Read the number; None is auto."""
+        return None if value == "auto" else super().convert(value, param, ctx)
+
+
+class _Url(Kind):
+    """An address of HTTP or HTTPS."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the address."""
+        if not _is_http(value):
+            self.fail(f"{value!r} is not an address such as http://host:4318/v1/traces", param, ctx)
+        return str(value)
+
+
+class _Origin(Kind):
+    """An origin as browsers send it: scheme, host and port. With a path it would never be the same."""
+
+    name = "origin"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the origin."""
+        if value != "*" and not (_is_http(value) and value.count("/") == 2):
+            self.fail(f"{value!r} is not an origin such as https://example.com, nor *", param, ctx)
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Where the server listens, and with which certificate."""
+
+    host: str
+    port: int
+    ssl_certfile: Path | None
+    ssl_keyfile: Path | None
+
+
+@click.command("serve", cls=Command, epilog="Example: rankrt serve ./bge-m3 --port 8080")
+@argument(
+    "models", nargs=-1, required=True, metavar="MODEL", help="An artifact's folder or a Hub id; NAME=MODEL names it."
+)
+@option(
+    "--host",
+    group="Network",
+    default="127.0.0.1",
+    metavar="H",
+    help="Address to listen on. 127.0.0.1 is this machine only, 0.0.0.0 every interface.",
+)
+@option(
+    "--port",
+    group="Network",
+    type=Whole(0, 65535),
+    default=8080,
+    metavar="N",
+    help="Port to listen on; 0 takes a free one.",
+)
+@file_option("--ssl-certfile", group="Network", help="Serve TLS with this certificate (PEM).")
+@file_option("--ssl-keyfile", group="Network", help="The certificate's key (PEM, without a password).")
+@file_option(
+    "--api-key-file",
+    group="Access",
+    help=f"Answer only requests with one of these keys, one a line. {VARIABLE} holds a single key.",
+)
+@option(
+    "--cors-origin",
+    "cors_origins",
+    group="Access",
+    multiple=True,
+    type=_Origin(),
+    metavar="O",
+    help="Let pages of this origin send requests, such as https://example.com; * is all. May be given again.",
+)
+@load_options(without=["instruction_set", "n_threads"])
+@option(
+    "--workers",
+    group="Workers",
+    type=_Workers(0),
+    default="auto",
+    metavar="N",
+    help="Processes that score; 0 scores in the server itself. auto is one for every 16 cores, and one for a GPU.",
+)
+@option(
+    "--threads",
+    group="Workers",
+    type=Whole(),
+    metavar="N",
+    help="Threads of all workers together.",
+    show_default="the physical cores that may be used",
+)
+@option(
+    "--max-batch-tokens",
+    group="Workers",
+    type=Whole(),
+    metavar="N",
+    help="Tokens that run together at most.",
+    show_default="the planner's choice",
+)
+@option(
+    "--cache-mb",
+    "cache_bytes",
+    group="Workers",
+    type=Megabytes(0),
+    default="0",
+    metavar="MB",
+    help="Memory for scores that are known already.",
+)
+@options_of("Limits", Limits, _LIMITS)
+@option(
+    "--drain-s",
+    group="Limits",
+    type=Whole(),
+    metavar="S",
+    help="Seconds to finish running requests on shutdown.",
+    show_default="--timeout-ms and 5 s more",
+)
+@option(
+    "--log-format",
+    group="Observability",
+    type=Choice(["auto", "json", "text"]),
+    default="auto",
+    help="Format of the log. auto is text on a terminal, else json.",
+)
+@option(
+    "--log-level",
+    group="Observability",
+    type=Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="Least level that is logged.",
+)
+@option(
+    "--otlp-endpoint",
+    group="Observability",
+    type=_Url(),
+    metavar="URL",
+    help="Send traces there, such as http://host:4318/v1/traces.",
+)
+def serve(
+    models: Sequence[str],
+    host: str,
+    port: int,
+    ssl_certfile: str | None,
+    ssl_keyfile: str | None,
+    api_key_file: str | None,
+    cors_origins: Sequence[str],
+    load: Mapping[str, Any],
+    workers: int | None,
+    threads: int | None,
+    max_batch_tokens: int | None,
+    cache_bytes: int,
+    limits: Mapping[str, Any],
+    drain_s: int | None,
+    log_format: str,
+    log_level: str,
+    otlp_endpoint: str | None,
+) -> None:
+    """Serve until a signal ends it."""
     if sys.platform == "win32":
         raise DeviceError("rankrt serve needs Linux or macOS; on Windows start it in WSL2, or use rankrt.Reranker")
-    log_to_stderr(_log_format(options.log_format), options.log_level)
-    settings = settings_of(options)
+    log_to_stderr(_log_format(log_format), log_level)
+    network = Network(host=host, port=port, ssl_certfile=_path(ssl_certfile), ssl_keyfile=_path(ssl_keyfile))
+    max_connections = limits["max_connections"]
+    bounds = Limits(**{name: value for name, value in limits.items() if value is not None})
+    settings = Settings(
+        models=[_served(text) for text in models],
+        load=_load_options(load),
+        limits=bounds,
+        n_workers=workers,
+        n_threads=threads,
+        cache_bytes=cache_bytes,
+        max_batch_tokens=max_batch_tokens,
+        keys=ApiKeys.read(_path(api_key_file)),
+        cors_origins=cors_origins,
+    )
     # Before anything is started, so that a wrong option is one sentence.
-    _check_tls(options)
+    _check_limits(bounds)
+    _check_tls(network)
     _check_threads(settings)
     settings = _check_models(settings)
     n_threads = settings.n_threads or usable_cores().n
-    max_connections = allow_connections(options.max_connections, n_threads)
-    settings = replace(settings, limits=replace(settings.limits, max_connections=max_connections))
-    with closing(Gate(max_connections, greets=options.ssl_certfile is None)) as gate:
-        listeners = listen(options.host, options.port, gate)
-        _serve(options, settings, gate, listeners)
-    return 0
+    bounds = replace(bounds, max_connections=allow_connections(max_connections, n_threads))
+    settings = replace(settings, limits=bounds)
+    with closing(Gate(bounds.max_connections, greets=ssl_certfile is None)) as gate:
+        listeners = listen(host, port, gate)
+        tracer = OtlpTracer(otlp_endpoint) if otlp_endpoint else None
+        _serve(network, settings, gate, listeners, tracer, drain_s)
 
 
-def _serve(options: argparse.Namespace, settings: Settings, gate: Gate, listeners: Sequence[Listener]) -> None:
+def _serve(
+    network: Network,
+    settings: Settings,
+    gate: Gate,
+    listeners: Sequence[Listener],
+    tracer: Tracer | None,
+    drain_s: int | None,
+) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    address = _address(options, listeners[0])
+    address = _address(network, listeners[0])
     service = Service(
         settings,
-        tracer=OtlpTracer(options.otlp_endpoint) if options.otlp_endpoint else None,
+        tracer=tracer,
         on_ready=lambda: _logger.info("ready at %s", address),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
-    drain_s = options.drain_s or settings.limits.timeout_ms / 1000 + _DRAIN_BEYOND_TIMEOUT_S
-    server = DrainingServer(_uvicorn(options, App(service), settings.limits, gate), service, drain_s=drain_s)
-    if not settings.keys and options.host not in ("127.0.0.1", "::1", "localhost"):
-        _logger.warning("no API key is set: anyone who can reach %s can send requests", options.host)
+    config = _uvicorn(network, App(service), settings.limits, gate)
+    longest_s = drain_s or settings.limits.timeout_ms / 1000 + _DRAIN_BEYOND_TIMEOUT_S
+    server = DrainingServer(config, service, drain_s=longest_s)
+    if not settings.keys and network.host not in ("127.0.0.1", "::1", "localhost"):
+        _logger.warning("no API key is set: anyone who can reach %s can send requests", network.host)
     _logger.info("running on %s (a page to try it on; %s/docs describes the paths)", address, address)
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(server.serve(sockets=list(listeners)))
@@ -154,43 +276,15 @@ def _serve(options: argparse.Namespace, settings: Settings, gate: Gate, listener
         raise service.error
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the settings that the options say. Raises InputError."""
-    rules: dict[str, Any] = {
-        "query_max_length": options.query_max_length,
-        "truncation": options.truncation,
-        "long_documents": options.long_documents,
-    }
-    if options.max_body_mb > options.max_inflight_mb:
-        raise InputError(
-            f"--max-body-mb {options.max_body_mb} is more than --max-inflight-mb {options.max_inflight_mb}, the limit"
-            " of all bodies together; raise that too"
-        )
-    return Settings(
-        models=[_served(text) for text in options.models],
-        load=LoadOptions(
-            device=options.device,
-            precision=options.precision,
-            max_length=options.max_length,
-            revision=options.revision,
-            prepare=options.prepare,
-            gpu_memory_bytes=None if options.gpu_memory_gb is None else int(options.gpu_memory_gb * 2**30),
-            rules=rules,
-        ),
-        limits=Limits(
-            max_body_bytes=options.max_body_mb << 20,
-            max_documents=options.max_documents,
-            max_queue_tokens=options.max_queue_tokens,
-            max_inflight_bytes=options.max_inflight_mb << 20,
-            timeout_ms=options.timeout_ms,
-        ),
-        n_workers=None if options.workers in (None, "auto") else options.workers,
-        n_threads=options.threads,
-        cache_bytes=options.cache_mb << 20,
-        max_batch_tokens=options.max_batch_tokens,
-        keys=ApiKeys.read(options.api_key_file),
-        cors_origins=options.cors_origin,
-    )
+def _load_options(load: Mapping[str, Any]) -> LoadOptions:
+    """Return how models are loaded: what is no option of loading is one of the rules."""
+    own = {field.name for field in fields(LoadOptions)}
+    rules = {name: value for name, value in load.items() if name not in own}
+    return LoadOptions(**{name: value for name, value in load.items() if name in own}, rules=rules)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def _served(text: str) -> Served:
@@ -200,18 +294,27 @@ def _served(text: str) -> Served:
     return served
 
 
-def _check_tls(options: argparse.Namespace) -> None:
+def _check_limits(limits: Limits) -> None:
+    """Raise InputError for a body that may be larger than all bodies together."""
+    if limits.max_body_bytes > limits.max_inflight_bytes:
+        raise InputError(
+            f"--max-body-mb {limits.max_body_bytes >> 20} is more than --max-inflight-mb"
+            f" {limits.max_inflight_bytes >> 20}, the limit of all bodies together; raise that too"
+        )
+
+
+def _check_tls(network: Network) -> None:
     """Raise InputError unless the certificate and the key can be read and belong together."""
-    certificate, key = options.ssl_certfile, options.ssl_keyfile
-    if (certificate is None) != (key is None):
-        raise InputError("--ssl-certfile and --ssl-keyfile belong together; give both or neither")
-    if certificate is None:
+    certificate, key = network.ssl_certfile, network.ssl_keyfile
+    if certificate is None and key is None:
         return
-    for option, path in (("--ssl-certfile", certificate), ("--ssl-keyfile", key)):
+    if certificate is None or key is None:
+        raise InputError("--ssl-certfile and --ssl-keyfile belong together; give both or neither")
+    for name, path in (("--ssl-certfile", certificate), ("--ssl-keyfile", key)):
         try:
             path.read_bytes()
         except OSError as error:
-            raise InputError(f"{option} {path} cannot be read: {error.strerror}") from error
+            raise InputError(f"{name} {path} cannot be read: {error.strerror}") from error
     try:
         # A key with a password would be asked for on the terminal, by a server that nobody watches.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
@@ -262,14 +365,14 @@ def _log_format(asked: str) -> Literal["json", "text"]:
     return "json" if asked == "json" else "text"
 
 
-def _address(options: argparse.Namespace, listener: Listener) -> str:
+def _address(network: Network, listener: Listener) -> str:
     """Return where a browser on this host finds the server."""
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(network.host, network.host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"{'https' if options.ssl_certfile else 'http'}://{host}:{listener.getsockname()[1]}"
+    return f"{'https' if network.ssl_certfile else 'http'}://{host}:{listener.getsockname()[1]}"
 
 
-def _uvicorn(options: argparse.Namespace, app: App, limits: Limits, gate: Gate) -> uvicorn.Config:
+def _uvicorn(network: Network, app: App, limits: Limits, gate: Gate) -> uvicorn.Config:
     return uvicorn.Config(
         app.starlette(),
         http=partial(Connection, gate=gate, limits=limits),  # type: ignore[arg-type]  # it is called, whatever it is
@@ -280,62 +383,9 @@ def _uvicorn(options: argparse.Namespace, app: App, limits: Limits, gate: Gate) 
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,  # longer than what load balancers keep, which is usually 60 s
-        ssl_certfile=options.ssl_certfile,
-        ssl_keyfile=options.ssl_keyfile,
+        ssl_certfile=network.ssl_certfile,
+        ssl_keyfile=network.ssl_keyfile,
     )
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
-def _positive(text: str) -> int:
-    if (number := _whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
-
-
-def _natural(text: str) -> int:
-    if (number := _whole(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number
-
-
-def _amount(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return number
-
-
-def _port(text: str) -> int:
-    number = _natural(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(f"{number} is more than 65535")
-    return number
-
-
-def _workers(text: str) -> int | Literal["auto"]:
-    return "auto" if text == "auto" else _natural(text)
-
-
-def _url(text: str) -> str:
-    if not _is_http(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address such as http://host:4318/v1/traces")
-    return text
-
-
-def _origin(text: str) -> str:
-    """Return an origin as browsers send it: scheme, host and port. With a path it would never be the same."""
-    if text != "*" and not (_is_http(text) and text.count("/") == 2):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an origin such as https://example.com, nor *")
-    return text
 
 
 def _is_http(text: str) -> bool:

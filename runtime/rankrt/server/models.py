@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rankrt.artifact.manifest import Artifact, Precision, Variant
+import rankrt.options
+from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.artifact.source import Hub, find_artifact
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.host.cpu import this_machine
-from rankrt.host.device import Device, check_heeded
+from rankrt.host.device import Device
 from rankrt.host.memory import release_free_memory
 from rankrt.loading.choose import device_of, place
 from rankrt.loading.open import open_tokenizer
@@ -44,15 +45,10 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
+class LoadOptions(rankrt.options.LoadOptions):
     """How models are loaded; see `Reranker.load`. `rules` are fields of `Rules`."""
 
-    device: str = "auto"
-    precision: Precision | Literal["auto"] = "auto"
     max_length: int | None = None
-    revision: str | None = None
-    prepare: bool = True
-    gpu_memory_bytes: int | None = None
     rules: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -242,7 +238,7 @@ def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, 
         served.source, lambda found: place(found, asked, options.precision, machine), Hub(revision=options.revision)
     )
     device = device_of(variant, asked)
-    check_heeded(options.device, device, gpu_memory_gb=options.gpu_memory_bytes)
+    options.check_device(device)
     return artifact, variant, device
 
 

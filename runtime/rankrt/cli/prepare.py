@@ -1,0 +1,64 @@
+"""`rankrt prepare`: what loading on this host takes, done before it is needed; on a GPU it is verified there, too."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from rankrt import Reranker
+from rankrt.artifact.manifest import PRECISIONS, Artifact, Precision, open_artifact
+from rankrt.cli import streams
+from rankrt.cli.arguments import Choice, Command, Whole, file_argument, option
+from rankrt.cli.options import DEVICE_HELP
+from rankrt.host.device import Device
+from rankrt.loading.build import build, steps
+from rankrt.loading.choose import variants_for
+
+
+@click.command("prepare", cls=Command, epilog="Example: rankrt prepare ./bge-m3 --device cuda")
+@file_argument("artifact", help="An artifact's folder.")
+@option(
+    "--device",
+    default="auto",
+    metavar="D",
+    help=DEVICE_HELP,
+)
+@option(
+    "--precision",
+    type=Choice(["auto", *PRECISIONS]),
+    default="auto",
+    help="Precision to prepare. auto is the best one for a CPU, and all that the artifact has for a GPU.",
+)
+@option(
+    "--max-length",
+    type=Whole(),
+    metavar="N",
+    help="Most tokens of a row.",
+    show_default="512 or the model's limit",
+)
+def prepare(artifact: str, device: str, precision: Any, max_length: int | None) -> None:
+    """Prepare variants, one after the other, and print what is ready."""
+    found, where = open_artifact(Path(artifact)), Device.parse(device)
+    if where is not None and where.is_gpu:
+        _prepare_for_gpu(found, where, precision, max_length)
+        return
+    with Reranker.load(found.folder, device=device, precision=precision, max_length=max_length) as reranker:
+        print(f"{reranker.variant.name} is ready on this host")
+
+
+def _prepare_for_gpu(artifact: Artifact, device: Device, precision: Precision | Any, max_length: int | None) -> None:
+    for variant in variants_for(artifact, device, precision):
+        n_steps = steps(artifact, device, max_length)
+        with tqdm(desc=variant.name, total=n_steps, disable=not streams.is_terminal()) as bar:
+
+            def show(done: str, bar: Any = bar) -> None:
+                bar.set_postfix_str(f"{done} is ready")
+                bar.update()
+
+            found = build(artifact, variant, device, max_length=max_length, progress=show)
+        rows = "rows of any length" if found.max_length is None else f"rows of up to {found.max_length} tokens"
+        print(
+            f"{variant.name} is ready on {found.built_for.gpu} for {rows}: {found.n_examples} examples differ from"
+            f" PyTorch by up to {found.max_difference:.1e} (limit {found.limit:.1e})"
+        )
