@@ -5,19 +5,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
 
 from tqdm import tqdm
 
 from rankrt.artifact.describe import describe
-from rankrt.artifact.manifest import PRECISIONS, Artifact, Target
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import PRECISIONS, TARGETS
 from rankrt.artifact.source import Hub
 from rankrt.cli.arguments import Several, real, whole
 from rankrt_export.decoders.prompts import STYLES
 from rankrt_export.errors import OptionsError
+from rankrt_export.job.options import precisions_of
 
 # What is calibrated, of all precisions.
-_CALIBRATED = ("int8", "fp8")
+_CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_calibrated]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,25 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         action=Several,
-        values=PRECISIONS,
+        values=tuple(PRECISIONS),
         default=["fp32"],
         metavar="P,...",
-        help="fp32 (default), fp16, w8 (8-bit weights only), int8, fp8, int4: one or several, with commas or spaces",
+        help=f"{', '.join(f'{name} ({row.help})' for name, row in PRECISIONS.items())}: one or several, with commas or"
+        " spaces; default: fp32",
     )
     parser.add_argument(
         "--target",
         action=Several,
-        values=get_args(Target),
+        values=tuple(TARGETS),
         default=["cpu"],
         metavar="T,...",
-        help="cpu (default), cuda, tensorrt: each gets those of the precisions that it has: GPUs fp32 and fp16,"
-        " TensorRT int8 and fp8 too",
+        help="default: cpu; each gets those of the precisions that it has:"
+        f" {'; '.join(f'{target} {precisions_of(target)}' for target in TARGETS)}",
     )
     parser.add_argument(
         "--verify-with", type=Path, metavar="FILE", help='verify on this text too: lines of {"query", "pos", "neg"}'
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="calibrate int8 and fp8 on this text, in the same format"
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help=f"calibrate {' and '.join(_CALIBRATED)} on this text, in the same format",
     )
     parser.add_argument(
         "--cutoff-layers",
@@ -115,7 +120,7 @@ def check(arguments: argparse.Namespace) -> None:
         )
     limits = {"--max-drift": arguments.max_drift, "--min-tau": arguments.min_tau}
     given = [option for option, value in limits.items() if value is not None]
-    if given and set(precisions) == {"fp32"}:
+    if given and all(PRECISIONS[precision].is_exact for precision in precisions):
         raise OptionsError(f"{given[0]} is for precisions below fp32, whose own limits are fixed. Leave it out")
     if set(precisions) & set(_CALIBRATED):
         given = []  # calibration keeps to the limits too, whether its result is verified or not
