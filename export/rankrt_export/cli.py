@@ -4,20 +4,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from tqdm import tqdm
 
 from rankrt.artifact.describe import describe
-from rankrt.artifact.manifest import PRECISIONS, Artifact, Target
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import PRECISIONS, TARGETS, Precision
 from rankrt.artifact.source import Hub
 from rankrt.cli.arguments import Choice, Command, Real, Whole, file_argument, file_option, list_option, option
 from rankrt_export.decoders.prompts import STYLES
 from rankrt_export.errors import OptionsError
+from rankrt_export.job.options import precisions_of
 
 # What is calibrated, of all precisions.
-_CALIBRATED = ("int8", "fp8")
+_CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_calibrated]
 
 
 @click.command(
@@ -47,17 +49,18 @@ _CALIBRATED = ("int8", "fp8")
     default=["fp32"],
     group="Variants",
     metavar="P...",
-    help=f"Precisions to write, with commas or spaces: {', '.join(PRECISIONS)}. w8 has 8-bit weights only.",
+    help="Precisions to write, with commas or spaces:"
+    f" {', '.join(f'{name} ({row.help})' for name, row in PRECISIONS.items())}.",
 )
 @list_option(
     "--target",
     "targets",
-    each=Choice(get_args(Target)),
+    each=Choice(TARGETS),
     default=["cpu"],
     group="Variants",
     metavar="T...",
-    help="Where it will run: cpu, cuda, tensorrt. Each gets those of the precisions that it has: GPUs fp32 and fp16,"
-    " TensorRT also int8 and fp8. TensorRT is experimental.",
+    help="Where it will run. Each target gets those of the precisions that it has:"
+    f" {'; '.join(f'{target} {precisions_of(target)}' for target in TARGETS)}. TensorRT is experimental.",
 )
 @list_option(
     "--cutoff-layers",
@@ -70,7 +73,7 @@ _CALIBRATED = ("int8", "fp8")
 @file_option(
     "--calibration",
     group="Calibration",
-    help='Text to calibrate int8 and fp8 on: lines of {"query", "pos", "neg"}.',
+    help=f'Text to calibrate {" and ".join(_CALIBRATED)} on: lines of {{"query", "pos", "neg"}}.',
     show_default="a sample that rankrt brings",
 )
 @option(
@@ -147,18 +150,18 @@ def export(
             print(notice, file=sys.stderr)
 
 
-def _check_calibration(precisions: Sequence[str], limits: Sequence[str], *, calibration: str | None) -> None:
+def _check_calibration(precisions: Sequence[Precision], limits: Sequence[str], *, calibration: str | None) -> None:
     """Raise OptionsError for an option of calibration that no precision has a use for."""
     if calibration is not None and not set(precisions) & set(_CALIBRATED):
         raise OptionsError(
             f"--calibration is for {' and '.join(_CALIBRATED)}, but --precision is {', '.join(precisions)}. Leave it"
             " out, or add one of them"
         )
-    if limits and set(precisions) == {"fp32"}:
+    if limits and all(PRECISIONS[precision].is_exact for precision in precisions):
         raise OptionsError(f"{limits[0]} is for precisions below fp32, whose own limits are fixed. Leave it out")
 
 
-def _check_unverified(precisions: Sequence[str], limits: Sequence[str], *, verify_with: str | None) -> None:
+def _check_unverified(precisions: Sequence[Precision], limits: Sequence[str], *, verify_with: str | None) -> None:
     """Raise OptionsError for an option that has no effect if nothing is verified."""
     # Calibration keeps to the limits too, whether its result is verified or not.
     given = [] if set(precisions) & set(_CALIBRATED) else [*limits]

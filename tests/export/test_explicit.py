@@ -59,12 +59,12 @@ def outlying(n_rows: int, n_features: int) -> np.ndarray:
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_what_is_beyond_the_ends_becomes_the_ends(format_: Format):
-    found = format_.stored(np.array([-1e9, -0.0, 1e9], np.float32)).astype(np.float32)
+    found = format_.quantize(np.array([-1e9, -0.0, 1e9], np.float32)).astype(np.float32)
     assert found.tolist() == [format_.lowest, 0, format_.highest]
 
 
 def test_halves_between_two_integers_become_even_as_tensorrt_has_it():
-    assert INT8.stored(np.array([0.5, 1.5, -2.5, 126.5], np.float32)).tolist() == [0, 2, -2, 126]
+    assert INT8.quantize(np.array([0.5, 1.5, -2.5, 126.5], np.float32)).tolist() == [0, 2, -2, 126]
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -99,7 +99,7 @@ def test_one_token_s_outlier_is_cut_off_where_that_makes_the_others_finer():
 
 
 def _error(recipe: FixedRecipe, x: np.ndarray, weight: np.ndarray) -> float:
-    return float(((recipe.rounded(x) @ recipe.weights(weight).T - x @ weight.T) ** 2).mean())
+    return float(((recipe.round(x) @ recipe.weights(weight).T - x @ weight.T) ** 2).mean())
 
 
 # One layer in a graph.
@@ -127,7 +127,7 @@ def test_a_layer_computes_what_its_recipe_says_to_the_last_bit(tmp_path: Path, f
     (of_x, of_weight) = (node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear")
     activations, weights = computed(model, {"x": x[None]}, [of_x, of_weight])
     multiplied = x if factors is None else halves(x * factors)
-    steps = format_.stored(np.asarray(multiplied / recipe.step, np.float32)).astype(np.float32)
+    steps = format_.quantize(np.asarray(multiplied / recipe.step, np.float32)).astype(np.float32)
     assert np.abs(steps).max() == format_.highest or steps.min() == format_.lowest
     assert np.array_equal(activations[0], (steps * recipe.step).astype(np.float16))
     assert np.array_equal(weights, recipe.weights(weight).T.astype(np.float16))

@@ -46,8 +46,8 @@ from rankrt_export.precision.int8_numbers import (
     divisors,
     halves_of,
     one_sided,
-    quantized,
-    rounded_activations,
+    quantize,
+    round_activations,
     token_scales,
     weight_scales,
 )
@@ -113,7 +113,7 @@ def test_without_correlations_every_weight_is_rounded_to_the_nearest(seed: int):
     weight = random_rows(6, 40, seed)
     scales, rounding = weight_scales(weight), Rounding.by(np.eye(40, dtype=np.float32))
     integers = rounding.integers(weight, scales)
-    assert np.array_equal(integers, quantized(weight, scales))
+    assert np.array_equal(integers, quantize(weight, scales))
     halves = halves_of(integers, rounding.is_upper(weight, scales, integers))
     off = np.abs(halves * 2 * scales[:, None] - weight)
     assert (off <= 1.0001 * scales[:, None])[np.abs(integers) < LARGEST_WEIGHT].all()
@@ -141,25 +141,25 @@ def test_more_inputs_than_tokens_can_be_rounded_for():
 @pytest.mark.parametrize("grid", [SYMMETRIC, one_sided(GELU_MINIMUM)])
 def test_activations_are_off_by_half_a_step_at_most(grid: Grid):
     x = random_rows(20, 100) if grid is SYMMETRIC else np.maximum(random_rows(20, 100), GELU_MINIMUM)
-    assert (np.abs(rounded_activations(x, grid) - x) <= 0.5001 * token_scales(x, grid)).all()
+    assert (np.abs(round_activations(x, grid) - x) <= 0.5001 * token_scales(x, grid)).all()
 
 
 def test_a_token_s_rounding_does_not_depend_on_the_other_tokens():
     x = random_rows(4, 32)
     with_outlier = np.concatenate([x, 1e4 * x[:1]])
-    np.testing.assert_array_equal(rounded_activations(with_outlier, SYMMETRIC)[:4], rounded_activations(x, SYMMETRIC))
+    np.testing.assert_array_equal(round_activations(with_outlier, SYMMETRIC)[:4], round_activations(x, SYMMETRIC))
 
 
 def test_what_comes_from_a_gelu_has_nearly_twice_the_steps():
     x = np.abs(random_rows(50, 256)) * 3
-    symmetric, one = (np.abs(rounded_activations(x, grid) - x).mean() for grid in (SYMMETRIC, one_sided(GELU_MINIMUM)))
+    symmetric, one = (np.abs(round_activations(x, grid) - x).mean() for grid in (SYMMETRIC, one_sided(GELU_MINIMUM)))
     assert one < 0.6 * symmetric
 
 
 def test_a_row_of_zeros_stays_zero():
     zeros = np.zeros((2, 16), np.float32)
-    assert not rounded_activations(zeros, SYMMETRIC).any()
-    assert not quantized(zeros, weight_scales(zeros)).any()
+    assert not round_activations(zeros, SYMMETRIC).any()
+    assert not quantize(zeros, weight_scales(zeros)).any()
 
 
 def test_clipping_is_used_where_it_makes_the_error_smaller():
@@ -192,7 +192,7 @@ def test_outlier_channels_move_into_the_weights():
 
 
 def _error(scaling: Scaling, x: np.ndarray, weight: np.ndarray) -> float:
-    return float(((scaling.rounded(x) @ scaling.weights(weight).T - x @ weight.T) ** 2).mean())
+    return float(((scaling.round(x) @ scaling.weights(weight).T - x @ weight.T) ** 2).mean())
 
 
 def test_a_token_that_counts_more_is_more_exact():
@@ -202,8 +202,8 @@ def test_a_token_that_counts_more_is_more_exact():
     def error_of_first_ten(share: float) -> float:
         shares = np.where(np.arange(60) < 10, share, 1).astype(np.float32)
         (recipe,) = group_recipes(group, [weight], Seen(rows=x, shares=[shares]))
-        found = recipe.rounded(x[:10]) @ recipe.weights(weight).T
-        return float(((found - recipe.rounded(x[:10]) @ recipe.multiplied(weight).T) ** 2).mean())
+        found = recipe.round(x[:10]) @ recipe.weights(weight).T
+        return float(((found - recipe.round(x[:10]) @ recipe.multiply(weight).T) ** 2).mean())
 
     assert error_of_first_ten(100.0) < 0.5 * error_of_first_ten(1.0)
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.export
 def test_weights_are_off_by_half_a_step_of_their_block_at_most(form: WeightOnly):
     weight = np.random.RandomState(0).randn(6, 200).astype(np.float32)
     weight[0, 0] = 100  # an outlier coarsens its own block only
-    steps, scales = form.rounded(weight)
+    steps, scales = form.round(weight)
     zero = 2 ** (form.bits - 1)
     assert (steps.min(), steps.max()) == (1, 2 * zero - 1)
     widened = ((steps.astype(np.float32) - zero) * scales[..., None]).reshape(6, -1)

@@ -160,7 +160,7 @@ class RoundedLayer:
         """Return the product of rounded activations and rounded weights, and the bias."""
         import torch
 
-        rounded = torch.from_numpy(self._recipe.rounded(x.detach().reshape(-1, x.shape[-1]).numpy()))
+        rounded = torch.from_numpy(self._recipe.round(x.detach().reshape(-1, x.shape[-1]).numpy()))
         return torch.nn.functional.linear(rounded, self._weight, self.module.bias).reshape(*x.shape[:-1], -1)
 
     def first_order_drift(self, passage: Passage) -> float:
@@ -197,6 +197,6 @@ def _rounding_hook(recipe: TableRecipe) -> Callable[..., Any]:
 
     def hook(module: Any, inputs: Any, output: Any) -> Any:
         rows = output.reshape(-1, output.shape[-1]).numpy()
-        return torch.from_numpy(recipe.rounded(rows)).reshape(output.shape)
+        return torch.from_numpy(recipe.round(rows)).reshape(output.shape)
 
     return hook

@@ -49,10 +49,10 @@ def asked_variants(targets: Sequence[Target], precisions: Sequence[Precision]) -
     """
     for target in targets:
         if not any(target in PRECISIONS[precision].targets for precision in precisions):
-            raise OptionsError(f"{target} has no {' or '.join(precisions)}; it has {_precisions_of(target)}")
+            raise OptionsError(f"{target} has no {' or '.join(precisions)}; it has {precisions_of(target)}")
     for precision in precisions:
         if not set(PRECISIONS[precision].targets).intersection(targets):
-            has = "; ".join(f"{target} has {_precisions_of(target)}" for target in targets)
+            has = "; ".join(f"{target} has {precisions_of(target)}" for target in targets)
             raise OptionsError(f"{precision} is for none of the targets asked for: {has}")
     return [
         key
@@ -63,5 +63,6 @@ def asked_variants(targets: Sequence[Target], precisions: Sequence[Precision]) -
     ]
 
 
-def _precisions_of(target: Target) -> str:
-    return ", ".join(name for name, row in PRECISIONS.items() if target in row.targets)
+def precisions_of(target: Target) -> str:
+    """Return the names of the precisions that a target has, the most faithful first."""
+    return ", ".join(precision for precision, row in PRECISIONS.items() if target in row.targets)

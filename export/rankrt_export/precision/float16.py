@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from rankrt_export.graph.graph import HALF, Graph
 from rankrt_export.precision.float16_storage import EMBEDDINGS_DATA, LAYERS_DATA
-from rankrt_export.precision.float32 import Multiply, fused_matmul, gemm, matmul, stored
+from rankrt_export.precision.float32 import Multiply, fused_matmul, gemm, matmul, store
 from rankrt_export.precision.methods import FixedMethod
 
 
@@ -24,11 +24,11 @@ class Float16:
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias, all in half precision."""
-        return self._multiply(graph, x, stored(graph, weight, self._matrices, np.float16), bias)
+        return self._multiply(graph, x, store(graph, weight, self._matrices, np.float16), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table, as half precision."""
-        return graph.op("Gather", stored(graph, table, EMBEDDINGS_DATA, np.float16), ids)
+        return graph.op("Gather", store(graph, table, EMBEDDINGS_DATA, np.float16), ids)
 
 
 METHODS = (

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rankrt_export.graph.graph import FLOAT, Graph
-from rankrt_export.precision.float32 import gemm, stored
+from rankrt_export.precision.float32 import gemm, store
 from rankrt_export.precision.methods import FixedMethod
 
 LAYERS_DATA, EMBEDDINGS_DATA = "layers.fp16.data", "embeddings.fp16.data"
@@ -21,12 +21,12 @@ class Float16Storage:
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias, computed in float32."""
-        half = stored(graph, weight, LAYERS_DATA, np.float16)
+        half = store(graph, weight, LAYERS_DATA, np.float16)
         return gemm(graph, x, graph.op("Cast", half, to=ir.DataType.FLOAT), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table, as float32."""
-        half = stored(graph, table, EMBEDDINGS_DATA, np.float16)
+        half = store(graph, table, EMBEDDINGS_DATA, np.float16)
         return graph.op("Cast", graph.op("Gather", half, ids), to=ir.DataType.FLOAT)
 
 

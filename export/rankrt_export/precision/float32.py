@@ -42,23 +42,23 @@ class Float32:
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias."""
-        return self._multiply(graph, x, stored(graph, weight, self._matrices, np.float32), bias)
+        return self._multiply(graph, x, store(graph, weight, self._matrices, np.float32), bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table."""
-        return graph.op("Gather", stored(graph, table, "embeddings.fp32.data", np.float32), ids)
+        return graph.op("Gather", store(graph, table, "embeddings.fp32.data", np.float32), ids)
 
 
-def stored(graph: Graph, weight: str, file: str, dtype: type[np.floating[Any]]) -> ir.Value:
+def store(graph: Graph, weight: str, file: str, dtype: type[np.floating[Any]]) -> ir.Value:
     """Return a weight in a data file, in another type if that is asked for.
 
     Raises RangeError where a weight has a value that the type has not, and would become infinite.
     """
     key = f"{weight}.{np.dtype(dtype).name}"
-    return graph.external(file, key, dtype, graph.weights.shape(weight), lambda: _within(graph, weight, dtype))
+    return graph.external(file, key, dtype, graph.weights.shape(weight), lambda: _blocks_within(graph, weight, dtype))
 
 
-def _within(graph: Graph, weight: str, dtype: type[np.floating[Any]]) -> Iterator[np.ndarray[Any, Any]]:
+def _blocks_within(graph: Graph, weight: str, dtype: type[np.floating[Any]]) -> Iterator[np.ndarray[Any, Any]]:
     """Yield the blocks of a weight, whose values the type has."""
     limit = float(np.finfo(dtype).max)
     for block in graph.weights.blocks(weight):

@@ -58,11 +58,11 @@ class Int8:
         if recipe is None:
             return _KEPT.linear(graph, x, weight, bias)
         if x not in self._rounded:
-            self._rounded[x] = rounded(graph, x, recipe, name=weight)
+            self._rounded[x] = round_tokens(graph, x, recipe, name=weight)
         stored, scales = integers(graph, weight, recipe)
         if self._recipe.key.instruction_set == "avx2":
             stored, scales = halves(graph, stored, scales, weight, recipe)
-        product = multiplied(graph, self._rounded[x], stored, scales, recipe.grid)
+        product = multiply(graph, self._rounded[x], stored, scales, recipe.grid)
         return product if bias is None else graph.op("Add", product, bias)
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
@@ -70,10 +70,10 @@ class Int8:
         recipe = self._recipe.tables.get(table.removesuffix(".weight"))
         if recipe is None:
             return _HALF.lookup(graph, ids, table)
-        return rounded_rows(graph, ids, table, recipe)
+        return look_up_rows(graph, ids, table, recipe)
 
 
-def rounded_rows(graph: Graph, ids: ir.Value, table: str, recipe: TableRecipe) -> ir.Value:
+def look_up_rows(graph: Graph, ids: ir.Value, table: str, recipe: TableRecipe) -> ir.Value:
     """Return rows of a table that is stored in 8 bits."""
     n_rows, n_features = graph.weights.shape(table)
 
@@ -88,7 +88,7 @@ def rounded_rows(graph: Graph, ids: ir.Value, table: str, recipe: TableRecipe) -
     return rows if recipe.factors is None else graph.op("Mul", rows, graph.array(f"{key}.factors", recipe.factors))
 
 
-def rounded(graph: Graph, x: ir.Value, recipe: TokenRecipe, *, name: str) -> _Rounded:
+def round_tokens(graph: Graph, x: ir.Value, recipe: TokenRecipe, *, name: str) -> _Rounded:
     """Round activations token by token; `name` is the first layer's that reads them."""
     if recipe.divisors is not None:
         x = graph.op("Mul", x, graph.array(f"{name}.int8.factors", np.float32(1) / recipe.divisors))
@@ -141,7 +141,7 @@ def halves(
     return graph.op("Add", lower, bits), graph.op("Mul", scales, graph.scalar(np.float32(2)))
 
 
-def multiplied(graph: Graph, x: _Rounded, weights: ir.Value, scales: ir.Value, grid: Grid) -> ir.Value:
+def multiply(graph: Graph, x: _Rounded, weights: ir.Value, scales: ir.Value, grid: Grid) -> ir.Value:
     """Return the product with a layer's weights, (n_in, n_out), back in float32."""
     one, zero_point = graph.scalar(np.float32(1)), _zero_point(graph, grid)
     product = graph.op("MatMulIntegerToFloat", x.values, weights, one, scales, zero_point, domain=MICROSOFT)

@@ -75,7 +75,7 @@ def token_scales(x: Float32Array, grid: Grid) -> Float32Array:
     return scales
 
 
-def rounded_activations(x: Float32Array, grid: Grid) -> Float32Array:
+def round_activations(x: Float32Array, grid: Grid) -> Float32Array:
     """Return activations, (n_tokens, n_features), as they come back from their bytes."""
     scales = token_scales(x, grid)
     steps = np.clip(np.rint(x / scales), -grid.zero_point, LARGEST_ACTIVATION - grid.zero_point)
@@ -86,13 +86,13 @@ def weight_scales(weight: Float32Array) -> Float32Array:
     """Return the scale of each output of (n_out, n_in), shape (n_out,): the clip with the least squared error."""
     largest = np.maximum(np.abs(weight).max(axis=1), TINIEST_SCALE)
     candidates = [largest * np.float32(clip / LARGEST_WEIGHT) for clip in _CLIPS]
-    errors = [((quantized(weight, scales) * scales[:, None] - weight) ** 2).sum(axis=1) for scales in candidates]
+    errors = [((quantize(weight, scales) * scales[:, None] - weight) ** 2).sum(axis=1) for scales in candidates]
     best = np.argmin(errors, axis=0)
     chosen: Float32Array = np.stack(candidates)[best, np.arange(len(largest))]
     return chosen
 
 
-def quantized(weight: Float32Array, scales: Float32Array) -> Int8Array:
+def quantize(weight: Float32Array, scales: Float32Array) -> Int8Array:
     """Return weights, (n_out, n_in), as 8-bit integers in units of their output's scale, each the nearest."""
     return np.asarray(np.clip(np.rint(weight / scales[:, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT), np.int8)
 
@@ -127,16 +127,16 @@ class Rounding:
     def integers(self, weight: Float32Array, scales: Float32Array) -> Int8Array:
         """Return weights, (n_out, n_in), as 8-bit integers in units of their output's scale."""
         lowest = np.full(weight.shape, -LARGEST_WEIGHT, np.int8)
-        return self._rounded(weight / scales[:, None], lowest, -lowest)
+        return self._round(weight / scales[:, None], lowest, -lowest)
 
     def is_upper(self, weight: Float32Array, scales: Float32Array, integers: Int8Array) -> BoolArray:
         """Return of which integers the upper half is to be taken: one of two for each, and the errors go on as well."""
         lower = integers >> 1
         lowest, highest = np.maximum(lower, -LARGEST_HALF), np.minimum(lower + np.int8(1), LARGEST_HALF)
-        halves = self._rounded(weight / (2 * scales[:, None]), lowest, highest)
+        halves = self._round(weight / (2 * scales[:, None]), lowest, highest)
         return np.asarray(halves > lower, np.bool_)
 
-    def _rounded(self, steps: Float32Array, lowest: Int8Array, highest: Int8Array) -> Int8Array:
+    def _round(self, steps: Float32Array, lowest: Int8Array, highest: Int8Array) -> Int8Array:
         """Return integers between two bounds, all (n_out, n_in)."""
         exact = np.ascontiguousarray(steps.T[self.order])
         low, high = lowest.T[self.order], highest.T[self.order]
@@ -159,7 +159,7 @@ def row_scales(rows: Float32Array) -> Float32Array:
     return scales
 
 
-def quantized_rows(rows: Float32Array, scales: Float32Array) -> Int8Array:
+def quantize_rows(rows: Float32Array, scales: Float32Array) -> Int8Array:
     """Return rows of a table as 8-bit integers in units of their scale."""
     integers: Int8Array = np.rint(rows / scales).astype(np.int8)
     return integers

@@ -41,7 +41,7 @@ class Qdq:
         if recipe is None:
             return self._kept.linear(graph, x, weight, bias)
         if x not in self._rounded:
-            self._rounded[x] = rounded(graph, x, recipe, name=weight)
+            self._rounded[x] = quantize(graph, x, recipe, name=weight)
         activations = graph.op("DequantizeLinear", self._rounded[x], *_step(graph, recipe))
         product = graph.op("MatMul", activations, weights(graph, weight, recipe, self._file))
         return product if bias is None else graph.op("Add", product, bias)
@@ -51,7 +51,7 @@ class Qdq:
         return self._kept.lookup(graph, ids, table)
 
 
-def rounded(graph: Graph, x: ir.Value, recipe: FixedRecipe, *, name: str) -> ir.Value:
+def quantize(graph: Graph, x: ir.Value, recipe: FixedRecipe, *, name: str) -> ir.Value:
     """Return activations in 8 bits; `name` is the first layer's that reads them."""
     if recipe.factors is not None:
         key = f"{name}.{recipe.format.dtype}.factors"
@@ -64,7 +64,7 @@ def weights(graph: Graph, weight: str, recipe: FixedRecipe, file: str) -> ir.Val
     n_out, n_in = graph.weights.shape(weight)
 
     def blocks() -> Iterator[StoredArray]:
-        yield recipe.stored(read(graph.weights, weight)).T
+        yield recipe.quantize(read(graph.weights, weight)).T
 
     stored = graph.external(file, weight, recipe.format.dtype, (n_in, n_out), blocks)
     scales = graph.external(file, f"{weight}.scales", np.float16, recipe.scales.shape, lambda: [recipe.scales])

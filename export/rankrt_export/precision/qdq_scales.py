@@ -39,7 +39,7 @@ class Format:
     highest: int
     is_integer: bool
 
-    def stored(self, steps: Float32Array) -> StoredArray:
+    def quantize(self, steps: Float32Array) -> StoredArray:
         """Return the nearest numbers that there are."""
         within = np.clip(steps, self.lowest, self.highest)
         return np.asarray(np.rint(within) if self.is_integer else within).astype(self.dtype)
@@ -66,26 +66,26 @@ class FixedRecipe:
 
     def activations(self, x: Float32Array) -> StoredArray:
         """Return activations, (n_tokens, n_in), in 8 bits."""
-        return self.format.stored((x if self.factors is None else x * self.factors) / self.step)
+        return self.format.quantize((x if self.factors is None else x * self.factors) / self.step)
 
-    def stored(self, weight: Float32Array) -> StoredArray:
+    def quantize(self, weight: Float32Array) -> StoredArray:
         """Return the layer's weights, (n_out, n_in), in 8 bits."""
-        steps = self._divided(weight) / self.scales[..., None]
-        return self.format.stored(np.clip(steps, -self.format.highest, self.format.highest))
+        steps = self._divide(weight) / self.scales[..., None]
+        return self.format.quantize(np.clip(steps, -self.format.highest, self.format.highest))
 
-    def rounded(self, x: Float32Array) -> Float32Array:
+    def round(self, x: Float32Array) -> Float32Array:
         """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
         return np.asarray(self.activations(x).astype(np.float32) * self.step, np.float32)
 
     def weights(self, weight: Float32Array) -> Float32Array:
         """Return the layer's weights, (n_out, n_in), as they come back from their 8 bits."""
-        return np.asarray(self.stored(weight).astype(np.float32) * self.scales[..., None], np.float32)
+        return np.asarray(self.quantize(weight).astype(np.float32) * self.scales[..., None], np.float32)
 
     def for_instruction_set(self, name: InstructionSet | None) -> Self:
         """Return the same: a GPU has none."""
         return self
 
-    def _divided(self, weight: Float32Array) -> Float32Array:
+    def _divide(self, weight: Float32Array) -> Float32Array:
         return weight if self.factors is None else weight / self.factors
 
 

@@ -23,9 +23,9 @@ from rankrt_export.precision.int8_numbers import (
     divisors,
     halves_of,
     one_sided,
-    quantized,
-    quantized_rows,
-    rounded_activations,
+    quantize,
+    quantize_rows,
+    round_activations,
     row_scales,
     weight_scales,
 )
@@ -47,7 +47,7 @@ class LayerGroup:
 class LayerRounding(Protocol):
     """What rounding makes of one linear layer."""
 
-    def rounded(self, x: Float32Array) -> Float32Array:
+    def round(self, x: Float32Array) -> Float32Array:
         """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
         ...
 
@@ -77,17 +77,17 @@ class Scaling:
     grid: Grid
     scales: Float32Array
 
-    def multiplied(self, weight: Float32Array) -> Float32Array:
+    def multiply(self, weight: Float32Array) -> Float32Array:
         """Return the layer's weights, (n_out, n_in), for divided activations."""
         return weight if self.divisors is None else weight * self.divisors
 
-    def rounded(self, x: Float32Array) -> Float32Array:
+    def round(self, x: Float32Array) -> Float32Array:
         """Return activations, (n_tokens, n_in), as they are multiplied with the weights."""
-        return rounded_activations(x if self.divisors is None else x / self.divisors, self.grid)
+        return round_activations(x if self.divisors is None else x / self.divisors, self.grid)
 
     def weights(self, weight: Float32Array) -> Float32Array:
         """Return the layer's weights, (n_out, n_in), as they come back if each is rounded to the nearest."""
-        return np.asarray(quantized(self.multiplied(weight), self.scales) * self.scales[:, None], np.float32)
+        return np.asarray(quantize(self.multiply(weight), self.scales) * self.scales[:, None], np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +128,9 @@ class TableRecipe:
         for block in rows:
             divided = block if self.factors is None else block / self.factors
             scales = row_scales(divided)
-            yield quantized_rows(divided, scales), scales
+            yield quantize_rows(divided, scales), scales
 
-    def rounded(self, rows: Float32Array) -> Float32Array:
+    def round(self, rows: Float32Array) -> Float32Array:
         """Return rows as they come back from their bytes."""
         ((integers, scales),) = self.blocks([rows])
         found: Float32Array = integers * scales
@@ -185,7 +185,7 @@ class Seen:
 def group_recipes(group: LayerGroup, weights: Sequence[Float32Array], seen: Seen) -> list[TokenRecipe]:
     """Return the recipes of layers that read the same activations; weights are (n_out, n_in) each."""
     scalings = group_scalings(group, weights, seen)
-    x = scalings[0].rounded(seen.rows)
+    x = scalings[0].round(seen.rows)
     return [
         token_recipe(scaling, weight, Rounding.by(np.asarray((x * of_layer[:, None]).T @ x)))
         for scaling, weight, of_layer in zip(scalings, weights, seen.shares, strict=True)
@@ -194,7 +194,7 @@ def group_recipes(group: LayerGroup, weights: Sequence[Float32Array], seen: Seen
 
 def token_recipe(scaling: Scaling, weight: Float32Array, rounding: Rounding) -> TokenRecipe:
     """Return the recipe of one layer, its weights, (n_out, n_in), rounded."""
-    multiplied = scaling.multiplied(weight)
+    multiplied = scaling.multiply(weight)
     integers = rounding.integers(multiplied, scaling.scales)
     return TokenRecipe(
         divisors=scaling.divisors,
@@ -220,7 +220,7 @@ def output_error(
     exact: Sequence[Float32Array],
 ) -> float:
     """Return the squared error of the outputs of a group, each layer's relative to its own size."""
-    rounded = recipes[0].rounded(sampled)
+    rounded = recipes[0].round(sampled)
     errors = 0.0
     for recipe, weight, output in zip(recipes, weights, exact, strict=True):
         found = rounded @ recipe.weights(weight).T

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from rankrt.arrays import Float32Array, UInt8Array
 from rankrt_export.graph.graph import FLOAT, MICROSOFT, Graph
-from rankrt_export.precision.int8 import rounded_rows
+from rankrt_export.precision.int8 import look_up_rows
 from rankrt_export.precision.int8_numbers import TINIEST_SCALE
 from rankrt_export.precision.methods import FixedMethod
 from rankrt_export.precision.recipes import TableRecipe
@@ -46,10 +46,10 @@ class WeightOnly:
         file, key = f"layers.{self.name}.data", f"{weight}.{self.name}"
 
         def packed() -> Iterator[UInt8Array]:
-            return (self.pack(steps) for steps, _ in map(self.rounded, graph.weights.blocks(weight)))
+            return (self.pack(steps) for steps, _ in map(self.round, graph.weights.blocks(weight)))
 
         def scales() -> Iterator[Float32Array]:
-            return (found for _, found in map(self.rounded, graph.weights.blocks(weight)))
+            return (found for _, found in map(self.round, graph.weights.blocks(weight)))
 
         stored = graph.external(file, key, np.uint8, (n_out, n_blocks, self.block_size * self.bits // 8), packed)
         scale = graph.external(file, f"{key}.scales", np.float32, (n_out, n_blocks), scales)
@@ -61,9 +61,9 @@ class WeightOnly:
 
     def lookup(self, graph: Graph, ids: ir.Value, table: str) -> ir.Value:
         """Return rows of a table, each rounded to 8 bits by its own scale."""
-        return rounded_rows(graph, ids, table, _TABLES)
+        return look_up_rows(graph, ids, table, _TABLES)
 
-    def rounded(self, weight: Float32Array) -> tuple[UInt8Array, Float32Array]:
+    def round(self, weight: Float32Array) -> tuple[UInt8Array, Float32Array]:
         """Return weights as steps, (n_out, n_blocks, block_size), and the scales, (n_out, n_blocks).
 
         As many steps to either side of what stands for zero, the middle of what the bits can hold.

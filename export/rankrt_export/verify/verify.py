@@ -162,11 +162,11 @@ def verify(scorer: Scorer, against: Reference, limits: Limits, progress: Progres
         progress(len(question.passages))
     logits = np.concatenate(blocks, axis=-1)
     if not variant.exits:
-        return msgspec.structs.replace(variant, verification=_checked(variant.name, variant, logits, against, limits))
+        return msgspec.structs.replace(variant, verification=_check(variant.name, variant, logits, against, limits))
     # Of several exits a graph for a GPU has the last.
     expected = against.logits[-len(variant.exits) :]
     found = [
-        _checked(f"{variant.name}, layer {end.layer},", variant, ours, against.at(theirs), limits)
+        _check(f"{variant.name}, layer {end.layer},", variant, ours, against.at(theirs), limits)
         for end, ours, theirs in zip(variant.exits, logits, expected, strict=True)
     ]
     exits = [
@@ -187,7 +187,7 @@ def margins_of(here: Float32Array, at_end: Float32Array, texts: Texts) -> Margin
     )
 
 
-def _checked(name: str, variant: Variant, logits: Float32Array, against: Reference, limits: Limits) -> Verification:
+def _check(name: str, variant: Variant, logits: Float32Array, against: Reference, limits: Limits) -> Verification:
     found = compare(logits, against)
     if found.max_difference > limits.max_difference or found.mean_tau < limits.min_tau:
         raise VariantError(
