@@ -38,7 +38,7 @@ from rankrt_export.architectures.traced import DATA as TRACED_DATA
 from rankrt_export.architectures.traced import trace
 from rankrt_export.calibrate.calibration import Calibration, calibrate
 from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from rankrt_export.checkpoint.tokenizer import read_tokenizer, template_of, write_tokenizer
+from rankrt_export.checkpoint.tokenizer import has_token_types, read_tokenizer, template_of, write_tokenizer
 from rankrt_export.checkpoint.weights import hashed_in_background
 from rankrt_export.decoders.prompts import prompted_template, style_for
 from rankrt_export.decoders.readouts import readouts_of
@@ -295,6 +295,7 @@ def written(
                     target=target,
                     readouts=readouts,
                     max_length=checkpoint.max_length,
+                    has_token_types=has_token_types(checkpoint),
                     new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=precision),
                 )
                 try:
