@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", reason="needs the export extra")
 transformers = pytest.importorskip("transformers", reason="needs the export extra")
 
 N_PIECES = 400
+WITH_TOKEN_TYPES = {"AlbertConfig", "BertConfig", "ElectraConfig"}
 
 Make = Callable[..., Path]
 
@@ -23,16 +24,23 @@ def make_checkpoint(tmp_path: Path) -> Make:
     """Write a checkpoint of a transformers configuration class with random weights and a byte-level tokenizer."""
 
     def make(config: type[Any] | str = "XLMRobertaConfig", name: str = "checkpoint", **changes: Any) -> Path:
-        torch.manual_seed(0)
-        config_class = getattr(transformers, config) if isinstance(config, str) else config
-        model = transformers.AutoModelForSequenceClassification.from_config(config_class(**(SHAPE | changes))).eval()
-        spread(model)
-        folder = tmp_path / name
-        model.save_pretrained(folder)
-        write_tokenizer(folder, is_bert="Bert" in config_class.__name__)
-        return folder
+        return checkpoint_of(tmp_path / name, config, **changes)
 
     return make
+
+
+def checkpoint_of(
+    folder: Path, config: type[Any] | str, *, has_token_types: bool | None = None, **changes: Any
+) -> Path:
+    """Write a checkpoint; its tokenizer gives token types as the real ones of the configuration do, unless told."""
+    torch.manual_seed(0)
+    config_class = getattr(transformers, config) if isinstance(config, str) else config
+    model = transformers.AutoModelForSequenceClassification.from_config(config_class(**(SHAPE | changes))).eval()
+    spread(model)
+    model.save_pretrained(folder)
+    is_typed = config_class.__name__ in WITH_TOKEN_TYPES if has_token_types is None else has_token_types
+    write_tokenizer(folder, is_bert=is_typed)
+    return folder
 
 
 SHAPE = {
@@ -56,7 +64,7 @@ def spread(model: Any) -> None:
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim == 2 and "embed" not in name:
-                value.mul_(90.0 if "out_proj" in name else 9.0)
+                value.mul_(90.0 if len(value) == 1 else 9.0)  # the last layer has one output
             if name.endswith("bias"):
                 value.normal_(0.0, 0.1)
 

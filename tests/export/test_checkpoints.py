@@ -253,7 +253,7 @@ def test_an_artifact_is_not_exported_again(make_checkpoint: Make, tmp_path: Path
 
 
 def test_weights_that_are_not_numbers_are_named_for_traced_models_too(make_checkpoint: Make, tmp_path: Path):
-    folder = make_checkpoint("BertConfig")
+    folder = make_checkpoint("AlbertConfig")
     changed("classifier.weight", lambda tensor: tensor * float("nan"))(folder)
     with pytest.raises(CheckpointError, match=r"classifier.weight has 32 values of 32 that are NaN or infinity"):
         export(str(folder), tmp_path / "artifact", UNVERIFIED)

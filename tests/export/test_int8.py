@@ -438,7 +438,7 @@ def test_what_was_left_out_and_why_is_in_the_artifact(
 
 def test_a_traced_model_has_no_int8(make_checkpoint: Make, tmp_path: Path):
     with pytest.raises(CheckpointError, match="is exported by tracing, for the CPU in fp32 only"):
-        export(str(make_checkpoint("BertConfig")), tmp_path / "artifact", Options(precisions=["int8"]))
+        export(str(make_checkpoint("AlbertConfig")), tmp_path / "artifact", Options(precisions=["int8"]))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "BertConfig": {"type_vocab_size": 2, "max_position_embeddings": 512},
+    "AlbertConfig": {"type_vocab_size": 2, "max_position_embeddings": 512, "embedding_size": 16},
     "DebertaV2Config": {
         "relative_attention": True,
         "position_buckets": 64,
@@ -29,7 +29,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "type_vocab_size": 0,
         "position_biased_input": False,
     },
-    "ModernBertConfig": {"cls_token_id": 0, "sep_token_id": 2, "global_attn_every_n_layers": 2, "local_attention": 16},
+    "MPNetConfig": {"vocab_size": 400},
 }
 
 
@@ -49,7 +49,7 @@ def test_a_traced_model_is_verified_like_a_written_one(make_checkpoint: Make, tm
 
 
 def test_other_precisions_of_a_traced_model_are_refused(make_checkpoint: Make, tmp_path: Path):
-    folder = make_checkpoint("BertConfig", **OTHERS["BertConfig"])
+    folder = make_checkpoint("AlbertConfig", **OTHERS["AlbertConfig"])
     with pytest.raises(CheckpointError, match="exported by tracing, for the CPU in fp32 only"):
         export(str(folder), tmp_path / "artifact", Options(precisions=["fp16"]))
     assert not (tmp_path / "artifact").exists()
@@ -65,7 +65,7 @@ def test_an_architecture_that_transformers_does_not_know_is_refused(make_checkpo
 def test_a_head_that_is_not_in_the_file_is_not_drawn_at_random(make_checkpoint: Make, tmp_path: Path):
     from safetensors.numpy import load_file, save_file
 
-    folder = make_checkpoint("BertConfig", **OTHERS["BertConfig"])
+    folder = make_checkpoint("AlbertConfig", **OTHERS["AlbertConfig"])
     weights = load_file(folder / "model.safetensors")
     del weights["classifier.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -60,12 +60,12 @@ def test_limits_that_are_none_are_refused_before_anything_is_read(tmp_path: Path
 
 
 def test_models_that_are_traced_are_for_the_cpu(make_checkpoint: Make, tmp_path: Path):
-    bert, options = make_checkpoint("BertConfig", name="bert"), Options(targets=["cpu", "cuda"])
+    albert, options = make_checkpoint("AlbertConfig", name="albert"), Options(targets=["cpu", "cuda"])
     message = (
-        "BertForSequenceClassification is exported by tracing, for the CPU only, not for cuda; GPU targets are for"
+        "AlbertForSequenceClassification is exported by tracing, for the CPU only, not for cuda; GPU targets are for"
     )
     with pytest.raises(CheckpointError, match=message):
-        export(str(bert), tmp_path / "artifact", options)
+        export(str(albert), tmp_path / "artifact", options)
 
 
 def test_a_variant_that_cannot_run_here_is_announced(

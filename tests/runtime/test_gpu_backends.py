@@ -267,9 +267,9 @@ def test_an_engine_is_told_its_shapes_its_caches_and_no_precision(tmp_path: Path
         "trt_engine_cache_prefix": "32x512",
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(tmp_path / "timings"),
-        "trt_profile_min_shapes": "input_ids:1x1,lengths:1",
-        "trt_profile_opt_shapes": "input_ids:32x512,lengths:32",
-        "trt_profile_max_shapes": "input_ids:32x512,lengths:32",
+        "trt_profile_min_shapes": "input_ids:1x1,token_type_ids:1x1,lengths:1",
+        "trt_profile_opt_shapes": "input_ids:32x512,token_type_ids:32x512,lengths:32",
+        "trt_profile_max_shapes": "input_ids:32x512,token_type_ids:32x512,lengths:32",
     }
 
 

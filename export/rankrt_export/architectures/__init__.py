@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-from rankrt_export.architectures import decoder, xlm_roberta
+from rankrt_export.architectures import bert, decoder, modernbert
 from rankrt_export.checkpoint.families import DECODERS
 from rankrt_export.graph.blueprint import Architecture
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "XLMRobertaForSequenceClassification": xlm_roberta.build,
-    "RobertaForSequenceClassification": xlm_roberta.build,
-    "CamembertForSequenceClassification": xlm_roberta.build,
+    **dict.fromkeys(bert.FAMILIES, bert.build),
+    **dict.fromkeys(modernbert.CLASSES, modernbert.build),
     **dict.fromkeys(DECODERS, decoder.build),
 }

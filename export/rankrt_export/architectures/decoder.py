@@ -125,7 +125,7 @@ class _Decoder:
         self._graph = graph
         self._engine = engine
         self._shape = shape
-        self._tables = rotary_tables(max_length, shape.head_size, shape.rope_base)
+        self._tables = RotaryTables.of(max_length, shape.head_size, shape.rope_base)
 
     def embeddings(self) -> ir.Value:
         """Return the scaled vectors of the tokens."""
@@ -195,14 +195,6 @@ class _Decoder:
 
     def _scaled(self, x: ir.Value, scale: float) -> ir.Value:
         return x if scale == 1.0 else self._graph.op("Mul", x, self._graph.scalar(np.float32(scale)))
-
-
-def rotary_tables(n_positions: int, head_size: int, base: float) -> RotaryTables:
-    """Return the tables of all positions; angles in float32, as torch."""
-    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-    frequencies = np.float32(1) / np.power(np.float32(base), exponents)
-    angles = np.arange(n_positions, dtype=np.float32)[:, None] * frequencies
-    return RotaryTables(np.cos(angles), np.sin(angles))
 
 
 def _check(config: Mapping[str, Any], family: Family) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.tokenizer import has_token_types
 from rankrt_export.errors import CheckpointError
 from rankrt_export.reference.pytorch import load_model
 
@@ -32,7 +33,7 @@ def trace(checkpoint: Checkpoint, path: Path) -> None:
 
     model = _row_scorer(checkpoint)
     ids = torch.arange(3, 25).reshape(2, 11)  # neither dimension is 1, which would be taken for a constant
-    names = ["input_ids", "token_type_ids"][: 1 + _has_token_types(checkpoint)]
+    names = ["input_ids", "token_type_ids"][: 1 + has_token_types(checkpoint)]
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with _quiet():
@@ -65,11 +66,6 @@ def _row_scorer(checkpoint: Checkpoint) -> Any:
             return self.model(input_ids=input_ids, attention_mask=mask, **types).logits[:, 0]
 
     return RowScorer(load_model(checkpoint)).eval()
-
-
-def _has_token_types(checkpoint: Checkpoint) -> bool:
-    """Tell whether the model distinguishes the two texts of a pair by token types."""
-    return int(checkpoint.config.get("type_vocab_size") or 0) > 1
 
 
 @contextmanager

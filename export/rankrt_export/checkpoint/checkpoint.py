@@ -27,6 +27,10 @@ _HUB_FILES += ["pytorch_model*.bin", "pytorch_model.bin.index.json", "chat_templ
 _OWN = ("LayerWiseMiniCPMForCausalLM",)
 # By what transformers chooses a class, and so the reference; of the classes that are written.
 _MODEL_TYPES = {
+    "Bert": "bert",
+    "DistilBert": "distilbert",
+    "Electra": "electra",
+    "ModernBert": "modernbert",
     "XLMRoberta": "xlm-roberta",
     "Roberta": "roberta",
     "Camembert": "camembert",

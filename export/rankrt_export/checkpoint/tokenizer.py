@@ -19,7 +19,7 @@ _VOCABULARIES = (*_SENTENCEPIECE, "vocab.txt", "vocab.json")
 # What transformers reads them with; without it, it asks for tiktoken, which reads another format.
 _READERS = ("sentencepiece", "google.protobuf")
 # The tables of the architectures that are written.
-_TABLES = ("embeddings.word_embeddings.weight", "model.embed_tokens.weight")
+_TABLES = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight", "model.embed_tokens.weight")
 
 
 def write_tokenizer(checkpoint: Checkpoint, path: Path) -> Tokenizer:
@@ -83,6 +83,19 @@ def _explained(what: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise CheckpointError(f"{what}: {' '.join(str(error).split())}") from error
         raise
+
+
+def has_token_types(checkpoint: Checkpoint) -> bool:
+    """Tell whether the model tells query and passage apart by token types, and its tokenizer gives them.
+
+    Some multilingual BERTs know types, but have the tokenizer of XLM-RoBERTa, which gives none.
+    """
+    weights = checkpoint.weights
+    tables = [name for name in weights.names if name.endswith("token_type_embeddings.weight")]
+    inputs = checkpoint.tokenizer_config.get("model_input_names", ["token_type_ids"])
+    if not any(weights.shape(name)[0] > 1 for name in tables) or "token_type_ids" not in inputs:
+        return False
+    return any(read_tokenizer(checkpoint).encode("a", "b").type_ids)
 
 
 def template_of(tokenizer: Tokenizer) -> Template:

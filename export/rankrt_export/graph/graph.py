@@ -67,6 +67,10 @@ class Engine(Protocol):
         """Return for each token the vector of its place in its row, from a table of that name."""
         ...
 
+    def token_types(self, table: Float32Array, name: str) -> ir.Value:
+        """Return for each token the vector of its type, 0 or 1, from a table of that name: of query and passage."""
+        ...
+
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
         """Return the states of each row's first token, (n_rows, n_features)."""
         ...
@@ -90,6 +94,37 @@ class Engine(Protocol):
 
     def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
         """Return the exact GELU of the layer's output for x."""
+        ...
+
+
+class RotaryEngine(Protocol):
+    """How a model that sees whole rows, or windows of them, with rotary positions is expressed for one target.
+
+    Sums of layers have the type of hidden states.
+    """
+
+    layout: Layout
+    ids: ir.Value
+
+    def first_tokens(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's first token, (n_rows, n_features)."""
+        ...
+
+    def means(self, hidden: ir.Value) -> ir.Value:
+        """Return the mean over each row's tokens, (n_rows, n_features), of float32."""
+        ...
+
+    def rotated(self, x: ir.Value, tables: "RotaryTables", *, n_heads: int) -> ir.Value:
+        """Turn the features of each head, (..., n_heads * size), by the token's position (halves, not pairs)."""
+        ...
+
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, reach: int | None, first_only: bool
+    ) -> ir.Value:
+        """Attend to the tokens of a row that are at most `reach` places away; None is to all.
+
+        `query` has all tokens, or each row's first if `first_only`; so has what is returned.
+        """
         ...
 
 
@@ -151,10 +186,21 @@ class RotaryTables:
 
     cosines: Float32Array
     sines: Float32Array
+    name: str = "rope"
+
+    @classmethod
+    def of(cls, n_positions: int, head_size: int, base: float, name: str = "rope") -> "RotaryTables":
+        """Return the tables of all positions; angles in float32, as torch."""
+        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        frequencies = np.float32(1) / np.power(np.float32(base), exponents)
+        angles = np.arange(n_positions, dtype=np.float32)[:, None] * frequencies
+        return cls(np.cos(angles), np.sin(angles), name)
 
     def stored(self, graph: "Graph", dtype: ir.DataType = FLOAT) -> tuple[ir.Value, ir.Value]:
         """Return both as tensors of a graph."""
-        return graph.array("rope.cosines", self.cosines, dtype), graph.array("rope.sines", self.sines, dtype)
+        tables = ((f"{self.name}.cosines", self.cosines), (f"{self.name}.sines", self.sines))
+        cosines, sines = (graph.array(key, table, dtype) for key, table in tables)
+        return cosines, sines
 
 
 class Graph:
@@ -186,9 +232,11 @@ class Graph:
         return self._precision.linear(self, x, f"{name}.weight", None)
 
     def layer_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
-        """Normalise the last axis, in float32."""
-        scale, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
-        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+        """Normalise the last axis, in float32; not every norm has a bias."""
+        vectors = [
+            self.vector(f"{name}.{part}") for part in ("weight", "bias") if f"{name}.{part}" in self.weights.names
+        ]
+        return self.op("LayerNormalization", x, *vectors, axis=-1, epsilon=epsilon)
 
     @property
     def states(self) -> ir.DataType:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rankrt.artifact.manifest import FORMAT_VERSION, Exit, File, Layout, Manifest, Source, Variant, sha256_of
 from rankrt.artifact.precisions import VariantKey
 from rankrt_export.architectures import ARCHITECTURES, traced
-from rankrt_export.checkpoint.tokenizer import write_tokenizer
+from rankrt_export.checkpoint.tokenizer import has_token_types, write_tokenizer
 from rankrt_export.checkpoint.weights import hashed_in_background
 from rankrt_export.errors import RangeError, VariantError
 from rankrt_export.graph.blueprint import Blueprint, Section
@@ -62,6 +62,7 @@ def _write_graphs(job: Job, plan: Plan, folder: Path, bar: Bar) -> tuple[list[Va
                 target=key.target,
                 readouts=job.readouts,
                 max_length=checkpoint.max_length,
+                has_token_types=has_token_types(checkpoint),
                 new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=arithmetic),
             )
             try:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 
 from rankrt.artifact.manifest import Target
-from rankrt_export.graph.graph import CausalEngine, Engine, Graph
+from rankrt_export.graph.graph import CausalEngine, Engine, Graph, RotaryEngine
 from rankrt_export.targets.cpu import CpuEngine
 from rankrt_export.targets.cpu_causal import CausalCpuEngine
+from rankrt_export.targets.cpu_rotary import RotaryCpuEngine
 from rankrt_export.targets.cuda import CudaEngine
 from rankrt_export.targets.cuda_causal import CausalCudaEngine
 from rankrt_export.targets.segment import SegmentShape
@@ -16,6 +17,9 @@ TARGETS: Mapping[Target, Callable[[Graph], Engine]] = {
     "cpu": CpuEngine,
     "cuda": CudaEngine,
     "tensorrt": TensorRtEngine,
+}
+ROTARY_TARGETS: Mapping[Target, Callable[[Graph], RotaryEngine]] = {
+    "cpu": RotaryCpuEngine,
 }
 CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
     "cpu": CausalCpuEngine,

@@ -11,38 +11,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Layout
 from rankrt_export.checkpoint.weights import read
-from rankrt_export.graph.graph import MICROSOFT, Graph
+from rankrt_export.graph.graph import MICROSOFT
 from rankrt_export.targets.each_row import Row, each_row
+from rankrt_export.targets.packed_rows import PackedRows
 
 
-class CpuEngine:
-    """Inputs input_ids (n_tokens,) and row_offsets (n_rows + 1,), both int32."""
-
-    layout: Layout = "packed"
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self.ids = graph.input("input_ids", ir.DataType.INT32, ["n_tokens"])
-        offsets = graph.input("row_offsets", ir.DataType.INT32, ["n_offsets"])
-        self._offsets = graph.op("Cast", offsets, to=ir.DataType.INT64)
-        self._n_rows = graph.op("Sub", graph.op("Size", self._offsets), graph.int_scalar(1))
-
-    def positions(self, table: Float32Array, name: str) -> ir.Value:
-        """Return the first rows of the table for each row of the run, (n_tokens, n_features)."""
-        zero, stored = self._graph.ints(0), self._graph.array(name, table)
-
-        def of_row(tape: Tape, row: Row) -> ir.Value:
-            return tape.op("Slice", [stored, zero, tape.op("Sub", [row.stop, row.start]), zero])
-
-        return each_row(self._graph, self._n_rows, self._offsets, of_row)
-
-    def first_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's first token, (n_rows, n_features)."""
-        starts = self._graph.op("Slice", self._offsets, self._graph.ints(0), self._graph.ints(-1))
-        return self._graph.op("Gather", hidden, starts)
+class CpuEngine(PackedRows):
+    """Operators of encoders with absolute positions and norms after their layers."""
 
     def attention(
         self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool

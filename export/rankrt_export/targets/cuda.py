@@ -21,7 +21,10 @@ from rankrt_export.graph.graph import MICROSOFT, Graph
 
 
 class CudaEngine:
-    """Inputs input_ids, positions (n_tokens,), row_offsets (n_rows + 1,), token_offset (n_rows, longest), all int32."""
+    """Inputs input_ids, positions (n_tokens,), row_offsets (n_rows + 1,), token_offset (n_rows, longest), all int32.
+
+    And token_type_ids (n_tokens,), also int32, of a model that has them.
+    """
 
     layout: Layout = "varlen"
 
@@ -39,6 +42,11 @@ class CudaEngine:
     def positions(self, table: Float32Array, name: str) -> ir.Value:
         """Return the table's row for each token's position, (n_tokens, n_features)."""
         return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), self._positions)
+
+    def token_types(self, table: Float32Array, name: str) -> ir.Value:
+        """Return the table's row for each token's type, (n_tokens, n_features)."""
+        types = self._graph.input("token_type_ids", ir.DataType.INT32, ["n_tokens"])
+        return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), types)
 
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
         """Return the states of each row's first token, (n_rows, n_features)."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from rankrt_export.graph.graph import FLOAT, HALF, Graph
 
 # Hides a place: exp() of it is 0, and it stays finite with any score added.
-_HIDDEN = np.float32(-1e30)
+HIDDEN = np.float32(-1e30)
 _TYPE_OF = {FLOAT: np.float32, HALF: np.float16}
 
 
@@ -25,7 +25,7 @@ def places(graph: Graph, ids: ir.Value) -> ir.Value:
 
 def mask(graph: Graph, is_seen: ir.Value, axes: Sequence[int]) -> ir.Value:
     """Return the mask to add to scores, 0 where they are seen, with further axes of one place each."""
-    added = graph.op("Where", is_seen, graph.scalar(np.float32(0)), graph.scalar(_HIDDEN))
+    added = graph.op("Where", is_seen, graph.scalar(np.float32(0)), graph.scalar(HIDDEN))
     return graph.op("Unsqueeze", added, graph.ints(*axes))
 
 

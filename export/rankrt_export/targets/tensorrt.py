@@ -13,7 +13,7 @@ from rankrt_export.targets import plain
 
 
 class TensorRtEngine:
-    """Inputs input_ids (n_rows, longest) and lengths (n_rows,), both int32."""
+    """Inputs input_ids (n_rows, longest), lengths (n_rows,) and if need be token_type_ids, as input_ids; all int32."""
 
     layout: Layout = "padded"
 
@@ -29,6 +29,11 @@ class TensorRtEngine:
     def positions(self, table: Float32Array, name: str) -> ir.Value:
         """Return the first rows of the table, (longest, n_features), the same for all rows of the run."""
         return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), self._places)
+
+    def token_types(self, table: Float32Array, name: str) -> ir.Value:
+        """Return the table's row for each token's type, (n_rows, longest, n_features)."""
+        types = self._graph.input("token_type_ids", ir.DataType.INT32, ["n_rows", "longest"])
+        return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), types)
 
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
         """Return the states of each row's first token, (n_rows, n_features)."""

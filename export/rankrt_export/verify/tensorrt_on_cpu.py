@@ -37,6 +37,7 @@ class GraphOnCpu:
         self.variant = variant
         self._rows = rows
         self._session = _session(artifact.path(variant.graph))
+        self._inputs = {node.name for node in self._session.get_inputs()}
 
     def score(self, pairs: Iterable[Pair], *, cutoff_layers: Iterable[int] | None = None) -> Float32Array:
         """Return a logit for each pair, (n_pairs,), or at its exit (1, n_pairs). Raises ScoreError for what is none."""
@@ -53,8 +54,9 @@ class GraphOnCpu:
         return logits if cutoff_layers is None else logits[None]
 
     def run(self, feed: Mapping[str, Int32Array]) -> Float32Array:
-        """Return a logit for each row of a run, (n_rows,), from the graph's inputs."""
-        (logits,) = self._session.run(["logits"], dict(feed))
+        """Return a logit for each row of a run, (n_rows,). Arrays that the graph does not declare are left out."""
+        declared = {name: array for name, array in feed.items() if name in self._inputs}
+        (logits,) = self._session.run(["logits"], declared)
         return np.asarray(logits, np.float32)
 
     def close(self) -> None:

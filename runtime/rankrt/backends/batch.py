@@ -1,4 +1,8 @@
-"""The arrays that a graph takes for the rows of one run, by the graph's layout."""
+"""The arrays that a graph takes for the rows of one run, by the graph's layout.
+
+All layouts have token_type_ids, in the shape of input_ids: 0 in the query, 1 in the passage, each with the special
+tokens after it. Few models know them, so the backends give a graph those arrays only that it declares.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -10,10 +14,14 @@ from rankrt.text.pairs import Encoded
 
 
 def packed(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
-    """Put rows one behind the other: input_ids (n_tokens,), row_offsets (n_rows + 1,)."""
+    """Concatenate rows: input_ids and token_type_ids (n_tokens,), row_offsets (n_rows + 1,)."""
+    lengths = encoded.lengths[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    starts = np.repeat(offsets[:-1] + encoded.passage_starts[rows], lengths)
     return {
         "input_ids": np.concatenate([encoded.row(row) for row in rows]),
-        "row_offsets": np.concatenate([[0], np.cumsum(encoded.lengths[rows])]).astype(np.int32),
+        "token_type_ids": (np.arange(len(starts)) >= starts).astype(np.int32),
+        "row_offsets": offsets.astype(np.int32),
     }
 
 
@@ -41,12 +49,14 @@ def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
 
 
 def padded(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
-    """Put rows on top of each other, filled up with zeros: input_ids (n_rows, longest), lengths (n_rows,)."""
+    """Stack rows, padded with zeros: input_ids and token_type_ids (n_rows, longest), lengths (n_rows,)."""
     lengths = encoded.lengths[rows]
-    is_token = np.arange(int(lengths.max())) < lengths[:, None]
+    places = np.arange(int(lengths.max()))
+    is_token = places < lengths[:, None]
     ids = np.zeros(is_token.shape, np.int32)
     ids[is_token] = np.concatenate([encoded.row(row) for row in rows])
-    return {"input_ids": ids, "lengths": lengths.astype(np.int32)}
+    types = is_token & (places >= encoded.passage_starts[rows, None])
+    return {"input_ids": ids, "token_type_ids": types.astype(np.int32), "lengths": lengths.astype(np.int32)}
 
 
 BATCHES: Mapping[Layout, Callable[[Encoded, Int64Array], Mapping[str, Int32Array | Int64Array]]] = {

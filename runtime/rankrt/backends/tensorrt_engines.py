@@ -31,10 +31,14 @@ class Bucket:
 
     @property
     def profile(self) -> dict[str, str]:
-        """The shapes of the inputs: the smallest, the largest, and the one that kernels are chosen for, a full run."""
-        largest = f"input_ids:{self.n_rows}x{self.longest},lengths:{self.n_rows}"
+        """The shapes of the inputs: the smallest, the largest, and the one that kernels are chosen for, a full run.
+
+        The provider looks up the inputs of the graph here, so one that the graph does not have does no harm.
+        """
+        rows = f"{self.n_rows}x{self.longest}"
+        largest = f"input_ids:{rows},token_type_ids:{rows},lengths:{self.n_rows}"
         return {
-            "trt_profile_min_shapes": "input_ids:1x1,lengths:1",
+            "trt_profile_min_shapes": "input_ids:1x1,token_type_ids:1x1,lengths:1",
             "trt_profile_opt_shapes": largest,
             "trt_profile_max_shapes": largest,
         }
