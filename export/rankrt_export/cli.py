@@ -13,7 +13,7 @@ from rankrt.artifact.describe import describe
 from rankrt.artifact.manifest import PRECISIONS, Artifact, Target
 from rankrt.artifact.source import Hub
 from rankrt.cli.arguments import Several, real, whole
-from rankrt_export.decoders.prompts import STYLES
+from rankrt_export.decoders.styles import STYLES
 from rankrt_export.errors import OptionsError
 
 # What is calibrated, of all precisions.
@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", choices=STYLES, help="how a decoder is asked, where neither its files nor its name say it"
     )
     parser.add_argument(
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="the same in your own words: TOML with text, instructed and answers (docs/llm-rerankers.md)",
+    )
+    parser.add_argument(
         "--no-verify", action="store_true", help="do not compare with PyTorch; precision auto will not load the result"
     )
     parser.add_argument(
@@ -74,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
     check(arguments)
+    from rankrt_export.decoders.prompt_files import read_prompt_file
     from rankrt_export.errors import PartialError
     from rankrt_export.pipeline import Options, export
     from rankrt_export.text.texts import read_texts
@@ -87,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_difference=arguments.max_drift,
         min_tau=arguments.min_tau,
         cutoff_layers=arguments.cutoff_layers,
-        prompt=arguments.prompt,
+        prompt=read_prompt_file(arguments.prompt_file) if arguments.prompt_file else arguments.prompt,
     )
     try:
         artifact = export(arguments.model, arguments.out, options, hub=Hub(revision=arguments.revision), bar=_bar)
@@ -103,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise OptionsError for an option without effect."""
+    if arguments.prompt and arguments.prompt_file:
+        raise OptionsError("--prompt and --prompt-file both say how the model is asked. Leave one of them out")
     folder, precisions = Path(arguments.model).expanduser(), arguments.precision
     if arguments.revision is not None and folder.is_dir():
         raise OptionsError(

@@ -23,6 +23,7 @@ from rankrt.artifact.manifest import (
     Layout,
     Manifest,
     Precision,
+    Score,
     Source,
     Target,
     Template,
@@ -40,7 +41,8 @@ from rankrt_export.calibrate.calibration import Calibration, calibrate
 from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.checkpoint.tokenizer import read_tokenizer, template_of, write_tokenizer
 from rankrt_export.checkpoint.weights import hashed_in_background
-from rankrt_export.decoders.prompts import prompted_template, style_for
+from rankrt_export.decoders.prompt_files import PromptFile
+from rankrt_export.decoders.prompts import answer_tokens, prompted_template, style_for
 from rankrt_export.decoders.readouts import readouts_of
 from rankrt_export.errors import (
     CheckpointError,
@@ -96,7 +98,7 @@ class Options:
     is_verified   False writes variants that only an explicit precision will load
     max_difference, min_tau   limits in place of the precisions' own; fp32's are fixed
     cutoff_layers  behind which layers a layerwise model's scores can be read; by default every fourth that has a head
-    prompt         how a decoder is asked, a name of `prompts.STYLES`; by default as its files or its name say
+    prompt         how a decoder is asked, a name of `styles.STYLES` or a file; by default as its files or its name say
     """
 
     precisions: Sequence[Precision] = ("fp32",)
@@ -107,7 +109,7 @@ class Options:
     max_difference: float | None = None
     min_tau: float | None = None
     cutoff_layers: Sequence[int] | None = None
-    prompt: str | None = None
+    prompt: str | PromptFile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,13 +237,19 @@ def export_into(source: str, folder: Path, *, revision: str | None = None, cache
 def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, plan: Plan) -> Manifest:
     """Write the files of all variants and return the manifest that describes them, nothing verified yet."""
     tokenizer = write_tokenizer(checkpoint, folder / TOKENIZER)
-    template, readouts = asked(checkpoint, tokenizer, options)
+    template, score, readouts = asked(checkpoint, tokenizer, options)
     with hashed_in_background(checkpoint.weights) as weights_sha256:
         if checkpoint.architecture in ARCHITECTURES:
             variants, data = written(checkpoint, folder, options, bar, plan, readouts)
         else:
             variants, data = traced(checkpoint, folder, options, bar)
-        source = Source(id=checkpoint.id, revision=checkpoint.revision, weights_sha256=weights_sha256.result())
+        source = Source(
+            id=checkpoint.id,
+            revision=checkpoint.revision,
+            weights_sha256=weights_sha256.result(),
+            license=checkpoint.card.license,
+            languages=checkpoint.card.languages,
+        )
     graphs = [name for variant in variants for name in variant.graphs]
     small = {name: _file(folder / name) for name in (TOKENIZER, *graphs)}
     return Manifest(
@@ -256,19 +264,22 @@ def write(checkpoint: Checkpoint, folder: Path, options: Options, bar: Bar, plan
         examples=(),
         variants=tuple(variants),
         files=small | data,
+        score=score,
     )
 
 
-def asked(checkpoint: Checkpoint, tokenizer: Tokenizer, options: Options) -> tuple[Template, list[Readout]]:
-    """Return how a row is put together, and of a decoder where its score is read."""
+def asked(checkpoint: Checkpoint, tokenizer: Tokenizer, options: Options) -> tuple[Template, Score, list[Readout]]:
+    """Return how a row is put together, what a score is, and of a decoder where it is read."""
+    activation = checkpoint.saved.activation
     if checkpoint.is_decoder:
         style = style_for(checkpoint, tokenizer, options.prompt)
         readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
-        return prompted_template(tokenizer, style, checkpoint.tokenizer_config), readouts
+        score = Score(answers=answer_tokens(tokenizer, style), activation=activation)
+        return prompted_template(tokenizer, style, checkpoint.tokenizer_config), score, readouts
     for name in ("cutoff_layers", "prompt"):
         if getattr(options, name) is not None:
             raise CheckpointError(f"{name} is for decoders; {checkpoint.id} is a {checkpoint.architecture}")
-    return template_of(tokenizer), []
+    return template_of(tokenizer, checkpoint.saved), Score(activation=activation), []
 
 
 def written(
