@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {
     "runtime/rankrt": (
-        "errors arrays options extras files refinement artifact text host llm ranking backends loading reranker compat"
+        "errors arrays extras files refinement artifact host options text llm ranking backends loading reranker compat"
         " server cli __main__"
     ),
     "export/rankrt_export": (
-        "errors text checkpoint graph targets decoders precision reference variants architectures verify calibrate"
+        "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
         " pipeline cli"
     ),
     "benchmarks": "systems records harness studies suites run prepare",

@@ -24,7 +24,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaModel
 
 from rankrt.arrays import Int64Array
-from rankrt_export.decoders.prompts import STYLES, prompted_template
+from rankrt_export.decoders.prompts import prompted_template
+from rankrt_export.decoders.styles import STYLES
 from tiny_reranker.batches import Batch, Sampling, TokenPool, sample_group, stack, tokenized, window
 from tiny_reranker.corpus import training_pools
 from tiny_reranker.training import Schedule, train

@@ -14,7 +14,7 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.artifact.precisions import PRECISIONS, TARGETS, Precision
 from rankrt.artifact.source import Hub
 from rankrt.cli.arguments import Choice, Command, Real, Whole, file_argument, file_option, list_option, option
-from rankrt_export.decoders.prompts import STYLES
+from rankrt_export.decoders.styles import STYLES
 from rankrt_export.errors import OptionsError
 from rankrt_export.job.options import precisions_of
 
@@ -41,6 +41,11 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     type=Choice(STYLES),
     group="Checkpoint",
     help="How a decoder is asked. It is needed where neither the model's files nor its name say it.",
+)
+@file_option(
+    "--prompt-file",
+    group="Checkpoint",
+    help="The same in your own words: TOML with text, instructed and answers (docs/llm-rerankers.md).",
 )
 @list_option(
     "--precision",
@@ -108,6 +113,7 @@ def export(
     out: str,
     revision: str | None,
     prompt: str | None,
+    prompt_file: str | None,
     precisions: Sequence[Any],
     targets: Sequence[Any],
     cutoff_layers: Sequence[int] | None,
@@ -119,12 +125,15 @@ def export(
 ) -> None:
     """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
     limits = [name for name, value in (("--max-drift", max_drift), ("--min-tau", min_tau)) if value is not None]
+    if prompt and prompt_file:
+        raise OptionsError("--prompt and --prompt-file both say how the model is asked. Leave one of them out")
     if revision is not None and Path(model).expanduser().is_dir():
         raise OptionsError(f"--revision {revision} is for a Hub repository, but {model} is a folder. Leave it out")
     _check_calibration(precisions, limits, calibration=calibration)
     if no_verify:
         _check_unverified(precisions, limits, verify_with=verify_with)
     from rankrt_export import pipeline
+    from rankrt_export.decoders.prompt_files import read_prompt_file
     from rankrt_export.errors import PartialError
     from rankrt_export.text.texts import read_texts
 
@@ -137,7 +146,7 @@ def export(
         max_difference=max_drift,
         min_tau=min_tau,
         cutoff_layers=cutoff_layers,
-        prompt=prompt,
+        prompt=read_prompt_file(Path(prompt_file)) if prompt_file else prompt,
     )
     try:
         artifact = pipeline.export(model, Path(out), options, hub=Hub(revision=revision), bar=_bar)

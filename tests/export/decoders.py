@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from rankrt_export.decoders.prompts import STYLES, forms
+from rankrt_export.decoders.styles import STYLES
+from rankrt_export.text.texts import sample
 from tests.export.conftest import torch, transformers
 
 ANSWERS = ("Yes", "yes", "no")
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 MARKS = ("<s>", "<pad>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 SHAPE: dict[str, Any] = {
     "vocab_size": 320,
@@ -67,10 +71,8 @@ def make_decoder(folder: Path, family: str, dtype: str = "float32", **changes: A
 
 def write_chat_template(folder: Path, style: str) -> None:
     """Write the template by which sentence-transformers asks as a style does."""
-    words, (query, passage) = STYLES[style], (f"{{{{ {text_of(role)} }}}}" for role in ("query", "document"))
-    of_query, of_passage = (form.around(text) for form, text in zip(forms(words), (query, passage), strict=True))
-    first = "{{ bos_token }}" if words.begins else ""
-    template = first + words.prefix + of_query + words.separator + of_passage + "".join(words.suffix)
+    query, passage = (f"{{{{ {text_of(role)} }}}}" for role in ("query", "document"))
+    template = STYLES[style].text((query, passage), "{{ bos_token }}")
     # jinja takes one line's end from the end of a template
     (folder / "chat_template.jinja").write_text(template + "\n" * template.endswith("\n"))
 
@@ -97,6 +99,35 @@ def make_layerwise(folder: Path, **changes: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     return folder
+
+
+def write_qwen_tokenizer(folder: Path, n_pieces: int = 900) -> None:
+    """Write a byte-level BPE with Qwen's words and marks, and with merges that cross words' ends as its own do.
+
+    Qwen's tokenizer joins punctuation with the line's end after it, so where a row is cut matters.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_pieces, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    texts = [text for question in sample().questions for text in (question.query, *question.passages)]
+    tokenizer.train_from_iterator([f"{text}\n{text}\n\n" for text in texts] + [". .\n ?\n !\n"] * 50, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens(["<think>", "</think>", *ANSWERS, "1", "0"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
 
 
 def write_tokenizer(folder: Path, answers: tuple[str, ...] = ANSWERS) -> None:

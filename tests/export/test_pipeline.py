@@ -110,8 +110,8 @@ def test_weights_that_are_not_numbers_are_named(make_checkpoint: Make, tmp_path:
 def test_a_template_that_does_not_fit_the_tokenizer_is_noticed(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def with_one_separator(tokenizer: Any) -> Any:
-        template = template_of(tokenizer)
+    def with_one_separator(tokenizer: Any, saved: Any) -> Any:
+        template = template_of(tokenizer, saved)
         return type(template)(prefix=template.prefix, separator=(2,), suffix=template.suffix)
 
     monkeypatch.setattr(job, "template_of", with_one_separator)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from rankrt import ArtifactError, DeviceError, Reranker
-from rankrt.artifact.manifest import Artifact, open_artifact, sha256_of, write_manifest
+from rankrt.artifact.manifest import FORMAT_VERSION, Artifact, open_artifact, sha256_of, write_manifest
 from tests.support import tiny_artifact
 
 
@@ -40,8 +40,8 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
 
 
 def test_a_newer_format_asks_for_a_newer_rankrt(artifact: Artifact):
-    folder = rewrite(artifact, lambda manifest: manifest.update(format_version=4, something_new=1))
-    with pytest.raises(ArtifactError, match="has format 4, this rankrt reads up to 3: upgrade rankrt"):
+    folder = rewrite(artifact, lambda manifest: manifest.update(format_version=FORMAT_VERSION + 1, something_new=1))
+    with pytest.raises(ArtifactError, match="has format 5, this rankrt reads up to 4: upgrade rankrt"):
         open_artifact(folder)
 
 
@@ -78,7 +78,7 @@ def test_a_manifest_that_says_something_else_is_refused(artifact: Artifact, chan
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"rankrt"', b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(artifact: Artifact, content: bytes):
     (artifact.folder / "rankrt.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match="is not a manifest of format 3"):
+    with pytest.raises(ArtifactError, match="is not a manifest of format 4"):
         open_artifact(artifact.folder)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rankrt.artifact.manifest import MANIFEST
 from rankrt.artifact.source import Hub
 from rankrt_export.checkpoint import adapter, modules
+from rankrt_export.checkpoint.card import CARD, Card, read_card
 from rankrt_export.checkpoint.families import DECODERS
 from rankrt_export.checkpoint.fields import Fields, read_config, read_object
 from rankrt_export.checkpoint.modules import Saved, read_saved
@@ -22,7 +23,8 @@ from rankrt_export.errors import CheckpointError
 _HUB_FILES = ["config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "sentencepiece*"]
 _HUB_FILES += ["adapter_config.json", "adapter_model.safetensors"]
 _HUB_FILES += ["spm.model", "spiece.model", "model*.safetensors", "model.safetensors.index.json"]
-_HUB_FILES += ["pytorch_model*.bin", "pytorch_model.bin.index.json", "chat_template.jinja", MANIFEST, *modules.FILES]
+_HUB_FILES += ["pytorch_model*.bin", "pytorch_model.bin.index.json", "chat_template.jinja", MANIFEST]
+_HUB_FILES += [CARD, *modules.FILES]
 # Classes that come with code which rankrt has written itself.
 _OWN = ("LayerWiseMiniCPMForCausalLM",)
 # By what transformers chooses a class, and so the reference; of the classes that are written.
@@ -52,6 +54,7 @@ class Checkpoint:
     base       the id of the checkpoint whose files these are: of an adapter its base model's
     config, tokenizer_config   what these files say
     saved      what sentence-transformers says beside them
+    card       what the model card says
     """
 
     id: str
@@ -61,6 +64,7 @@ class Checkpoint:
     config: dict[str, Any]
     tokenizer_config: dict[str, Any]
     saved: Saved
+    card: Card
     weights: Weights
 
     @property
@@ -114,7 +118,7 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
         return replace(_merged(folder, hub), id=id_, revision=revision)
     config = read_config(folder / "config.json")
     saved = read_saved(folder, config)
-    check_is_reranker(config, source)
+    check_is_reranker(config, source, saved)
     tokenizer_config = _read_tokenizer_config(folder)
     weights = open_weights(folder)
     check_head(config, weights, folder)
@@ -126,6 +130,7 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
         config=config,
         tokenizer_config=tokenizer_config,
         saved=saved,
+        card=read_card(folder),
         weights=weights,
     )
 
@@ -164,7 +169,7 @@ def _merged(folder: Path, hub: Hub) -> Checkpoint:
     return replace(base, weights=weights)
 
 
-def check_is_reranker(config: Mapping[str, Any], source: str) -> None:
+def check_is_reranker(config: Mapping[str, Any], source: str, saved: Saved) -> None:
     """Raise CheckpointError unless the configuration is that of a decoder, or of a classifier with one label."""
     architecture = str(config["architectures"][0])
     if "quantization_config" in config:
@@ -184,6 +189,12 @@ def check_is_reranker(config: Mapping[str, Any], source: str) -> None:
             f"{source} is a {architecture}, and config.json says model_type = {config['model_type']!r}, not"
             f" {expected!r}: they do not belong together"
         )
+    if saved.head:
+        head = ", ".join(type(module).__name__ for module in saved.head)
+        raise CheckpointError(
+            f"{source} is a {architecture} whose score is computed by the modules {head} ({modules.MODULES}). A head of"
+            " modules is not implemented"
+        )
     if architecture in DECODERS and architecture.endswith("ForCausalLM"):
         return
     if not architecture.endswith("ForSequenceClassification"):
@@ -194,7 +205,16 @@ def check_is_reranker(config: Mapping[str, Any], source: str) -> None:
     # Where nothing is said transformers makes two labels.
     n_labels = config.get("num_labels", len(config.get("id2label") or {0: "", 1: ""}))
     if n_labels != 1:
-        raise CheckpointError(f"{source} has {n_labels} labels: it is a classifier. A reranker has one, its score")
+        raise CheckpointError(
+            f"{source} has {n_labels} labels{_labels(config)}: it is a classifier. A reranker has one, its score"
+        )
+
+
+def _labels(config: Mapping[str, Any]) -> str:
+    """Return what the labels are called, if they have names; transformers' own are LABEL_0 and so on."""
+    names = [str(name) for name in (config.get("id2label") or {}).values()]
+    told = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+    return f" ({told})" if names and not any(name.startswith("LABEL_") for name in names) else ""
 
 
 def check_head(config: Mapping[str, Any], weights: Weights, folder: Path) -> None:

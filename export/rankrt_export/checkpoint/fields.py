@@ -4,6 +4,7 @@ Knows the types and the ranges of config.json's fields, not what they mean for a
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +91,15 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def token_of(tokenizer_config: Mapping[str, Any], key: str) -> str | None:
+    """Return a special token of tokenizer_config.json, where it may be an object with its properties."""
+    token = tokenizer_config.get(key)
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str | None):
+        raise CheckpointError(f"tokenizer_config.json has {key} = {token!r}, expected a text")
+    return content
 
 
 def read_config(path: Path) -> Fields:

@@ -1,51 +1,92 @@
 """What sentence-transformers saved beside a model: the modules around it, and how it is to be asked.
 
 Its CrossEncoder and SentenceTransformer write modules.json, config_sentence_transformers.json and
-sentence_bert_config.json (6.2, base/model.py and base/modules/transformer.py). rankrt computes one logit of one model:
-everything else that these files ask for is refused here, with the file and the field. Knows no prompt.
+sentence_bert_config.json (6.2, base/model.py and base/modules/transformer.py). Whatever these files ask for and rankrt
+does not compute is refused here, with the file and the field. Knows no prompt.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from rankrt_export.checkpoint.fields import read_json, read_object
 from rankrt_export.errors import CheckpointError
 
 MODULES, CONFIG, TRANSFORMER = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
-FILES = (MODULES, CONFIG, TRANSFORMER, "*_LogitScore/config.json")
+FILES = (
+    *(MODULES, CONFIG, TRANSFORMER, "*_LogitScore/config.json", "*_Pooling/config.json"),
+    *(f"*_{name}/{file}" for name in ("Dense", "LayerNorm") for file in ("config.json", "model.safetensors")),
+)
 # rankrt gives logits, or with `normalize` their sigmoid: of these two it is plain which is which.
-_ACTIVATIONS = ("Identity", "Sigmoid")
+Activation: TypeAlias = Literal["identity", "sigmoid"]
+_ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
 _TASKS = ("sequence-classification", "text-generation")
+_KNOWN = ("Transformer", "LogitScore", "Pooling", "Dense", "LayerNorm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """The tokens that LogitScore reads: the score is the logit of `yes`, less that of `no` if there is one."""
+    """The tokens that LogitScore reads: the score is the first one's logit, less the second one's if there is one."""
 
     path: Path
-    yes: int
-    no: int | None
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """The first step of a head: the states of a row's tokens become one. `mode` is "cls", "mean" or "lasttoken"."""
+
+    mode: Literal["cls", "mean", "lasttoken"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """A linear layer and a function of torch.nn by its name: `linear.weight` and `linear.bias` in `weights`."""
+
+    weights: Path
+    n_in: int
+    n_out: int
+    has_bias: bool
+    activation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNorm:
+    """A layer norm with epsilon 1e-5: `norm.weight` and `norm.bias` in `weights`."""
+
+    weights: Path
+    n_features: int
+
+
+Head: TypeAlias = tuple[Pooling | Dense | LayerNorm, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """What sentence-transformers does with a pair before and after the model.
 
-    has_modules   whether there is a modules.json; if not, the rest says nothing
-    answers       of a decoder's vocabulary; None for a model that has a head of its own
-    prompt        what is put before every pair, or is its system message; "" for nothing
-    is_chat       the pair is put into the tokenizer's chat template
-    chat_options  what the template is given besides
-    max_length    the most tokens of a pair, if that is said
+    has_modules    whether there is a modules.json; if not, only `activation` says something
+    answers        of a decoder's vocabulary; None for a model that has a head of its own
+    head           the modules after a model without a head; empty for any other
+    activation     what the score is put through by default, if that is said
+    prompts        texts by name that a request may choose from
+    default_prompt  what is put before every pair, or is its system message; "" for nothing
+    is_chat        the pair is put into the tokenizer's chat template
+    is_structured  the template is given a list of parts in the place of a text
+    chat_options   what the template is given besides
+    max_length     the most tokens of a pair, if that is said
     """
 
     has_modules: bool
     answers: Answers | None = None
-    prompt: str = ""
+    head: Head = ()
+    activation: Activation | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
     is_chat: bool = False
-    chat_options: Mapping[str, Any]
+    is_structured: bool = False
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
     max_length: int | None = None
 
 
@@ -55,31 +96,30 @@ def read_saved(folder: Path, config: Mapping[str, Any]) -> Saved:
     Raises CheckpointError if they describe an embedding model, or a computation that rankrt does not do.
     """
     said = read_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    _check_activation(folder, config, said)
+    activation = _activation(folder, config, said)
     if not (folder / MODULES).exists():
-        return Saved(has_modules=False, chat_options={})
-    answers = _check_modules(folder, said)
+        return Saved(has_modules=False, activation=activation)
+    answers, head = _read_modules(folder, said)
     transformer = read_object(folder / TRANSFORMER) if (folder / TRANSFORMER).exists() else {}
-    processing = _check_transformer(folder, transformer)
-    is_chat = "message" in (transformer.get("modality_config") or {})
-    saved = Saved(
+    processing = _check_transformer(folder, transformer, has_head=bool(head))
+    message = (transformer.get("modality_config") or {}).get("message")
+    prompts = _prompts(folder, said)
+    return Saved(
         has_modules=True,
         answers=answers,
-        prompt=_default_prompt(folder, said),
-        is_chat=is_chat,
+        head=head,
+        activation=activation,
+        prompts=prompts,
+        default_prompt=_default_prompt(folder, said, prompts),
+        is_chat=message is not None,
+        is_structured=isinstance(message, dict) and message.get("format") == "structured",
         chat_options=processing,
         max_length=_length(folder, transformer),
     )
-    if saved.prompt and answers is None and not is_chat:
-        raise CheckpointError(
-            f"{folder / CONFIG} has default_prompt_name = {said['default_prompt_name']!r}: sentence-transformers puts"
-            f" {saved.prompt!r:.80} before every query, which is not implemented"
-        )
-    return saved
 
 
-def _check_activation(folder: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    """Refuse what would change the order of scores, or what `normalize` would not undo."""
+def _activation(folder: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -> Activation | None:
+    """Return the activation that is said first; refuse one that would change the order of scores."""
     places = [
         (CONFIG, "activation_fn", said.get("activation_fn")),
         (
@@ -89,25 +129,34 @@ def _check_activation(folder: Path, config: Mapping[str, Any], said: Mapping[str
         ),
         ("config.json", "sbert_ce_default_activation_function", config.get("sbert_ce_default_activation_function")),
     ]
-    for file, field, value in places:
-        if value is not None and not (
-            str(value).startswith("torch.") and str(value).rpartition(".")[2] in _ACTIVATIONS
-        ):
+    found = []
+    for file, name, value in places:
+        if value is None:
+            continue
+        module, _, function = str(value).rpartition(".")
+        if function not in _ACTIVATIONS or module.partition(".")[0] != "torch":
             raise CheckpointError(
-                f"{folder / file} has {field} = {value!r}; rankrt gives logits, or their sigmoid, so only"
+                f"{folder / file} has {name} = {value!r}; rankrt gives logits, or their sigmoid, so only"
                 f" {' and '.join(_ACTIVATIONS)} are implemented"
             )
+        found.append(_ACTIVATIONS[function])
+    return found[0] if found else None
 
 
-def _check_modules(folder: Path, said: Mapping[str, Any]) -> Answers | None:
-    """Return the answers of LogitScore if there is one; refuse any other chain than a model, or a model and that."""
-    path, names, paths = folder / MODULES, [], []
+def _read_modules(folder: Path, said: Mapping[str, Any]) -> tuple[Answers | None, Head]:
+    """Return the answers of LogitScore if there is one, or the modules of a head; refuse any other chain."""
+    path, names, folders = folder / MODULES, [], []
     modules = read_json(path)
     for module in modules if isinstance(modules, list) else [None]:
         if not (isinstance(module, dict) and all(isinstance(module.get(key), str) for key in ("type", "path"))):
             raise CheckpointError(f"{path} is not a list of modules, each with a type and a path")
         names.append(module["type"].rpartition(".")[2])
-        paths.append(module["path"])
+        folders.append(_beside(path, module["path"]))
+        if not module["type"].startswith("sentence_transformers."):
+            raise CheckpointError(
+                f"{path} has the module {module['type']}, whose code is not sentence-transformers' own. rankrt never"
+                " runs code from a checkpoint"
+            )
     chain = ", ".join(names)
     kind = said.get("model_type", "SentenceTransformer" if "Pooling" in names else "CrossEncoder")
     if kind != "CrossEncoder":
@@ -115,12 +164,97 @@ def _check_modules(folder: Path, said: Mapping[str, Any]) -> Answers | None:
             f"{folder} is an embedding model, not a reranker: sentence-transformers saved it as a {kind} of the modules"
             f" {chain} ({MODULES}). Export the cross-encoder that was fine-tuned from it"
         )
-    if names not in (["Transformer"], ["Transformer", "LogitScore"]) or paths[0]:
+    if unknown := [module["type"] for module, name in zip(modules, names, strict=True) if name not in _KNOWN]:
+        raise CheckpointError(
+            f"{path} has the module {unknown[0]}, which is not implemented; rankrt knows {', '.join(_KNOWN)}"
+        )
+    if names[0] != "Transformer" or folders[0] != folder:
         raise CheckpointError(
             f"{folder} is a CrossEncoder of the modules {chain} ({MODULES}), which is not implemented: rankrt exports a"
-            " Transformer in the folder itself, alone or with LogitScore"
+            " Transformer in the folder itself"
         )
-    return _answers(folder / paths[1] / "config.json") if len(names) > 1 else None
+    if names == ["Transformer", "LogitScore"]:
+        return _answers(folders[1] / "config.json"), ()
+    if len(names) == 1:
+        return None, ()
+    if names[1] != "Pooling" or names[-1] != "Dense" or not {"Transformer", "LogitScore"}.isdisjoint(names[1:]):
+        raise CheckpointError(
+            f"{folder} is a CrossEncoder of the modules {chain} ({MODULES}), which is not implemented: after the"
+            " Transformer rankrt reads LogitScore, or Pooling, any of Dense and LayerNorm, and at the end a Dense"
+        )
+    readers: dict[str, Callable[[Path], Pooling | Dense | LayerNorm]] = {
+        "Pooling": _pooling,
+        "Dense": _dense,
+        "LayerNorm": _layer_norm,
+    }
+    head = tuple(readers[name](place / "config.json") for name, place in zip(names[1:], folders[1:], strict=True))
+    _check_head(folders, head)
+    return None, head
+
+
+def _beside(path: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise CheckpointError(f"{path} names the folder {name!r}, which is not a folder beside it")
+    return path.parent / name
+
+
+def _pooling(path: Path) -> Pooling:
+    config = read_object(path)
+    # Before 5.4 a flag for each mode, such as pooling_mode_cls_token.
+    flags = [name.split("_")[2] for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    mode = config.get("pooling_mode", flags[0] if len(flags) == 1 else flags)
+    if isinstance(mode, list) and len(mode) == 1:
+        mode = mode[0]
+    if mode not in ("cls", "mean", "lasttoken"):
+        raise CheckpointError(f"{path} has pooling_mode = {mode!r}; only cls, mean and lasttoken are implemented")
+    if not config.get("include_prompt", True):
+        raise CheckpointError(f"{path} has include_prompt = false, which is not implemented")
+    return Pooling(mode=mode)
+
+
+def _dense(path: Path) -> Dense:
+    config = read_object(path)
+    module, _, activation = str(config.get("activation_function", "torch.nn.Tanh")).rpartition(".")
+    if module.partition(".")[0] != "torch" or config.get("use_residual"):
+        odd = "use_residual" if config.get("use_residual") else f"activation_function = {module}.{activation}"
+        raise CheckpointError(f"{path} has {odd}, which is not implemented")
+    return Dense(
+        weights=_weights(path),
+        n_in=_size(path, config, "in_features"),
+        n_out=_size(path, config, "out_features"),
+        has_bias=bool(config.get("bias", True)),
+        activation=activation,
+    )
+
+
+def _layer_norm(path: Path) -> LayerNorm:
+    return LayerNorm(weights=_weights(path), n_features=_size(path, read_object(path), "dimension"))
+
+
+def _weights(path: Path) -> Path:
+    if not (weights := path.with_name("model.safetensors")).exists():
+        raise CheckpointError(f"{weights} is missing, which {MODULES} names; download the checkpoint again")
+    return weights
+
+
+def _size(path: Path, config: Mapping[str, Any], name: str) -> int:
+    if not isinstance(size := config[name], int) or isinstance(size, bool) or size < 1:
+        raise CheckpointError(f"{path} has {name} = {size!r}, expected a number of features")
+    return size
+
+
+def _check_head(folders: Sequence[Path], head: Head) -> None:
+    """Raise CheckpointError unless each module takes what the one before it gives, and the last gives one score."""
+    n_features = None
+    for place, module in zip(folders[1:], head, strict=True):
+        n_in = (
+            module.n_in if isinstance(module, Dense) else module.n_features if isinstance(module, LayerNorm) else None
+        )
+        if n_in is not None and n_features not in (None, n_in):
+            raise CheckpointError(f"{place} takes {n_in} features, and the module before it gives {n_features}")
+        n_features = module.n_out if isinstance(module, Dense) else n_in
+    if n_features != 1:
+        raise CheckpointError(f"{folders[-1]} gives {n_features} scores: it is a classifier. A reranker has one")
 
 
 def _answers(path: Path) -> Answers:
@@ -128,26 +262,26 @@ def _answers(path: Path) -> Answers:
     yes, no = config["true_token_id"], config.get("false_token_id")
     ids = [yes] if no is None else [yes, no]
     if (
-        any(not isinstance(id_, int) or not 0 <= id_ < 1 << 31 for id_ in ids)
-        or config.get("module_input_name") != "causal_logits"
+        any(not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < 1 << 31 for id_ in ids)
+        or config.get("module_input_name", "causal_logits") != "causal_logits"
     ):
         raise CheckpointError(
             f"{path} needs true_token_id and false_token_id as numbers of tokens, and module_input_name ="
             " 'causal_logits'"
         )
-    return Answers(path=path, yes=yes, no=no)
+    return Answers(path=path, ids=tuple(ids))
 
 
-def _check_transformer(folder: Path, transformer: Mapping[str, Any]) -> Mapping[str, Any]:
+def _check_transformer(folder: Path, transformer: Mapping[str, Any], *, has_head: bool) -> Mapping[str, Any]:
     """Return what the chat template is given besides; refuse what changes the text or what is computed from it."""
-    for problem in _problems(transformer):
+    for problem in _problems(transformer, ("feature-extraction",) if has_head else _TASKS):
         raise CheckpointError(f"{folder / TRANSFORMER} has {problem}, which is not implemented")
     options = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
     return {name: value for name, value in options.items() if name != "restore_suffix"}
 
 
-def _problems(transformer: Mapping[str, Any]) -> Iterator[str]:
-    if (task := transformer.get("transformer_task", _TASKS[0])) not in _TASKS:
+def _problems(transformer: Mapping[str, Any], tasks: Sequence[str]) -> Iterator[str]:
+    if (task := transformer.get("transformer_task", tasks[0])) not in tasks:
         yield f"transformer_task = {task!r}"
     for name in ("do_lower_case", "tokenizer_name_or_path", "query_length", "document_length", "query_expansion"):
         if transformer.get(name):
@@ -162,13 +296,20 @@ def _problems(transformer: Mapping[str, Any]) -> Iterator[str]:
         yield f"processing_kwargs.chat_template = {processing['chat_template']!r}"
 
 
-def _default_prompt(folder: Path, said: Mapping[str, Any]) -> str:
+def _prompts(folder: Path, said: Mapping[str, Any]) -> dict[str, str]:
+    """Return the prompts that say something: sentence-transformers saves empty ones for its own names."""
+    prompts = said.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise CheckpointError(f"{folder / CONFIG} has prompts = {prompts!r:.80}, expected texts by name")
+    return {name: prompt for name, prompt in prompts.items() if prompt}
+
+
+def _default_prompt(folder: Path, said: Mapping[str, Any], prompts: Mapping[str, str]) -> str:
     if (name := said.get("default_prompt_name")) is None:
         return ""
-    prompts = said.get("prompts")
-    if not isinstance(prompts, dict) or not isinstance(prompt := prompts.get(str(name)), str):
+    if name not in (said.get("prompts") or {}):
         raise CheckpointError(f"{folder / CONFIG} has default_prompt_name = {name!r}, but no such text in prompts")
-    return prompt
+    return prompts.get(name, "")
 
 
 def _length(folder: Path, transformer: Mapping[str, Any]) -> int | None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from rankrt.artifact.manifest import Template
+from rankrt.artifact.manifest import Prompt, Template
 from rankrt.errors import MissingExtra, RankrtError
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.modules import CONFIG, Saved
 from rankrt_export.errors import CheckpointError
 
 _QUERY, _PASSAGE = 0, 1
@@ -98,8 +99,8 @@ def has_token_types(checkpoint: Checkpoint) -> bool:
     return any(read_tokenizer(checkpoint).encode("a", "b").type_ids)
 
 
-def template_of(tokenizer: Tokenizer) -> Template:
-    """Read the special tokens of a pair off the tokenizer itself.
+def template_of(tokenizer: Tokenizer, saved: Saved) -> Template:
+    """Read the special tokens of a pair off the tokenizer itself; a prompt stands before the query.
 
     Raises CheckpointError if it joins pairs in another way than prefix, query, separator, passage, suffix.
     """
@@ -121,6 +122,22 @@ def template_of(tokenizer: Tokenizer) -> Template:
         prefix=tuple(pair.ids[: query.start]),
         separator=tuple(pair.ids[query.stop : passage.start]),
         suffix=tuple(pair.ids[passage.stop :]),
+        prompt=_prompt(saved) if saved.prompts else None,
+    )
+
+
+def _prompt(saved: Saved) -> Prompt:
+    """Return the prompts that sentence-transformers puts before a query, as it is."""
+    return Prompt(
+        query_instruction=saved.default_prompt,
+        query_format="{}{}",
+        passage_instruction="",
+        passage_format="{}{}",
+        question=None,
+        instructed_format="{}{}",
+        instructions=dict(saved.prompts),
+        style="prompts before the query",
+        said_by=CONFIG,
     )
 
 

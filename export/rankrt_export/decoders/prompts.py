@@ -1,4 +1,4 @@
-"""How decoders are asked: the words around query and passage, and the tokens whose logits are the answer.
+"""How a decoder is asked: what says it, and the tokens that its words become.
 
 A model that is asked in another way than it was trained to be ranks wrongly, and nothing else shows it: a comparison
 with PyTorch asks both in the same way. So a way is chosen only where the checkpoint's files or its authors' name for it
@@ -6,239 +6,148 @@ say which, or the user does.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer
 
-from rankrt.artifact.manifest import Prompt, Template
-from rankrt.text.instructions import Form
-from rankrt.text.pairs import Pair
+from rankrt.artifact.manifest import Template
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.fields import token_of
 from rankrt_export.checkpoint.modules import MODULES, TRANSFORMER
+from rankrt_export.decoders.chats import chat_template, rendered, whole_of_chat
+from rankrt_export.decoders.prompt_files import PromptFile
+from rankrt_export.decoders.styles import PUBLISHED, STYLES, Style
+from rankrt_export.decoders.wordings import PROBES, taken_apart
 from rankrt_export.errors import CheckpointError, OptionsError
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Style:
-    """A way to ask: a row is prefix, query, separator, passage, suffix, each tokenized apart.
-
-    begins   with the tokenizer's token for the beginning of a text, if it has one
-    yes, no  the score is the logit of `yes`, less that of `no` if there is one
-    """
-
-    prompt: Prompt
-    begins: bool
-    prefix: str
-    separator: str
-    suffix: tuple[str, ...]
-    yes: str
-    no: str | None
-
-
-_QUESTION = (
-    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a"
-    " prediction of either 'Yes' or 'No'."
-)
-STYLES: Mapping[str, Style] = {
-    # FlagEmbedding 1.4.2, inference/reranker/decoder_only/base.py: separator and question stand behind the passage too.
-    "flagembedding": Style(
-        prompt=Prompt(
-            query_instruction="A: ",
-            query_format="{}{}",
-            passage_instruction="B: ",
-            passage_format="{}{}",
-            question=_QUESTION,
-        ),
-        begins=True,
-        prefix="",
-        separator="\n",
-        suffix=("\n", _QUESTION),
-        yes="Yes",
-        no=None,
-    ),
-    # The model card of Qwen3-Reranker. It tokenizes instruction, query and document as one text: its tokenizer never
-    # joins a line's end with what follows, so the text may be cut there.
-    "qwen3-reranker": Style(
-        prompt=Prompt(
-            query_instruction="Given a web search query, retrieve relevant passages that answer the query",
-            query_format="<Instruct>: {}\n<Query>: {}\n",
-            passage_instruction="",
-            passage_format="{}<Document>: {}",
-            question=None,
-        ),
-        begins=False,
-        prefix="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the"
-        ' Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
-        separator="",
-        suffix=("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",),
-        yes="yes",
-        no="no",
-    ),
-}
-
-
-# The models that their authors ask so: by the last part of their id the family of their class and the style.
-# Conversions to a head keep the name, and add "-seq-cls" to it.
-_PUBLISHED: Mapping[str, tuple[str, str]] = {
-    "bge-reranker-v2-gemma": ("Gemma", "flagembedding"),
-    "qwen3-reranker-0.6b": ("Qwen3", "qwen3-reranker"),
-    "qwen3-reranker-4b": ("Qwen3", "qwen3-reranker"),
-    "qwen3-reranker-8b": ("Qwen3", "qwen3-reranker"),
-}
 # A class of FlagEmbedding's own, which no other way of asking has.
 _LAYERWISE = "LayerWiseMiniCPMForCausalLM"
-# Two pairs tell a template that puts texts in from one that repeats a constant; the spaces, one that strips them.
-_PROBES = (("who is it?", "it is me"), (" what\nis it ", " a passage\n\nof two "))
 
 
-def style_for(checkpoint: Checkpoint, tokenizer: Tokenizer, name: str | None) -> Style:
-    """Return how a decoder is asked: in the style of that name if the user gives one, else as the checkpoint says.
+def style_for(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | PromptFile | None) -> Style:
+    """Return how a decoder is asked: as the user says, by a style's name or a file, or else as the checkpoint says.
 
-    Raises CheckpointError if nothing says it, or if sentence-transformers' files ask in another way; OptionsError for a
-    style that there is not.
+    Raises CheckpointError if nothing says it, if the checkpoint says otherwise than the user, or if the vocabulary
+    lacks an answer; OptionsError for a style that does not exist.
     """
-    if name is not None and name not in STYLES:
-        raise OptionsError(f"--prompt {name}: there are {', '.join(STYLES)}")
+    if isinstance(given, str) and given not in STYLES:
+        raise OptionsError(f"--prompt {given}: there are {', '.join(STYLES)}")
+    style = _style_for(checkpoint, tokenizer, given)
+    answer_ids(tokenizer, style)
+    return style
+
+
+def _style_for(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | PromptFile | None) -> Style:
     if checkpoint.saved.has_modules:
-        return _style_of_modules(checkpoint, tokenizer, name)
-    if name is None:
-        name = _style_of_template(checkpoint) or _style_of_name(checkpoint)
-    if name is None:
+        return _style_of_modules(checkpoint, tokenizer, given)
+    if given is not None:
+        return _given(checkpoint, tokenizer, given)
+    if (found := _style_of_name(checkpoint) or _style_of_template(checkpoint)) is None:
         raise CheckpointError(
-            f"{checkpoint.id} is a {checkpoint.architecture}, and nothing in it says how it was trained to be asked:"
-            f" it is not called {', '.join(_PUBLISHED)}, and no chat template of it asks as these are asked. {_ADVICE}"
+            f"{checkpoint.id} is a {checkpoint.architecture}, and nothing in it says how it was trained to be asked: it"
+            f" has no {MODULES}, it is not called {', '.join(PUBLISHED)}, and no chat template of it asks as these are"
+            f" asked. A chat model is not a reranker. {_ADVICE}"
         )
-    return STYLES[name]
+    return found
 
 
 _ADVICE = (
-    f"If you know that it was trained with one of these prompts, say which: --prompt {' or --prompt '.join(STYLES)}."
-    " Others are not implemented"
+    "If you know how it was trained to be asked, name the style (--prompt "
+    + " or --prompt ".join(STYLES)
+    + ") or give its words (--prompt-file FILE)"
 )
 
 
-def _style_of_name(checkpoint: Checkpoint) -> str | None:
+def _given(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | PromptFile) -> Style:
+    has_head = checkpoint.architecture.endswith("ForSequenceClassification")
+    if isinstance(given, str):
+        style = _said_by(STYLES[given], f"--prompt {given}")
+    else:
+        style = taken_apart(given.whole, tokenizer, str(given.path))
+        named = msgspec.structs.replace(style.prompt, style=given.path.stem)
+        style = _said_by(replace(style, prompt=named, answers=given.answers), f"--prompt-file {given.path.name}")
+        if has_head == bool(given.answers):
+            needs = "has a head of its own, so answers has to be left out" if has_head else "needs answers"
+            raise CheckpointError(f"{given.path}: {checkpoint.id} is a {checkpoint.architecture}, which {needs}")
+    return replace(style, answers=()) if has_head else style
+
+
+def _style_of_name(checkpoint: Checkpoint) -> Style | None:
     if checkpoint.architecture == _LAYERWISE:
-        return "flagembedding"
+        return _said_by(STYLES["flagembedding"], f"the class {_LAYERWISE}")
     name = checkpoint.base.rpartition("/")[2].lower().removesuffix("-seq-cls")
-    family, style = _PUBLISHED.get(name, ("", None))
-    return style if checkpoint.architecture.startswith(f"{family}For") else None
+    families, style = PUBLISHED.get(name, ((), ""))
+    if checkpoint.architecture.partition("For")[0] not in families:
+        return None
+    return _with_head(checkpoint, _said_by(STYLES[style], f"the name {checkpoint.base}"))
 
 
-def _style_of_template(checkpoint: Checkpoint) -> str | None:
+def _style_of_template(checkpoint: Checkpoint) -> Style | None:
     """Return the style whose words the chat template renders to the letter; None if there is none."""
     if (template := chat_template(checkpoint)) is None:
         return None
     try:
-        found = [_rendered(checkpoint, template, pair) for pair in _PROBES]
+        found = [rendered(checkpoint, template, pair) for pair in PROBES]
     except CheckpointError:  # a template for conversations, which knows no queries and documents
         return None
-    return next((name for name, style in STYLES.items() if found == _texts(checkpoint, style)), None)
+    first = token_of(checkpoint.tokenizer_config, "bos_token") or ""
+    for style in STYLES.values():
+        if found == [style.text(pair, first) for pair in PROBES]:
+            return _with_head(checkpoint, _said_by(style, "its chat template"))
+    return None
 
 
-def _style_of_modules(checkpoint: Checkpoint, tokenizer: Tokenizer, name: str | None) -> Style:
-    """Return the style that does what sentence-transformers does."""
+def _style_of_modules(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | PromptFile | None) -> Style:
+    """Return the style that does what sentence-transformers does, by the modules that it saved."""
     saved, folder = checkpoint.saved, checkpoint.folder
     if (saved.answers is None) != checkpoint.architecture.endswith("ForSequenceClassification"):
         raise CheckpointError(
             f"{folder / MODULES} does not go with config.json, which names a {checkpoint.architecture}: the score of a"
             " ...ForCausalLM is read by LogitScore, and a ...ForSequenceClassification has a head instead"
         )
-    if saved.is_chat:
-        if (template := chat_template(checkpoint)) is None:
-            raise CheckpointError(f"{folder / TRANSFORMER} has the modality 'message', but there is no chat template")
-        found = [_rendered(checkpoint, template, pair) for pair in _PROBES]
-        fitting = [key for key, style in STYLES.items() if found == _texts(checkpoint, style)]
-        if not fitting or (name is not None and name not in fitting):
+    answers = () if saved.answers is None else saved.answers.ids
+    if not saved.is_chat:
+        if given is None:
             raise CheckpointError(
-                f"{folder} has a chat template that asks {found[0]!r:.600}; {_not(name)}. {_OTHER_WORDS}"
+                f"{folder / MODULES} asks a {checkpoint.architecture} with query and passage alone, without a prompt"
+                f" around them ({TRANSFORMER} has no modality 'message'), which is not implemented. {_ADVICE}"
             )
-        name = fitting[0]
-    elif name is None:
+        style = _given(checkpoint, tokenizer, given)
+        _check_answers(checkpoint, tokenizer, style)
+        return style
+    if given is not None:
+        option = f"--prompt {given}" if isinstance(given, str) else f"--prompt-file {given.path}"
         raise CheckpointError(
-            f"{folder / MODULES} asks a {checkpoint.architecture} with query and passage alone, without a prompt"
-            f" around them ({TRANSFORMER} has no modality 'message'), which is not implemented. {_ADVICE}"
+            f"{option}: {checkpoint.id} says itself how it is asked, by its chat template ({folder / MODULES}). Leave"
+            " the option out"
         )
-    _check_answers(checkpoint, tokenizer, name)
-    return STYLES[name]
+    if (template := chat_template(checkpoint)) is None:
+        raise CheckpointError(f"{folder / TRANSFORMER} has the modality 'message', but there is no chat template")
+    style = taken_apart(whole_of_chat(checkpoint, template), tokenizer, f"the chat template of {folder}")
+    instructions = dict(saved.prompts) if style.prompt.instructed_format else {}
+    prompt = msgspec.structs.replace(style.prompt, style="chat template", instructions=instructions)
+    return _said_by(replace(style, prompt=prompt, answers=answers), MODULES)
 
 
-_OTHER_WORDS = "rankrt would ask other words than the model was trained with"
+def _said_by(style: Style, said_by: str) -> Style:
+    return replace(style, prompt=msgspec.structs.replace(style.prompt, said_by=said_by))
 
 
-def _not(name: str | None) -> str:
-    return (
-        f"--prompt {name} does not" if name else f"none of the prompts that are implemented ({', '.join(STYLES)}) does"
-    )
+def _with_head(checkpoint: Checkpoint, style: Style) -> Style:
+    return replace(style, answers=()) if checkpoint.architecture.endswith("ForSequenceClassification") else style
 
 
-def _check_answers(checkpoint: Checkpoint, tokenizer: Tokenizer, name: str) -> None:
-    """Refuse a LogitScore that reads other tokens than the style."""
-    if (said := checkpoint.saved.answers) is None:
+def _check_answers(checkpoint: Checkpoint, tokenizer: Tokenizer, style: Style) -> None:
+    """Refuse a style that reads the score from other tokens than LogitScore."""
+    if (said := checkpoint.saved.answers) is None or answer_ids(tokenizer, style) == said.ids:
         return
-    style = STYLES[name]
-    ours = [None if answer is None else answer_id(tokenizer, answer) for answer in (style.yes, style.no)]
-    if ours != [said.yes, said.no]:
-        theirs = [None if id_ is None else tokenizer.id_to_token(id_) for id_ in (said.yes, said.no)]
-        raise CheckpointError(
-            f"{said.path} has true_token_id = {said.yes} ({theirs[0]!r}) and false_token_id = {said.no}"
-            f" ({theirs[1]!r}); the prompt {name} reads the score from {style.yes!r} and {style.no!r}, so its scores"
-            " would be others"
-        )
-
-
-def chat_template(checkpoint: Checkpoint) -> str | None:
-    """Return the checkpoint's chat template: of chat_template.jinja, or of tokenizer_config.json."""
-    path = checkpoint.folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} cannot be read as text: {error}") from error
-    found = checkpoint.tokenizer_config.get("chat_template")
-    if isinstance(found, list):  # several by name
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
-
-
-def _rendered(checkpoint: Checkpoint, template: str, pair: Pair) -> str:
-    """Return a pair as sentence-transformers puts it into a chat template: a message for each role."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    saved = checkpoint.saved
-    roles = zip(("system", "query", "document"), (saved.prompt, *pair), strict=True)
-    messages = [{"role": role, "content": text} for role, text in roles if text or role != "system"]
-    special = {key: token_of(checkpoint.tokenizer_config, key) or "" for key in ("bos_token", "eos_token", "pad_token")}
-    try:
-        rendered, _ = render_jinja_template([messages], chat_template=template, **(special | dict(saved.chat_options)))
-        return str(rendered[0])
-    except Exception as error:  # what a template may raise is jinja's, and the template's own
-        raise CheckpointError(f"the chat template of {checkpoint.folder} cannot be rendered: {error}") from error
-
-
-def _texts(checkpoint: Checkpoint, style: Style) -> list[str]:
-    """Return what a style makes of the probes, as one text each."""
-    first = (token_of(checkpoint.tokenizer_config, "bos_token") or "") if style.begins else ""
-    of_query, of_passage = forms(style)
-    return [
-        first
-        + style.prefix
-        + of_query.around(query)
-        + style.separator
-        + of_passage.around(passage)
-        + "".join(style.suffix)
-        for query, passage in _PROBES
-    ]
-
-
-def forms(style: Style) -> tuple[Form, Form]:
-    """Return the forms of query and passage."""
-    prompt = style.prompt
-    return (
-        Form(instruction=prompt.query_instruction, format=prompt.query_format),
-        Form(instruction=prompt.passage_instruction, format=prompt.passage_format),
+    theirs = " and ".join(f"{id_} ({tokenizer.id_to_token(id_)!r})" for id_ in said.ids)
+    ours = " and ".join(map(repr, style.answers))
+    raise CheckpointError(
+        f"{said.path} reads the score from the tokens {theirs}. {style.prompt.said_by} reads it from {ours}, so the"
+        " scores would be others"
     )
 
 
@@ -250,11 +159,28 @@ def prompted_template(tokenizer: Tokenizer, style: Style, tokenizer_config: Mapp
         separator=_ids(tokenizer, style.separator),
         suffix=tuple(id_ for text in style.suffix for id_ in _ids(tokenizer, text)),
         prompt=style.prompt,
+        passage_first=style.passage_first,
     )
 
 
-def answer_id(tokenizer: Tokenizer, answer: str) -> int:
-    """Return the token that is an answer. Raises CheckpointError if the vocabulary has none that is just that."""
+def answer_ids(tokenizer: Tokenizer, style: Style) -> tuple[int, ...]:
+    """Return the tokens whose logits a style reads. Raises CheckpointError for an answer that is several pieces."""
+    return tuple(_answer_id(tokenizer, answer) for answer in style.answers)
+
+
+def answer_tokens(tokenizer: Tokenizer, style: Style) -> tuple[str, ...]:
+    """Return the same as people read them."""
+    return tuple(
+        answer if isinstance(answer, str) else str(tokenizer.decode([answer], skip_special_tokens=False))
+        for answer in style.answers
+    )
+
+
+def _answer_id(tokenizer: Tokenizer, answer: str | int) -> int:
+    if isinstance(answer, int):
+        if tokenizer.id_to_token(answer) is None:
+            raise CheckpointError(f"the score is the logit of token {answer}, which the vocabulary does not have")
+        return answer
     encoding = tokenizer.encode(answer, add_special_tokens=False)
     if len(encoding.ids) != 1 or encoding.ids[0] == tokenizer.token_to_id("<unk>"):
         raise CheckpointError(
@@ -262,15 +188,6 @@ def answer_id(tokenizer: Tokenizer, answer: str) -> int:
             " model trained to answer that?"
         )
     return int(encoding.ids[0])
-
-
-def token_of(tokenizer_config: Mapping[str, Any], key: str) -> str | None:
-    """Return a special token of tokenizer_config.json, which may stand there with its properties."""
-    token = tokenizer_config.get(key)
-    content = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(content, str | None):
-        raise CheckpointError(f"tokenizer_config.json has {key} = {token!r}, expected a text")
-    return content
 
 
 def _first_token(tokenizer: Tokenizer, tokenizer_config: Mapping[str, Any]) -> tuple[int, ...]:

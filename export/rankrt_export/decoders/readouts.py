@@ -8,7 +8,8 @@ from tokenizers import Tokenizer
 from rankrt.arrays import Float32Array
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.checkpoint.weights import read
-from rankrt_export.decoders.prompts import Style, answer_id
+from rankrt_export.decoders.prompts import answer_ids
+from rankrt_export.decoders.styles import Style
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Readout
 
@@ -60,8 +61,7 @@ def _last_vector(checkpoint: Checkpoint, tokenizer: Tokenizer, style: Style) -> 
     if checkpoint.architecture.endswith("ForSequenceClassification"):
         return np.asarray(read(checkpoint.weights, "score.weight")[0])
     table = _vocabulary_matrix(checkpoint)
-    answers = [answer_id(tokenizer, answer) for answer in (style.yes, style.no) if answer is not None]
-    rows = [checkpoint.weights.part(table, slice(i, i + 1))[0] for i in answers]
+    rows = [checkpoint.weights.part(table, slice(i, i + 1))[0] for i in answer_ids(tokenizer, style)]
     return np.asarray(rows[0] - rows[1] if len(rows) > 1 else rows[0], np.float32)
 
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankrt.artifact.manifest import Template
+from rankrt.artifact.manifest import Score, Template
 from rankrt.artifact.precisions import VariantKey
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.checkpoint.tokenizer import read_tokenizer, template_of
-from rankrt_export.decoders.prompts import Style, prompted_template, style_for
+from rankrt_export.decoders.prompts import answer_tokens, prompted_template, style_for
 from rankrt_export.decoders.readouts import readouts_of
+from rankrt_export.decoders.styles import Style
 from rankrt_export.graph.blueprint import Readout
 from rankrt_export.job.options import Options
 from rankrt_export.text.texts import Texts, sample
@@ -24,6 +25,7 @@ class Job:
 
     limits       how far from PyTorch each variant may be; its keys are the variants to write, in their order
     template     how a row is put together
+    score        what a score is
     style        how a decoder is asked; None for any other model
     readouts     after which layers a decoder's score is read, in ascending order; of any other model none
     sample       the text that comes with rankrt, which examples for other hosts are taken from
@@ -35,6 +37,7 @@ class Job:
     checkpoint: Checkpoint
     limits: Mapping[VariantKey, Limits]
     template: Template
+    score: Score
     style: Style | None
     readouts: Sequence[Readout]
     sample: Texts
@@ -64,9 +67,14 @@ def make_job(checkpoint: Checkpoint, variants: Iterable[VariantKey], options: Op
 
     Raises CheckpointError if its tokenizer does not say how a row is put together, or if nothing says how it is asked.
     """
-    tokenizer = read_tokenizer(checkpoint)
-    style = style_for(checkpoint, tokenizer, options.prompt) if checkpoint.is_decoder else None
-    template = prompted_template(tokenizer, style, checkpoint.tokenizer_config) if style else template_of(tokenizer)
+    tokenizer, saved = read_tokenizer(checkpoint), checkpoint.saved
+    if checkpoint.is_decoder:
+        style = style_for(checkpoint, tokenizer, options.prompt)
+        template = prompted_template(tokenizer, style, checkpoint.tokenizer_config)
+        answers = answer_tokens(tokenizer, style)
+        readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
+    else:
+        style, template, answers, readouts = None, template_of(tokenizer, saved), (), []
     ours = sample()
     texts = ours + options.texts if options.texts else ours
     return Job(
@@ -76,8 +84,9 @@ def make_job(checkpoint: Checkpoint, variants: Iterable[VariantKey], options: Op
             for key in variants
         },
         template=template,
+        score=Score(answers=answers, activation=saved.activation),
         style=style,
-        readouts=readouts_of(checkpoint, tokenizer, style, options.cutoff_layers) if style else (),
+        readouts=readouts,
         sample=ours,
         texts=texts if options.is_verified else None,
         calibration=options.calibration or ours,

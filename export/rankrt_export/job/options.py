@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rankrt.artifact.precisions import PRECISIONS, Precision, Target, VariantKey, variant_keys
+from rankrt_export.decoders.prompt_files import PromptFile
 from rankrt_export.errors import OptionsError
 from rankrt_export.text.texts import Texts
 
@@ -28,7 +29,7 @@ class Options:
     is_verified   False writes variants that only an explicit precision will load
     max_difference, min_tau   limits in place of the precisions' own; fp32's are fixed
     cutoff_layers  after which layers a layerwise model's scores can be read; by default every fourth that has a head
-    prompt         how a decoder is asked, a name of `prompts.STYLES`; by default as its files or its name say
+    prompt         how a decoder is asked, a name of `styles.STYLES` or a file; by default as its files or its name say
     """
 
     precisions: Sequence[Precision] = ("fp32",)
@@ -39,7 +40,7 @@ class Options:
     max_difference: float | None = None
     min_tau: float | None = None
     cutoff_layers: Sequence[int] | None = None
-    prompt: str | None = None
+    prompt: str | PromptFile | None = None
 
 
 def asked_variants(targets: Sequence[Target], precisions: Sequence[Precision]) -> list[VariantKey]:

@@ -33,7 +33,13 @@ def write(job: Job, plan: Plan, folder: Path, bar: Bar) -> Manifest:
     write_tokenizer(checkpoint, folder / TOKENIZER)
     with hashed_in_background(checkpoint.weights) as weights_sha256:
         variants, data = _trace(job, folder, bar) if job.is_traced else _write_graphs(job, plan, folder, bar)
-        source = Source(id=checkpoint.id, revision=checkpoint.revision, weights_sha256=weights_sha256.result())
+        source = Source(
+            id=checkpoint.id,
+            revision=checkpoint.revision,
+            weights_sha256=weights_sha256.result(),
+            license=checkpoint.card.license,
+            languages=checkpoint.card.languages,
+        )
     graphs = [name for variant in variants for name in variant.graphs]
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -47,6 +53,7 @@ def write(job: Job, plan: Plan, folder: Path, bar: Bar) -> Manifest:
         examples=(),
         variants=tuple(variants),
         files={name: _describe_file(folder / name) for name in (TOKENIZER, *graphs)} | data,
+        score=job.score,
     )
 
 

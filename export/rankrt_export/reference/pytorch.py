@@ -69,7 +69,8 @@ def tokenized(checkpoint: Checkpoint, pairs: Sequence[Pair], max_length: int) ->
             f"transformers cannot load the tokenizer of {checkpoint.folder}: {first_line(error)}"
         ) from error
     # A list of pairs, because transformers takes a lone ("query", "") for a text without a second one.
-    rows = tokenizer(list(pairs), truncation="longest_first", max_length=max_length)
+    prompted = [(checkpoint.saved.default_prompt + query, passage) for query, passage in pairs]
+    rows = tokenizer(prompted, truncation="longest_first", max_length=max_length)
     return [{key: values[i] for key, values in rows.items()} for i in range(len(pairs))]
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from rankrt.arrays import Float32Array
 from rankrt.text.pairs import Pair
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.fields import token_of
 from rankrt_export.checkpoint.weights import read
-from rankrt_export.decoders.prompts import Style, forms, token_of
+from rankrt_export.decoders.styles import Style
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Readout
 from rankrt_export.reference.pytorch import Row, config_of, first_line
@@ -45,7 +46,7 @@ def asked_rows(checkpoint: Checkpoint, style: Style, pairs: Sequence[Pair], max_
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    joined = _flagembedding_row if style.prompt.question is not None else _whole_row
+    joined = _joint_row if style.is_joint else _row_of_pieces
     return [joined(ids, tokenizer.bos_token_id, tokenizer.pad_token_id, style, pair, max_length) for pair in pairs]
 
 
@@ -63,29 +64,43 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
 
 
-def _flagembedding_row(
+def _row_of_pieces(
     ids: Callable[[str], list[int]], bos: int | None, pad: int | None, style: Style, pair: Pair, max_length: int
 ) -> list[int]:
-    """As FlagEmbedding 1.4.2: query and passage cut apart, then the passage with its separator to what is left."""
-    query_form, passage_form = forms(style)
-    separator, question = ids(style.separator), ids(style.suffix[-1])
-    first = ([] if bos is None or bos == pad else [bos]) + ids(query_form.around(pair[0]))[: max_length * 3 // 4]
-    second = separator + ids(passage_form.around(pair[1]))[:max_length]
-    room = max_length + len(separator) + len(question) - len(first)
-    return first + second[:room] + separator + question
+    """As FlagEmbedding 1.4.2 and mxbai-rerank 0.1.6: query and passage cut apart, then the passage to what is left.
+
+    Both do not count all of the words around the texts. FlagEmbedding's rows are longer than max_length, by as many
+    tokens as its question has; a row of other words is cut to max_length.
+    """
+    separator, suffix = ids(style.separator), [id_ for text in style.suffix for id_ in ids(text)]
+    first = [] if not style.begins or bos is None or bos == pad else [bos]
+    first += ids(style.prefix) + ids(style.query_form.around(pair[0]))[: max_length * 3 // 4]
+    second = separator + ids(style.passage_form.around(pair[1]))[:max_length]
+    beyond = len(suffix) if style.prompt.question is not None else -len(suffix)
+    return first + second[: max_length + beyond - len(first)] + suffix
 
 
-def _whole_row(
+def _joint_row(
     ids: Callable[[str], list[int]], bos: int | None, pad: int | None, style: Style, pair: Pair, max_length: int
 ) -> list[int]:
-    """As Qwen3-Reranker's model card: query and passage tokenized as one text; cut as rankrt does if they are long."""
-    query, passage = (form.around(text) for form, text in zip(forms(style), pair, strict=True))
+    """As sentence-transformers and the model cards: a row is one text. Of a long one query and passage are cut.
+
+    What follows a text that was cut is kept, as sentence-transformers keeps the end of a chat template.
+    """
+    whole, query = ids(style.text(pair)), style.query_form.around(pair[0])
+    if len(whole) <= max_length and len(ids(query)) <= max_length * 3 // 4:
+        return whole
+    texts = [_cut(ids, query, style.query_form.words_after, max_length * 3 // 4)]
     prefix, suffix = ids(style.prefix), ids("".join(style.suffix))
-    room, middle = max_length - len(prefix) - len(suffix), ids(query + passage)
-    if len(middle) > room:
-        query_ids = ids(query)[: max_length * 3 // 4]
-        middle = query_ids + ids(passage)[: room - len(query_ids)]
-    return prefix + middle + suffix
+    room = max_length - len(prefix) - len(ids(style.separator)) - len(suffix) - len(texts[0])
+    texts.append(_cut(ids, style.passage_form.around(pair[1]), style.passage_form.words_after, room))
+    first, second = texts[:: -1 if style.passage_first else 1]
+    return prefix + first + ids(style.separator) + second + suffix
+
+
+def _cut(ids: Callable[[str], list[int]], text: str, words_after: str, room: int) -> list[int]:
+    whole, end = ids(text), ids(words_after)
+    return whole if len(whole) <= room else whole[: room - len(end)] + end
 
 
 def decoder_logits(

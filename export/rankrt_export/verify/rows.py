@@ -8,6 +8,7 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.loading.open import open_tokenizer
 from rankrt.text.options import Rules
 from rankrt.text.pairs import Encoded, Pair, PairTokenizer
+from rankrt_export.checkpoint.families import DECODERS
 
 # Rows are verified up to this length; the sample has one that is longer.
 VERIFIED_LENGTH = 1024
@@ -39,5 +40,5 @@ def verified_rules(artifact: Artifact) -> Rules:
     template = artifact.manifest.template
     return Rules(
         max_length=min(VERIFIED_LENGTH, template.max_length_within(artifact.manifest.max_length)),
-        truncation="longest_first" if template.prompt is None else "only_passage",
+        truncation="only_passage" if artifact.manifest.architecture in DECODERS else "longest_first",
     )

@@ -19,7 +19,7 @@ from rankrt.errors import ScoreError
 from rankrt.llm.progressive import overtaken_gaps
 from rankrt.text.pairs import Pair
 from rankrt_export.checkpoint.checkpoint import Checkpoint
-from rankrt_export.decoders.prompts import Style
+from rankrt_export.decoders.styles import Style
 from rankrt_export.errors import VariantError, VerificationError
 from rankrt_export.graph.blueprint import Readout
 from rankrt_export.reference.pytorch import Row, load_model, scores, tokenized

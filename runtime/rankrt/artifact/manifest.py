@@ -21,7 +21,7 @@ from rankrt.artifact.precisions import VariantKey, rank
 from rankrt.errors import ArtifactError, DeviceError
 from rankrt.files.rights import unreadable
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "rankrt.json"
 
 # How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; flat and causal, in
@@ -38,18 +38,27 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Source(_Record, frozen=True):
-    """The checkpoint that was exported."""
+    """The checkpoint that was exported. `license` and `languages` are those of its model card, where it has one."""
 
     id: str
     revision: str | None
     weights_sha256: str
+    license: str | None = None
+    languages: tuple[str, ...] = ()
 
 
 class Prompt(_Record, frozen=True):
-    """The words around query and passage of a model that was taught to answer a question about them.
+    """The words around query and passage of a model that was trained to find them there.
 
-    Each text is put into its format as format.format(instruction, text). `question` is the text that the template's
-    suffix ends with, behind another separator, where the user may ask another one; None where it may not be changed.
+    Each text is put into its format as format.format(instruction, text).
+
+    question     the text that the template's suffix ends with, after another separator, where the user may ask another
+                 one; None where it may not be changed
+    instructed_format  the format of a query whose request brings an instruction; None where there is no place for one
+    instructions  instructions by name
+    keeps_end    the words after a text stay when its end is cut
+    strips       white space around a text is removed first
+    style        what this way of asking is called, and `said_by` what says that the model is asked so
     """
 
     query_instruction: str
@@ -57,10 +66,16 @@ class Prompt(_Record, frozen=True):
     passage_instruction: str
     passage_format: str
     question: str | None
+    instructed_format: str | None = None
+    instructions: dict[str, str] = {}
+    keeps_end: bool = False
+    strips: bool = False
+    style: str = ""
+    said_by: str = ""
 
 
 class Template(_Record, frozen=True):
-    """The special tokens of a row: prefix, query, separator, passage, suffix.
+    """The special tokens of a row: prefix, query, separator, passage, suffix; or the passage first, then the query.
 
     With token types, the tokens up to the separator's end are of type 0 and the rest are of type 1.
     """
@@ -69,6 +84,7 @@ class Template(_Record, frozen=True):
     separator: tuple[int, ...]
     suffix: tuple[int, ...]
     prompt: Prompt | None = None
+    passage_first: bool = False
 
     @property
     def n_special(self) -> int:
@@ -88,6 +104,18 @@ class Template(_Record, frozen=True):
     def max_length_within(self, n_tokens: int) -> int:
         """Return the largest max_length by which no row has more tokens than that."""
         return n_tokens - (self.room(0) + self.n_special)
+
+
+class Score(_Record, frozen=True):
+    """What a logit of the model is.
+
+    answers     the tokens of a decoder's vocabulary that it is made of: the first one's logit, less the second one's if
+                there are two; none for a model with a head of its own
+    activation  what sentence-transformers puts it through by default; None if the checkpoint does not say
+    """
+
+    answers: tuple[str, ...] = ()
+    activation: Literal["identity", "sigmoid"] | None = None
 
 
 class Verification(_Record, frozen=True):
@@ -213,6 +241,7 @@ class Manifest(_Record, frozen=True):
     examples: tuple[Example, ...]
     variants: tuple[Variant, ...]
     files: dict[str, File]
+    score: Score | None = None
 
     def __post_init__(self) -> None:
         """Refuse a manifest whose parts contradict each other or that points outside its folder."""

@@ -31,6 +31,8 @@ class Rules:
     query_instruction, passage_instruction
         Words before the text, joined by the format as in FlagEmbedding: format.format(instruction, text). The default
         is the model's own instruction, if it has one.
+    instruction, prompt_name
+        What the model is told to look for, if it was trained to be told; or the name of such a text in the artifact.
     question
         The question about the two texts for a prompted model. The default is the question of its training.
     """
@@ -46,6 +48,8 @@ class Rules:
     query_instruction_format: str | None = None
     passage_instruction_format: str | None = None
     question: str | None = None
+    instruction: str | None = None
+    prompt_name: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse options that no model could honour."""
@@ -55,10 +59,14 @@ class Rules:
         check_choice("truncation", self.truncation, get_args(Truncation))
         check_choice("long_documents", self.long_documents, get_args(LongDocuments))
         check_choice("truncation_side", self.truncation_side, get_args(Side))
-        for name in ("query_instruction", "passage_instruction", "question"):
+        for name in ("query_instruction", "passage_instruction", "question", "instruction", "prompt_name"):
             check_text(name, getattr(self, name), none_is="the model's own")
         for name in ("query_instruction_format", "passage_instruction_format"):
             _check_format(name, getattr(self, name))
+        words = ("instruction", "prompt_name", "query_instruction", "query_instruction_format")
+        given = [name for name in words if getattr(self, name) is not None]
+        if len(given) > 1 and given[0] in words[:2]:
+            raise InputError(f"{given[0]} and {given[1]} both say what stands around a query; give one of them")
         if self.truncation == "longest_first" and self.query_max_length is not None:
             raise InputError('truncation="longest_first" sets the length of a query itself; remove query_max_length')
         if self.truncation == "longest_first" and self.long_documents == "chunk":
@@ -69,8 +77,31 @@ class Rules:
         """The most tokens of a query under "only_passage"."""
         return self.max_length * 3 // 4 if self.query_max_length is None else self.query_max_length
 
+    def instruction_for(self, template: Template) -> str | None:
+        """Return the instruction of these rules, None if they bring none.
+
+        Raises InputError if the model has no place for one, or no instruction of that name.
+        """
+        prompt = template.prompt
+        if not self.instruction and self.prompt_name is None:
+            return None
+        option = "instruction" if self.instruction else "prompt_name"
+        if prompt is None or prompt.instructed_format is None:
+            asks = prompt is not None and prompt.question is not None
+            advice = "; it is asked a question, which the option question replaces" if asks else f"; leave {option} out"
+            raise InputError(f"this model was trained without a place for an instruction{advice}")
+        if self.instruction:
+            return self.instruction
+        if self.prompt_name not in prompt.instructions:
+            names = ", ".join(map(repr, prompt.instructions)) or "none"
+            raise InputError(
+                f"prompt_name={self.prompt_name!r:.80} is not an instruction of this model, which has {names}"
+            )
+        return prompt.instructions[self.prompt_name]
+
     def check(self, template: Template, longest: int) -> None:
         """Raise InputError unless such rows fit a model of `longest` tokens, and can hold a pair."""
+        self.instruction_for(template)
         if self.max_length > longest:
             raise InputError(f"max_length={self.max_length}, but this model takes at most {longest} tokens; lower it")
         if template.room(self.max_length) < 2:

@@ -94,32 +94,46 @@ class Worded:
     spans     the characters of each token, where they are known
     n_before  the number of tokens of the words before the text, if a cut comes between these and the text
     n_after   the number of tokens of the words after it
+    end       the words after it, tokenized apart: they follow a text whose own end was cut
     """
 
     ids: Int32Array
     spans: Int64Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     n_before: int = 0
     n_after: int = 0
+    end: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @classmethod
-    def of(cls, located: Located, form: Form, text: str) -> "Worded":
-        """Separate a text from the words around it, which a window or a cut from the left keeps."""
+    def of(cls, located: Located, form: Form, text: str, end: Int32Array) -> "Worded":
+        """Tell the words around a text, which a window or a cut from the left keeps, from the text itself."""
+        first, last = form.kept(text)
         start = form.n_before
-        stop = start + len(text)
-        n_words = len(form.around(text)) - stop
+        stop = start + last - first
+        n_after = int((located.spans[:, 0] >= stop).sum()) if form.words_after else 0
         return cls(
             ids=located.ids,
             spans=located.spans,
             n_before=int((located.spans[:, 1] <= start).sum()) if start else 0,
-            n_after=int((located.spans[:, 0] >= stop).sum()) if n_words else 0,
+            n_after=n_after,
+            end=end if form.keeps_end else located.ids[len(located.ids) - n_after :],
         )
 
     def kept(self, n_tokens: int, rules: Rules) -> Int32Array:
-        """Return at most `n_tokens` of the tokens, with as many of the words before the text as fit."""
-        if rules.truncation_side == "right":
-            return self.ids[:n_tokens]
-        n_before = min(self.n_before, n_tokens)
-        return np.concatenate([self.ids[:n_before], self.ids[len(self.ids) - (n_tokens - n_before) :]])
+        """Return what stays when so many tokens may; of the words before the text all that fit.
+
+        Raises InputError if the words after it take them all.
+        """
+        if n_tokens >= len(self.ids):
+            return self.ids
+        if rules.truncation_side == "left":
+            n_before = min(self.n_before, n_tokens)
+            return np.concatenate([self.ids[:n_before], self.ids[len(self.ids) - (n_tokens - n_before) :]])
+        if n_tokens <= len(self.end) and len(self.end):
+            raise InputError(
+                f"{n_tokens} tokens are left for a text and the {len(self.end)} tokens of the words after it; raise"
+                " max_length, query_max_length or passage_max_length"
+            )
+        return np.concatenate([self.ids[: n_tokens - len(self.end)], self.end])
 
 
 class PairTokenizer:
@@ -177,11 +191,15 @@ class PairTokenizer:
         tokenizer = self._text_tokenizer
         some = tokenizer.heads if rules.truncation_side == "right" else tokenizer.tails
         found = _checked(lambda worded: some(worded, most + 1), [form.around(text) for text in texts])
-        return [Worded(ids=ids) for ids in found]
+        end = self._end(form)
+        return [Worded(ids=ids, end=end) for ids in found]
 
     def _located(self, texts: Sequence[str], form: Form) -> list[Worded]:
-        found = _checked(self._text_tokenizer.located, [form.around(text) for text in texts])
-        return [Worded.of(located, form, text) for located, text in zip(found, texts, strict=True)]
+        found, end = _checked(self._text_tokenizer.located, [form.around(text) for text in texts]), self._end(form)
+        return [Worded.of(located, form, text, end) for located, text in zip(found, texts, strict=True)]
+
+    def _end(self, form: Form) -> Int32Array:
+        return self._ids([form.words_after])[0] if form.keeps_end and form.words_after else np.zeros(0, np.int32)
 
     def _find_longer(
         self, pairs: Sequence[Pair], queries: dict[str, Worded], passages: list[Worded], rules: Rules
@@ -227,8 +245,9 @@ class PairTokenizer:
     def _chunks(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> Iterator[_Row]:
         """Cut a passage into windows, each with the words around a passage."""
         kept = query.kept(self._n_query(query, room, rules), rules)
-        n_words = passage.n_before + passage.n_after
-        size, n_own = min(room - len(kept), rules.max_length) - n_words, len(passage.ids) - n_words
+        n_words = passage.n_before + max(passage.n_after, len(passage.end))
+        size = min(room - len(kept), rules.max_length) - n_words
+        n_own = len(passage.ids) - passage.n_before - passage.n_after
         if size < 1:
             raise InputError(
                 f"the query and the {n_words} tokens of words around a passage leave no room for a window of it in"
@@ -237,9 +256,10 @@ class PairTokenizer:
         most = n_own if rules.passage_max_length is None else max(0, rules.passage_max_length - n_words)
         n_wanted = min(n_own, most)
         first = passage.n_before + (n_own - n_wanted if rules.truncation_side == "left" else 0)
-        before, behind = passage.ids[: passage.n_before], passage.ids[passage.n_before + n_own :]
+        before, last = passage.ids[: passage.n_before], passage.n_before + n_own
         for start, stop in windows(n_wanted, size, overlap=size // _CHUNK_OVERLAP):
             start, stop = first + start, first + stop
+            behind = passage.ids[last:] if stop == last else passage.end
             yield _Row(
                 pair=pair,
                 query=kept,
@@ -251,7 +271,8 @@ class PairTokenizer:
 
     def _join(self, rows: Sequence[_Row], n_pairs: int, template: Template) -> Encoded:
         prefix, separator, suffix = map(_as_array, (template.prefix, template.separator, template.suffix))
-        pieces = [piece for row in rows for piece in (prefix, row.query, separator, row.passage, suffix)]
+        texts = [(row.passage, row.query) if template.passage_first else (row.query, row.passage) for row in rows]
+        pieces = [piece for first, second in texts for piece in (prefix, first, separator, second, suffix)]
         n_pieces = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 5)
         pair_of_row = np.array([row.pair for row in rows], np.int64)
         truncated, query_truncated = np.zeros((2, n_pairs), bool)
@@ -260,7 +281,7 @@ class PairTokenizer:
         return Encoded(
             ids=np.concatenate([*pieces, np.zeros(0, np.int32)]),
             offsets=np.concatenate([[0], np.cumsum(n_pieces.sum(axis=1))]),
-            passage_starts=n_pieces[:, :3].sum(axis=1),
+            passage_starts=n_pieces[:, : 1 if template.passage_first else 3].sum(axis=1),
             pair_of_row=pair_of_row,
             spans=np.array([row.span for row in rows], np.int64).reshape(-1, 2),
             truncated=truncated,
