@@ -129,8 +129,8 @@ def notices(artifact: Artifact) -> Iterator[str]:
     for variant in artifact.manifest.variants:
         if variant.verification is None:
             yield (
-                f"rankrt: {variant.name} is not verified: no CUDA device here; on a host that has one: rankrt build"
-                f" {artifact.folder} --target {variant.target}"
+                f"rankrt: {variant.name} is not verified: no CUDA device here; on a host that has one: rankrt prepare"
+                f" {artifact.folder} --device {variant.target}"
             )
 
 

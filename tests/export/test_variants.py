@@ -80,7 +80,9 @@ def test_a_variant_that_cannot_run_here_is_announced(
     assert main([*command, "--precision", "fp16", "--max-drift", "9", "--min-tau", "-1"]) == 0
     output, errors = capsys.readouterr()
     assert "cuda-fp16      0 MB  not verified" in output
-    assert f"cuda-fp16 is not verified: no CUDA device here; on a host that has one: rankrt build {tmp_path}" in errors
+    assert (
+        f"cuda-fp16 is not verified: no CUDA device here; on a host that has one: rankrt prepare {tmp_path}" in errors
+    )
     assert "tensorrt-fp16 is not verified" not in errors
 
 
@@ -91,5 +93,5 @@ def test_info_says_how_variants_for_gpus_are_checked(
     export(str(make_checkpoint()), tmp_path / "artifact", options)
     assert main(["info", str(tmp_path / "artifact")]) == 0
     output = capsys.readouterr().out
-    assert f"tensorrt: checked on the GPU itself by rankrt build {tmp_path}" in output
+    assert f"tensorrt: checked on the GPU itself by rankrt prepare {tmp_path}" in output
     assert "cpu: checked" not in output

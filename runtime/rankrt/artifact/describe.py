@@ -55,7 +55,7 @@ def _exits(variant: Variant) -> Iterable[str]:
 def _on_gpus(artifact: Artifact) -> Iterable[str]:
     """Say how variants for GPUs are checked on one: of TensorRT's the graph was verified, on a CPU, and no engine."""
     for target in dict.fromkeys(variant.target for variant in artifact.manifest.variants if variant.target != "cpu"):
-        yield f"{target}: checked on the GPU itself by rankrt build {artifact.folder} --target {target}"
+        yield f"{target}: checked on the GPU itself by rankrt prepare {artifact.folder} --device {target}"
 
 
 def _kept(variant: Variant) -> Iterable[str]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from rankrt import InputError, RankrtError, Reranker, __version__
 from rankrt.artifact.describe import describe
-from rankrt.artifact.manifest import INSTRUCTION_SETS, PRECISIONS, open_artifact
+from rankrt.artifact.manifest import INSTRUCTION_SETS, PRECISIONS, Artifact, open_artifact
 from rankrt.cli import cache as cache_command
 from rankrt.cli import inputs, outputs, streams
 from rankrt.cli.arguments import Parser, real, whole
@@ -31,10 +31,10 @@ from rankrt.cli.inputs import STANDARD_INPUT, Document, Query
 from rankrt.cli.scoring import ranked, scored
 from rankrt.extras import EXTRAS, commands, load, missing
 from rankrt.host.device import DEVICE_HELP, Device
+from rankrt.host.host import this_host
 from rankrt.llm.progressive import Progressive
-from rankrt.loading.build import build as build_variant
-from rankrt.loading.build import steps
-from rankrt.loading.choose import variants_for
+from rankrt.loading.choose import place_on_gpu
+from rankrt.loading.prepare import n_steps, prepare_for_gpu
 
 _PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exact": "exact"}
 _TRACEBACK = "RANKRT_TRACEBACK"
@@ -226,21 +226,29 @@ def info(options: argparse.Namespace) -> int:
     return 0
 
 
-def build(options: argparse.Namespace) -> int:
-    """Build and verify an artifact's variants for a GPU of this host."""
-    artifact, device = open_artifact(options.artifact), Device(options.target, options.device)
-    for variant in variants_for(artifact, device, options.precision):
-        n_steps = steps(artifact, device, options.max_length)
-        with tqdm(desc=variant.name, total=n_steps, disable=not streams.is_terminal()) as bar:
+def prepare(options: argparse.Namespace) -> int:
+    """Make an artifact's variants ready for this host; for a GPU also verify them there."""
+    device = Device.parse(options.device)
+    if device is not None and device.is_gpu:
+        return _prepare_for_gpu(open_artifact(options.artifact), device, options)
+    with Reranker.load(options.artifact, device=options.device, precision=options.precision) as reranker:
+        print(f"{reranker.variant.name} is ready on {reranker.device}")
+    return 0
+
+
+def _prepare_for_gpu(artifact: Artifact, device: Device, options: argparse.Namespace) -> int:
+    for placement in place_on_gpu(artifact, device, options.precision, this_host()):
+        name, total = placement.variant.name, n_steps(artifact, device, options.max_length)
+        with tqdm(desc=name, total=total, disable=not streams.is_terminal()) as bar:
 
             def show(done: str, bar: Any = bar) -> None:
                 bar.set_postfix_str(f"{done} is ready")
                 bar.update()
 
-            found = build_variant(artifact, variant, device, max_length=options.max_length, progress=show)
+            found = prepare_for_gpu(placement, max_length=options.max_length, progress=show)
         rows = "rows of any length" if found.max_length is None else f"rows of up to {found.max_length} tokens"
         print(
-            f"{variant.name} is ready on {found.built_for.gpu} for {rows}: {found.n_examples} examples differ from"
+            f"{name} is ready on {found.key.depends_on['gpu']} for {rows}: {found.n_examples} examples differ from"
             f" PyTorch by up to {found.max_difference:.1e} (limit {found.limit:.1e})"
         )
     return 0
@@ -423,20 +431,17 @@ def _artifact_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _build_arguments(parser: argparse.ArgumentParser) -> None:
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, help="an artifact's folder")
+    parser.add_argument("--device", default="auto", metavar="D", help=DEVICE_HELP)
     parser.add_argument(
-        "--target",
-        choices=["cuda", "tensorrt"],
-        required=True,
-        help="tensorrt: build its engines and verify them; cuda: only verify",
-    )
-    parser.add_argument("--device", type=whole(0), default=0, metavar="N", help="the GPU's number; default: 0")
-    parser.add_argument(
-        "--precision", choices=["auto", *PRECISIONS], default="auto", help="default: all that the artifact has"
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="default: the best for a CPU; all that the artifact has for a GPU",
     )
     parser.add_argument(
-        "--max-length", type=whole(), metavar="N", help="tokens of a row; default: 512 or the model's limit"
+        "--max-length", type=whole(), metavar="N", help="for a GPU: tokens of a row; default: 512 or the model's limit"
     )
 
 
@@ -450,7 +455,9 @@ _COMMANDS = {
     "rerank": _Command("order documents by how well they answer a query", _rerank_arguments, rerank),
     "score": _Command("score pairs, line by line", _score_arguments, score),
     "info": _Command("say what an artifact holds and how it was verified", _artifact_arguments, info),
-    "build": _Command("build and verify an artifact's variants for a GPU of this host", _build_arguments, build),
+    "prepare": _Command(
+        "make an artifact's variants ready for this host, and verify them on a GPU", _prepare_arguments, prepare
+    ),
     "doctor": _Command("examine this host, and an artifact on it", _doctor_arguments, doctor),
     "cache": _Command(cache_command.HELP, cache_command.add_arguments, cache_command.run),
 }

@@ -42,19 +42,3 @@ class Device:
             targets = ", ".join(repr(target) for target in get_args(Target))
             raise InputError(f"device={text!r}, expected 'auto', {targets}, or one with a GPU's number as 'cuda:1'")
         return cls("cuda" if found[1] == "cuda" else "tensorrt", int(found[2] or 0))
-
-
-def check_heeded(asked: str, device: Device, **options: object) -> None:
-    """Raise InputError for an option that is given and that a device does not heed.
-
-    asked    what the user wrote for the device; "auto" has become `device`
-    options  gpu_memory_gb, n_threads, instruction_set; None is not given
-    """
-    where = f"device={asked!r}" if asked != AUTO else f"device='auto', which took {str(device)!r},"
-    for name, value in options.items():
-        if value is None:
-            continue
-        if name == "gpu_memory_gb" and device.target != "cuda":
-            raise InputError(f"{name} bounds what CUDA takes, {where} does not heed it; drop it")
-        if name != "gpu_memory_gb" and device.is_gpu:
-            raise InputError(f"{name} is for the CPU, {where} does not heed it; drop it")

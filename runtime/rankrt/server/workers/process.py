@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,7 +31,7 @@ from rankrt.backends.planner import Capacity
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.host.child import child_command
 from rankrt.host.device import Device
-from rankrt.loading.choose import device_of
+from rankrt.options import LoadOptions
 from rankrt.server.workers.local import ArtifactReplaced, LocalWorker, ModelFiles, Run, RunFailed, WorkerLost
 
 # A worker that ends as soon as it is started is not started again at once, and later each time.
@@ -52,9 +53,8 @@ class _Load(msgspec.Struct, frozen=True, tag=True):
     identity: str
     manifest: Manifest
     variant: Variant
-    device: str
-    prepare: bool
-    gpu_memory_bytes: int | None
+    device: Device
+    options: dict[str, Any]
 
 
 class _Unload(msgspec.Struct, frozen=True, tag=True):
@@ -226,9 +226,8 @@ class ProcessWorker:
             identity=files.artifact.identity,
             manifest=files.artifact.manifest,
             variant=files.variant,
-            device=str(files.device),
-            prepare=files.prepare,
-            gpu_memory_bytes=files.gpu_memory_bytes,
+            device=files.device,
+            options={option.name: getattr(files.options, option.name) for option in fields(LoadOptions)},
         )
         answer = self._ask(child, child.control, order)
         if isinstance(answer, _Refused):
@@ -239,7 +238,7 @@ class ProcessWorker:
     def _ask(self, child: _Child, connection: Connection, question: msgspec.Struct) -> _Loaded | _Logits | _Refused:
         """Return what the process answers. Raises WorkerLost if it has ended, or ends it if it takes too long."""
         try:
-            connection.send_bytes(msgspec.msgpack.encode(question))
+            connection.send_bytes(msgspec.msgpack.encode(question, enc_hook=str))  # a path is sent as text
             return _ANSWERS.decode(connection.recv_bytes())
         except BlockingIOError:
             limit_s = _LONGEST_LOAD_S if connection is child.control else self._longest_run_s
@@ -358,9 +357,8 @@ def _obey(worker: LocalWorker, order: _Load | _Unload) -> _Loaded | _Refused:
             key=order.key,
             artifact=Artifact(folder=Path(order.folder), manifest=order.manifest, identity=order.identity),
             variant=order.variant,
-            device=device_of(order.variant, Device.parse(order.device)),
-            prepare=order.prepare,
-            gpu_memory_bytes=order.gpu_memory_bytes,
+            device=order.device,
+            options=LoadOptions(**order.options),
         )
         return msgspec.convert(worker.load(files), _Loaded, from_attributes=True)
     except RankrtError as error:

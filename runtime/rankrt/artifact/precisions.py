@@ -1,0 +1,198 @@
+"""The targets and precisions that a variant may have, one row each: all that is known of them before a model is seen.
+
+A new precision is a row here, and a file in the export's `precision/` that writes it. Nothing else names it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
+Precision: TypeAlias = Literal["fp32", "fp16", "w8", "int8", "fp8", "int4"]
+# How a processor adds products of bytes: "vnni" four at once in 32 bits; "avx2" two at once in 16 bits, which saturate,
+# so that a graph for it halves the weights.
+InstructionSet: TypeAlias = Literal["avx2", "vnni"]
+
+# From the best to the one that every processor has.
+INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRow:
+    """A way to compute.
+
+    is_gpu         whether it is a GPU's
+    builds_engines whether a host has to build engines from the graph before it can score
+    bounds_memory  whether its memory can be limited
+    has_exits      whether a layerwise model has a graph for each exit; otherwise one graph, which ends at the last
+    unquantized    the precision of the layers that a calibrated variant leaves as they are
+    """
+
+    is_gpu: bool
+    builds_engines: bool = False
+    bounds_memory: bool = False
+    has_exits: bool = False
+    unquantized: Precision
+
+
+# GPU targets are tried in this order: flat rows without padding first, then engines, which have to be built.
+TARGETS: Mapping[Target, TargetRow] = {
+    "cpu": TargetRow(is_gpu=False, has_exits=True, unquantized="fp32"),
+    "cuda": TargetRow(is_gpu=True, bounds_memory=True, unquantized="fp16"),
+    "tensorrt": TargetRow(is_gpu=True, builds_engines=True, unquantized="fp16"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionRow:
+    """A way to store weights and to multiply by them.
+
+    help               what it is, in a few words
+    targets            those that it can be exported for
+    rank_on_cpu, rank_on_gpu   "auto" takes the verified variant with the lowest
+    max_difference     how far a logit may be from PyTorch's, unless the user says otherwise
+    min_tau            the smallest mean Kendall's tau of a query, unless the user says otherwise
+    is_exact           only the order of sums differs from PyTorch: its limits are fixed, and nothing is more exact
+    is_calibrated      text decides how its layers are rounded, and which stay as they are
+    instruction_sets   those that it has a graph for on a CPU; none if one graph is for every processor
+    needs_fast_bytes   on a CPU it is slower than fp32 without fast products of bytes
+    least_capability   the compute capability from which on a GPU multiplies its numbers
+    bytes_per_weight   in the data files
+    bytes_in_memory    of a weight that ONNX Runtime has loaded on a CPU
+    prepared_growth    the size of a prepared model, relative to the variant's files
+    """
+
+    help: str
+    targets: tuple[Target, ...]
+    rank_on_cpu: int
+    rank_on_gpu: int
+    max_difference: float
+    min_tau: float
+    is_exact: bool = False
+    is_calibrated: bool = False
+    instruction_sets: tuple[InstructionSet, ...] = ()
+    needs_fast_bytes: bool = False
+    least_capability: tuple[int, int] = (0, 0)
+    bytes_per_weight: float
+    bytes_in_memory: float
+    prepared_growth: float
+
+
+# From the most to the least faithful.
+#
+# Ranks on a CPU: int8 within its limits was exported for its speed; fp16 is fp32 with rounded weights; w8 and int4 are
+# for hosts that lack memory. On a GPU: fp16 is what its matrix units are made for. int8 comes after fp32, as it drifts
+# more and no measurement shows yet that it is faster. Others found XLM-R no faster than in fp16, as TensorRT did not
+# fuse attention next to 8 bits (Model Optimizer's issue 59).
+#
+# Growth: packed copies stand beside the originals. 1.53 and 2.6 times the artifact were measured with 568 M parameters.
+PRECISIONS: Mapping[Precision, PrecisionRow] = {
+    # Limits: 5.5e-5 was measured with 24 random layers of XLM-R-large, which amplify more than trained ones.
+    "fp32": PrecisionRow(
+        help="as trained",
+        targets=("cpu", "cuda", "tensorrt"),
+        rank_on_cpu=2,
+        rank_on_gpu=2,
+        max_difference=1e-4,
+        min_tau=0.99,
+        is_exact=True,
+        bytes_per_weight=4,
+        bytes_in_memory=4,
+        prepared_growth=1.6,
+    ),
+    # Limits: weights of 11 bits differed by 0.071 there, by 0.035 with a small trained model. Memory: ONNX Runtime
+    # widens them when it loads.
+    "fp16": PrecisionRow(
+        help="half precision",
+        targets=("cpu", "cuda", "tensorrt"),
+        rank_on_cpu=3,
+        rank_on_gpu=1,
+        max_difference=0.25,
+        min_tau=0.97,
+        bytes_per_weight=2,
+        bytes_in_memory=4,
+        prepared_growth=2.7,
+    ),
+    "w8": PrecisionRow(
+        help="8-bit weights only",
+        targets=("cpu",),
+        rank_on_cpu=4,
+        rank_on_gpu=5,
+        max_difference=0.25,
+        min_tau=0.97,
+        bytes_per_weight=1.16,
+        bytes_in_memory=1.16,
+        prepared_growth=1.7,
+    ),
+    "int8": PrecisionRow(
+        help="8-bit weights and products",
+        targets=("cpu", "tensorrt"),
+        rank_on_cpu=1,
+        rank_on_gpu=3,
+        max_difference=0.25,
+        min_tau=0.97,
+        is_calibrated=True,
+        instruction_sets=INSTRUCTION_SETS,
+        needs_fast_bytes=True,
+        bytes_per_weight=1.04,
+        bytes_in_memory=1.04,
+        prepared_growth=1.7,
+    ),
+    # GPUs multiply 8-bit floats from Ada and Hopper on. Weights: tables are in half precision. Memory: a CPU, which
+    # verifies the graph, widens all of it.
+    "fp8": PrecisionRow(
+        help="8-bit floats",
+        targets=("tensorrt",),
+        rank_on_cpu=6,
+        rank_on_gpu=4,
+        max_difference=0.25,
+        min_tau=0.97,
+        is_calibrated=True,
+        least_capability=(8, 9),
+        bytes_per_weight=2,
+        bytes_in_memory=4,
+        prepared_growth=1.7,
+    ),
+    # Limits: for hosts where nothing else fits. 16 values for a weight cost what they cost, and the manifest says it.
+    "int4": PrecisionRow(
+        help="4-bit weights only",
+        targets=("cpu",),
+        rank_on_cpu=5,
+        rank_on_gpu=6,
+        max_difference=2.0,
+        min_tau=0.8,
+        bytes_per_weight=1.04,
+        bytes_in_memory=1.04,
+        prepared_growth=1.7,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantKey:
+    """Which variant of a model. Without an instruction set it is for any processor."""
+
+    target: Target
+    precision: Precision
+    instruction_set: InstructionSet | None = None
+
+    def __str__(self) -> str:
+        """Return the name of the variant, such as cpu-fp32 or cpu-int8-vnni."""
+        return "-".join(filter(None, (self.target, self.precision, self.instruction_set)))
+
+    @property
+    def row(self) -> PrecisionRow:
+        """What is known of its precision."""
+        return PRECISIONS[self.precision]
+
+
+def variant_keys(target: Target, precision: Precision) -> tuple[VariantKey, ...]:
+    """Return the variants of a target in a precision: on a CPU one for each instruction set that it has a graph for."""
+    sets = PRECISIONS[precision].instruction_sets if target == "cpu" else ()
+    return tuple(VariantKey(target=target, precision=precision, instruction_set=name) for name in sets or (None,))
+
+
+def rank(precision: Precision, target: Target) -> int:
+    """Return the place of a precision in the order in which "auto" looks at the variants for a target."""
+    row = PRECISIONS[precision]
+    return row.rank_on_gpu if TARGETS[target].is_gpu else row.rank_on_cpu
