@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -303,6 +304,7 @@ def _equal(one: bytes, other: bytes) -> None:
 
 def _in_child(work: Callable[[], object]) -> int | str:
     """Do the work in a forked child that ends as a program does, with all its finalizers; return its exit status."""
+    faulthandler.cancel_dump_traceback_later()  # the child would wait at its end for pytest's thread, which it has not
     child = os.fork()
     if child == 0:
         status = 0

@@ -73,7 +73,8 @@ def test_a_worker_process_is_told_the_device(artifact: Artifact):
     worker = LocalWorker(2)
     loaded = _obey(worker, order)
     worker.close()
-    assert (loaded.layout, loaded.n_threads, loaded.n_narrow) == ("varlen", 1, 2)  # type: ignore[union-attr]
+    capacity = loaded.capacity  # type: ignore[union-attr]
+    assert (capacity.layout, capacity.n_threads, capacity.n_narrow) == ("varlen", 1, 2)
 
 
 @pytest.mark.parametrize(
