@@ -10,7 +10,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import (
     FORMAT_VERSION,
     Artifact,
@@ -28,8 +27,15 @@ from rankrt.artifact.manifest import (
     sha256_of,
     write_manifest,
 )
-from rankrt.backends.planner import Capacity, Plan
-from rankrt.text.pairs import Encoded
+from rankrt.backends import Logits
+from rankrt.backends.planner import Capacity
+from rankrt.host.device import Device
+from rankrt.host.host import this_host
+from rankrt.llm.exits import Keep
+from rankrt.loading.model import Model
+from rankrt.loading.placement import Placement
+from rankrt.text.pairs import Encoded, PairTokenizer
+from rankrt.text.tokenizers import LibraryTokenizer
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "zero", "one", "two", "three", "four", "nan"]
 POINTS = np.array([0, 0, 0, 0, 0, 1, 2, 3, 4, np.nan], np.float32)
@@ -220,19 +226,29 @@ _GRAPHS = {"packed": packed_graph, "varlen": varlen_graph, "padded": padded_grap
 
 
 class FakeBackend:
-    """Answers the number of tokens of each row, and remembers the plans it was given."""
+    """Answers the number of tokens of each row, and remembers the rows that it was given."""
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
-        self.plans: list[Plan] = []
+        self.asked: list[Encoded] = []
         self.is_closed = False
 
-    def run(self, encoded: Encoded, plan: Plan) -> Float32Array:
-        self.plans.append(plan)
-        return encoded.lengths.astype(np.float32)
+    def logits(self, encoded: Encoded, exits: Sequence[int] = (), keep: Keep | None = None) -> Logits:
+        self.asked.append(encoded)
+        return Logits(values=encoded.lengths.astype(np.float32)[None])
+
+    def run(self, encoded: Encoded, exits: Sequence[int] = (), *, is_wide: bool) -> Logits:
+        return self.logits(encoded, exits)
 
     def close(self) -> None:
         self.is_closed = True
+
+
+def model_of(artifact: Artifact, backend: FakeBackend, device: Device = Device("cpu")) -> Model:  # noqa: B008 - frozen
+    """A model of an artifact's first variant that is put together from parts."""
+    placement = Placement(artifact=artifact, variant=artifact.manifest.variants[0], device=device, host=this_host())
+    tokenizer = PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE)
+    return Model(placement, tokenizer, find=lambda precision: placement, load=lambda chosen: backend)
 
 
 def in_threads(n_threads: int, work: "Sequence[object] | object") -> list[object]:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from rankrt import Reranker
 from rankrt.artifact.manifest import open_artifact
 from rankrt.host.child import child_command
-from rankrt.loading.open import open_tokenizer
+from rankrt.loading.tokenizer import open_tokenizer
 
 _N_LOADS = 5
 _TEXT = "The tides are the regular rising and falling of the sea. "

@@ -11,7 +11,7 @@ on standard output is the record as JSON.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.records.tables import Table
 from rankrt import Reranker
 from rankrt.arrays import Float32Array, Int64Array
-from rankrt.llm.progressive import Policy, Progressive, run
+from rankrt.llm.exits import Keep
+from rankrt.llm.progressive import Policy, Progressive, Score, run
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import Texts, parse
 from tiny_reranker.corpus import Part, questions_of
@@ -98,9 +99,9 @@ def _known(reranker: Reranker, task: Task) -> Known:
 
 def _row(reranker: Reranker, known: list[Known], progressive: Progressive) -> dict[str, Any]:
     policy = Policy.of(reranker.variant, reranker.variant.exits[-1].layer, progressive)
-    found = [(k, run([np.arange(len(k.lengths))], len(k.lengths), TOP_N, policy, _steps(k.scores))) for k in known]
+    found = [(k, run(_by_stages(k.scores), k.lengths, TOP_N, policy)) for k in known]
     ended = [np.where(p.exits == len(policy.layers) - 1, p.scores, -np.inf).astype(np.float32) for _, p in found]
-    work = 1 - np.mean([p.share_saved(k.lengths) for k, p in found])
+    work = 1 - np.mean([p.share_saved for _, p in found])
     overlaps = [_overlap(scores, k.scores[-1]) for (k, _), scores in zip(found, ended, strict=True)]
     return {
         "progressive": progressive,
@@ -112,15 +113,25 @@ def _row(reranker: Reranker, known: list[Known], progressive: Progressive) -> di
     }
 
 
-def _steps(scores: Float32Array) -> Any:
-    return lambda rows, exit_, goes_on: scores[exit_, rows]
+def _by_stages(scores: Float32Array) -> Score:
+    """Return what scores rows at exits from scores that are known, (n_exits, n_rows)."""
+
+    def score(rows: Int64Array, layers: Sequence[int], keep: Keep | None) -> Float32Array:
+        going = rows
+        for exit_ in range(len(layers)):
+            if keep is not None and len(going):
+                going = keep(exit_, going, scores[exit_, going])
+        last: Float32Array = scores[-1, rows]
+        return last
+
+    return score
 
 
 def _check_one(reranker: Reranker, known: Known) -> None:
     """Run one task for real, and check that hits and work follow from the scores."""
     ranking = reranker.rank(known.task.query, known.task.passages, top_n=TOP_N, progressive=True)
     policy = Policy.of(reranker.variant, reranker.variant.exits[-1].layer, True)
-    expected = run([np.arange(len(known.lengths))], len(known.lengths), TOP_N, policy, _steps(known.scores))
+    expected = run(_by_stages(known.scores), known.lengths, TOP_N, policy)
     assert ranking.progress is not None
     assert ranking.progress.n_documents == expected.n_rows
     assert {hit.index: hit.score for hit in ranking}.items() <= dict(enumerate(known.scores[-1].tolist())).items()

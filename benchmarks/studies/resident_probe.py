@@ -12,7 +12,7 @@ from pathlib import Path
 from rankrt import Reranker
 from rankrt.artifact.manifest import Precision
 from rankrt.host.memory import Mapping, mappings
-from rankrt.loading.prepared import PreparedModels
+from rankrt.loading.prepared import Prepared
 
 _N_AT_ONCE = 50
 # Memory is released after one idle second.
@@ -34,7 +34,7 @@ def main(artifact: str, precision: Precision) -> None:
 
 def resident() -> dict[str, float]:
     """Return the resident memory of this process now, in MB."""
-    return by_part(mappings(), PreparedModels().folder)
+    return by_part(mappings(), Prepared().folder)
 
 
 def by_part(found: Sequence[Mapping], prepared: Path) -> dict[str, float]:

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from rankrt import Reranker
 from rankrt.artifact.manifest import Precision
+from rankrt.loading.open import open_model, rules_for
+from rankrt.options import LoadOptions
 
 
 class Float32:
@@ -15,9 +17,9 @@ class Float32:
     shares_prefix: ClassVar[bool] = True
 
     def __init__(self, model: str, n_threads: int) -> None:
-        self._reranker = Reranker.load(
-            model, precision=self.precision, n_threads=n_threads, share_prefix=self.shares_prefix
-        )
+        options = LoadOptions(precision=self.precision, n_threads=n_threads)
+        opened = open_model(model, options, shares_prefixes=self.shares_prefix)
+        self._reranker = Reranker(opened, rules_for(opened.placement.artifact, {}))
         self.versions = {name: version(name) for name in ("rankrt", "onnxruntime", "numpy", "tokenizers")}
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:

@@ -19,6 +19,7 @@ from rankrt.errors import DeviceError, InputError
 from rankrt.options import check_flag, check_whole, is_whole
 from rankrt.reranker import Reranker
 from rankrt.text.containers import is_one_pair, pairs_of
+from rankrt.text.options import DEFAULT_LENGTH
 from rankrt.text.pairs import Pair
 
 # Options of older releases and of the README's examples, which FlagEmbedding 1.4 stores and never reads.
@@ -81,7 +82,7 @@ class FlagReranker(_Scorer):
         devices: str | int | Sequence[str] | Sequence[int] | None = None,
         batch_size: int = 128,
         query_max_length: int | None = None,
-        max_length: int = 512,
+        max_length: int = DEFAULT_LENGTH,
         normalize: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -148,7 +149,7 @@ class FlagLLMReranker(_Scorer):
         prompt: str | None = None,
         batch_size: int = 128,
         query_max_length: int | None = None,
-        max_length: int = 512,
+        max_length: int = DEFAULT_LENGTH,
         normalize: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -1,9 +1,18 @@
-"""What a rank call answers: documents in order of relevance, and what it took."""
+"""What a rank call answers, and the three ways to order documents: plainly, refined, and progressively.
+
+Knows scores and what they took; how documents are scored is the scorer's business.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
+
+from rankrt import refinement
+from rankrt.arrays import Float32Array, Int64Array
+from rankrt.llm.progressive import Policy
+from rankrt.scoring import OnProgress, Scored, Scorer, sigmoid
 from rankrt.text.options import Span
 
 
@@ -72,3 +81,79 @@ class Ranking(Sequence[Hit]):
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered:
+    """Documents in their order, (n,), with the scores of all, and what finding the order took."""
+
+    order: Int64Array
+    scored: Scored
+    n_refined: int = 0
+    progress: Stages | None = None
+
+    def ranking(self, documents: Sequence[str], *, normalize: bool, has_spans: bool) -> Ranking:
+        """Return the hits, with the sigmoid of their logits if `normalize`, and with the windows that scored best."""
+        scored = self.scored
+        scores = sigmoid(scored.logits) if normalize else scored.logits
+        return Ranking(
+            hits=tuple(
+                Hit(
+                    index=i,
+                    score=float(scores[i]),
+                    document=documents[i],
+                    truncated=bool(scored.truncated[i]),
+                    span=(int(scored.spans[i, 0]), int(scored.spans[i, 1])) if has_spans else None,
+                )
+                for i in map(int, self.order)
+            ),
+            n_documents=len(documents),
+            n_tokens=scored.n_tokens,
+            n_saved_tokens=scored.n_saved_tokens,
+            query_truncated=bool(scored.query_truncated.any()),
+            n_refined=self.n_refined,
+            progress=self.progress,
+        )
+
+
+def order_plainly(
+    scorer: Scorer, query: str, documents: Sequence[str], top_n: int | None, on_progress: OnProgress | None
+) -> Ordered:
+    """Score all documents and keep the best."""
+    scored = scorer.score([(query, document) for document in documents], on_progress)
+    return Ordered(order=np.argsort(-scored.logits, kind="stable")[:top_n], scored=scored)
+
+
+def order_refined(
+    plain: Ordered, exact: Scorer, query: str, documents: Sequence[str], top_n: int, drift: float
+) -> Ordered:
+    """Score again, exactly, the documents that may be among the first `top_n` if no score drifts by more than that."""
+    known = plain.scored
+
+    def score_again(chosen: Int64Array) -> Float32Array:
+        nonlocal known
+        again = exact.score([(query, documents[i]) for i in chosen])
+        known = known.with_scores_of(again, chosen)
+        return again.logits
+
+    found = refinement.refine(plain.scored.logits, top_n, drift, score_again)
+    return Ordered(order=found.order, scored=known, n_refined=found.n_refined)
+
+
+def order_progressively(scorer: Scorer, query: str, documents: Sequence[str], top_n: int, policy: Policy) -> Ordered:
+    """Score each document only as far as it has to go for the first `top_n` to be known."""
+    pairs = [(query, document) for document in documents]
+    if not pairs:
+        return Ordered(order=np.zeros(0, np.int64), scored=scorer.score(pairs))
+    scored, progress = scorer.score_progressively(pairs, top_n, policy)
+    candidates = progress.finished
+    return Ordered(
+        order=candidates[np.argsort(-scored.logits[candidates], kind="stable")][:top_n],
+        scored=scored,
+        progress=Stages(
+            layers=policy.layers,
+            n_documents=progress.n_rows,
+            n_checked=progress.n_checked,
+            share_saved=progress.share_saved,
+        ),
+    )

@@ -68,7 +68,7 @@ def test_query_and_passage_are_told_apart(make_checkpoint: Make, tmp_path: Path)
         as_passage = np.zeros_like(encoded.passage_starts)
         swapped = type(encoded)(**{name: getattr(encoded, name) for name in encoded.__slots__})
         object.__setattr__(swapped, "passage_starts", as_passage)
-        assert reranker._run(encoded)[0] != reranker._run(swapped)[0]
+        assert reranker._scorer().backend.logits(encoded).last != reranker._scorer().backend.logits(swapped).last
 
 
 def test_a_bert_whose_tokenizer_gives_no_types_is_told_none(make_checkpoint: Make, tmp_path: Path):
@@ -128,7 +128,7 @@ def test_graphs_for_gpus_have_the_scores_of_the_cpu_s(gpu_artifact: Artifact, pr
     passages = [" ".join(questions[0].passages), "the moon", questions[3].passages[0], ""]
     encoded = rows.encode([(questions[0].query, passage) for passage in passages])
     with Reranker.load(gpu_artifact.folder, precision="fp32", prepare=False) as reranker:
-        expected = reranker._run(encoded)[0]
+        expected = reranker._scorer().backend.logits(encoded).last
     every = np.arange(encoded.n_rows)
     for_tensorrt = GraphOnCpu(gpu_artifact, variant_of(gpu_artifact, f"tensorrt-{precision}"), rows)
     for_cuda = evaluator(str(gpu_artifact.path(f"cuda-{precision}.onnx")))

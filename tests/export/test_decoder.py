@@ -15,6 +15,8 @@ from rankrt import InputError, Reranker
 from rankrt.artifact.manifest import Precision
 from rankrt.cli.main import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
+from rankrt.loading.open import open_model, rules_for
+from rankrt.options import LoadOptions
 from rankrt.text.pairs import Pair
 from rankrt_export.errors import CheckpointError, OutputError
 from rankrt_export.job import checks, job
@@ -89,6 +91,12 @@ def test_a_row_is_a_question_around_two_texts(tmp_path: Path):
         assert text == "<s>q\np\nSame meaning?"
 
 
+def load_unshared(folder: Path, **options: Any) -> Reranker:
+    """Load a reranker that computes each row whole."""
+    model = open_model(folder, LoadOptions(**options), shares_prefixes=False)
+    return Reranker(model, rules_for(model.placement.artifact, {}))
+
+
 def test_every_exit_has_its_figures_and_its_order(layerwise: Path):
     with Reranker.load(layerwise) as reranker:
         exits = reranker.variant.exits
@@ -103,7 +111,7 @@ def test_every_exit_has_its_figures_and_its_order(layerwise: Path):
 def test_a_score_is_bitwise_the_same_at_any_depth_in_any_company_prefix_shared_or_not(layerwise: Path):
     with (
         Reranker.load(layerwise, n_threads=2) as reranker,
-        Reranker.load(layerwise, n_threads=1, share_prefix=False, prepare=False) as unshared,
+        load_unshared(layerwise, n_threads=1, prepare=False) as unshared,
     ):
         together = reranker.score(PAIRS, cutoff_layers=[2, 3, 5, 6])
         assert unshared.score(PAIRS, cutoff_layers=[2, 3, 5, 6]).tobytes() == together.tobytes()
@@ -117,7 +125,7 @@ def test_a_score_is_bitwise_the_same_at_any_depth_in_any_company_prefix_shared_o
 
 def test_what_sharing_the_prefix_saves_is_counted(layerwise: Path):
     passages = [passage for _, passage in PAIRS]
-    with Reranker.load(layerwise) as shared, Reranker.load(layerwise, share_prefix=False) as unshared:
+    with Reranker.load(layerwise) as shared, load_unshared(layerwise) as unshared:
         some, all_ = shared.rank("why?", passages), unshared.rank("why?", passages)
         assert [hit.index for hit in some] == [hit.index for hit in all_]
         prefix = shared.encode([("why?", "")]).passage_starts[0]
@@ -166,7 +174,7 @@ def test_integers_are_bitwise_the_same_in_every_company_too(tmp_path: Path, prec
     assert precision != "int8" or (found.quantization and found.quantization.int8_share > 0.25)
     with (
         Reranker.load(artifact.folder, precision=precision, n_threads=2) as reranker,
-        Reranker.load(artifact.folder, precision=precision, n_threads=1, share_prefix=False) as unshared,
+        load_unshared(artifact.folder, precision=precision, n_threads=1) as unshared,
     ):
         together = reranker.score(PAIRS, cutoff_layers=[3, 6])
         assert unshared.score(PAIRS, cutoff_layers=[3, 6]).tobytes() == together.tobytes()

@@ -14,7 +14,9 @@ from rankrt.arrays import Float32Array, Int32Array
 from rankrt.artifact.manifest import Artifact, Precision, Variant
 from rankrt.backends.batch import padded
 from rankrt.host.device import Device
-from rankrt.loading.build import build
+from rankrt.host.host import this_host
+from rankrt.loading.choose import place_variant
+from rankrt.loading.prepare import prepare_for_gpu
 from rankrt.text.pairs import Encoded, Pair
 from rankrt_export.job import job
 from rankrt_export.pipeline import Options, export
@@ -177,7 +179,7 @@ def test_a_build_compares_a_decoder_s_examples(artifact: Artifact, tmp_path: Pat
     compute_on_the_cpu(monkeypatch, "A GPU")
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path))
     variant = variant_of(artifact, "cuda-fp32")
-    built = build(artifact, variant, Device("cuda"))
+    built = prepare_for_gpu(place_variant(artifact, variant, Device("cuda"), this_host()))
     assert built.n_examples == len(artifact.manifest.examples) > 0
     assert built.max_difference < 1e-3
 

@@ -24,7 +24,11 @@ from rankrt.backends.session import open_session, session_options
 from rankrt.cli.main import main
 from rankrt.files.cache import HostCache
 from rankrt.host.cpu import this_machine
-from rankrt.loading.prepared import PreparedModels
+from rankrt.host.device import Device
+from rankrt.host.host import this_host
+from rankrt.loading.choose import choose, place_variant
+from rankrt.loading.prepare import prepare_for_cpu
+from rankrt.loading.prepared import Prepared
 from rankrt_export.calibrate.calibration import LEAST_INT8_SHARE, Calibration, calibrate
 from rankrt_export.calibrate.layers import layers_of
 from rankrt_export.calibrate.model import N_TOKENS, few_pairs, load_on_text, round_layers, rounded
@@ -247,17 +251,17 @@ def test_the_graph_for_avx2_derives_its_weights_from_the_8_bits(tmp_path: Path, 
 
 
 def test_the_derivation_is_folded_when_the_model_is_prepared(int8: Artifact, tmp_path: Path):
-    variant = int8.choose("cpu", "int8", instruction_sets=("avx2",))
-    models = PreparedModels(HostCache(tmp_path))
-    key = models.key(int8, variant, this_machine())
-    (graph,), _ = models.graphs(key, int8, variant, FileHashes(int8.folder, None))
+    host = this_host()
+    variant = choose(int8, "int8", host.machine, "avx2")
+    placement = place_variant(int8, variant, Device("cpu"), host)
+    (graph,), _ = prepare_for_cpu(placement, Prepared(HostCache(tmp_path)), FileHashes(int8.folder, None))
     operators = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
     assert "MatMulIntegerToFloat" in operators
     assert not {"BitShift", "BitwiseAnd"} & operators
 
 
 def test_both_graphs_share_one_set_of_weights(int8: Artifact):
-    vnni, avx2 = (int8.choose("cpu", "int8", instruction_sets=(name,)) for name in ("vnni", "avx2"))
+    vnni, avx2 = (choose(int8, "int8", this_machine(), name) for name in INSTRUCTION_SETS)
     assert (vnni.name, avx2.name) == ("cpu-int8-vnni", "cpu-int8-avx2")
     assert set(avx2.data) - set(vnni.data) == {"halves.int8.data"}
     assert set(vnni.data) < set(avx2.data)
@@ -268,14 +272,10 @@ def test_both_graphs_share_one_set_of_weights(int8: Artifact):
 _ON_HASWELL = """
 import sys
 import numpy as np
-from dataclasses import replace
 from pathlib import Path
-from rankrt.backends import ort
 from rankrt.backends.session import open_session, session_options
-emulated = replace(ort.this_machine(), instructions=("avx2", "fma"))  # /proc/cpuinfo is the host's
-ort.this_machine = lambda: emulated
 for instruction_set in ("vnni", "avx2"):
-    options = session_options(1, instruction_set=instruction_set)
+    options = session_options(1, emulates_vnni=instruction_set == "vnni")
     session = open_session(Path(sys.argv[1]) / f"{instruction_set}.onnx", options)
     print(session.run(None, {"x": np.full((int(sys.argv[2]), 64), 255, np.uint8)})[0].tolist())
 """

@@ -91,5 +91,5 @@ def test_info_says_how_variants_for_gpus_are_checked(
     export(str(make_checkpoint()), tmp_path / "artifact", options)
     assert main(["info", str(tmp_path / "artifact")]) == 0
     output = capsys.readouterr().out
-    assert f"tensorrt: checked on the GPU itself by rankrt build {tmp_path}" in output
+    assert f"tensorrt: checked on the GPU itself by rankrt prepare {tmp_path}" in output
     assert "cpu: checked" not in output

@@ -36,20 +36,20 @@ PROBE = """
     from rankrt.artifact.manifest import open_artifact
     from rankrt.backends.gpu import placements
     from rankrt.host.device import Device
-    from rankrt.loading.choose import variants_for
-    from rankrt.backends.planner import plan
+    from rankrt.host.host import this_host
+    from rankrt.loading.choose import place_on_gpu
     from rankrt.text.pairs import Encoded
     from rankrt.loading.open import open_gpu
 
     asked = json.load(sys.stdin)
     artifact, device = open_artifact(Path(asked["artifact"])), Device("cuda")
-    (variant,) = variants_for(artifact, device, asked["precision"])
-    backend = open_gpu(artifact, variant, device, memory_bytes=asked["memory_bytes"])
+    (placement,) = place_on_gpu(artifact, device, asked["precision"], this_host())
+    backend = open_gpu(placement, memory_bytes=asked["memory_bytes"])
     for lengths in asked["runs"]:
         encoded = Encoded.of_rows([np.full(length, 5, np.int32) for length in lengths])
         with open(os.environ["FAKE_CUDA_LOG"], "a") as log:
             log.write("RUN\\n")
-        backend.run(encoded, plan(encoded.lengths, backend.capacity))
+        backend.logits(encoded)
     with open(os.environ["FAKE_CUDA_LOG"], "a") as log:
         log.write("RUN\\n")
     print(json.dumps([placements(found.session) for found in backend.sessions]))

@@ -19,9 +19,10 @@ from rankrt.backends.providers import gpu_for
 from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
 from rankrt.cli.main import main
 from rankrt.host.device import Device
-from rankrt.loading.build import build
-from rankrt.loading.builds import Builds, drift_limit
-from rankrt.loading.choose import variants_for
+from rankrt.host.host import this_host
+from rankrt.loading.prepare import prepare_for_gpu
+from rankrt.loading.prepared import Prepared, drift_limit
+from tests.runtime.gpus import placed, prepare_all
 from tests.support import in_threads
 
 pytestmark = [pytest.mark.gpu, pytest.mark.export]
@@ -36,7 +37,7 @@ WORDS = ["river", "bank", "Fluss", "montaña", "город", "水", "データ",
 
 def _needs(device: Device) -> None:
     try:
-        gpu_for(device)
+        gpu_for(device, this_host())
     except DeviceError as error:
         pytest.skip(str(error))
 
@@ -65,8 +66,7 @@ def on_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
     artifact = exported(CHECKPOINT, tmp_path_factory.mktemp("tensorrt") / "tiny", "tensorrt", *PRECISIONS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKRT_CACHE", str(tmp_path_factory.mktemp("engines")))
-        for variant in variants_for(artifact, TENSORRT, "auto"):
-            build(artifact, variant, TENSORRT)
+        prepare_all(artifact, TENSORRT)
         yield artifact
 
 
@@ -117,18 +117,18 @@ def test_fp32_on_cuda_equals_pytorch_on_the_same_gpu(artifact: Artifact, pairs):
 
 
 def test_fp16_on_cuda_drifts_no_further_than_it_may(artifact: Artifact, pairs, on_cpu: Float32Array):
-    (variant,) = variants_for(artifact, CUDA, "fp16")
-    assert np.abs(scores(artifact, CUDA, "fp16", pairs) - on_cpu).max() < drift_limit(variant)
+    (placement,) = placed(artifact, CUDA, "fp16")
+    assert np.abs(scores(artifact, CUDA, "fp16", pairs) - on_cpu).max() < drift_limit(placement.variant)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_score_hardly_depends_on_its_batch(artifact: Artifact, pairs, precision: Precision):
     """Kernels are chosen by the shape of a run, so a GPU does not promise the last bit."""
-    (variant,) = variants_for(artifact, CUDA, precision)
+    (placement,) = placed(artifact, CUDA, precision)
     with Reranker.load(artifact.folder, device="cuda", precision=precision) as reranker:
         together = reranker.score(pairs)
         alone = np.concatenate([reranker.score([pair]) for pair in pairs])
-    assert np.abs(together - alone).max() < drift_limit(variant)
+    assert np.abs(together - alone).max() < drift_limit(placement.variant)
 
 
 def test_the_same_call_gives_the_same_bits(artifact: Artifact, pairs):
@@ -149,9 +149,9 @@ def test_everything_that_is_needed_is_found(artifact: Artifact):
 
 
 def test_fp16_runs_on_the_gpu_alone_and_attends_by_a_flash_kernel(artifact: Artifact):
-    (variant,) = variants_for(artifact, CUDA, "fp16")
-    build(artifact, variant, CUDA)
-    findings = {finding.name: finding for finding in examine_variant(artifact, variant, CUDA)}
+    (placement,) = placed(artifact, CUDA, "fp16")
+    prepare_for_gpu(placement)
+    findings = {finding.name: finding for finding in examine_variant(artifact, placement.variant, CUDA)}
     assert (findings["nodes"].verdict, findings["attention"].verdict) == ("ok", "ok"), findings
     assert "by FLASH_ATTENTION" in findings["attention"].detail
 
@@ -175,15 +175,15 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_decoder_on_cuda_drifts_no_further_than_it_may(decoder: Artifact, pairs, precision: Precision):
     expected = scores(decoder, CPU, "fp32", pairs)
-    (variant,) = variants_for(decoder, CUDA, precision)
-    limit = FP32_LIMIT if precision == "fp32" else drift_limit(variant)
+    (placement,) = placed(decoder, CUDA, precision)
+    limit = FP32_LIMIT if precision == "fp32" else drift_limit(placement.variant)
     assert np.abs(scores(decoder, CUDA, precision, pairs) - expected).max() < limit
 
 
 def test_a_decoder_attends_by_a_flash_kernel(decoder: Artifact):
-    (variant,) = variants_for(decoder, CUDA, "fp16")
-    build(decoder, variant, CUDA)
-    findings = {finding.name: finding for finding in examine_variant(decoder, variant, CUDA)}
+    (placement,) = placed(decoder, CUDA, "fp16")
+    prepare_for_gpu(placement)
+    findings = {finding.name: finding for finding in examine_variant(decoder, placement.variant, CUDA)}
     assert (findings["nodes"].verdict, findings["attention"].verdict) == ("ok", "ok"), findings
 
 
@@ -200,15 +200,15 @@ def test_auto_takes_the_gpu_whose_scores_the_export_has_verified(tmp_path: Path)
 def test_tensorrt_drifts_no_further_than_it_may(
     on_tensorrt: Artifact, pairs, on_cpu: Float32Array, precision: Precision
 ):
-    if precision == "fp8" and gpu_for(TENSORRT).version < (8, 9):
+    if precision == "fp8" and gpu_for(TENSORRT, this_host()).version < (8, 9):
         pytest.skip("this GPU does not multiply 8-bit floats")
-    (variant,) = variants_for(on_tensorrt, TENSORRT, precision)
-    assert np.abs(scores(on_tensorrt, TENSORRT, precision, pairs) - on_cpu).max() < drift_limit(variant)
+    (placement,) = placed(on_tensorrt, TENSORRT, precision)
+    assert np.abs(scores(on_tensorrt, TENSORRT, precision, pairs) - on_cpu).max() < drift_limit(placement.variant)
 
 
 def test_engines_that_were_built_are_loaded_and_not_built_again(on_tensorrt: Artifact, pairs):
     def files() -> dict[str, int]:
-        return {str(path): path.stat().st_mtime_ns for path in Builds().folder.rglob("*.engine")}
+        return {str(path): path.stat().st_mtime_ns for path in (Prepared().cache.folder / "gpu").rglob("*.engine")}
 
     before = files()
     assert len(before) >= 2
@@ -217,8 +217,8 @@ def test_engines_that_were_built_are_loaded_and_not_built_again(on_tensorrt: Art
 
 
 def test_tensorrt_runs_everything(on_tensorrt: Artifact):
-    (variant,) = variants_for(on_tensorrt, TENSORRT, "fp16")
-    verdicts = {finding.name: finding.verdict for finding in examine_variant(on_tensorrt, variant, TENSORRT)}
+    (placement,) = placed(on_tensorrt, TENSORRT, "fp16")
+    verdicts = {finding.name: finding.verdict for finding in examine_variant(on_tensorrt, placement.variant, TENSORRT)}
     assert verdicts == {"build": "ok", "nodes": "ok", "memory": "ok"}
 
 
@@ -227,6 +227,6 @@ def test_a_decoder_on_tensorrt_drifts_no_further_than_it_may(pairs, tmp_path: Pa
     decoder = decoder_for("tensorrt", tmp_path)
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path))
     expected = scores(decoder, CPU, "fp32", pairs)
-    (variant,) = variants_for(decoder, TENSORRT, "fp16")
-    build(decoder, variant, TENSORRT)
-    assert np.abs(scores(decoder, TENSORRT, "fp16", pairs) - expected).max() < drift_limit(variant)
+    (placement,) = placed(decoder, TENSORRT, "fp16")
+    prepare_for_gpu(placement)
+    assert np.abs(scores(decoder, TENSORRT, "fp16", pairs) - expected).max() < drift_limit(placement.variant)

@@ -2,12 +2,18 @@
 
 import ctypes
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from rankrt.artifact.manifest import Artifact, Precision
 from rankrt.backends import providers
+from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu, Gpus
+from rankrt.host.host import this_host
+from rankrt.loading.choose import place_on_gpu
+from rankrt.loading.placement import Placement, Record
+from rankrt.loading.prepare import prepare_for_gpu
 
 DRIVER = "580.65.06"
 
@@ -32,6 +38,16 @@ def compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     show(monkeypatch, gpus(*names))
     for target in ("cuda", "tensorrt"):
         monkeypatch.setitem(providers.PROVIDERS, target, providers.PROVIDERS["cpu"])
+
+
+def placed(artifact: Artifact, device: Device, precision: Precision | Literal["auto"] = "auto") -> list[Placement]:
+    """Return the variants of an artifact for a GPU of this host, best first."""
+    return place_on_gpu(artifact, device, precision, this_host())
+
+
+def prepare_all(artifact: Artifact, device: Device, **options: Any) -> list[Record]:
+    """Prepare all variants of an artifact for a GPU of this host."""
+    return [prepare_for_gpu(placement, **options) for placement in placed(artifact, device)]
 
 
 class Driver:

@@ -11,6 +11,8 @@ import pytest
 
 from rankrt import ArtifactError, DeviceError, Reranker
 from rankrt.artifact.manifest import FORMAT_VERSION, Artifact, open_artifact, sha256_of, write_manifest
+from rankrt.host.cpu import this_machine
+from rankrt.loading.choose import choose
 from tests.support import tiny_artifact
 
 
@@ -114,20 +116,20 @@ def test_a_file_with_a_changed_byte_is_noticed_by_its_hash(artifact: Artifact):
 
 def test_auto_takes_the_most_faithful_variant_that_was_verified(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "both", precisions=["fp16", "fp32"])
-    assert artifact.choose("cpu", "auto").name == "cpu-fp32"
-    assert artifact.choose("cpu", "fp16").name == "cpu-fp16"
+    assert choose(artifact, "auto", this_machine()).name == "cpu-fp32"
+    assert choose(artifact, "fp16", this_machine()).name == "cpu-fp16"
 
 
 def test_auto_does_not_take_what_was_not_verified(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "raw", verification=None)
     with pytest.raises(DeviceError, match=r"has no verified variant for cpu; it has cpu-fp32 \(not verified\)"):
-        artifact.choose("cpu", "auto")
-    assert artifact.choose("cpu", "fp32").verification is None
+        choose(artifact, "auto", this_machine())
+    assert choose(artifact, "fp32", this_machine()).verification is None
 
 
 def test_a_precision_that_is_not_there_names_what_is(artifact: Artifact):
     with pytest.raises(DeviceError, match=r"has no fp16 for cpu; it has cpu-fp32\. Ask for one of these"):
-        artifact.choose("cpu", "fp16")
+        choose(artifact, "fp16", this_machine())
 
 
 def test_a_manifest_is_immutable(artifact: Artifact):

@@ -13,6 +13,8 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.cli.gpu_doctor import _attention
 from rankrt.host.child import _import_path, child_command
 from rankrt.host.device import Device
+from rankrt.host.host import this_host
+from rankrt.loading.placement import Placement
 from rankrt.server.workers.process import ProcessWorker
 from tests.server.support import model_files, run_of
 from tests.support import tiny_artifact
@@ -64,7 +66,10 @@ def test_a_worker_imports_nothing_of_the_caller(callers: Path, tmp_path: Path):
 def test_the_doctor_imports_nothing_of_the_caller(callers: Path, tmp_path: Path):
     """Without a GPU its process says that there is none, which is our own sentence."""
     artifact: Artifact = tiny_artifact(tmp_path / "tiny", targets=("cpu", "cuda"))
-    assert "GPU" in _attention(artifact, artifact.manifest.variants[1], Device("cuda")).detail
+    placement = Placement(
+        artifact=artifact, variant=artifact.manifest.variants[1], device=Device("cuda"), host=this_host()
+    )
+    assert "GPU" in _attention(placement).detail
     assert ran(callers) == []
 
 

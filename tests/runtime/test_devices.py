@@ -12,6 +12,7 @@ from rankrt.backends.cuda import open_cuda
 from rankrt.backends.providers import gpu_for, tensorrt_libraries, tensorrt_library
 from rankrt.host.device import Device
 from rankrt.host.gpus import find_gpus, has_driver, used_bytes
+from rankrt.host.host import this_host
 from tests.runtime.gpus import DRIVER, Driver, gpus, install, onnxruntime, show
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -93,7 +94,7 @@ def test_a_process_that_sees_no_gpu_is_told_where_to_look():
 def test_the_build_for_the_cpu_names_the_pip_commands(monkeypatch, device: str, provider: str, extra: str):
     install(monkeypatch, onnxruntime())
     with pytest.raises(DeviceError, match=rf"needs {provider}, which .* does not have.*pip uninstall onnxruntime") as e:
-        gpu_for(Device.parse(device))  # type: ignore[arg-type]
+        gpu_for(Device.parse(device), this_host())  # type: ignore[arg-type]
     assert str(e.value).endswith(f"pip install 'rankrt[{extra}]'")
 
 
@@ -101,21 +102,21 @@ def test_without_a_gpu_the_driver_s_reason_is_given(monkeypatch):
     install(monkeypatch, onnxruntime(CUDA))
     show(monkeypatch, gpus())
     with pytest.raises(DeviceError, match="device 'cuda:0' needs an NVIDIA GPU: the driver shows this process no GPU"):
-        gpu_for(Device("cuda"))
+        gpu_for(Device("cuda"), this_host())
 
 
 def test_a_number_that_is_not_there_shows_those_that_are(monkeypatch):
     install(monkeypatch, onnxruntime(CUDA))
     show(monkeypatch, gpus("NVIDIA H100", "NVIDIA L4"))
     with pytest.raises(DeviceError, match="'cuda:2' is not there; this process sees 0: NVIDIA H100, 1: NVIDIA L4"):
-        gpu_for(Device("cuda", 2))
+        gpu_for(Device("cuda", 2), this_host())
 
 
 def test_a_driver_that_is_too_old_is_named(monkeypatch):
     install(monkeypatch, onnxruntime(CUDA, cuda="13.0"))
     show(monkeypatch, gpus("NVIDIA H100", cuda=(12, 4)))
     with pytest.raises(DeviceError, match=r"built for CUDA 13, but the driver 580\.65\.06 runs CUDA up to 12\.4"):
-        gpu_for(Device("cuda"))
+        gpu_for(Device("cuda"), this_host())
 
 
 def test_libraries_that_cannot_be_loaded_are_named_in_the_loader_s_words(monkeypatch, capsys):
@@ -123,7 +124,7 @@ def test_libraries_that_cannot_be_loaded_are_named_in_the_loader_s_words(monkeyp
     install(monkeypatch, onnxruntime(CUDA, says=f"Failed to load {words}\nPlease follow ..."))
     show(monkeypatch, gpus("NVIDIA H100"))
     with pytest.raises(DeviceError, match=r"libraries are missing: libcublasLt.so.13: .*pip install 'rankrt\[gpu\]'"):
-        gpu_for(Device("cuda"))
+        gpu_for(Device("cuda"), this_host())
     assert capsys.readouterr().out == "", "what onnxruntime prints is for us"
 
 
@@ -133,7 +134,7 @@ def test_a_gpu_without_kernels_in_the_wheel_is_refused(monkeypatch, capability: 
     install(monkeypatch, onnxruntime(CUDA))
     show(monkeypatch, replace(found, found=(replace(found.found[0], capability=capability),)))
     with pytest.raises(DeviceError, match=rf"B200 of compute capability {capability}; .* kernels for 7\.5, 8\.x"):
-        gpu_for(Device("cuda"))
+        gpu_for(Device("cuda"), this_host())
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "12.0"])
@@ -141,7 +142,7 @@ def test_a_gpu_with_kernels_in_the_wheel_is_taken(monkeypatch, capability: str):
     found = gpus("A GPU")
     install(monkeypatch, onnxruntime(CUDA))
     show(monkeypatch, replace(found, found=(replace(found.found[0], capability=capability),)))
-    assert gpu_for(Device("cuda")).capability == capability
+    assert gpu_for(Device("cuda"), this_host()).capability == capability
 
 
 def test_a_decoder_without_cudnn_is_refused_when_it_is_loaded(tmp_path: Path, monkeypatch):
@@ -159,5 +160,5 @@ def test_the_libraries_of_tensorrt_are_those_that_the_provider_links(monkeypatch
     assert tensorrt_libraries() == ["libcudnn.so.9", "libnvinfer.so.10", "libnvonnxparser.so.10"]
     assert tensorrt_library() == "libnvinfer.so.10"
     with pytest.raises(DeviceError, match=r"libnvinfer\.so\.10: cannot open .*pip install 'rankrt\[tensorrt\]'"):
-        gpu_for(Device("tensorrt"))
-    assert gpu_for(Device("cuda")).name == "NVIDIA H100", "CUDA needs none of them"
+        gpu_for(Device("tensorrt"), this_host())
+    assert gpu_for(Device("cuda"), this_host()).name == "NVIDIA H100", "CUDA needs none of them"

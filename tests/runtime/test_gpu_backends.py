@@ -16,11 +16,11 @@ from rankrt import ArtifactError, DeviceError
 from rankrt.arrays import Int32Array
 from rankrt.artifact.manifest import Artifact
 from rankrt.backends.batch import padded, varlen
-from rankrt.backends.cpu import OrtCpu
+from rankrt.backends.cpu_encoder import CpuEncoder
 from rankrt.backends.cuda import cuda_settings, open_cuda
 from rankrt.backends.gpu import GpuBackend, placements
 from rankrt.backends.in_flight import N_IN_FLIGHT, InFlight, Memory, Slot
-from rankrt.backends.planner import GPU_RUN_TOKENS, Filling, divide, padded_length, plan
+from rankrt.backends.planner import GPU_RUN_TOKENS, Filling, divide, padded_length
 from rankrt.backends.session import gpu_session_options, open_session, session_options
 from rankrt.backends.tensorrt_engines import Bucket, buckets, open_tensorrt, tensorrt_settings
 from rankrt.host.device import Device
@@ -38,7 +38,7 @@ def rows_of(lengths: list[int], seed: int = 0) -> Encoded:
 
 
 def scores(backend: Any, encoded: Encoded) -> list[float]:
-    found: list[float] = backend.run(encoded, plan(encoded.lengths, backend.capacity)).tolist()
+    found: list[float] = backend.logits(encoded).last.tolist()
     return found
 
 
@@ -65,7 +65,7 @@ def tensorrt(artifact: Artifact, tmp_path: Path) -> Iterator[GpuBackend]:
 
 def test_flat_rows_and_padded_rows_have_the_scores_of_packed_ones(artifact, cuda: GpuBackend, tensorrt: GpuBackend):
     encoded = rows_of(np.random.default_rng(1).integers(4, 513, 200).tolist())
-    packed = OrtCpu(artifact.path("cpu-fp32.onnx"), "packed", n_threads=1, is_prepared=False)
+    packed = CpuEncoder(artifact.path("cpu-fp32.onnx"), "packed", n_threads=1, is_prepared=False)
     expected = scores(packed, encoded)
     assert scores(cuda, encoded) == expected
     assert scores(tensorrt, encoded) == expected

@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.cli.finding import Finding
 from rankrt.cli.gpu_doctor import _attention, kernels_of, misfits
 from rankrt.cli.main import main
 from rankrt.host.device import Device
+from rankrt.host.gpus import Gpu
+from rankrt.host.host import this_host
+from rankrt.loading.placement import Placement
 from tests.runtime.gpus import compute_on_the_cpu, gpus, show
 from tests.support import VERIFICATION, tiny_artifact
 
@@ -89,17 +92,20 @@ def test_flash_attention_is_expected_where_there_is_a_kernel_for_it(
 ):
     found = gpus("A GPU")
     gpu = replace(found.found[0], capability=capability)
-    monkeypatch.setattr("rankrt.cli.gpu_doctor.gpu_for", lambda device: gpu)
     printed = f"Operator=PackedMultiHeadAttention SdpaKernel={kernel}\n"
     monkeypatch.setattr("subprocess.run", lambda *a, **k: CompletedProcess([], 0, stdout=printed, stderr=""))
     variant = msgspec.structs.replace(artifact.manifest.variants[1], precision=precision)
-    finding = _attention(artifact, variant, Device("cuda"))
+    finding = _attention(on_cuda(artifact, variant, gpu))
     assert (finding.verdict, finding.detail) == (verdict, f"PackedMultiHeadAttention by {kernel}")
+
+
+def on_cuda(artifact: Artifact, variant: Variant, gpu: Gpu | None = None) -> Placement:
+    return Placement(artifact=artifact, variant=variant, device=Device("cuda"), host=this_host(), gpu=gpu)
 
 
 def test_the_process_that_is_asked_for_kernels_may_fail(artifact: Artifact):
     """Without a GPU it does: its words are the finding."""
-    finding = _attention(artifact, artifact.manifest.variants[1], Device("cuda"))
+    finding = _attention(on_cuda(artifact, artifact.manifest.variants[1]))
     assert finding.verdict == "fail"
     assert finding.detail.startswith("rankrt: error: ")
 
@@ -133,7 +139,7 @@ def test_engines_that_are_missing_are_a_finding_with_the_command(artifact: Artif
     compute_on_the_cpu(monkeypatch, "NVIDIA H100")
     status, findings = doctor(capsys, artifact.folder, "--device", "tensorrt")
     assert status == 1
-    assert findings["build"]["detail"].endswith(f"rankrt build {artifact.folder} --target tensorrt")
+    assert findings["build"]["detail"].endswith(f"rankrt prepare {artifact.folder} --device tensorrt")
     main(["prepare", str(artifact.folder), "--device", "tensorrt"])
     capsys.readouterr()
     _, findings = doctor(capsys, artifact.folder, "--device", "tensorrt")

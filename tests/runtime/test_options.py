@@ -61,7 +61,6 @@ def test_an_unknown_rule_names_with_rules(reranker: Reranker):
         ({"revision": 3}, "revision=3, expected text (or None for the newest)"),
         ({"cache_dir": 3}, "cache_dir=3, expected a folder"),
         ({"prepare": "no"}, "prepare='no', expected True or False"),
-        ({"share_prefix": 1}, "share_prefix=1, expected True or False"),
         ({"cutoff_layer": "last"}, "cutoff_layer='last', expected a whole number"),
         ({"cutoff_layer": 2}, "cutoff layers are for layerwise models"),
         (
@@ -88,8 +87,8 @@ def test_an_option_of_load_is_refused_by_its_name(artifact: Artifact, options: A
 @pytest.fixture
 def counted(reranker: Reranker) -> Iterator[tuple[Reranker, FakeBackend]]:
     """A reranker whose backend remembers what it was given to score."""
-    backend = FakeBackend(reranker._backend.capacity)
-    reranker._variants._backends = {reranker.variant.name: backend}
+    backend = FakeBackend(reranker._scorer().backend.capacity)
+    reranker._model._backends = {reranker.variant.name: backend}
     yield reranker, backend
 
 
@@ -127,7 +126,7 @@ def test_an_option_of_a_call_is_refused_before_anything_is_scored(
     reranker, backend = counted
     with pytest.raises(RankrtError, match=re.escape(message)):
         call(reranker)
-    assert backend.plans == []
+    assert backend.asked == []
 
 
 def test_numpy_s_numbers_and_flags_are_numbers_and_flags(artifact: Artifact):
@@ -211,7 +210,7 @@ ANYTHING = st.one_of(
 )
 OF_LOAD = (
     *("device", "precision", "instruction_set", "n_threads", "max_length", "cache_dir", "prepare", "cutoff_layer"),
-    *("share_prefix", "gpu_memory_gb", "query_max_length", "passage_max_length", "truncation", "long_documents"),
+    *("gpu_memory_gb", "query_max_length", "passage_max_length", "truncation", "long_documents"),
     *(
         "truncation_side",
         "query_instruction",
@@ -232,7 +231,7 @@ CALLS: dict[str, Callable[..., object]] = {
 OF_CALLS = {
     "rank": ("top_n", "normalize", "refine", "progressive"),
     "score": ("normalize", "cutoff_layers"),
-    "with_rules": OF_LOAD[10:],
+    "with_rules": OF_LOAD[9:],
     "compute_score": ("batch_size", "query_max_length", "max_length", "normalize", "nonsense"),
 }
 fuzzed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

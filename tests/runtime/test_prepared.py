@@ -10,26 +10,28 @@ import pytest
 from rankrt import ArtifactError, Reranker
 from rankrt.artifact.manifest import Artifact
 from rankrt.files.cache import HostCache, Item, Key
-from rankrt.host.cpu import this_machine
-from rankrt.loading.prepared import PreparedModels
+from rankrt.host.device import Device
+from rankrt.host.host import this_host
+from rankrt.loading.choose import place_variant
+from rankrt.loading.prepared import Prepared, key_of
 from tests.support import in_threads, tiny_artifact
 
 
 @pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedModels:
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
-    return PreparedModels()
+    return Prepared()
 
 
-def key_of(artifact: Artifact, models: PreparedModels) -> Key:
-    return models.key(artifact, artifact.manifest.variants[0], this_machine())
+def key(artifact: Artifact) -> Key:
+    return key_of(place_variant(artifact, artifact.manifest.variants[0], Device("cpu"), this_host()))
 
 
 def prepared_items() -> list[Item]:
     return [item for item in HostCache().items() if item.kind == "prepared" and item.state == "ready"]
 
 
-def test_loading_prepares_a_model_once(artifact: Artifact, models: PreparedModels):
+def test_loading_prepares_a_model_once(artifact: Artifact, models: Prepared):
     Reranker.load(artifact.folder).close()
     (folder,) = (path for path in models.folder.iterdir() if path.is_dir())
     made_at = (folder / "model.onnx").stat().st_mtime_ns
@@ -37,32 +39,31 @@ def test_loading_prepares_a_model_once(artifact: Artifact, models: PreparedModel
     assert (folder / "model.onnx").stat().st_mtime_ns == made_at
 
 
-def test_a_prepared_model_gives_the_same_scores(artifact: Artifact, models: PreparedModels):
+def test_a_prepared_model_gives_the_same_scores(artifact: Artifact, models: Prepared):
     pairs = [("one", "two three"), ("four", "")]
     with Reranker.load(artifact.folder) as prepared, Reranker.load(artifact.folder, prepare=False) as plain:
         assert prepared.score(pairs).tolist() == plain.score(pairs).tolist() == [6.0, 4.0]
 
 
-def test_preparing_can_be_switched_off(artifact: Artifact, models: PreparedModels):
+def test_preparing_can_be_switched_off(artifact: Artifact, models: Prepared):
     Reranker.load(artifact.folder, prepare=False).close()
     assert prepared_items() == []
 
 
-def test_entries_differ_by_artifact_engine_and_processor(artifact: Artifact, models: PreparedModels, tmp_path: Path):
-    key = key_of(artifact, models)
-    other = key_of(tiny_artifact(tmp_path / "other", max_length=32), models)
-    assert len({key.folder_name, other.folder_name}) == 2
-    assert {"engine", "processor", "artifact"} == key.depends_on.keys()
+def test_entries_differ_by_artifact_engine_and_processor(artifact: Artifact, models: Prepared, tmp_path: Path):
+    mine, other = key(artifact), key(tiny_artifact(tmp_path / "other", max_length=32))
+    assert len({mine.folder_name, other.folder_name}) == 2
+    assert {"engine", "processor", "artifact"} == mine.depends_on.keys()
 
 
-def test_the_name_in_a_manifest_does_not_lead_outside_the_cache(models: PreparedModels):
+def test_the_name_in_a_manifest_does_not_lead_outside_the_cache(models: Prepared):
     for name in ("../../outside", "a/b", "\0", "x" * 300, "\u6f22" * 300, ".."):
         path = models.cache.path(Key(kind="prepared", name=name, variant="cpu-fp32", depends_on={}))
         assert path.parent == models.folder
         assert len(path.name) < 120
 
 
-def test_threads_that_load_together_prepare_once_and_all_score(artifact: Artifact, models: PreparedModels):
+def test_threads_that_load_together_prepare_once_and_all_score(artifact: Artifact, models: Prepared):
     def load(i: int) -> float:
         with Reranker.load(artifact.folder, n_threads=1) as reranker:
             return float(reranker.score([("one", "two")])[0])
@@ -77,13 +78,13 @@ def _load_and_score(folder: Path) -> float:
         return float(reranker.score([("one", "two")])[0])
 
 
-def test_processes_that_load_together_prepare_once_and_all_score(artifact: Artifact, models: PreparedModels):
+def test_processes_that_load_together_prepare_once_and_all_score(artifact: Artifact, models: Prepared):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.map(_load_and_score, [artifact.folder] * 3) == [3.0] * 3
     assert len(prepared_items()) == 1
 
 
-def test_a_changed_data_file_is_not_prepared(artifact: Artifact, models: PreparedModels):
+def test_a_changed_data_file_is_not_prepared(artifact: Artifact, models: Prepared):
     path = artifact.folder / "points.fp32.data"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ArtifactError, match="is not the file that was exported"):
@@ -92,7 +93,7 @@ def test_a_changed_data_file_is_not_prepared(artifact: Artifact, models: Prepare
 
 
 def test_without_room_on_the_disk_the_model_is_loaded_as_it_is_and_says_so(
-    artifact: Artifact, models: PreparedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    artifact: Artifact, models: Prepared, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
     with caplog.at_level(logging.WARNING, "rankrt"), Reranker.load(artifact.folder) as reranker:
@@ -102,7 +103,7 @@ def test_without_room_on_the_disk_the_model_is_loaded_as_it_is_and_says_so(
 
 
 def test_above_the_limit_of_the_cache_the_model_is_loaded_as_it_is_and_says_so(
-    artifact: Artifact, models: PreparedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    artifact: Artifact, models: Prepared, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setenv("RANKRT_CACHE_MAX", "10B")
     with Reranker.load(artifact.folder) as reranker:
@@ -124,7 +125,7 @@ def test_a_cache_that_cannot_be_written_is_announced(
 @pytest.mark.parametrize("damage", ["zeros", "cut", "other bytes", "gone"])
 @pytest.mark.parametrize("name", ["model.onnx", "entry.json"])
 def test_a_damaged_prepared_model_is_made_again_and_scores_stay(
-    artifact: Artifact, models: PreparedModels, caplog: pytest.LogCaptureFixture, name: str, damage: str
+    artifact: Artifact, models: Prepared, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ):
     Reranker.load(artifact.folder).close()
     (file,) = models.folder.glob(f"*/{name}")
@@ -139,10 +140,10 @@ def test_a_damaged_prepared_model_is_made_again_and_scores_stay(
 
 
 def test_a_file_of_a_prepared_model_that_is_not_the_engines_is_no_reason_to_end(
-    artifact: Artifact, models: PreparedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    artifact: Artifact, models: Prepared, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """The engine reports a full disk as it reports everything: by an exception of its own."""
-    monkeypatch.setattr("rankrt.loading.prepared._GRAPH", "no/such/folder{}.onnx")
+    monkeypatch.setattr("rankrt.loading.prepare.GRAPH", "no/such/folder{}.onnx")
     with Reranker.load(artifact.folder) as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
     assert "ONNX Runtime could not write a prepared model" in caplog.text

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -23,10 +24,7 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.backends.planner import Capacity
 from rankrt.compat import FlagReranker
 from rankrt.host.device import Device
-from rankrt.loading.open import Variants
-from rankrt.text.pairs import PairTokenizer
-from rankrt.text.tokenizers import LibraryTokenizer
-from tests.support import TEMPLATE, FakeBackend, tiny_artifact, tiny_tokenizer
+from tests.support import FakeBackend, model_of, tiny_artifact
 
 PAIRS = [("zero", "one two three " * n) for n in range(1, 40)]
 # A child that hangs is told from one that is slow on a busy machine; a child takes 0.1 s.
@@ -77,9 +75,9 @@ def test_calls_that_run_while_another_thread_closes_finish_with_their_scores(two
 
     def rank() -> None:
         begun.wait()
-        with two_threads._variants.use():  # so that none comes too late
+        with two_threads._model.use():  # so that none comes too late
             begun.wait()
-            answers.append(two_threads._evaluate(PAIRS * 30).logits.tobytes())
+            answers.append(two_threads._scorer().score(PAIRS * 30).logits.tobytes())
 
     threads = [threading.Thread(target=rank) for _ in range(8)]
     for thread in threads:
@@ -117,9 +115,9 @@ def test_threads_that_race_with_close_get_scores_or_the_named_error(artifact: Ar
 
 
 def test_closing_gives_the_sessions_back(two_threads: Reranker):
-    backend = two_threads._backend
+    backend = two_threads._scorer().backend
     two_threads.close()
-    assert (backend._wide, backend._narrow) == (None, None)  # type: ignore[union-attr]
+    assert (backend._wide, backend._narrow) == (None, None)  # type: ignore[attr-defined]
 
 
 @needs_fork
@@ -194,11 +192,7 @@ def test_a_pool_of_forked_processes_ranks(two_threads: Reranker):
 @needs_fork
 def test_a_forked_child_of_a_process_on_a_gpu_is_told_what_to_do(artifact: Artifact):
     backend = FakeBackend(Capacity(layout="varlen", n_threads=1, n_narrow=1))
-    variant = artifact.manifest.variants[0]
-    variants = Variants(lambda precision: variant, lambda variant: backend, Device("cuda"))
-    reranker = Reranker(
-        artifact, variant, PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE), variants, Rules(max_length=64)
-    )
+    reranker = Reranker(model_of(artifact, backend, Device("cuda")), Rules(max_length=64))
 
     def work() -> None:
         with pytest.raises(DeviceError, match="a forked process cannot use cuda:0, which its parent used; load"):
@@ -270,12 +264,8 @@ def test_an_artifact_that_was_only_measured_again_is_the_same(artifact: Artifact
 
 
 def test_a_reranker_that_was_put_together_from_parts_is_not_pickled(artifact: Artifact):
-    variant = artifact.manifest.variants[0]
     backend = FakeBackend(Capacity(layout="packed", n_threads=1, n_narrow=1))
-    variants = Variants(lambda precision: variant, lambda variant: backend)
-    reranker = Reranker(
-        artifact, variant, PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE), variants, Rules(max_length=64)
-    )
+    reranker = Reranker(model_of(artifact, backend), Rules(max_length=64))
     with pytest.raises(TypeError, match=r"put together from parts cannot be pickled; use Reranker\.load"):
         pickle.dumps(reranker)
 
@@ -284,7 +274,7 @@ def test_a_reranker_that_was_put_together_from_parts_is_not_pickled(artifact: Ar
 def test_a_copy_is_another_reranker_over_the_same_loaded_model(two_threads: Reranker, copied: Callable[..., Reranker]):
     other = copied(two_threads)
     assert other is not two_threads
-    assert other._backend is two_threads._backend
+    assert other._scorer().backend is two_threads._scorer().backend
     assert copied({"a": two_threads})["a"].score(PAIRS).tobytes() == two_threads.score(PAIRS).tobytes()  # type: ignore[index]
 
 
@@ -314,6 +304,7 @@ def _equal(one: bytes, other: bytes) -> None:
 
 def _in_child(work: Callable[[], object]) -> int | str:
     """Do the work in a forked child that ends as a program does, with all its finalizers; return its exit status."""
+    faulthandler.cancel_dump_traceback_later()  # the child would wait at its end for pytest's thread, which it has not
     child = os.fork()
     if child == 0:
         status = 0

@@ -1,5 +1,8 @@
 """Stopping early: who goes on, who is checked, and that the answer is the full one where margins hold."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from rankrt import InputError
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact.manifest import Exit, Margins, Variant
+from rankrt.llm.exits import Keep
 from rankrt.llm.progressive import Policy, overtaken_gaps, run
 
 LAYERS = (2, 4, 8)
@@ -19,53 +23,63 @@ def policy(margins: tuple[float, ...], rises: tuple[float, ...] | None = None) -
     return Policy(layers=LAYERS, margins=margins, rises=rises)
 
 
-class Steps:
-    """Scores that are known beforehand, (n_exits, n_rows), and what was asked for."""
+@dataclass
+class Known:
+    """Scores that are known beforehand, (n_exits, n_rows), the blocks they come in, and what was asked for."""
 
-    def __init__(self, scores: Float32Array) -> None:
-        self.scores = scores
-        self.asked: list[tuple[list[int], int, bool]] = []
+    scores: Float32Array
+    blocks: Sequence[Sequence[int]] = ()
+    asked: list[tuple[list[int], int]] = field(default_factory=list)
 
-    def __call__(self, rows: Int64Array, exit_: int, goes_on: bool) -> Float32Array:
-        self.asked.append((rows.tolist(), exit_, goes_on))
-        return np.asarray(self.scores[exit_, rows])
+    def __call__(self, rows: Int64Array, exits: Sequence[int], keep: Keep | None) -> Float32Array:
+        if keep is None:
+            self.asked.append((rows.tolist(), LAYERS.index(exits[-1])))
+            return np.asarray(self.scores[LAYERS.index(exits[-1]), rows])
+        for block in self.blocks or [rows.tolist()]:
+            going = np.array(block)
+            for exit_ in range(len(exits)):
+                if len(going):
+                    self.asked.append((going.tolist(), exit_))
+                    going = keep(exit_, going, self.scores[exit_, going])
+        return np.asarray(self.scores[-1])
 
 
 def test_only_those_within_the_margin_of_the_bar_go_on():
-    steps = Steps(np.array([[9, 5, 3, 0], [9, 5, 6, 0], [1, 2, 3, 4]], np.float32))
-    found = run([np.arange(4)], 4, 1, policy((5.0, 3.0)), steps)
-    assert steps.asked == [([0, 1, 2, 3], 0, True), ([0, 1], 1, True), ([0], 2, False)]
+    known = Known(np.array([[9, 5, 3, 0], [9, 5, 6, 0], [1, 2, 3, 4]], np.float32))
+    found = run(known, np.ones(4, np.int64), 1, policy((5.0, 3.0)))
+    assert known.asked == [([0, 1, 2, 3], 0), ([0, 1], 1), ([0], 2)]
     assert found.scores.tolist() == [1, 5, 3, 0]
-    assert (found.exits.tolist(), found.n_rows) == ([2, 1, 0, 0], (4, 2, 1))
+    assert (found.exits.tolist(), found.n_rows, found.finished.tolist()) == ([2, 1, 0, 0], (4, 2, 1), [0])
 
 
 def test_the_work_saved_counts_layers_and_tokens():
-    steps = Steps(np.array([[9, 0], [9, 0], [9, 0]], np.float32))
-    found = run([np.arange(2)], 2, 1, policy((0.0, 0.0)), steps)
-    assert found.share_saved(np.array([30, 10])) == pytest.approx(1 - (8 * 30 + 2 * 10) / (8 * 40))
+    known = Known(np.array([[9, 0], [9, 0], [9, 0]], np.float32))
+    found = run(known, np.array([30, 10]), 1, policy((0.0, 0.0)))
+    assert found.share_saved == pytest.approx(1 - (8 * 30 + 2 * 10) / (8 * 40))
 
 
 def test_later_blocks_have_the_bar_of_the_earlier_ones():
-    steps = Steps(np.array([[9, 8, 1, 2], [9, 8, 1, 2], [9, 8, 1, 2]], np.float32))
-    run([np.array([0, 1]), np.array([2, 3])], 4, 1, policy((2.0, 2.0)), steps)
-    assert steps.asked[-1] == ([2, 3], 0, True)
+    known = Known(np.array([[9, 8, 1, 2]] * 3, np.float32), blocks=[[0, 1], [2, 3]])
+    run(known, np.ones(4, np.int64), 1, policy((2.0, 2.0)))
+    assert known.asked[-1] == ([2, 3], 0)
 
 
 def test_fewer_rows_than_asked_for_all_go_to_the_end():
-    steps = Steps(np.zeros((3, 2), np.float32))
-    assert run([np.arange(2)], 2, 5, policy((0.0, 0.0)), steps).exits.tolist() == [2, 2]
+    known = Known(np.zeros((3, 2), np.float32))
+    assert run(known, np.ones(2, np.int64), 5, policy((0.0, 0.0))).exits.tolist() == [2, 2]
 
 
-def test_whoever_stopped_and_may_be_above_the_last_hit_is_run_to_the_end():
-    steps = Steps(np.array([[5, 1, -9], [5, 1, -9], [3, 9, 0]], np.float32))
-    found = run([np.arange(3)], 3, 1, policy((1.0, 1.0), rises=(8.0, 8.0)), steps)
+def test_rows_that_stopped_and_may_be_above_the_last_hit_are_run_to_the_end():
+    known = Known(np.array([[5, 1, -9], [5, 1, -9], [3, 9, 0]], np.float32))
+    found = run(known, np.ones(3, np.int64), 1, policy((1.0, 1.0), rises=(8.0, 8.0)))
     assert (found.n_checked, found.scores.tolist()) == (1, [3, 9, -9])
+    assert known.asked[-1] == ([1], 2)
 
 
 @given(scores=scores_of_rows, top_n=st.integers(1, 6))
 def test_margins_as_large_as_the_largest_gap_lose_nobody(scores: Float32Array, top_n: int):
     largest = tuple(float(overtaken_gaps(here, scores[-1]).max()) for here in scores[:-1])
-    found = run([np.arange(12)], 12, top_n, policy(largest), Steps(scores))
+    found = run(Known(scores), np.ones(12, np.int64), top_n, policy(largest))
     best = set(np.argsort(-scores[-1])[:top_n].tolist())
     assert best <= set(np.flatnonzero(found.exits == 2).tolist())
 
@@ -73,7 +87,7 @@ def test_margins_as_large_as_the_largest_gap_lose_nobody(scores: Float32Array, t
 @given(scores=scores_of_rows, top_n=st.integers(1, 6), margin=st.floats(0, 5))
 def test_checked_to_the_largest_rise_the_answer_is_the_full_one(scores: Float32Array, top_n: int, margin: float):
     rises = tuple(float((scores[-1] - here).max()) for here in scores[:-1])
-    found = run([np.arange(12)], 12, top_n, policy((margin, margin), rises), Steps(scores))
+    found = run(Known(scores), np.ones(12, np.int64), top_n, policy((margin, margin), rises))
     best = np.argsort(-scores[-1])[:top_n]
     assert np.argsort(-np.where(found.exits == 2, found.scores, -np.inf))[:top_n].tolist() == best.tolist()
 
@@ -107,7 +121,7 @@ def test_a_share_between_two_that_are_known_takes_the_larger_margin():
 @pytest.mark.parametrize(
     ("deepest", "progressive", "margins", "message"),
     [
-        (8, True, None, "was not verified, so nobody knows its margins"),
+        (8, True, None, "was not verified, so its margins are not known"),
         (2, True, Margins(shares=(1.0,), gaps=(1.0,), rise=1.0), "with an exit before the last"),
         (8, 1.5, Margins(shares=(1.0,), gaps=(1.0,), rise=1.0), "expected True, 'exact', or a share between 0 and 1"),
     ],

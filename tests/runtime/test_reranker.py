@@ -11,11 +11,8 @@ import rankrt.backends.session
 from rankrt import ArtifactError, DeviceError, InputError, MissingExtra, Reranker, Rules, ScoreError
 from rankrt.artifact.manifest import Artifact, Layout, sha256_of
 from rankrt.backends.planner import Capacity
-from rankrt.loading.open import Variants
-from rankrt.reranker import best_rows, sigmoid
-from rankrt.text.pairs import PairTokenizer
-from rankrt.text.tokenizers import LibraryTokenizer
-from tests.support import TEMPLATE, FakeBackend, in_threads, tiny_artifact, tiny_tokenizer
+from rankrt.scoring import best_rows, sigmoid
+from tests.support import FakeBackend, in_threads, model_of, tiny_artifact
 
 
 def test_documents_come_best_first_with_their_place_in_the_list(reranker: Reranker):
@@ -170,20 +167,17 @@ def test_other_rules_share_the_loaded_model(reranker: Reranker):
 
 
 def test_blocks_of_a_long_list_are_joined(reranker: Reranker, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rankrt.reranker._BLOCK_PAIRS", 3)
+    monkeypatch.setattr("rankrt.scoring._BLOCK_PAIRS", 3)
     scores = reranker.score([("zero", word) for word in ["one", "two", "three", "four"] * 2])
     assert scores.tolist() == [1.0, 2.0, 3.0, 4.0] * 2
 
 
 def test_any_backend_will_do(artifact: Artifact):
     backend = FakeBackend(Capacity(layout="packed", n_threads=1, n_narrow=1))
-    tokenizer = PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE)
-    variant = artifact.manifest.variants[0]
-    variants = Variants(lambda precision: variant, lambda variant: backend)
-    with Reranker(artifact, variant, tokenizer, variants, Rules(max_length=64)) as reranker:
+    with Reranker(model_of(artifact, backend), Rules(max_length=64)) as reranker:
         assert reranker.score([("one", "two"), ("one", "two three")]).tolist() == [6.0, 7.0]
     assert backend.is_closed
-    assert [run.tolist() for run in backend.plans[0].runs] == [[1, 0]]
+    assert [encoded.lengths.tolist() for encoded in backend.asked] == [[6, 7]]
 
 
 def test_the_best_row_of_each_pair_is_the_first_of_equals():

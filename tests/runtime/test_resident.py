@@ -15,7 +15,7 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.backends import cpu_lanes
 from rankrt.backends.idle import Idle
 from rankrt.host.memory import Mapping, changing_mappings, mappings, unmap_largest
-from rankrt.loading.prepared import PreparedModels
+from rankrt.loading.prepared import Prepared
 from tests.support import POINTS, in_threads, tiny_artifact
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells what is mapped in /proc")
@@ -92,7 +92,7 @@ def test_models_come_and_go_while_pages_are_let_go(tmp_path: Path):
     """Pages that another thread had mapped anew at the same address were lost: a crash, or other scores."""
     artifact = tiny_artifact(tmp_path / "tiny", points={"fp32": np.repeat(POINTS, 20_000)})
     with Reranker.load(artifact.folder) as reranker:
-        folder = PreparedModels().folder / next(path for path in PreparedModels().folder.iterdir() if path.is_dir())
+        folder = Prepared().folder / next(path for path in Prepared().folder.iterdir() if path.is_dir())
         expected = reranker.score([("one", "two three")]).tolist()
     is_over = threading.Event()
 
@@ -130,7 +130,7 @@ def test_a_model_that_is_idle_gives_memory_back_and_scores_as_before(
     pairs = [("one", "two three"), ("four", "")]
     with Reranker.load(artifact.folder) as reranker:
         assert reranker.score(pairs).tolist() == [6.0, 4.0]
-        assert released.get(timeout=5).parent == PreparedModels().folder
+        assert released.get(timeout=5).parent == Prepared().folder
         assert reranker.score(pairs).tolist() == [6.0, 4.0]
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from rankrt import DeviceError, InputError, Reranker
 from rankrt.artifact.manifest import INSTRUCTION_SETS, Artifact, InstructionSet, open_artifact, write_manifest
-from rankrt.backends import session as ort
+from rankrt.backends.session import session_options
 from rankrt.host.cpu import Cores, Machine
-from rankrt.loading.open import choose
+from rankrt.host.device import Device
+from rankrt.host.host import Host
+from rankrt.loading.choose import choose, place_variant
 from tests.support import POINTS, VERIFICATION, tiny_artifact
 
 # The int8 variant answers up to half a point too much or too little: "three" is worth 2.6, "two" 2.4.
@@ -187,14 +189,17 @@ def test_a_drift_that_nobody_measured_is_not_relied_on(tmp_path: Path):
 def test_a_second_precision_is_loaded_once_and_shared(both: Artifact):
     with Reranker.load(both.folder, precision="int8") as reranker:
         first, second = (reranker.with_precision("fp32") for _ in range(2))
-        assert first._backend is second._backend
+        assert first._scorer().backend is second._scorer().backend
 
 
 @pytest.mark.parametrize(("instructions", "is_widened"), [(("avx2",), True), (("avx2", "avx512_vnni"), False)])
 def test_a_graph_for_vnni_has_its_weights_widened_only_where_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, instructions: tuple[str, ...], is_widened: bool
+    for_each: Artifact, instructions: tuple[str, ...], is_widened: bool
 ):
-    monkeypatch.setattr(ort, "this_machine", lambda: machine(*instructions))
-    options = ort.session_options(1, instruction_set="vnni")
+    host = Host(machine=machine(*instructions), has_driver=False)
+    vnni = next(variant for variant in for_each.manifest.variants if variant.instruction_set == "vnni")
+    placement = place_variant(for_each, vnni, Device("cpu"), host)
+    assert placement.emulates_vnni == is_widened
+    options = session_options(1, emulates_vnni=placement.emulates_vnni)
     with nullcontext() if is_widened else pytest.raises(RuntimeError, match="does not have"):
         assert options.get_session_config_entry("session.x64quantprecision") == "1"

@@ -20,6 +20,7 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.backends.planner import Capacity
 from rankrt.errors import RankrtError
 from rankrt.host.device import Device
+from rankrt.options import LoadOptions
 from rankrt.server.scheduling.queue import Job
 from rankrt.server.workers.local import ModelFiles, Run, ServedModel, WorkerLost
 from rankrt.text.pairs import Encoded
@@ -48,7 +49,9 @@ def rows_of(*lengths: int, first_id: int = 5) -> Encoded:
 
 def model_files(artifact: Artifact, key: str = "0", *, prepare: bool = True) -> ModelFiles:
     variant = artifact.manifest.variants[0]
-    return ModelFiles(key=key, artifact=artifact, variant=variant, device=Device("cpu"), prepare=prepare)
+    return ModelFiles(
+        key=key, artifact=artifact, variant=variant, device=Device("cpu"), options=LoadOptions(prepare=prepare)
+    )
 
 
 def run_of(*rows: list[int], key: str = "0", is_wide: bool = False) -> Run:

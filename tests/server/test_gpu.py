@@ -10,14 +10,12 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 from rankrt.artifact.manifest import Artifact, open_artifact  # noqa: E402
 from rankrt.cli.main import main  # noqa: E402
 from rankrt.host.device import Device  # noqa: E402
-from rankrt.loading.build import build  # noqa: E402
-from rankrt.loading.choose import variants_for  # noqa: E402
 from rankrt.server.cli import _for_gpu  # noqa: E402
 from rankrt.server.models import LoadOptions  # noqa: E402
 from rankrt.server.service import Settings  # noqa: E402
 from rankrt.server.workers.local import LocalWorker  # noqa: E402
 from rankrt.server.workers.process import _Load, _obey  # noqa: E402
-from tests.runtime.gpus import compute_on_the_cpu, gpus, show  # noqa: E402
+from tests.runtime.gpus import compute_on_the_cpu, gpus, prepare_all, show  # noqa: E402
 from tests.server.support import serving_with_service  # noqa: E402
 from tests.support import tiny_artifact  # noqa: E402
 
@@ -30,8 +28,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     tiny_artifact(folder, targets=("cpu", "cuda", "tensorrt"), max_length=128)
     artifact = open_artifact(folder)
     for device in (Device("cuda"), Device("tensorrt")):
-        (variant,) = variants_for(artifact, device, "auto")
-        build(artifact, variant, device, max_length=64)
+        prepare_all(artifact, device, max_length=64)
     return artifact
 
 
@@ -70,14 +67,14 @@ def test_a_worker_process_is_told_the_device(artifact: Artifact):
         identity=artifact.identity,
         manifest=artifact.manifest,
         variant=artifact.manifest.variants[1],
-        device="cuda:0",
-        prepare=False,
-        gpu_memory_bytes=None,
+        device=Device("cuda"),
+        options={"device": "cuda", "prepare": False},
     )
     worker = LocalWorker(2)
     loaded = _obey(worker, order)
     worker.close()
-    assert (loaded.layout, loaded.n_threads, loaded.n_narrow) == ("varlen", 1, 2)  # type: ignore[union-attr]
+    capacity = loaded.capacity  # type: ignore[union-attr]
+    assert (capacity.layout, capacity.n_threads, capacity.n_narrow) == ("varlen", 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from rankrt.server import models  # noqa: E402
 from rankrt.server.background import Background  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
-from rankrt.server.models import LoadOptions, rules_for  # noqa: E402
+from rankrt.server.models import LoadOptions, rules_of  # noqa: E402
 from rankrt.server.scheduling.queue import Job  # noqa: E402
 from tests.server.support import reload, serving_with_service, wait_until  # noqa: E402
 from tests.server.test_serve import Served  # noqa: E402
@@ -63,7 +63,7 @@ def fail_to_find(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], N
         def raising(*arguments: object) -> None:
             raise error
 
-        monkeypatch.setattr(models, "found_for", raising)
+        monkeypatch.setattr(models, "find", raising)
 
     return fail
 
@@ -324,11 +324,11 @@ def test_a_served_model_has_the_default_length_that_the_library_gives_it(folder:
     template = Template(prefix=(0,), separator=(2, 2), suffix=(2, 5, 6, 7), prompt=prompt)
     artifact = open_artifact(folder)
     manifest = msgspec.structs.replace(artifact.manifest, template=template, max_length=512)
-    rules = rules_for(replace(artifact, manifest=manifest), LoadOptions())
+    rules = rules_of(replace(artifact, manifest=manifest), LoadOptions())
     assert rules.max_length == template.max_length_within(512) < 512
     plain = open_artifact(folder)
     with Reranker.load(folder) as reranker:
-        assert rules_for(plain, LoadOptions()) == reranker.rules
+        assert rules_of(plain, LoadOptions()) == reranker.rules
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rankrt.artifact.manifest import Artifact
-from rankrt.loading.open import open_tokenizer
+from rankrt.loading.tokenizer import open_tokenizer
 from rankrt.text.options import Rules
 from rankrt.text.pairs import Encoded, Pair, PairTokenizer
 from rankrt_export.checkpoint.families import DECODERS

@@ -8,6 +8,7 @@ from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device
+from rankrt.host.host import this_host
 from rankrt.reranker import Reranker
 from rankrt.text.pairs import Pair
 from rankrt_export.verify.rows import RowMaker, verified_rules
@@ -33,7 +34,7 @@ def can_run(variant: Variant) -> bool:
     if variant.target != "cuda":
         return True
     try:
-        gpu_for(Device("cuda"))
+        gpu_for(Device("cuda"), this_host())
     except DeviceError:
         return False
     return True

@@ -57,7 +57,7 @@ def _on_gpus(artifact: Artifact) -> Iterable[str]:
     """Say how variants for GPUs are checked on one: of TensorRT's the graph was verified, on a CPU, and no engine."""
     targets = dict.fromkeys(variant.target for variant in artifact.manifest.variants)
     for target in [target for target in targets if TARGETS[target].is_gpu]:
-        yield f"{target}: checked on the GPU itself by rankrt build {artifact.folder} --target {target}"
+        yield f"{target}: checked on the GPU itself by rankrt prepare {artifact.folder} --device {target}"
 
 
 def _kept(variant: Variant) -> Iterable[str]:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from rankrt.artifact.hashes import FileHashes
-from rankrt.artifact.manifest import FORMAT_VERSION, MANIFEST, Artifact, Variant, open_artifact
+from rankrt.artifact.manifest import FORMAT_VERSION, MANIFEST, Artifact, open_artifact
 from rankrt.errors import ArtifactError, CacheError, InputError, MissingExtra
 from rankrt.extras import exporter
 from rankrt.files.cache import HostCache, Key
@@ -62,10 +63,20 @@ class Hub:
             raise ArtifactError(f"{at} does not exist here and could not be fetched from the hub: {error}") from error
 
 
-def find_artifact(
-    source: str | Path, choose: Callable[[Artifact], Variant], hub: Hub | None = None
-) -> tuple[Artifact, Variant]:
-    """Return the artifact that a source names, and the variant that is chosen of it, with all files it needs.
+class Chosen(Protocol):
+    """What was chosen of an artifact: a variant, by itself or with where it runs."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it needs."""
+        ...
+
+
+_Chosen = TypeVar("_Chosen", bound=Chosen)
+
+
+def find_artifact(source: str | Path, choose: Callable[[Artifact], _Chosen], hub: Hub | None = None) -> _Chosen:
+    """Find the artifact that a source names, and return what is chosen of it, with all files that this needs.
 
     Raises ArtifactError if the source is neither an artifact nor a checkpoint, MissingExtra if it is a checkpoint and
     the export extra is not installed, CacheError if there is no place to export it to, and what `choose` raises.
@@ -76,7 +87,7 @@ def find_artifact(
                 f"revision={hub.revision!r} is a state of a hub repository, but {source} is a folder; drop it"
             )
         artifact = open_artifact(folder) if _has(folder, MANIFEST) else _exported_folder(folder)
-        return artifact, choose(artifact)
+        return choose(artifact)
     if not _is_hub_id(str(source)):
         raise ArtifactError(
             f"{source} does not exist and is not a hub id (owner/name). To create it:"
@@ -113,16 +124,16 @@ def _has(folder: Path, name: str) -> bool:
         raise ArtifactError(unreadable(folder, error)) from error
 
 
-def _from_hub(repository: str, hub: Hub, choose: Callable[[Artifact], Variant]) -> tuple[Artifact, Variant]:
+def _from_hub(repository: str, hub: Hub, choose: Callable[[Artifact], _Chosen]) -> _Chosen:
     folder = hub.fetch(repository, [MANIFEST, _CHECKPOINT])
     if not (folder / MANIFEST).exists():
         with _as_checkpoint(repository):
             artifact = _exported(repository, HostCache(), hub, content=f"{repository}@{folder.name}")
-        return artifact, choose(artifact)
+        return choose(artifact)
     artifact = open_artifact(folder)
-    variant = choose(artifact)
-    hub.fetch(repository, [artifact.manifest.tokenizer, *variant.files])
-    return artifact, variant
+    chosen = choose(artifact)
+    hub.fetch(repository, [artifact.manifest.tokenizer, *chosen.files])
+    return chosen
 
 
 def _exported_folder(folder: Path) -> Artifact:

@@ -8,14 +8,16 @@ import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact.manifest import Layout
+from rankrt.backends import Logits
 from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.in_flight import N_IN_FLIGHT, InFlight, Memory
 from rankrt.backends.lanes import Lanes
-from rankrt.backends.planner import Capacity, Plan
-from rankrt.backends.providers import PROVIDERS, gpu_for
+from rankrt.backends.planner import Capacity, Plan, plan
+from rankrt.backends.providers import PROVIDERS
 from rankrt.backends.session import gpu_session_options, open_session
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device
+from rankrt.llm.exits import Keep
 from rankrt.text.pairs import Encoded
 
 
@@ -38,15 +40,22 @@ class GpuBackend:
         self._batch = GPU_BATCHES[layout]
         self._lanes = Lanes(N_IN_FLIGHT)
 
-    def run(self, encoded: Encoded, plan: Plan) -> Float32Array:
-        """Return a logit for each row, shape (n_rows,)."""
+    def logits(self, encoded: Encoded, exits: Sequence[int] = (), keep: Keep | None = None) -> Logits:
+        """Divide rows into runs and return their logits; a graph for a GPU has one exit, its end."""
+        return self._logits_by(plan(encoded.lengths, self.capacity), encoded)
+
+    def run(self, encoded: Encoded, exits: Sequence[int] = (), *, is_wide: bool) -> Logits:
+        """Return the logits of rows that run together."""
+        return self._logits_by(Plan.of_one_run(encoded.n_rows, is_wide=is_wide), encoded)
+
+    def _logits_by(self, planned: Plan, encoded: Encoded) -> Logits:
         logits = np.empty(encoded.n_rows, np.float32)
 
         def run(rows: Int64Array) -> None:
             logits[rows] = self.run_on(self.number_for(int(encoded.lengths[rows].max())), encoded, rows)
 
-        self._lanes.run(plan, run, run)
-        return logits
+        self._lanes.run(planned, run, run)
+        return Logits(values=logits[None])
 
     def run_on(self, number: int, encoded: Encoded, rows: Int64Array) -> Float32Array:
         """Return the logits of rows, (n_rows,), as one run on the session of that number. Raises DeviceError."""
@@ -70,9 +79,9 @@ class GpuBackend:
 def open_on(device: Device, graph: Path, level: str, settings: Mapping[str, str]) -> Any:
     """Load a graph with the provider that a device needs, which is given the settings; `level` as in ONNX Runtime.
 
-    Raises DeviceError, with the reason, if this host cannot, and ArtifactError if the graph cannot be loaded there.
+    The caller has found the GPU by `gpu_for`. Raises DeviceError if the graph would run elsewhere, and ArtifactError if
+    it cannot be loaded there.
     """
-    gpu_for(device)
     provider = PROVIDERS[device.target]
     if provider.memory == "cpu":  # what ends up there anyway: it has no settings and nothing to fall back to
         return open_session(graph, gpu_session_options(level, is_strict=False), provider.name)

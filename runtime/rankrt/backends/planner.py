@@ -96,6 +96,12 @@ class Plan:
     wide: tuple[Int64Array, ...] = field(default=())
     narrow: tuple[Int64Array, ...] = field(default=())
 
+    @classmethod
+    def of_one_run(cls, n_rows: int, *, is_wide: bool) -> "Plan":
+        """Return the plan by which all rows run together: on all threads, or on one."""
+        rows = (np.arange(n_rows),)
+        return cls(wide=rows) if is_wide else cls(narrow=rows)
+
     @property
     def runs(self) -> tuple[Int64Array, ...]:
         """All runs."""

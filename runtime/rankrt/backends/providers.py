@@ -18,9 +18,9 @@ from typing import Any
 from rankrt.artifact.manifest import Target
 from rankrt.backends.session import import_onnxruntime, installed_engines
 from rankrt.errors import DeviceError
-from rankrt.host import gpus
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu, Gpus
+from rankrt.host.host import Host
 
 _NO_LIBRARY = re.compile(r"Failed to load [^:]*: (.*)")
 # The images in onnxruntime-gpu 1.31.1 (cuobjdump): sm_75, 80, 86, 89, 90a, 120a. That of 8.0 runs on each 8.x.
@@ -45,12 +45,15 @@ PROVIDERS: dict[Target, Provider] = {
 _EXTRAS: dict[Target, str] = {"cpu": "rankrt[cpu]", "cuda": "rankrt[gpu]", "tensorrt": "rankrt[tensorrt]"}
 
 
-def gpu_for(device: Device) -> Gpu:
-    """Return the GPU that a device names. Raises DeviceError, with the reason, if nothing can run on it here."""
+def gpu_for(device: Device, host: Host) -> Gpu:
+    """Return the GPU that a device names, with its libraries loaded into this process.
+
+    Raises DeviceError, with the reason, if nothing can run on it here.
+    """
     ort, provider = import_onnxruntime(), PROVIDERS[device.target]
     if provider.name not in ort.get_available_providers():
         raise DeviceError(_no_provider(device, provider))
-    found = gpus.find_gpus()
+    found = host.gpus
     if found.reason is not None:
         raise DeviceError(f"device '{device}' needs an NVIDIA GPU: {found.reason}")
     if device.index >= len(found.found):

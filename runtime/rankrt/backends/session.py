@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from rankrt.artifact.manifest import InstructionSet
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
-from rankrt.host.cpu import this_machine
 from rankrt.host.memory import changing_mappings
 from rankrt.host.telemetry import warn_if_too_late
 
@@ -63,12 +61,12 @@ def installed_engines() -> dict[str, str]:
     return found
 
 
-def session_options(n_threads: int, *, is_prepared: bool = False, instruction_set: InstructionSet | None = None) -> Any:
+def session_options(n_threads: int, *, is_prepared: bool = False, emulates_vnni: bool = False) -> Any:
     """Return options for one sequential run at a time on that many threads.
 
-    A graph for VNNI is exact on other processors too: weights become unsigned there, which costs all that int8 gains.
-    Not with VNNI, where ONNX Runtime would do it as well (its test for saturation is whether the two kernels differ):
-    v2-m3 took 0.75 of fp32's time that way on Zen 5, where the graph for AVX2 took 0.42.
+    With `emulates_vnni` a graph for VNNI is exact on a processor without it: weights become unsigned, which costs all
+    that int8 gains. Not with VNNI, where ONNX Runtime would do it as well (its test for saturation is whether the two
+    kernels differ): v2-m3 took 0.75 of fp32's time that way on Zen 5, where the graph for AVX2 took 0.42.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -77,13 +75,13 @@ def session_options(n_threads: int, *, is_prepared: bool = False, instruction_se
     options.log_severity_level = 3
     # Patterns are kept per exact shape, and here hardly two runs have the same.
     options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False  # see resident.keep_freed_memory
+    options.enable_cpu_mem_arena = False  # see host.memory.keep_freed_memory
     if is_prepared:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("optimization.disable_specified_optimizers", _DISABLED_FUSIONS)
-        if instruction_set == "vnni" and "vnni" not in this_machine().instruction_sets:
+        if emulates_vnni:
             options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 

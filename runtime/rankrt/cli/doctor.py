@@ -25,8 +25,9 @@ from rankrt.files.rights import this_user
 from rankrt.host.cpu import Machine, this_machine
 from rankrt.host.device import Device
 from rankrt.host.gpus import has_driver
-from rankrt.loading.builds import drift_limit
-from rankrt.loading.choose import place
+from rankrt.host.host import this_host
+from rankrt.loading.choose import Asked, place
+from rankrt.loading.prepared import drift_limit
 from rankrt.reranker import Reranker
 
 if sys.platform != "win32":
@@ -165,11 +166,11 @@ def _artifact(folder: Path, device: Device) -> Iterator[Finding]:
 
 
 def _choice(artifact: Artifact, device: Device) -> str:
-    machine = this_machine()
-    chosen = place(artifact, device, "auto", machine).name
+    host = this_host()
+    chosen = place(artifact, Asked(device=device), host).variant.name
     if device.is_gpu:
         return f"precision='auto' takes {chosen} on {device}"
-    return f"precision='auto' takes {chosen} here: the processor {_products_of_bytes(machine)}"
+    return f"precision='auto' takes {chosen} here: the processor {_products_of_bytes(host.machine)}"
 
 
 def _products_of_bytes(machine: Machine) -> str:

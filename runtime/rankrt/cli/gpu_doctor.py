@@ -13,7 +13,7 @@ import numpy as np
 from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.artifact.precisions import TARGETS
 from rankrt.backends.gpu import GpuBackend, placements
-from rankrt.backends.planner import GPU_RUN_TOKENS, plan
+from rankrt.backends.planner import GPU_RUN_TOKENS
 from rankrt.backends.providers import (
     PROVIDERS,
     cuda_version,
@@ -28,9 +28,11 @@ from rankrt.errors import DeviceError
 from rankrt.host import gpus
 from rankrt.host.child import child_command
 from rankrt.host.device import Device
-from rankrt.host.gpus import Gpu
-from rankrt.loading.builds import Builds, build_command, built_for, find_build
+from rankrt.host.host import this_host
+from rankrt.loading.choose import place_variant
 from rankrt.loading.open import open_gpu
+from rankrt.loading.placement import Placement
+from rankrt.loading.prepared import differences, find_record_like, key_of, prepare_command
 from rankrt.text.pairs import Encoded
 
 _WHEEL = re.compile(r"onnxruntime(-gpu)?|nvidia-.+|tensorrt.*")
@@ -47,21 +49,26 @@ _EXAMPLE = ("what is a kernel?", "A kernel is a program that runs on the many co
 def examine_gpu(device: Device) -> Iterator[Finding]:
     """Look at what a device needs: the driver, the GPU, wheels that go together, libraries that load."""
     yield checked("driver", _driver)
-    yield checked("gpu", lambda: str(gpu_for(device)))
+    yield checked("gpu", lambda: str(gpu_for(device, this_host())))
     yield _wheels(device)
     yield checked("libraries", lambda: _libraries(device))
 
 
 def examine_variant(artifact: Artifact, variant: Variant, device: Device) -> Iterator[Finding]:
-    """Look at what a variant has become on a device: its build, where its nodes run, by which kernel it attends."""
-    yield checked("build", lambda: _build(artifact, variant, device))
-    nodes = checked("nodes", lambda: _nodes(artifact, variant, device))
+    """Look at what a variant has become on a device: its record, where its nodes run, by which kernel it attends."""
+    host = this_host()
+
+    def placed() -> Placement:
+        return place_variant(artifact, variant, device, host)
+
+    yield checked("build", lambda: _build(placed()))
+    nodes = checked("nodes", lambda: _nodes(placed()))
     yield nodes
     if nodes.verdict != "ok":
         return
-    yield checked("memory", lambda: _memory(artifact, variant, device))
+    yield checked("memory", lambda: _memory(placed()))
     if device.target == "cuda":
-        yield _attention(artifact, variant, device)
+        yield _attention(placed())
 
 
 def misfits(wheels: Mapping[str, str], cuda: int | None, tensorrt: int | None) -> list[str]:
@@ -112,67 +119,68 @@ def _libraries(device: Device) -> str:
     return ", ".join(f"{name} {version}" for name, version in library_versions(device.target).items()) or "none needed"
 
 
-def _build(artifact: Artifact, variant: Variant, device: Device) -> str:
-    key = built_for(artifact, variant, device)
-    if (found := find_build(artifact, variant, device)) is None:
-        if not TARGETS[device.target].builds_engines and variant.verification is not None:
-            return "verified where it was exported; nothing was built here, and nothing has to be"
-        other = Builds().like(key)
-        why = f" (there is one with {other.built_for.differences(key)})" if other else ""
-        raise DeviceError(f"{variant.name} was not built on this host{why}: {build_command(artifact.folder, device)}")
+def _build(placement: Placement) -> str:
+    variant, found = placement.variant, placement.record
+    if found is None:
+        if not TARGETS[placement.device.target].builds_engines and variant.verification is not None:
+            return "verified where it was exported; nothing was prepared here, and nothing has to be"
+        key = key_of(placement)
+        other = find_record_like(key)
+        why = f" (there is one with {differences(other.key, key)})" if other else ""
+        raise DeviceError(f"{variant.name} was not prepared on this host{why}: {prepare_command(placement)}")
     rows = "rows of any length" if found.max_length is None else f"rows of up to {found.max_length} tokens"
-    return f"for {rows}; {found.n_examples} examples differed by up to {found.max_difference:.1e} when it was built"
+    return f"for {rows}; {found.n_examples} examples differed by up to {found.max_difference:.1e} when it was prepared"
 
 
-def _nodes(artifact: Artifact, variant: Variant, device: Device) -> str:
-    wanted = PROVIDERS[device.target].name
-    with _opened(artifact, variant, device) as backend:
+def _nodes(placement: Placement) -> str:
+    name, wanted = placement.variant.name, PROVIDERS[placement.device.target].name
+    with _opened(placement) as backend:
         counts = [placements(found.session) for found in backend.sessions]
-    if elsewhere := sorted({name for count in counts for name in count} - {wanted}):
-        raise DeviceError(f"some nodes of {variant.name} run on {', '.join(elsewhere)} instead of {wanted}")
-    return f"all {sum(count[wanted] for count in counts)} nodes of {variant.name} run on {wanted}"
+    if elsewhere := sorted({provider for count in counts for provider in count} - {wanted}):
+        raise DeviceError(f"some nodes of {name} run on {', '.join(elsewhere)} instead of {wanted}")
+    return f"all {sum(count[wanted] for count in counts)} nodes of {name} run on {wanted}"
 
 
-def _memory(artifact: Artifact, variant: Variant, device: Device) -> str:
+def _memory(placement: Placement) -> str:
     """Load, and score as many rows of the greatest length as keep two runs in flight for a while."""
-    before = gpus.used_bytes(device.index)
-    with _opened(artifact, variant, device) as backend:
-        length = min(artifact.manifest.max_length, backend.capacity.longest_row or _MEMORY_ROW_TOKENS)
+    index = placement.device.index
+    before = gpus.used_bytes(index)
+    with _opened(placement) as backend:
+        length = min(placement.artifact.manifest.max_length, backend.capacity.longest_row or _MEMORY_ROW_TOKENS)
         rows = [np.zeros(length, np.int32)] * max(1, _MEMORY_TOKENS // length)
-        encoded = Encoded.of_rows(rows)
-        backend.run(encoded, plan(encoded.lengths, backend.capacity))
-        after = gpus.used_bytes(device.index)
+        backend.logits(Encoded.of_rows(rows))
+        after = gpus.used_bytes(index)
     if before is None or after is None:
         return "the driver does not say how much is used"
     return f"{(after - before) / 1e9:.2f} GB taken by loading and by runs of rows of {length} tokens"
 
 
 @contextmanager
-def _opened(artifact: Artifact, variant: Variant, device: Device) -> Iterator[GpuBackend]:
-    backend = open_gpu(artifact, variant, device)
+def _opened(placement: Placement) -> Iterator[GpuBackend]:
+    backend = open_gpu(placement)
     try:
         yield backend
     finally:
         backend.close()
 
 
-def _has_flash(variant: Variant, gpu: Gpu) -> bool:
+def _has_flash(placement: Placement) -> bool:
     """Tell whether ONNX Runtime has a flash kernel for this: in half precision, from compute capability 8.0 on."""
-    return variant.precision == "fp16" and int(gpu.capability.partition(".")[0]) >= 8
+    return placement.variant.precision == "fp16" and placement.gpu is not None and placement.gpu.version >= (8, 0)
 
 
-def _attention(artifact: Artifact, variant: Variant, device: Device) -> Finding:
+def _attention(placement: Placement) -> Finding:
     """Score in a process of its own that prints the kernels, as ONNX Runtime asks for that once a process."""
     process = subprocess.run(
         child_command(
             "rankrt.cli.main",
             "score",
-            str(artifact.folder),
+            str(placement.artifact.folder),
             "-",
             "--device",
-            str(device),
+            str(placement.device),
             "--precision",
-            variant.precision,
+            placement.variant.precision,
         ),
         input=json.dumps({"query": _EXAMPLE[0], "passage": _EXAMPLE[1]}),
         env={**os.environ, "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO": "1"},
@@ -186,5 +194,5 @@ def _attention(artifact: Artifact, variant: Variant, device: Device) -> Finding:
     listed = ", ".join(f"{operator} by {kernel}" for operator, kernel in kernels)
     # Not cuDNN's, which calls itself CUDNN_FLASH_ATTENTION.
     is_flash = bool(kernels) and all(kernel == "FLASH_ATTENTION" for _, kernel in kernels)
-    verdict: Verdict = "ok" if is_flash else "fail" if _has_flash(variant, gpu_for(device)) else "note"
+    verdict: Verdict = "ok" if is_flash else "fail" if _has_flash(placement) else "note"
     return Finding(name="attention", verdict=verdict, detail=listed or "ONNX Runtime named no attention kernel")

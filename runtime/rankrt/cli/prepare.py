@@ -12,8 +12,9 @@ from rankrt.cli import streams
 from rankrt.cli.arguments import Choice, Command, Whole, file_argument, option
 from rankrt.cli.options import DEVICE_HELP
 from rankrt.host.device import Device
-from rankrt.loading.build import build, steps
-from rankrt.loading.choose import variants_for
+from rankrt.host.host import this_host
+from rankrt.loading.choose import place_on_gpu
+from rankrt.loading.prepare import n_steps, prepare_for_gpu
 
 
 @click.command("prepare", cls=Command, epilog="Example: rankrt prepare ./bge-m3 --device cuda")
@@ -48,17 +49,17 @@ def prepare(artifact: str, device: str, precision: Any, max_length: int | None) 
 
 
 def _prepare_for_gpu(artifact: Artifact, device: Device, precision: Precision | Any, max_length: int | None) -> None:
-    for variant in variants_for(artifact, device, precision):
-        n_steps = steps(artifact, device, max_length)
-        with tqdm(desc=variant.name, total=n_steps, disable=not streams.is_terminal()) as bar:
+    for placement in place_on_gpu(artifact, device, precision, this_host()):
+        name, total = placement.variant.name, n_steps(artifact, device, max_length)
+        with tqdm(desc=name, total=total, disable=not streams.is_terminal()) as bar:
 
             def show(done: str, bar: Any = bar) -> None:
                 bar.set_postfix_str(f"{done} is ready")
                 bar.update()
 
-            found = build(artifact, variant, device, max_length=max_length, progress=show)
+            found = prepare_for_gpu(placement, max_length=max_length, progress=show)
         rows = "rows of any length" if found.max_length is None else f"rows of up to {found.max_length} tokens"
         print(
-            f"{variant.name} is ready on {found.built_for.gpu} for {rows}: {found.n_examples} examples differ from"
+            f"{name} is ready on {found.key.depends_on['gpu']} for {rows}: {found.n_examples} examples differ from"
             f" PyTorch by up to {found.max_difference:.1e} (limit {found.limit:.1e})"
         )

@@ -8,7 +8,8 @@ from typing import Any
 from rankrt.cli.inputs import PlacedPair, Query
 from rankrt.cli.outputs import Answer, beside
 from rankrt.errors import InputError, ScoreError
-from rankrt.reranker import Reranker, Scored, sigmoid
+from rankrt.reranker import Reranker
+from rankrt.scoring import Scored, sigmoid
 
 # A block is scored before its scores are written: enough rows for the planner to fill its runs, few enough that a large
 # model on a CPU writes something every few seconds. A GPU encodes the next 512 pairs of a block while it scores.

@@ -1,7 +1,7 @@
 """The host's cache: all that rankrt writes for itself, in one place, with one format, one list and one limit.
 
     CACHE/prepared/NAME-VARIANT-DIGEST/    graphs and vocabularies made ready for this processor
-    CACHE/gpu/...                          engines and records that `rankrt build` made
+    CACHE/gpu/...                          engines and records that `rankrt prepare` made
     CACHE/exported/...                     artifacts of checkpoints that were loaded
     CACHE/hashes/...                       SHA-256 of files that were read whole, with the state they had then
 

@@ -11,7 +11,7 @@ import numpy as np
 from rankrt.arrays import Int32Array, Int64Array
 from rankrt.text.pairs import Encoded
 
-# What stays of a row behind its prefix: the last layer computes its last two tokens.
+# What stays of a row after its prefix: the last layer computes its last two tokens.
 _LEAST_REST = 2
 # A run of a single token would multiply by other kernels, whose last bits differ.
 _LEAST_SHARED = 2
@@ -34,6 +34,10 @@ class Prefixes:
     def n_saved_tokens(self) -> int:
         """How many tokens need not be computed."""
         return int(self.lengths[self.of_row >= 0].sum()) - sum(len(ids) for ids in self.ids)
+
+    def own_lengths(self, encoded: Encoded) -> Int64Array:
+        """Return how many tokens of each row are its own, (n_rows,): all but those of a prefix that it shares."""
+        return encoded.lengths - np.where(self.of_row >= 0, self.lengths, 0)
 
 
 def shared_prefixes(encoded: Encoded) -> Prefixes:

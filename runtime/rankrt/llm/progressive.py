@@ -1,9 +1,9 @@
 """Ranking that stops early: all rows run to the first exit, and on go only those that can still be among the best.
 
-Knows scores, exits and margins; how a row gets from one exit to the next is the walk's business. The bar of an exit is
-the n-th best score there. Whoever is among the n best at the end has, of the n that reach the bar, at least one that it
-overtakes, so it cannot be further below the bar than the largest gap that is ever overtaken. Such gaps are measured on
-text at export (`overtaken_gaps`), and a margin is the gap that a share of them does not exceed.
+Knows scores, exits and margins; how a row gets from one exit to the next is the backend's business. The bar of an exit
+is the n-th best score there. A row that is among the n best at the end overtakes at least one of the n that reach the
+bar. So its gap to the bar is at most the largest gap that is ever overtaken. Such gaps are measured on text at export
+(`overtaken_gaps`), and a margin is the gap that a share of them does not exceed.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,15 @@ import numpy as np
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact.manifest import Exit, Margins, Variant
 from rankrt.errors import InputError
+from rankrt.llm.exits import Keep
 
 Progressive: TypeAlias = bool | float | Literal["exact"]
 
 # What True stands for: margins that this share of the overtaken gaps does not exceed.
 DEFAULT_SHARE = 0.99
-# Takes rows, by their numbers, through the segment to an exit; returns the scores there. `goes_on`: further on later.
-Step: TypeAlias = Callable[[Int64Array, int, bool], Float32Array]
+# Scores rows, by their numbers, at the exits after these layers, as far as `Keep` lets each go on; without one all rows
+# go to the last exit. Returns the scores there.
+Score: TypeAlias = Callable[[Int64Array, Sequence[int], Keep | None], Float32Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +40,16 @@ class Policy:
     rises: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, variant: Variant, deepest: int, progressive: Progressive) -> "Policy":
-        """Return the policy for a variant that is run to an exit. Raises InputError if it cannot be."""
+    def of(cls, variant: Variant, deepest: int | None, progressive: Progressive) -> "Policy":
+        """Return the policy for a variant that is run to the exit `deepest`, or to the last.
+
+        Raises InputError if it cannot be.
+        """
         is_exact = isinstance(progressive, str) and progressive == "exact"
         share = 1.0 if is_exact else DEFAULT_SHARE if progressive is True else progressive
         if not isinstance(share, int | float) or not 0 < share <= 1:
             raise InputError(f"progressive={progressive!r:.80}, expected True, 'exact', or a share between 0 and 1")
-        exits = [end for end in variant.exits if end.layer <= deepest]
+        exits = [end for end in variant.exits if deepest is None or end.layer <= deepest]
         if len(exits) < 2:
             raise InputError(
                 f"progressive needs a layerwise model with an exit before the last; {variant.name} has none"
@@ -61,24 +66,23 @@ class Policy:
 class Progress:
     """How far rows went.
 
-    scores     (n_rows,) at the last exit that a row came to
-    exits      (n_rows,) which that was
-    n_rows     how many rows ran to each exit
-    n_checked  how many of those that had stopped were run to the end after all
-    layers     of each exit
+    scores       (n_rows,) at the last exit that a row came to
+    exits        (n_rows,) which that was
+    n_rows       how many rows ran to each exit
+    n_checked    how many of those that had stopped were run to the end after all
+    share_saved  the share of the layers' work that was saved, rows weighted by their tokens
     """
 
     scores: Float32Array
     exits: Int64Array
     n_rows: tuple[int, ...]
     n_checked: int
-    layers: tuple[int, ...]
+    share_saved: float
 
-    def share_saved(self, lengths: Int64Array) -> float:
-        """Return the share of the layers' work that was saved, rows weighted by their tokens, (n_rows,)."""
-        layers = np.diff([0, *self.layers])
-        done = sum(int(n) * int(lengths[self.exits >= i].sum()) for i, n in enumerate(layers))
-        return 1 - done / float(self.layers[-1] * lengths.sum())
+    @property
+    def finished(self) -> Int64Array:
+        """The rows that came to the last exit."""
+        return np.flatnonzero(self.exits == len(self.n_rows) - 1)
 
 
 @dataclass(slots=True)
@@ -95,35 +99,40 @@ class _Bars:
         return float(self.best[exit_][-1]) if len(self.best[exit_]) == self.n else -np.inf
 
 
-def run(blocks: Sequence[Int64Array], n_rows: int, top_n: int, policy: Policy, step: Step) -> Progress:
-    """Run blocks of rows, one after the other, as far as each has to go for the first `top_n` to be known."""
+def run(score: Score, n_tokens: Int64Array, top_n: int, policy: Policy) -> Progress:
+    """Run rows of so many tokens each, (n_rows,), as far as each has to go for the first `top_n` to be known."""
+    n_rows = len(n_tokens)
     scores, exits = np.full(n_rows, -np.inf, np.float32), np.zeros(n_rows, np.int64)
     bars, last = _Bars(top_n), len(policy.layers) - 1
-    for block in blocks:
-        rows = block
-        for i in range(len(policy.layers)):
-            if not len(rows):
-                break
-            scores[rows], exits[rows] = step(rows, i, i < last), i
-            bar = bars.bar(i, scores[rows])
-            if i < last:
-                rows = rows[scores[rows] >= bar - policy.margins[i]]
-    checked = _check(scores, exits, bars.bar(last, np.zeros(0, np.float32)), policy, step)
-    ran = [int((exits >= i).sum()) for i in range(last + 1)]
-    return Progress(scores=scores, exits=exits, n_rows=tuple(ran), n_checked=checked, layers=policy.layers)
+
+    def keep(exit_: int, rows: Int64Array, found: Float32Array) -> Int64Array:
+        scores[rows], exits[rows] = found, exit_
+        bar = bars.bar(exit_, found)
+        return rows[found >= bar - policy.margins[exit_]] if exit_ < last else rows[:0]
+
+    score(np.arange(n_rows), policy.layers, keep)
+    n_checked = 0
+    if policy.rises is not None:
+        doubtful = _doubtful(scores, exits, bars.bar(last, np.zeros(0, np.float32)), policy.rises)
+        n_checked = len(doubtful)
+        if n_checked:
+            scores[doubtful], exits[doubtful] = score(doubtful, policy.layers[-1:], None), last
+    came = [exits >= exit_ for exit_ in range(last + 1)]
+    n_layers = np.diff([0, *policy.layers])
+    done = sum(int(n) * int(n_tokens[rows].sum()) for n, rows in zip(n_layers, came, strict=True))
+    return Progress(
+        scores=scores,
+        exits=exits,
+        n_rows=tuple(int(rows.sum()) for rows in came),
+        n_checked=n_checked,
+        share_saved=1 - done / float(policy.layers[-1] * n_tokens.sum()),
+    )
 
 
-def _check(scores: Float32Array, exits: Int64Array, bar: float, policy: Policy, step: Step) -> int:
-    """Run to the end those that stopped and may be above the bar there; the bar can only rise by it."""
-    last = len(policy.layers) - 1
-    if policy.rises is None:
-        return 0
-    rises = np.array([*policy.rises, 0.0], np.float32)
-    doubtful = np.flatnonzero((exits < last) & (scores + rises[exits] >= bar))
-    for i in range(last + 1):
-        if len(doubtful):
-            scores[doubtful], exits[doubtful] = step(doubtful, i, i < last), i
-    return len(doubtful)
+def _doubtful(scores: Float32Array, exits: Int64Array, bar: float, rises: tuple[float, ...]) -> Int64Array:
+    """Return the rows that stopped and may be above the bar at the end. Running them can only raise the bar."""
+    most = np.array([*rises, 0.0], np.float32)
+    return np.flatnonzero((exits < len(rises)) & (scores + most[exits] >= bar))
 
 
 def overtaken_gaps(here: Float32Array, at_end: Float32Array) -> Float32Array:
@@ -138,5 +147,5 @@ def overtaken_gaps(here: Float32Array, at_end: Float32Array) -> Float32Array:
 
 def _margins(end: Exit, variant: Variant) -> Margins:
     if end.margins is None:
-        raise InputError(f"{variant.name} was not verified, so nobody knows its margins; progressive needs them")
+        raise InputError(f"{variant.name} was not verified, so its margins are not known; progressive needs them")
     return end.margins

@@ -1,113 +1,178 @@
 """Which variant of an artifact runs where on this host: what was asked for, or, with "auto", the best there is.
 
-Loads nothing. A refusal is a DeviceError that says why and what to do.
+Loads nothing. What precisions and targets are, and which goes first, is in `artifact.precisions`. A refusal is a
+DeviceError that says why and what to do.
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Variant
-from rankrt.artifact.precisions import TARGETS, rank
+from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Target, Variant
+from rankrt.artifact.precisions import PRECISIONS, TARGETS, rank
 from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
-from rankrt.host import gpus
 from rankrt.host.cpu import Machine
 from rankrt.host.device import Device
-from rankrt.loading.builds import Builds, build_command, built_for, find_build
-from rankrt.loading.open import choose
+from rankrt.host.gpus import Gpu
+from rankrt.host.host import Host
+from rankrt.loading.placement import Placement
+from rankrt.loading.prepared import differences, find_record, find_record_like, key_of, prepare_command
 
 Wanted: TypeAlias = Precision | Literal["auto"]
+
+_GPU_TARGETS: tuple[Target, ...] = tuple(target for target, row in TARGETS.items() if row.is_gpu)
 
 _logger = logging.getLogger("rankrt")
 
 
-def place(
-    artifact: Artifact,
-    device: Device | None,
-    precision: Wanted,
-    machine: Machine,
-    instruction_set: InstructionSet | None = None,
-) -> Variant:
-    """Return the variant for a device; for None ("auto") that of a GPU if one is usable, else the CPU's.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is wanted: a device, None for "auto", a precision, and an instruction set of int8 on a CPU."""
 
-    With an instruction set it is the CPU's.
+    device: Device | None = None
+    precision: Wanted = "auto"
+    instruction_set: InstructionSet | None = None
 
-    Raises DeviceError if what is asked for cannot be had here. A GPU that is there and not used is announced.
+
+def place(artifact: Artifact, asked: Asked, host: Host) -> Placement:
+    """Return the variant for the device that is asked for; for None that of a GPU if one is usable, else the CPU's.
+
+    With an instruction set it is the CPU's. A GPU that is there and not used is announced. Raises DeviceError if what
+    is asked for cannot be had here.
     """
-    if device is not None and device.is_gpu:
-        return choose_on_gpu(artifact, device, precision)
-    if device is None and instruction_set is None and (found := _on_gpu_if_possible(artifact, precision)):
+    if asked.device is not None and asked.device.is_gpu:
+        placements = place_on_gpu(artifact, asked.device, asked.precision, host)
+        return _first_usable(placements, must_be_verified=asked.precision == "auto")
+    may_be_gpu = asked.device is None and asked.instruction_set is None and host.has_driver
+    if may_be_gpu and (found := _on_gpu_if_possible(artifact, asked.precision, host)):
         return found
-    return choose(artifact, precision, machine, instruction_set)
+    variant = choose(artifact, asked.precision, host.machine, asked.instruction_set)
+    return Placement(artifact=artifact, variant=variant, device=Device("cpu"), host=host)
 
 
-def choose_on_gpu(artifact: Artifact, device: Device, precision: Wanted, *, is_verified: bool = False) -> Variant:
-    """Return the variant for a GPU: in that precision, or for "auto" a verified one; always one if `is_verified`.
+def place_variant(artifact: Artifact, variant: Variant, device: Device, host: Host) -> Placement:
+    """Return where a variant runs that was chosen before, by another process or by its name. Raises DeviceError."""
+    placement = Placement(artifact=artifact, variant=variant, device=device, host=host)
+    return _on_gpu(placement, gpu_for(device, host)) if device.is_gpu else placement
 
-    Verified is what the manifest says, or `rankrt build` on this host; TensorRT always needs the latter.
+
+def place_on_gpu(artifact: Artifact, device: Device, precision: Wanted, host: Host) -> list[Placement]:
+    """Return the variants for a GPU in a precision, or in all that it can compute in, best first, prepared or not.
+
+    Raises DeviceError if there is none. One that the GPU cannot compute in and that was not named is announced.
     """
-    gpu_for(device)
-    found = variants_for(artifact, device, precision)
-    is_verified = is_verified or precision == "auto"
-    usable = [variant for variant in found if _is_usable(artifact, variant, device, is_verified=is_verified)]
-    if not usable:
-        raise DeviceError(_not_built(artifact, found[0], device))
-    return usable[0]
-
-
-def variants_for(artifact: Artifact, device: Device, precision: Wanted) -> list[Variant]:
-    """Return the variants for a GPU in that precision, or in all that it can compute in, best first.
-
-    Raises DeviceError if there is none. What it cannot compute in and was not named is announced.
-    """
+    gpu = gpu_for(device, host)
     here = [v for v in artifact.manifest.variants if v.target == device.target and v.layout in GPU_BATCHES]
     if not (found := [variant for variant in here if precision in (variant.precision, "auto")]):
         raise DeviceError(_not_exported(artifact, device, precision))
-    return sorted(_computable(found, device), key=lambda variant: rank(variant.precision, device.target))
+    best_first = sorted(_computable(found, gpu), key=lambda variant: rank(variant.precision, device.target))
+    unprepared = [Placement(artifact=artifact, variant=v, device=device, host=host) for v in best_first]
+    return [_on_gpu(placement, gpu) for placement in unprepared]
 
 
-def _computable(variants: list[Variant], device: Device) -> list[Variant]:
-    """Return those of the variants whose numbers a GPU multiplies. Raises DeviceError if there are none."""
-    if not any(variant.key.row.least_capability > (0, 0) for variant in variants):
-        return variants
-    gpu = gpu_for(device)
-    others = [variant for variant in variants if variant.key.row.least_capability <= gpu.version]
-    for left_out in [variant for variant in variants if variant not in others]:
-        least = ".".join(map(str, left_out.key.row.least_capability))
-        reason = f"needs a GPU of compute capability {least} or newer, {gpu.name} has {gpu.capability}"
-        if not others:
-            raise DeviceError(f"{left_out.name} {reason}; use another precision")
-        _logger.warning("%s is left out: it %s", left_out.name, reason)
-    return others
+def choose(
+    artifact: Artifact, precision: Wanted, machine: Machine, instruction_set: InstructionSet | None = None
+) -> Variant:
+    """Return the variant for a processor: in that precision, or for "auto" the best that is verified and pays there.
+
+    Of two int8 graphs it is the one for this processor, unless an instruction set is asked for. Raises DeviceError if
+    there is none, or if a precision is asked for by name that is slower here than fp32.
+    """
+    sets = (None, *((instruction_set,) if instruction_set else machine.instruction_sets))
+    slower = set[Precision]()
+    if not machine.multiplies_bytes and instruction_set is None:
+        slower = {name for name, row in PRECISIONS.items() if row.needs_fast_bytes}
+    if precision in slower:
+        raise DeviceError(
+            f"{machine.processor} has no fast products of bytes (AVX2, or asimddp on Arm): {precision} would be slower"
+            " than fp32 here; use precision='fp32'"
+        )
+    here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.instruction_set in sets]
+    wanted = [v for v in here if v.precision == precision or (precision == "auto" and v.verification)]
+    left_out = [v for v in wanted if v.precision in slower]
+    if not (usable := [v for v in wanted if v not in left_out]):
+        raise DeviceError(_not_for_cpu(artifact, precision))
+    chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), sets.index(v.instruction_set)))
+    if left_out:
+        names = " or ".join(sorted({v.precision for v in left_out}))
+        _logger.warning(
+            "%s has no fast products of bytes: using %s, not %s", machine.processor, chosen.precision, names
+        )
+    return chosen
 
 
-def device_of(variant: Variant, asked: Device | None) -> Device:
-    """Return where a variant that was chosen runs."""
-    return Device(variant.target, asked.index if asked and asked.is_gpu else 0)
+def _on_gpu(placement: Placement, gpu: Gpu) -> Placement:
+    """Return the same on its GPU, with the record of what was prepared for it."""
+    placement = replace(placement, gpu=gpu)
+    return replace(placement, record=find_record(key_of(placement)))
 
 
-def _on_gpu_if_possible(artifact: Artifact, precision: Wanted) -> Variant | None:
+def _on_gpu_if_possible(artifact: Artifact, precision: Wanted, host: Host) -> Placement | None:
     """Return the variant for the first GPU, or None; if there is one that cannot be used, say why."""
-    if not gpus.has_driver():
-        return None
     exported = {variant.target for variant in artifact.manifest.variants}
-    gpu_targets = [target for target, row in TARGETS.items() if row.is_gpu]
     reasons: list[str] = []
-    for target in [target for target in gpu_targets if target in exported] or gpu_targets[:1]:
+    for target in [target for target in _GPU_TARGETS if target in exported] or _GPU_TARGETS[:1]:
         try:
-            return choose_on_gpu(artifact, Device(target), precision, is_verified=True)
+            placements = place_on_gpu(artifact, Device(target), precision, host)
+            return _first_usable(placements, must_be_verified=True)
         except DeviceError as error:
             reasons.append(str(error))
     _logger.warning("this host has an NVIDIA driver, but the CPU is used: %s", "; ".join(reasons))
     return None
 
 
-def _is_usable(artifact: Artifact, variant: Variant, device: Device, *, is_verified: bool) -> bool:
-    build = find_build(artifact, variant, device)
-    if TARGETS[device.target].builds_engines:
-        return build is not None and (build.is_verified or not is_verified)
-    return not is_verified or variant.verification is not None or (build is not None and build.is_verified)
+def _first_usable(placements: Sequence[Placement], *, must_be_verified: bool) -> Placement:
+    """Return the first without a reason against it. Raises DeviceError with the first one's if all have one."""
+    reasons = [_why_not(placement, must_be_verified=must_be_verified) for placement in placements]
+    usable = [placement for placement, reason in zip(placements, reasons, strict=True) if reason is None]
+    if not usable:
+        raise DeviceError(reasons[0])
+    return usable[0]
+
+
+def _why_not(placement: Placement, *, must_be_verified: bool) -> str | None:
+    """Return what keeps a variant from running on its GPU, and what to do; None if nothing does.
+
+    Verified is what the manifest says, or `rankrt prepare` on this host; engines always need the latter.
+    """
+    variant, record = placement.variant, placement.record
+    needs_engines = TARGETS[variant.target].builds_engines
+    if not needs_engines and (variant.verification is not None or not must_be_verified):
+        return None
+    if record is None:
+        return _not_prepared(placement, needs_engines=needs_engines)
+    if must_be_verified and not record.is_verified:
+        return (
+            f"{variant.name} was prepared here, but its artifact has no examples to verify it with; name the precision:"
+            f" '{variant.precision}'"
+        )
+    return None
+
+
+def _not_prepared(placement: Placement, *, needs_engines: bool) -> str:
+    name, command, key = placement.variant.name, prepare_command(placement), key_of(placement)
+    if (other := find_record_like(key)) is not None:
+        return f"{name} was prepared for something else ({differences(key, other.key)}). Prepare it: {command}"
+    if needs_engines:
+        return (
+            f"{name} has no engines here. Building them takes minutes, so loading does not do it. Do it now: {command}"
+        )
+    return f"{name} was never verified, as the host that exported it had no GPU. Verify it here: {command}"
+
+
+def _computable(variants: Sequence[Variant], gpu: Gpu) -> Sequence[Variant]:
+    """Return those of the variants whose numbers a GPU multiplies. Raises DeviceError if there are none."""
+    found = [v for v in variants if PRECISIONS[v.precision].least_capability <= gpu.version]
+    for left_out in [variant for variant in variants if variant not in found]:
+        least = ".".join(map(str, PRECISIONS[left_out.precision].least_capability))
+        reason = f"needs a GPU of compute capability {least} or newer, {gpu.name} has {gpu.capability}"
+        if not found:
+            raise DeviceError(f"{left_out.name} {reason}; use another precision")
+        _logger.warning("%s is left out: it %s", left_out.name, reason)
+    return found
 
 
 def _not_exported(artifact: Artifact, device: Device, precision: Wanted) -> str:
@@ -119,16 +184,7 @@ def _not_exported(artifact: Artifact, device: Device, precision: Wanted) -> str:
     )
 
 
-def _not_built(artifact: Artifact, variant: Variant, device: Device) -> str:
-    command = build_command(artifact.folder, device)
-    key = built_for(artifact, variant, device)
-    if (build := Builds().find(key)) is not None and not build.is_verified:
-        return (
-            f"{variant.name} was built here, but its artifact has no examples to verify it with; name the precision:"
-            f" '{variant.precision}'"
-        )
-    if (other := Builds().like(key)) is not None:
-        return f"{variant.name} was built for something else ({key.differences(other.built_for)}). Build it: {command}"
-    if TARGETS[device.target].builds_engines:
-        return f"{variant.name} has no engines here, and none is built while somebody waits. Build them: {command}"
-    return f"{variant.name} was never verified, as the host that exported it had no GPU. Verify it here: {command}"
+def _not_for_cpu(artifact: Artifact, precision: Wanted) -> str:
+    has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in artifact.manifest.variants)
+    asked = "verified variant for cpu" if precision == "auto" else f"{precision} for cpu"
+    return f"{artifact.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need"

@@ -1,240 +1,243 @@
-"""The variants of an artifact on this host: which can be used, and each loaded once, when it is first asked for."""
+"""Finding a model, placing it on this host and opening it: one way for the library, the server and its workers."""
 
+import hashlib
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-from weakref import WeakSet
+from typing import Any
+
+import msgspec
 
 from rankrt.artifact.hashes import FileHashes
-from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Variant
-from rankrt.artifact.precisions import PRECISIONS, TARGETS
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import TARGETS
+from rankrt.artifact.source import Hub, find_artifact, local_folder
 from rankrt.backends import Backend
-from rankrt.backends.cpu import OrtCpu
-from rankrt.backends.cpu_causal import OrtCausal
+from rankrt.backends.cpu_decoder import CpuDecoder
+from rankrt.backends.cpu_encoder import CpuEncoder
 from rankrt.backends.cuda import open_cuda
 from rankrt.backends.gpu import GpuBackend
 from rankrt.backends.tensorrt_engines import open_tensorrt
-from rankrt.errors import CacheError, ClosedError, DeviceError
-from rankrt.files.cache import HostCache, Use, warn_once
+from rankrt.errors import ArtifactError, CacheError, DeviceError, InputError
+from rankrt.files.cache import HostCache, Use
 from rankrt.files.seals import SMALL_BYTES
-from rankrt.host.cpu import Machine, this_machine
+from rankrt.host.cpu import Machine
 from rankrt.host.device import Device
-from rankrt.loading.builds import Builds, build_command, find_build
-from rankrt.loading.prepared import PreparedModels
-from rankrt.text.tokenizers import LibraryTokenizer, TextTokenizer
-from rankrt.text.unigram import UnigramTokenizer
-
-_NEED_BYTES = [precision for precision, row in PRECISIONS.items() if row.needs_fast_bytes]
-# Our own tokenizer keeps one core busy, the library's all of them. Of text in twelve languages they make 306,000 and
-# 200,000 tokens a second and thread, measured on a machine that was busy; a large GPU takes more than half a million.
-_LIBRARY_CORES = 4
+from rankrt.host.host import Host, this_host
+from rankrt.loading.choose import Asked, place
+from rankrt.loading.model import Model, Origin
+from rankrt.loading.placement import Placement
+from rankrt.loading.prepare import prepare_for_cpu
+from rankrt.loading.prepared import Prepared, find_cache, go_on_without, key_of, prepare_command
+from rankrt.loading.tokenizer import open_tokenizer
+from rankrt.options import LoadOptions
+from rankrt.text.options import Rules, default_length
+from rankrt.text.pairs import PairTokenizer
 
 # Two files at a time keep a fast disk busy; more would take cores from the engine, which is loading.
 _HASHING_THREADS = 2
+# More threads than cores are slower and still right; so many more are a slip of the keyboard.
+_MOST_THREADS_PER_CPU = 4
 
 _logger = logging.getLogger("rankrt")
 
 
-class Variants:
-    """Loaded variants. Threads may share them, and so may rerankers with different rules.
+def open_model(source: str | Path, options: LoadOptions, *, shares_prefixes: bool = True) -> Model:
+    """Find a model, choose its variant and open its tokenizer; a variant is loaded when it is first used.
 
-    A child that is forked has none of their threads, so it loads its own when it first needs them.
+    Without `shares_prefixes` a decoder computes each row whole, for measurements. Raises ArtifactError, DeviceError or
+    InputError.
     """
-
-    def __init__(
-        self,
-        find: Callable[[Precision | Literal["auto"]], Variant],
-        open_variant: Callable[[Variant], Backend | OrtCausal],
-        device: Device = Device("cpu"),  # noqa: B008 - frozen
-    ) -> None:
-        """`find` returns the variant in a precision, with its files in place; `open_variant` loads one on `device`."""
-        self.find = find
-        self.device = device
-        self._open = open_variant
-        self._backends: dict[str, Backend | OrtCausal] = {}
-        # Of the process that this one was forked from: not used here, and not destroyed either.
-        self._of_parent: list[dict[str, Backend | OrtCausal]] = []
-        self._is_closed = False
-        self._begin()
-        _all_variants.add(self)
-
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        """Keep loaded what is loaded, even if it is closed meanwhile. Raises ClosedError if it was closed before."""
-        with self._lock:
-            if self._is_closed:
-                raise ClosedError("this reranker was closed, or one that shares its model; load it again")
-            self._n_users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._n_users -= 1
-                self._release_if_closed()
-
-    def backend(self, variant: Variant) -> Backend | OrtCausal:
-        """Return the loaded variant, to one who uses them."""
-        if (found := self._backends.get(variant.name)) is not None:
-            return found
-        with self._loading:
-            if variant.name not in self._backends:
-                if self._of_parent and self.device.is_gpu:
-                    raise DeviceError(
-                        f"a forked process cannot use {self.device}, which its parent used; load the reranker in the"
-                        ' child, or start it with multiprocessing.get_context("spawn")'
-                    )
-                self._backends[variant.name] = self._open(variant)
-            return self._backends[variant.name]
-
-    def close(self) -> None:
-        """Release all that were loaded: at once, or when the last call that uses them ends."""
-        with self._lock:
-            self._is_closed = True
-            self._release_if_closed()
-
-    def _begin(self) -> None:
-        self._n_users = 0
-        self._lock, self._loading = threading.Lock(), threading.Lock()
-
-    def _release_if_closed(self) -> None:
-        if self._is_closed and not self._n_users:
-            for name in list(self._backends):
-                self._backends.pop(name).close()
-
-    def _begin_in_child(self) -> None:
-        """Begin again after a fork: what is loaded has no threads, and a lock may be held by one that is not here."""
-        self._of_parent.append(self._backends)
-        self._backends = {}
-        self._begin()
+    host, origin = this_host(), Origin(source=_rooted(source), options=options)
+    _check_threads(options.n_threads, host.machine)
+    placement = find(origin.source, options, host)
+    on_device = replace(options, device=str(placement.device))
+    return Model(
+        placement,
+        open_pair_tokenizer(placement, prepare=options.prepare),
+        find=lambda precision: replace(
+            _find(origin.source, replace(on_device, precision=precision), host), artifact=placement.artifact
+        ),
+        load=lambda chosen: open_backend(
+            chosen, options, options.n_threads or host.machine.cores.n, shares_prefixes=shares_prefixes
+        ),
+        origin=origin,
+    )
 
 
-_all_variants: WeakSet[Variants] = WeakSet()
-
-
-def _begin_in_child() -> None:
-    for variants in _all_variants:
-        variants._begin_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_child)
-
-
-def choose(
-    artifact: Artifact,
-    precision: Precision | Literal["auto"],
-    machine: Machine,
-    instruction_set: InstructionSet | None = None,
-) -> Variant:
-    """Return the variant for this host's CPU: see `Artifact.choose`; int8 only where it is faster than fp32.
-
-    Of two int8 graphs it is the one for this processor, unless an instruction set is asked for. Raises DeviceError if
-    there is none, or if int8 is asked for by name on a processor that gains nothing from it.
-    """
-    if instruction_set is not None:
-        return artifact.choose("cpu", precision, instruction_sets=(instruction_set,))
-    if machine.multiplies_bytes:
-        return artifact.choose("cpu", precision, instruction_sets=machine.instruction_sets)
-    if precision in _NEED_BYTES:
+def find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
+    """Find an artifact and choose its variant for this host. Raises ArtifactError, DeviceError or InputError."""
+    placement = _find(source, options, host)
+    options.check_device(placement.device)
+    if options.instruction_set is not None and placement.variant.instruction_set is None:
         raise DeviceError(
-            f"{machine.processor} has no fast products of bytes (AVX2, or asimddp on Arm): {precision} would be slower"
-            " than fp32 here; use precision='fp32'"
+            f"{placement.variant.name} is for any processor; leave instruction_set={options.instruction_set!r} out"
         )
-    variant = artifact.choose("cpu", precision, without=_NEED_BYTES)
-    left_out = {v.precision for v in artifact.manifest.variants if v.target == "cpu" and v.verification}
-    if precision == "auto" and (slower := left_out.intersection(_NEED_BYTES)):
-        using = f"using {variant.precision}, not {' or '.join(sorted(slower))}"
-        _logger.warning("%s has no fast products of bytes: %s", machine.processor, using)
-    return variant
+    return placement
 
 
-def open_variant(
-    artifact: Artifact,
-    variant: Variant,
-    device: Device,
-    *,
-    n_threads: int,
-    prepare: bool,
-    gpu_memory_bytes: int | None = None,
-) -> Backend | OrtCausal:
-    """Load a variant. CPU options are ignored on GPU and vice versa. Raises ArtifactError or DeviceError."""
-    if device.is_gpu:
-        return open_gpu(artifact, variant, device, memory_bytes=gpu_memory_bytes)
-    return open_cpu(artifact, variant, this_machine(), n_threads, prepare=prepare)
+def _find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
+    asked = Asked(
+        device=Device.parse(options.device), precision=options.precision, instruction_set=options.instruction_set
+    )
+    hub = Hub(revision=options.revision, cache_dir=options.cache_dir)
+    return find_artifact(source, lambda artifact: place(artifact, asked, host), hub)
 
 
-def open_gpu(artifact: Artifact, variant: Variant, device: Device, *, memory_bytes: int | None = None) -> GpuBackend:
-    """Load a variant on a GPU; for TensorRT the engines that were built for it. Raises ArtifactError or DeviceError."""
-    with _checked(artifact, variant, FileHashes(artifact.folder, _cache())):
-        graph = artifact.path(variant.graph)
-        if not TARGETS[device.target].builds_engines:
-            n_weight_bytes = artifact.n_weight_bytes(variant)
-            return open_cuda(graph, variant.layout, device, n_weight_bytes=n_weight_bytes, memory_bytes=memory_bytes)
-        return _open_engines(artifact, variant, device, graph)
+def rules_for(artifact: Artifact, given: Mapping[str, Any]) -> Rules:
+    """Return the rules that are given, as fields of `Rules`, with a max_length that fits the model if none is.
+
+    Raises InputError for rules that no model could keep.
+    """
+    longest = default_length(artifact.manifest.template, artifact.manifest.max_length)
+    return Rules(**{**given, "max_length": longest if given.get("max_length") is None else given["max_length"]})
 
 
-def open_cpu(
-    artifact: Artifact, variant: Variant, machine: Machine, n_threads: int, *, prepare: bool
-) -> Backend | OrtCausal:
-    """Load a variant for the CPU, from the host's cache of prepared models if `prepare`."""
-    artifact.check_sizes(variant.files)
-    cache = _cache()
-    hashes = FileHashes(artifact.folder, cache)
-    prepared = _prepared(PreparedModels(cache), artifact, variant, machine, hashes) if prepare and cache else None
-    with _checked(artifact, variant, hashes):
-        if prepared is None:
-            graphs = [artifact.path(name) for name in variant.graphs]
-            return _opened(graphs, variant, n_threads, is_prepared=False)
-        graphs, use = prepared
-        backend = _opened(graphs, variant, n_threads, is_prepared=True)
-    use.until_gone(backend)
-    return backend
+def open_pair_tokenizer(placement: Placement, *, prepare: bool) -> PairTokenizer:
+    """Open what makes rows of pairs; for a GPU on as many cores as there are."""
+    artifact = placement.artifact
+    n_cores = placement.host.machine.cores.n if placement.device.is_gpu else 1
+    return PairTokenizer(open_tokenizer(artifact, prepare=prepare, n_cores=n_cores), artifact.manifest.template)
 
 
-def open_kept(artifact: Artifact, variant: Variant, *, n_threads: int) -> Backend | OrtCausal | None:
+def open_backend(
+    placement: Placement, options: LoadOptions, n_threads: int, *, shares_prefixes: bool = True
+) -> Backend:
+    """Load a variant where it was placed. Raises ArtifactError or DeviceError."""
+    if placement.device.is_gpu:
+        return open_gpu(placement, memory_bytes=options.gpu_memory_bytes)
+    return _open_cpu(placement, n_threads, prepare=options.prepare, shares_prefixes=shares_prefixes)
+
+
+def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> GpuBackend:
+    """Load a variant on a GPU; for TensorRT the engines that were prepared. Raises ArtifactError or DeviceError."""
+    artifact, variant, device = placement.artifact, placement.variant, placement.device
+    with _checked(artifact, variant, FileHashes(artifact.folder, find_cache())):
+        if TARGETS[device.target].builds_engines:
+            return _open_engines(placement)
+        return open_cuda(
+            artifact.path(variant.graph),
+            variant.layout,
+            device,
+            n_weight_bytes=artifact.n_weight_bytes(variant),
+            memory_bytes=memory_bytes,
+        )
+
+
+def open_kept(placement: Placement, n_threads: int) -> Backend | None:
     """Load a variant for the CPU from the host's cache alone, whatever has become of the artifact's folder.
 
     None if it is not for the CPU, or has no sound entry there.
     """
-    cache = _cache()
-    found = PreparedModels(cache).find(artifact, variant, this_machine()) if cache and variant.target == "cpu" else None
-    if found is None:
-        return None
-    graphs, use = found
-    backend = _opened(graphs, variant, n_threads, is_prepared=True)
+    cache = None if placement.device.is_gpu else find_cache()
+    found = None if cache is None else Prepared(cache).graphs(placement)
+    return None if found is None else _opened_prepared(placement, *found, n_threads)
+
+
+def fingerprint(placement: Placement) -> str:
+    """Return a digest of all that a variant's scores come from: its files, the tokenizer and the words around a pair.
+
+    Two exports of one checkpoint have the same, though what they measured on the way may differ.
+    """
+    manifest = placement.artifact.manifest
+    names = (manifest.tokenizer, *placement.files)
+    parts = (manifest.template, manifest.max_length, [manifest.files[name].sha256 for name in names])
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def open_again(origin: Origin, expected: str) -> Model:
+    """Open what was pickled. Raises ArtifactError if it is not here, or not the same any more."""
+    try:
+        model = open_model(origin.source, origin.options)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"a pickled reranker is loaded again from where it came, which fails here: {error}. Put it at the same"
+            " place on every host, or load it from the hub"
+        ) from error
+    if fingerprint(model.placement) != expected:
+        raise ArtifactError(
+            f"{origin.source} has changed since this reranker was pickled: its {model.placement.variant.name} has other"
+            " files. Load it again, or name a revision of the hub"
+        )
+    return model
+
+
+def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_prefixes: bool) -> Backend:
+    """Load a variant for the CPU, from the host's cache of prepared models if `prepare`."""
+    artifact, variant = placement.artifact, placement.variant
+    artifact.check_sizes(variant.files)
+    cache = find_cache()
+    hashes = FileHashes(artifact.folder, cache)
+    found = _prepared(placement, cache, hashes) if prepare and cache else None
+    with _checked(artifact, variant, hashes):
+        if found is not None:
+            return _opened_prepared(placement, *found, n_threads, shares_prefixes=shares_prefixes)
+        graphs = [artifact.path(name) for name in variant.graphs]
+        return _opened(placement, graphs, n_threads, is_prepared=False, shares_prefixes=shares_prefixes)
+
+
+def _opened_prepared(
+    placement: Placement, graphs: list[Path], use: Use, n_threads: int, *, shares_prefixes: bool = True
+) -> Backend:
+    backend = _opened(placement, graphs, n_threads, is_prepared=True, shares_prefixes=shares_prefixes)
     use.until_gone(backend)
     return backend
 
 
-def _opened(graphs: Sequence[Path], variant: Variant, n_threads: int, *, is_prepared: bool) -> Backend | OrtCausal:
-    how: Any = {"n_threads": n_threads, "is_prepared": is_prepared, "instruction_set": variant.instruction_set}
+def _opened(
+    placement: Placement, graphs: list[Path], n_threads: int, *, is_prepared: bool, shares_prefixes: bool
+) -> Backend:
+    variant, emulates_vnni = placement.variant, placement.emulates_vnni
     if variant.exits:
-        return OrtCausal(graphs, [end.layer for end in variant.exits], **how)
-    return OrtCpu(graphs[0], variant.layout, **how)
+        return CpuDecoder(
+            graphs,
+            [end.layer for end in variant.exits],
+            n_threads=n_threads,
+            is_prepared=is_prepared,
+            emulates_vnni=emulates_vnni,
+            shares_prefixes=shares_prefixes,
+        )
+    return CpuEncoder(
+        graphs[0], variant.layout, n_threads=n_threads, is_prepared=is_prepared, emulates_vnni=emulates_vnni
+    )
 
 
-def open_tokenizer(artifact: Artifact, *, prepare: bool, n_cores: int = 1) -> TextTokenizer:
-    """Open an artifact's tokenizer: over a vocabulary in arrays, which are mapped if `prepare`, or the library's.
+def _prepared(placement: Placement, cache: HostCache, hashes: FileHashes) -> tuple[list[Path], Use] | None:
+    """Return the prepared graphs, or None, with a warning, where the host has no room or no right to keep one."""
+    try:
+        return prepare_for_cpu(placement, Prepared(cache), hashes)
+    except CacheError as error:
+        go_on_without(error)
+        return None
 
-    `n_cores` are those that it is to keep busy, for a GPU: many are only kept busy by the library. Ids are the same.
-    Raises ArtifactError if the file is not the one that was exported.
-    """
-    name = artifact.manifest.tokenizer
-    path = artifact.path(name)
-    artifact.check_hashes([name])
-    if n_cores >= _LIBRARY_CORES:
-        return LibraryTokenizer.open(path)
-    if prepare and (cache := _cache()) is not None:
-        try:
-            return PreparedModels(cache).tokenizer(artifact) or LibraryTokenizer.open(path)
-        except CacheError as error:
-            _go_on_without(error)
-    return UnigramTokenizer.read(path) or LibraryTokenizer.open(path)
+
+def _open_engines(placement: Placement) -> GpuBackend:
+    """Load the TensorRT engines that were prepared for a variant."""
+    artifact, variant, record = placement.artifact, placement.variant, placement.record
+    prepared, key = Prepared(), key_of(placement)
+    before = {*prepared.engine_names(key)}
+    if record is None or record.max_length is None or not {*record.engines} <= before:
+        raise DeviceError(
+            f"{variant.name} has no engines on this host, or not all of them. Build them: {prepare_command(placement)}"
+        )
+    use = prepared.use(key)
+    backend = open_tensorrt(
+        artifact.path(variant.graph),
+        variant.layout,
+        placement.device,
+        max_length=record.max_length,
+        engines=prepared.engines(key),
+        timings=prepared.timings,
+        n_weight_bytes=artifact.n_weight_bytes(variant),
+    )
+    use.until_gone(backend)
+    if new := {*prepared.engine_names(key)} - {*record.engines}:
+        _logger.warning("ONNX Runtime built engines again instead of loading them: %s", ", ".join(sorted(new)))
+    return backend
 
 
 @contextmanager
@@ -257,54 +260,17 @@ def _checked(artifact: Artifact, variant: Variant, hashes: FileHashes) -> Iterat
     hashes.save()
 
 
-def _prepared(
-    models: PreparedModels, artifact: Artifact, variant: Variant, machine: Machine, hashes: FileHashes
-) -> tuple[list[Path], Use] | None:
-    """Return the prepared graphs, or None, with a warning, where the host has no room or no right to keep one."""
-    key = models.key(artifact, variant, machine)
-    try:
-        return models.graphs(key, artifact, variant, hashes)
-    except CacheError as error:
-        _go_on_without(error)
-        return None
+def _rooted(source: str | Path) -> str | Path:
+    """Return the same source, a folder by its whole path, so that it is found from any working directory."""
+    folder = local_folder(source)
+    return source if folder is None else folder.absolute()
 
 
-def _open_engines(artifact: Artifact, variant: Variant, device: Device, graph: Path) -> GpuBackend:
-    """Load the TensorRT engines that were built for a variant."""
-    missing = DeviceError(
-        f"{variant.name} has no engines on this host, or not all of them. Build them:"
-        f" {build_command(artifact.folder, device)}"
-    )
-    build = find_build(artifact, variant, device)
-    if build is None or build.max_length is None:
-        raise missing
-    builds = Builds()
-    if not {*build.engines} <= {*builds.engine_names(build.built_for)}:
-        raise missing
-    use = builds.use(build.built_for)
-    backend = open_tensorrt(
-        graph,
-        variant.layout,
-        device,
-        max_length=build.max_length,
-        engines=builds.engines(build.built_for),
-        timings=builds.timings,
-        n_weight_bytes=artifact.n_weight_bytes(variant),
-    )
-    use.until_gone(backend)
-    if new := {*builds.engine_names(build.built_for)} - {*build.engines}:
-        _logger.warning("ONNX Runtime built engines again instead of loading them: %s", ", ".join(sorted(new)))
-    return backend
-
-
-def _cache() -> HostCache | None:
-    """Return the host's cache, or None, with a warning, for a user who has no place for one."""
-    try:
-        return HostCache()
-    except CacheError as error:
-        _go_on_without(error)
-        return None
-
-
-def _go_on_without(error: CacheError) -> None:
-    warn_once(f"not using the cache, so loading takes longer and memory is not shared: {error}")
+def _check_threads(n_threads: int | None, machine: Machine) -> None:
+    """Raise InputError for far more threads than the host has processors."""
+    n_cpus = os.cpu_count() or machine.cores.n
+    if n_threads is not None and n_threads > _MOST_THREADS_PER_CPU * n_cpus:
+        raise InputError(
+            f"n_threads={n_threads}, but this host has {n_cpus} CPUs, of which {machine.cores.n} cores are worth a"
+            " thread; drop n_threads to use those"
+        )

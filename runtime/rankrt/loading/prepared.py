@@ -1,34 +1,34 @@
-"""The host's cache of prepared models: graphs that ONNX Runtime has optimised, with weights in its kernels' layout.
+"""What the host's cache has of models that were made ready for this host. Finds it; makes nothing.
 
-Every session packs the weight matrices for its processor: 1 s and 1.2 GB of private memory for a model of 568 M
-parameters, in every process. Packed once into a file, they load in under a second and all processes share them through
-the page cache. Such a file belongs to one artifact, one ONNX Runtime and one instruction set, so it is kept on the
-host, not in the artifact.
+For a processor these are graphs that ONNX Runtime has optimised, with weights in its kernels' layout, and vocabularies
+as arrays: all processes map them and share their memory. For a GPU it is a record of scores that were compared with
+PyTorch's, beside TensorRT's engines where there are any. An entry belongs to one artifact and one host's hardware and
+software, so it is kept on the host, not in the artifact.
 """
 
-import logging
-import shutil
 from pathlib import Path
 
-import tokenizers
+import msgspec
 
-from rankrt.artifact.hashes import FileHashes
-from rankrt.artifact.manifest import Artifact, InstructionSet, Variant
-from rankrt.backends.session import import_onnxruntime, open_session, session_options
-from rankrt.errors import ArtifactError, CacheError
-from rankrt.files.cache import HostCache, Key, Use
+from rankrt.artifact.manifest import Variant
+from rankrt.artifact.precisions import PRECISIONS, TARGETS
+from rankrt.backends.providers import tensorrt_version
+from rankrt.backends.session import import_onnxruntime, installed_engines
+from rankrt.errors import CacheError
+from rankrt.files.cache import HostCache, Key, Use, warn_once
 from rankrt.host.cpu import Machine
-from rankrt.text.unigram import UnigramTokenizer
+from rankrt.host.device import Device
+from rankrt.host.gpus import Gpu
+from rankrt.loading.placement import Placement, Record
 
-_GRAPH, _WEIGHTS = "model{}.onnx", "weights{}.data"
-# Smaller tensors stay in the graph file, which is read at once.
-_MIN_EXTERNAL_BYTES = 1024
+GRAPH, WEIGHTS = "model{}.onnx", "weights{}.data"
+_RECORD = "record.json"
+# Logits of this host against PyTorch's, which other kernels sum in another order; a wrong kernel is off by far more.
+_SLACK = 1e-3
 
-_logger = logging.getLogger("rankrt")
 
-
-class PreparedModels:
-    """The prepared models and vocabularies of a host."""
+class Prepared:
+    """The entries of this host's cache for variants that were prepared."""
 
     def __init__(self, cache: HostCache | None = None) -> None:
         """Take a cache, or this user's. Raises CacheError if there is no place for one."""
@@ -36,95 +36,146 @@ class PreparedModels:
 
     @property
     def folder(self) -> Path:
-        """Where the entries are."""
+        """Where what is prepared for processors is."""
         return self.cache.folder / "prepared"
 
-    def key(self, artifact: Artifact, variant: Variant, machine: Machine) -> Key:
-        """Say what a variant would be prepared from on this machine."""
-        return Key(
-            kind="prepared",
-            name=artifact.manifest.name,
-            variant=variant.name,
-            depends_on={
-                "engine": f"onnxruntime {import_onnxruntime().__version__}",
-                "processor": " ".join((machine.architecture, *machine.instructions)),
-                "artifact": artifact.identity,
-            },
-        )
+    @property
+    def timings(self) -> Path:
+        """Where TensorRT keeps what it has measured of kernels, for all engines."""
+        return self.cache.folder / "gpu" / "timings"
 
-    def graphs(self, key: Key, artifact: Artifact, variant: Variant, hashes: FileHashes) -> tuple[list[Path], Use]:
-        """Return the prepared graphs of a variant; make them, once per host, if there are no sound ones yet.
+    def graphs(self, placement: Placement) -> tuple[list[Path], Use] | None:
+        """Return the prepared graphs of a variant for the CPU if there are sound ones."""
+        use = self.cache.find(key_of(placement))
+        return None if use is None else (graphs_in(use, placement.variant), use)
 
-        Making it takes about 10 s per GB. Raises ArtifactError if a file of the artifact is not what was exported, and
-        CacheError if the cache cannot be written or the disk is too small.
-        """
+    def record(self, key: Key) -> Record | None:
+        """Return the record of exactly this, if there is one."""
+        return _read(self.engines(key) / _RECORD)
 
-        def write(folder: Path) -> None:
-            _logger.info("preparing %s for this processor, once (%s)", artifact.manifest.name, self.folder)
-            artifact.check_hashes(variant.files, hashes.sha256)
-            self._check_space(folder, artifact, variant)
-            for number, name in enumerate(variant.graphs):
-                _pack(artifact.path(name), folder, number, variant.instruction_set)
+    def record_like(self, key: Key) -> Record | None:
+        """Return a record of the same variant of the same artifact that was made for another host."""
+        wanted = (key.depends_on["artifact"], key.variant)
+        return next((found for found in self.records() if (_artifact(found), found.key.variant) == wanted), None)
 
-        use = self.cache.make(key, write)
-        return _graphs_in(use, variant), use
+    def records(self) -> list[Record]:
+        """Return the records that can be read, sorted by name."""
+        paths = sorted((self.cache.folder / "gpu").glob(f"*/{_RECORD}"))
+        return [record for path in paths if (record := _read(path)) is not None]
 
-    def find(self, artifact: Artifact, variant: Variant, machine: Machine) -> tuple[list[Path], Use] | None:
-        """Return the prepared graphs of a variant if there are sound ones."""
-        use = self.cache.find(self.key(artifact, variant, machine))
-        return None if use is None else (_graphs_in(use, variant), use)
+    def engines(self, key: Key) -> Path:
+        """Return the folder that TensorRT's engines are in."""
+        return self.cache.path(key)
 
-    def tokenizer(self, artifact: Artifact) -> UnigramTokenizer | None:
-        """Return the artifact's tokenizer over a mapped vocabulary, or None if it is not of the kind that has one.
+    def engine_names(self, key: Key) -> tuple[str, ...]:
+        """Return the names of the engines that are there."""
+        return tuple(sorted(path.name for path in self.engines(key).glob("*.engine")))
 
-        The caller has compared the file with the manifest. Raises CacheError if the cache cannot be written.
-        """
-        name = artifact.manifest.tokenizer
-        key = Key(
-            kind="prepared",
-            name=artifact.manifest.name,
-            variant="vocabulary",
-            depends_on={
-                "engine": f"tokenizers {tokenizers.__version__}",
-                "tokenizer": artifact.manifest.files[name].sha256,
-            },
-        )
-        if (use := self.cache.find(key)) is None:
-            if (tokenizer := UnigramTokenizer.read(artifact.path(name))) is None:
-                return None
-            use = self.cache.make(key, tokenizer.save)
-        opened = UnigramTokenizer.open(use.folder)
-        use.until_gone(opened)
-        return opened
+    def use(self, key: Key) -> Use:
+        """Keep engines from being removed."""
+        return self.cache.use(self.engines(key))
 
-    def _check_space(self, folder: Path, artifact: Artifact, variant: Variant) -> None:
-        """Raise CacheError if the disk, or the limit of the cache, is too small for a prepared model."""
-        n_bytes = sum(artifact.manifest.files[name].n_bytes for name in variant.files)
-        needed, free = int(n_bytes * variant.key.row.prepared_growth), shutil.disk_usage(folder).free
-        takes = f"the prepared model takes {needed / 1e9:.1f} GB"
-        if free < needed:
-            raise CacheError(f"{folder.parent} has {free / 1e9:.1f} GB free, {takes}")
-        if self.cache.limit is not None and self.cache.limit < needed:
-            raise CacheError(f"RANKRT_CACHE_MAX is {self.cache.limit / 1e9:.1f} GB, {takes}")
+    def write(self, record: Record) -> None:
+        """Keep a record; it is there whole or not at all."""
+        folder = self.engines(record.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f".{_RECORD}"
+        unfinished.write_bytes(msgspec.json.encode(record))
+        unfinished.replace(folder / _RECORD)
+        # ONNX Runtime may write engines again, so they are not sealed.
+        self.cache.seal(record.key, [_RECORD])
 
 
-def _graphs_in(use: Use, variant: Variant) -> list[Path]:
-    return [use.folder / _GRAPH.format(number or "") for number in range(len(variant.graphs))]
+def key_of(placement: Placement) -> Key:
+    """Return what a prepared variant depends on: the artifact, this host's hardware, and all software below."""
+    artifact, gpu = placement.artifact, placement.gpu
+    depends_on = _of_cpu(placement.host.machine) if gpu is None else _of_gpu(placement, gpu)
+    return Key(
+        kind="prepared" if gpu is None else "gpu",
+        name=artifact.manifest.name,
+        variant=placement.variant.name,
+        depends_on={**depends_on, "artifact": artifact.identity},
+    )
 
 
-def _pack(graph: Path, folder: Path, number: int, instruction_set: InstructionSet | None) -> None:
-    options = session_options(1, instruction_set=instruction_set)
-    options.optimized_model_filepath = str(folder / _GRAPH.format(number or ""))
-    settings = {
-        "session.save_external_prepacked_constant_initializers": "1",
-        "session.optimized_model_external_initializers_file_name": _WEIGHTS.format(number or ""),
-        "session.optimized_model_external_initializers_min_size_in_bytes": str(_MIN_EXTERNAL_BYTES),
+def _of_cpu(machine: Machine) -> dict[str, str]:
+    return {
+        "engine": f"onnxruntime {import_onnxruntime().__version__}",
+        "processor": " ".join((machine.architecture, *machine.instructions)),
     }
-    for key, value in settings.items():
-        options.add_session_config_entry(key, value)
+
+
+def _of_gpu(placement: Placement, gpu: Gpu) -> dict[str, str]:
+    engines = ", ".join(f"{name} {version}" for name, version in installed_engines().items())
+    found = {
+        "gpu": gpu.name,
+        "driver": placement.host.gpus.driver,
+        "engine": engines or f"onnxruntime {import_onnxruntime().__version__}",
+        "tensorrt": tensorrt_version() if TARGETS[placement.device.target].builds_engines else None,
+        "capability": gpu.capability,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def differences(mine: Key, other: Key) -> str:
+    """Say in words what two entries depend on that is not the same, this one's first."""
+    names = dict.fromkeys((*mine.depends_on, *other.depends_on))
+    pairs = [(name, mine.depends_on.get(name), other.depends_on.get(name)) for name in names]
+    return ", ".join(f"{name} {here} instead of {there}" for name, here, there in pairs if here != there)
+
+
+def graphs_in(use: Use, variant: Variant) -> list[Path]:
+    """Return the graphs of an entry, in the order in which they run."""
+    return [use.folder / GRAPH.format(number or "") for number in range(len(variant.graphs))]
+
+
+def find_record(key: Key) -> Record | None:
+    """Return the record of exactly this, if there is one, and a cache where it could be."""
+    return None if (cache := find_cache()) is None else Prepared(cache).record(key)
+
+
+def find_record_like(key: Key) -> Record | None:
+    """Return a record of the same variant of the same artifact that was made for another host."""
+    return None if (cache := find_cache()) is None else Prepared(cache).record_like(key)
+
+
+def find_cache() -> HostCache | None:
+    """Return the host's cache, or None, with a warning, for a user who has no place for one."""
     try:
-        open_session(graph, options)
-    except ArtifactError as error:  # a graph that cannot be loaded is refused when it is opened as it is
-        raise CacheError(f"ONNX Runtime could not write a prepared model: {error.__cause__ or error}") from error
-    if not Path(options.optimized_model_filepath).exists():
-        raise CacheError(f"ONNX Runtime wrote no prepared model for {graph}")
+        return HostCache()
+    except CacheError as error:
+        go_on_without(error)
+        return None
+
+
+def go_on_without(error: CacheError) -> None:
+    """Say, once, that nothing prepared is used."""
+    warn_once(f"not using the cache, so loading takes longer and memory is not shared: {error}")
+
+
+def prepare_command(placement: Placement, max_length: int | None = None) -> str:
+    """Return the command that prepares an artifact for a device."""
+    length = "" if max_length is None else f" --max-length {max_length}"
+    return f"rankrt prepare {placement.artifact.folder} --device {_short(placement.device)}{length}"
+
+
+def drift_limit(variant: Variant) -> float:
+    """Return how far logits of the manifest's examples may be from PyTorch's on another host than the export's."""
+    if variant.verification is None:  # what the export allows by default
+        return max(_SLACK, PRECISIONS[variant.precision].max_difference)
+    return max(_SLACK, 2 * variant.verification.max_difference)
+
+
+def _short(device: Device) -> str:
+    return str(device) if device.index else device.target
+
+
+def _artifact(record: Record) -> str | None:
+    return record.key.depends_on.get("artifact")
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except (OSError, msgspec.MsgspecError):  # not there, not for this user, or of another version: prepare it again
+        return None

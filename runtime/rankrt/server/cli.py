@@ -21,13 +21,14 @@ from rankrt.cli.arguments import Choice, Command, Kind, Megabytes, Whole, argume
 from rankrt.cli.options import Words, load_options, options_of
 from rankrt.errors import DeviceError, InputError
 from rankrt.host.cpu import usable_cores
-from rankrt.host.device import Device
+from rankrt.host.host import this_host
+from rankrt.loading.open import find
 from rankrt.server.http.app import App
 from rankrt.server.http.connections import Connection, Gate, Listener, Loop, allow_connections, listen
 from rankrt.server.http.draining import DrainingServer
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
-from rankrt.server.models import LoadOptions, Served, found_for, name_of, rules_for
+from rankrt.server.models import LoadOptions, Served, check_servable, name_of, rules_of
 from rankrt.server.service import Service, Settings
 from rankrt.server.telemetry.logs import log_to_stderr
 from rankrt.server.telemetry.tracing import OtlpTracer, Tracer
@@ -337,20 +338,17 @@ def _check_threads(settings: Settings) -> None:
 
 def _check_models(settings: Settings) -> Settings:
     """Raise what loading the models would raise, as far as that is quickly found; return settings for their devices."""
-    load, names = settings.load, set[str]()
-    folders = [served.source for served in settings.models if Path(served.source).expanduser().is_dir()]
-    if load.revision is not None and len(folders) == len(settings.models):
-        raise InputError(f"--revision {load.revision} is of a hub repository, and {folders[0]} is a folder; drop it")
-    found = [found_for(served, load) for served in settings.models]
-    for artifact, variant, _ in found:
-        artifact.check_sizes([artifact.manifest.tokenizer, *variant.files])
-        rules_for(artifact, load)
-    for served, (artifact, _, _) in zip(settings.models, found, strict=True):
+    host, names = this_host(), set[str]()
+    found = [find(served.source, settings.load, host) for served in settings.models]
+    for served, placement in zip(settings.models, found, strict=True):
+        artifact = placement.artifact
+        check_servable(placement.variant)
+        artifact.check_sizes([artifact.manifest.tokenizer, *placement.files])
+        rules_of(artifact, settings.load)
         if (name := name_of(artifact, served)) in names:
             raise InputError(f"two models are called {name}; give one another name: NAME=MODEL")
         names.add(name)
-    devices: list[Device] = [device for _, _, device in found]
-    return _for_gpu(settings) if any(device.is_gpu for device in devices) else settings
+    return _for_gpu(settings) if any(placement.device.is_gpu for placement in found) else settings
 
 
 def _for_gpu(settings: Settings) -> Settings:

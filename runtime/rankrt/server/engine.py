@@ -20,7 +20,7 @@ import numpy as np
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.backends.planner import RUN_TOKENS, by_length
 from rankrt.errors import RankrtError
-from rankrt.reranker import best_rows
+from rankrt.scoring import best_rows
 from rankrt.server.failures import Failure
 from rankrt.server.limits import Limits
 from rankrt.server.models import Model, Models

@@ -15,16 +15,14 @@ from typing import Any
 
 import rankrt.options
 from rankrt.artifact.manifest import Artifact, Variant
-from rankrt.artifact.source import Hub, find_artifact
 from rankrt.errors import ArtifactError, RankrtError
-from rankrt.host.cpu import this_machine
-from rankrt.host.device import Device
+from rankrt.host.host import this_host
 from rankrt.host.memory import release_free_memory
-from rankrt.loading.choose import device_of, place
-from rankrt.loading.open import open_tokenizer
+from rankrt.loading.open import find, open_pair_tokenizer, rules_for
+from rankrt.loading.placement import Placement
 from rankrt.server.failures import Failure
 from rankrt.server.workers.local import ModelFiles, ServedModel, Worker, WorkerLost
-from rankrt.text.options import Rules, default_length
+from rankrt.text.options import Rules
 from rankrt.text.pairs import PairTokenizer
 
 _logger = logging.getLogger("rankrt.server")
@@ -158,25 +156,24 @@ class Models:
         raise Failure("unknown_model", f"no model is called {name[:100]}; there are {', '.join(self._models)}")
 
     def _load(self, served: Served, warm_up: Callable[[Model], None]) -> Model:
-        options, machine = self._options, this_machine()
-        artifact, variant, device = found_for(served, options)
+        options = self._options
+        placement = find(served.source, options, this_host())
+        artifact, variant = placement.artifact, placement.variant
         check_servable(variant)
         name = name_of(artifact, served)
         known = self._models.get(name)
         if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
             return known
-        rules = rules_for(artifact, options)
-        n_cores = machine.cores.n if device.is_gpu else 1
-        text_tokenizer = open_tokenizer(artifact, prepare=options.prepare, n_cores=n_cores)
-        key = next(self._keys)
+        rules, key = rules_of(artifact, options), next(self._keys)
+        tokenizer = open_pair_tokenizer(placement, prepare=options.prepare)
         try:
             model = Model(
                 name=name,
                 artifact=artifact,
                 variant=variant,
-                tokenizer=PairTokenizer(text_tokenizer, artifact.manifest.template),
+                tokenizer=tokenizer,
                 rules=rules,
-                served=self._load_in_workers(key, artifact, variant, device),
+                served=self._load_in_workers(key, placement),
                 loaded_at=int(time.time()),
             )
             rules.check(artifact.manifest.template, model.limit)
@@ -189,15 +186,15 @@ class Models:
         _logger.info("%s is ready: %s", name, variant.name, extra={"model": name, "artifact": artifact.identity})
         return model
 
-    def _load_in_workers(self, key: str, artifact: Artifact, variant: Variant, device: Device) -> ServedModel:
+    def _load_in_workers(self, key: str, placement: Placement) -> ServedModel:
         """Load a model in all workers side by side."""
+        artifact, variant = placement.artifact, placement.variant
         files = ModelFiles(
             key=key,
             artifact=replace(artifact, folder=artifact.folder.resolve()),  # a link may lead elsewhere later
             variant=variant,
-            device=device,
-            prepare=self._options.prepare,
-            gpu_memory_bytes=self._options.gpu_memory_bytes,
+            device=placement.device,
+            options=self._options,
         )
         with ThreadPoolExecutor(len(self._workers)) as pool:
             capacities = list(pool.map(lambda worker: worker.load(files), self._workers))
@@ -231,17 +228,6 @@ def _replaced(name: str) -> WorkerLost:
     return WorkerLost(f"{name} was replaced while no worker could score; ask again")
 
 
-def found_for(served: Served, options: LoadOptions) -> tuple[Artifact, Variant, Device]:
-    """Return what is served: the artifact, which of its variants, and where that runs. Raises what `place` raises."""
-    asked, machine = Device.parse(options.device), this_machine()
-    artifact, variant = find_artifact(
-        served.source, lambda found: place(found, asked, options.precision, machine), Hub(revision=options.revision)
-    )
-    device = device_of(variant, asked)
-    options.check_device(device)
-    return artifact, variant, device
-
-
 def name_of(artifact: Artifact, served: Served) -> str:
     """Return what a model is called: as it was named, or else as on the hub, or after the folder that is served.
 
@@ -261,10 +247,8 @@ def check_servable(variant: Variant) -> None:
         )
 
 
-def rules_for(artifact: Artifact, options: LoadOptions) -> Rules:
-    """Return the rules of a model. Raises InputError if it cannot keep them."""
-    template, limit = artifact.manifest.template, artifact.manifest.max_length
-    length = default_length(template, limit) if options.max_length is None else options.max_length
-    rules = Rules(max_length=length, **options.rules)
-    rules.check(template, limit)
+def rules_of(artifact: Artifact, options: LoadOptions) -> Rules:
+    """Return the rules of a served model. Raises InputError if it cannot keep them."""
+    rules = rules_for(artifact, {"max_length": options.max_length, **options.rules})
+    rules.check(artifact.manifest.template, artifact.manifest.max_length)
     return rules

@@ -1,7 +1,7 @@
 """How two texts share a row: budgets, truncation and windows. Knows numbers of tokens, neither text nor tokenizers."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 from rankrt.artifact.manifest import Template
 from rankrt.errors import InputError
@@ -11,6 +11,9 @@ Span: TypeAlias = tuple[int, int]
 Truncation: TypeAlias = Literal["only_passage", "longest_first"]
 LongDocuments: TypeAlias = Literal["truncate", "chunk"]
 Side: TypeAlias = Literal["left", "right"]
+
+# How long a row may be, in tokens, unless the caller says otherwise.
+DEFAULT_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ class Rules:
         The question about the two texts for a prompted model. The default is the question of its training.
     """
 
-    max_length: int = 512
+    max_length: int = DEFAULT_LENGTH
     query_max_length: int | None = None
     passage_max_length: int | None = None
     truncation: Truncation = "only_passage"
@@ -120,9 +123,24 @@ class Rules:
             )
 
 
+class RuleOptions(TypedDict, total=False):
+    """The fields of `Rules` but `max_length`, as keywords of a function that hands them on."""
+
+    query_max_length: int | None
+    passage_max_length: int | None
+    truncation: Truncation
+    long_documents: LongDocuments
+    truncation_side: Side
+    query_instruction: str | None
+    passage_instruction: str | None
+    query_instruction_format: str | None
+    passage_instruction_format: str | None
+    question: str | None
+
+
 def default_length(template: Template, longest: int) -> int:
     """Return the default max_length of a model of `longest` tokens: 512, or less if such rows would not fit."""
-    return min(512, template.max_length_within(longest))
+    return min(DEFAULT_LENGTH, template.max_length_within(longest))
 
 
 def longest_first(n_query: int, n_passage: int, room: int) -> tuple[int, int]:

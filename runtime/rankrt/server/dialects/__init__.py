@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from rankrt.arrays import Float64Array
-from rankrt.reranker import sigmoid
+from rankrt.scoring import sigmoid
 from rankrt.server.dialects import fields
 from rankrt.server.dialects.texts import Document, QueryDocument, check_query, texts_of
 from rankrt.server.engine import Answer, Ask

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from rankrt.arrays import Float32Array, Int32Array
 from rankrt.artifact.manifest import Artifact, Variant, open_artifact
 from rankrt.backends import Backend
-from rankrt.backends.cpu_causal import OrtCausal
-from rankrt.backends.planner import Capacity, Plan
+from rankrt.backends.planner import Capacity
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.host.device import Device
-from rankrt.loading.open import open_kept, open_variant
+from rankrt.host.host import this_host
+from rankrt.loading.choose import place_variant
+from rankrt.loading.open import open_backend, open_kept
+from rankrt.options import LoadOptions
 from rankrt.text.pairs import Encoded
 
 
@@ -37,15 +37,15 @@ class ArtifactReplaced(ArtifactError):
 class ModelFiles:
     """What a worker needs to load a model, now and again; `key` is new for each that the server loads.
 
-    `artifact` is what the server read: a worker never loads another one by its key.
+    `artifact` is what the server read: a worker never loads another one by its key. `variant` and `device` are what
+    the server chose by the options.
     """
 
     key: str
     artifact: Artifact
     variant: Variant
     device: Device
-    prepare: bool
-    gpu_memory_bytes: int | None = None
+    options: LoadOptions
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -148,10 +148,9 @@ class LocalWorker:
 
     def run(self, lane: int, run: Run) -> Float32Array:
         """Return a logit for each row."""
-        encoded, rows = Encoded.of_rows(run.rows, run.passage_starts), np.arange(len(run.rows))
-        plan = Plan(wide=(rows,)) if run.is_wide else Plan(narrow=(rows,))
+        encoded = Encoded.of_rows(run.rows, run.passage_starts)
         try:
-            return self._backends[run.key].run(encoded, plan)
+            return self._backends[run.key].run(encoded, is_wide=run.is_wide).last
         except Exception as error:  # the engine's exceptions share no base of their own
             raise RunFailed(f"the engine failed on {len(run.rows)} rows: {error}") from error
 
@@ -166,23 +165,13 @@ class LocalWorker:
 
 def _open(files: ModelFiles, n_threads: int) -> Backend:
     """Load a model from its folder, or from the prepared models if the folder has changed or cannot be read."""
-    artifact, variant = files.artifact, files.variant
+    artifact, options = files.artifact, files.options
+    placement = place_variant(artifact, files.variant, files.device, this_host())
     try:
         if open_artifact(artifact.folder).identity != artifact.identity:
             raise ArtifactReplaced(f"{artifact.folder} holds another artifact than the one that was loaded from it")
     except (ArtifactError, OSError):
-        kept = open_kept(artifact, variant, n_threads=n_threads) if files.prepare else None
-        if kept is None:
-            raise
-        backend = kept
-    else:
-        backend = open_variant(
-            artifact,
-            variant,
-            files.device,
-            n_threads=n_threads,
-            prepare=files.prepare,
-            gpu_memory_bytes=files.gpu_memory_bytes,
-        )
-    assert not isinstance(backend, OrtCausal), "models.check_servable lets no decoder through"
-    return backend
+        if options.prepare and (kept := open_kept(placement, n_threads)) is not None:
+            return kept
+        raise
+    return open_backend(placement, options, n_threads)

@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -31,7 +32,7 @@ from rankrt.backends.planner import Capacity
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.host.child import child_command
 from rankrt.host.device import Device
-from rankrt.loading.choose import device_of
+from rankrt.options import LoadOptions
 from rankrt.server.workers.local import ArtifactReplaced, LocalWorker, ModelFiles, Run, RunFailed, WorkerLost
 
 # A worker that ends as soon as it is started is not started again at once, and later each time.
@@ -53,9 +54,8 @@ class _Load(msgspec.Struct, frozen=True, tag=True):
     identity: str
     manifest: Manifest
     variant: Variant
-    device: str
-    prepare: bool
-    gpu_memory_bytes: int | None
+    device: Device
+    options: dict[str, Any]
 
 
 class _Unload(msgspec.Struct, frozen=True, tag=True):
@@ -71,10 +71,11 @@ class _Rows(msgspec.Struct, frozen=True):
 
 
 class _Loaded(msgspec.Struct, frozen=True, tag=True):
-    layout: str
-    n_threads: int
-    n_narrow: int
-    longest_row: int | None = None
+    capacity: Capacity
+
+
+class _Unloaded(msgspec.Struct, frozen=True, tag=True):
+    pass
 
 
 class _Logits(msgspec.Struct, frozen=True, tag=True):
@@ -88,7 +89,8 @@ class _Refused(msgspec.Struct, frozen=True, tag=True):
 
 _ORDERS = msgspec.msgpack.Decoder(_Load | _Unload)
 _ROWS = msgspec.msgpack.Decoder(_Rows)
-_ANSWERS: msgspec.msgpack.Decoder[_Loaded | _Logits | _Refused] = msgspec.msgpack.Decoder(_Loaded | _Logits | _Refused)
+_Answer: TypeAlias = _Loaded | _Unloaded | _Logits | _Refused
+_ANSWERS: msgspec.msgpack.Decoder[_Answer] = msgspec.msgpack.Decoder(_Answer)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -170,7 +172,7 @@ class ProcessWorker:
         answer = self._ask(child, child.lanes[lane], rows)
         if isinstance(answer, _Logits):
             return np.frombuffer(answer.logits, np.float32)
-        raise RunFailed(answer.message if isinstance(answer, _Refused) else "the worker answered something else")
+        raise RunFailed(_said(answer))
 
     def hurry(self) -> None:
         """Try to come back at once."""
@@ -227,20 +229,20 @@ class ProcessWorker:
             identity=files.artifact.identity,
             manifest=files.artifact.manifest,
             variant=files.variant,
-            device=str(files.device),
-            prepare=files.prepare,
-            gpu_memory_bytes=files.gpu_memory_bytes,
+            device=files.device,
+            options={option.name: getattr(files.options, option.name) for option in fields(LoadOptions)},
         )
         answer = self._ask(child, child.control, order)
-        if isinstance(answer, _Refused):
-            raise (ArtifactReplaced if answer.is_replaced else ArtifactError)(answer.message)
-        child.loaded.add(files.key)
-        return msgspec.convert(answer, Capacity, from_attributes=True)
+        if isinstance(answer, _Loaded):
+            child.loaded.add(files.key)
+            return answer.capacity
+        is_replaced = isinstance(answer, _Refused) and answer.is_replaced
+        raise (ArtifactReplaced if is_replaced else ArtifactError)(_said(answer))
 
-    def _ask(self, child: _Child, connection: Connection, question: msgspec.Struct) -> _Loaded | _Logits | _Refused:
+    def _ask(self, child: _Child, connection: Connection, question: msgspec.Struct) -> _Answer:
         """Return what the process answers. Raises WorkerLost if it has ended, or ends it if it takes too long."""
         try:
-            connection.send_bytes(msgspec.msgpack.encode(question))
+            connection.send_bytes(msgspec.msgpack.encode(question, enc_hook=str))  # a path is sent as text
             return _ANSWERS.decode(connection.recv_bytes())
         except BlockingIOError:
             limit_s = _LONGEST_LOAD_S if connection is child.control else self._longest_run_s
@@ -306,6 +308,10 @@ class ProcessWorker:
         self._hurried.clear()
 
 
+def _said(answer: _Answer) -> str:
+    return answer.message if isinstance(answer, _Refused) else "the worker answered something else"
+
+
 def _pair(limit_s: float) -> tuple[Connection, socket.socket]:
     """Return two ends of a connection, of which ours raises BlockingIOError when it has waited so long."""
     ours, theirs = socket.socketpair()
@@ -351,20 +357,19 @@ def _offer_to_the_oom_killer() -> None:
         score.write_text(str(min(1000, int(score.read_text()) + _OOM_SCORE_MORE)))
 
 
-def _obey(worker: LocalWorker, order: _Load | _Unload) -> _Loaded | _Refused:
+def _obey(worker: LocalWorker, order: _Load | _Unload) -> _Loaded | _Unloaded | _Refused:
     try:
         if isinstance(order, _Unload):
             worker.unload(order.key)
-            return _Loaded(layout="packed", n_threads=worker.n_lanes, n_narrow=worker.n_lanes)
+            return _Unloaded()
         files = ModelFiles(
             key=order.key,
             artifact=Artifact(folder=Path(order.folder), manifest=order.manifest, identity=order.identity),
             variant=order.variant,
-            device=device_of(order.variant, Device.parse(order.device)),
-            prepare=order.prepare,
-            gpu_memory_bytes=order.gpu_memory_bytes,
+            device=order.device,
+            options=LoadOptions(**order.options),
         )
-        return msgspec.convert(worker.load(files), _Loaded, from_attributes=True)
+        return _Loaded(capacity=worker.load(files))
     except RankrtError as error:
         return _Refused(message=str(error), is_replaced=isinstance(error, ArtifactReplaced))
     except Exception as error:  # noqa: BLE001  no right, no memory, no threads: the server says it and tries again

@@ -1,27 +1,30 @@
-"""The CPU backend: ONNX Runtime sessions that share one copy of the weights.
+"""Encoders on the CPU: ONNX Runtime sessions that share one copy of the weights.
 
 A session's thread count is fixed when it is made, so there are two over the same prepared graph: one with all threads,
 for wide runs, and one with a single thread that several callers share, for narrow runs. Over a graph that is not
 prepared the weights would be in memory twice, so there is only the wide one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rankrt.arrays import Float32Array, Int64Array
-from rankrt.artifact.manifest import InstructionSet, Layout
+from rankrt.artifact.manifest import Layout
+from rankrt.backends import Logits
 from rankrt.backends.batch import BATCHES
 from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
-from rankrt.backends.planner import Capacity, Plan
+from rankrt.backends.planner import Capacity, Plan, plan
 from rankrt.backends.session import open_session, session_options
 from rankrt.host.memory import changing_mappings
+from rankrt.llm.exits import Keep
 from rankrt.text.pairs import Encoded
 
 
-class OrtCpu:
-    """A graph on the CPU."""
+class CpuEncoder:
+    """An encoder's graph on the CPU, with one exit: its end. Threads may share it."""
 
     def __init__(
         self,
@@ -30,7 +33,7 @@ class OrtCpu:
         *,
         n_threads: int,
         is_prepared: bool,
-        instruction_set: InstructionSet | None = None,
+        emulates_vnni: bool = False,
     ) -> None:
         """Load a graph as the artifact has it, or as the prepared cache has it, which is faster and shares memory."""
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
@@ -39,24 +42,31 @@ class OrtCpu:
         self._wide: Any
         self._narrow: Any
         self._wide, self._narrow = wide_and_narrow(
-            lambda n: open_session(graph, session_options(n, is_prepared=is_prepared, instruction_set=instruction_set)),
+            lambda n: open_session(graph, session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni)),
             self.capacity,
         )
         self._lanes = CpuLanes(n_narrow, graph.parent)
         self._inputs = {node.name for node in self._wide.get_inputs()}
 
-    def run(self, encoded: Encoded, plan: Plan) -> Float32Array:
-        """Return a logit for each row, shape (n_rows,)."""
+    def logits(self, encoded: Encoded, exits: Sequence[int] = (), keep: Keep | None = None) -> Logits:
+        """Divide rows into runs and return their logits."""
+        return self._logits_by(plan(encoded.lengths, self.capacity), encoded)
+
+    def run(self, encoded: Encoded, exits: Sequence[int] = (), *, is_wide: bool) -> Logits:
+        """Return the logits of rows that run together."""
+        return self._logits_by(Plan.of_one_run(encoded.n_rows, is_wide=is_wide), encoded)
+
+    def _logits_by(self, planned: Plan, encoded: Encoded) -> Logits:
         logits = np.empty(encoded.n_rows, np.float32)
 
         def run_wide(rows: Int64Array) -> None:
-            logits[rows] = self._logits(self._wide, encoded, rows)
+            logits[rows] = self._run_on(self._wide, encoded, rows)
 
         def run_narrow(rows: Int64Array) -> None:
-            logits[rows] = self._logits(self._narrow, encoded, rows)
+            logits[rows] = self._run_on(self._narrow, encoded, rows)
 
-        self._lanes.run(plan, run_wide, run_narrow)
-        return logits
+        self._lanes.run(planned, run_wide, run_narrow)
+        return Logits(values=logits[None])
 
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
@@ -68,7 +78,7 @@ class OrtCpu:
         with changing_mappings():
             self._wide = self._narrow = None
 
-    def _logits(self, session: Any, encoded: Encoded, rows: Int64Array) -> Float32Array:
+    def _run_on(self, session: Any, encoded: Encoded, rows: Int64Array) -> Float32Array:
         arrays = self._batch(encoded, rows)
         feed = {name: array for name, array in arrays.items() if name in self._inputs}
         (logits,) = session.run(None, feed)

@@ -1,4 +1,4 @@
-"""The CPU backend of causal models: a session for each segment of layers, hidden states handed from one to the next.
+"""Decoders on the CPU: a session for each segment of layers, hidden states handed from one to the next.
 
 A segment takes token ids or hidden states, and the keys and values of a prefix that its rows have in common (none is a
 prefix of no tokens); it gives a logit a row, hidden states for the next segment, and the keys and values of the tokens
@@ -13,18 +13,19 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
-from rankrt.artifact.manifest import InstructionSet
+from rankrt.backends import Logits
 from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.planner import Capacity, Plan, plan
 from rankrt.backends.session import import_onnxruntime, open_session, session_options
 from rankrt.host.memory import changing_mappings
-from rankrt.llm import progressive
-from rankrt.llm.prefixes import Prefixes
-from rankrt.llm.progressive import Policy, Progress
+from rankrt.llm.exits import Keep
+from rankrt.llm.prefixes import Prefixes, own_prefixes, shared_prefixes
 from rankrt.text.pairs import Encoded
 
 # A tensor that stays where ONNX Runtime made it.
 OrtValue: TypeAlias = Any
+# Runs rows, by their numbers, on the sessions of a lane: one session for each segment.
+Work: TypeAlias = Callable[[Int64Array, Sequence[Any]], None]
 # A row's last two tokens are what the last layer computes. One would be enough, but for a single query
 # GroupQueryAttention takes another kernel, whose last bits differ from those of the same token among others.
 N_LAST = 2
@@ -36,7 +37,7 @@ _HELD_TOKENS = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Pieces of rows of one run, one behind the other: prefixes, and what comes behind a prefix.
+    """Pieces of rows of one run, concatenated: prefixes, and what comes after a prefix.
 
     states     ids, int32 (n_tokens,), or hidden states, float32 (n_tokens, n_features)
     offsets    int32 (n_pieces + 1,)
@@ -73,15 +74,15 @@ class Passed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Tokens of a row: its prefix, or the rest. `start` is its first position, `behind` the piece that precedes it."""
+    """Tokens of a row: its prefix, or the rest. `start` is its first position, `after` the piece that precedes it."""
 
     states: Any
     start: int = 0
-    behind: int | None = None
+    after: int | None = None
 
 
-class OrtCausal:
-    """A causal model on the CPU, cut behind the layers `exits`. Threads may share it."""
+class CpuDecoder:
+    """A causal model on the CPU, cut after the layers `exits`. Threads may share it."""
 
     def __init__(
         self,
@@ -90,7 +91,72 @@ class OrtCausal:
         *,
         n_threads: int,
         is_prepared: bool,
-        instruction_set: InstructionSet | None = None,
+        emulates_vnni: bool = False,
+        shares_prefixes: bool = True,
+    ) -> None:
+        """Load the graphs of all segments. Without `shares_prefixes` every row computes all its tokens."""
+        self._prefixes = shared_prefixes if shares_prefixes else own_prefixes
+        self._segments = Segments(
+            graphs, exits, n_threads=n_threads, is_prepared=is_prepared, emulates_vnni=emulates_vnni
+        )
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the planner may count on."""
+        return self._segments.capacity
+
+    def logits(self, encoded: Encoded, exits: Sequence[int] = (), keep: Keep | None = None) -> Logits:
+        """Divide rows into runs and return their logits; no layer after the last exit is computed."""
+        exits, prefixes = exits or self._segments.exits[-1:], self._prefixes(encoded)
+        if keep is not None:
+            return self._by_stages(encoded, exits, prefixes, keep)
+        values = np.empty((len(exits), encoded.n_rows), np.float32)
+        for rows in self._segments.blocks(prefixes):
+            walk = Walk(self._segments, encoded, prefixes, exits)
+            planned = walk.plan(rows)
+            walk.keep_prefixes(planned.runs)
+            self._segments.side_by_side(planned, walk.to_the_end(values))
+        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens)
+
+    def run(self, encoded: Encoded, exits: Sequence[int] = (), *, is_wide: bool) -> Logits:
+        """Return the logits of rows that run together; each prefix that they share is computed once."""
+        exits, prefixes = exits or self._segments.exits[-1:], self._prefixes(encoded)
+        values = np.empty((len(exits), encoded.n_rows), np.float32)
+        walk = Walk(self._segments, encoded, prefixes, exits)
+        self._segments.side_by_side(Plan.of_one_run(encoded.n_rows, is_wide=is_wide), walk.to_the_end(values))
+        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens)
+
+    def close(self) -> None:
+        """Release the threads, and the sessions with their memory."""
+        self._segments.close()
+
+    def _by_stages(self, encoded: Encoded, exits: Sequence[int], prefixes: Prefixes, keep: Keep) -> Logits:
+        """Take all rows to the first exit, and from each exit to the next those that `keep` returns."""
+        values = np.full((len(exits), encoded.n_rows), np.nan, np.float32)
+        walk = Walk(self._segments, encoded, prefixes, exits)
+        walk.keep_prefixes([np.arange(encoded.n_rows)], least_runs=1)
+        for block in _blocks(encoded):
+            rows = block
+            for number in range(len(exits)):
+                walk.hold_only(rows if number else rows[:0])
+                self._segments.side_by_side(walk.plan(rows), walk.to_exit(number, values))
+                rows = keep(number, rows, values[number, rows])
+                if not len(rows):
+                    break
+        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens)
+
+
+class Segments:
+    """The sessions of a model's segments, and the lanes that they run on. Nothing of a run stays here."""
+
+    def __init__(
+        self,
+        graphs: Sequence[Path],
+        exits: Sequence[int],
+        *,
+        n_threads: int,
+        is_prepared: bool,
+        emulates_vnni: bool,
     ) -> None:
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
         self.capacity = Capacity(layout="causal", n_threads=n_threads, n_narrow=n_narrow)
@@ -98,27 +164,12 @@ class OrtCausal:
         self._ort = import_onnxruntime()
 
         def load(n: int) -> list[Any]:
-            options = [session_options(n, is_prepared=is_prepared, instruction_set=instruction_set) for _ in graphs]
+            options = [session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni) for _ in graphs]
             return [open_session(graph, of_graph) for graph, of_graph in zip(graphs, options, strict=True)]
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)
-        self.no_prefix: tuple[OrtValue, ...] = tuple(self._ort_value(_empty_prefix(session)) for session in self._wide)
+        self.no_prefix: tuple[OrtValue, ...] = tuple(self.ort_value(_empty_prefix(session)) for session in self._wide)
         self._lanes = CpuLanes(n_narrow, graphs[0].parent)
-
-    def run(self, encoded: Encoded, prefixes: Prefixes, exits: Sequence[int]) -> Float32Array:
-        """Return the logits at these exits, (n_exits, n_rows); no layer behind the deepest one is computed."""
-        logits = np.empty((len(exits), encoded.n_rows), np.float32)
-        for rows in self.blocks(prefixes):
-            walk = Walk(self, encoded, prefixes, max(exits))
-            planned = walk.plan(rows)
-            walk.keep_prefixes(planned.runs)
-
-            def score(run: Int64Array, sessions: Sequence[Any], walk: "Walk" = walk) -> None:
-                found = walk.through(sessions, run, exits)
-                logits[:, run] = [found[layer] for layer in exits]
-
-            self.side_by_side(planned, score)
-        return logits
 
     def blocks(self, prefixes: Prefixes) -> list[Int64Array]:
         """Divide rows into blocks whose prefixes fit in memory together; those without a prefix are in the first."""
@@ -128,11 +179,11 @@ class OrtCausal:
         block_of_row = block_of_prefix[prefixes.of_row]
         return [np.flatnonzero(block_of_row == block) for block in np.unique(block_of_row)]
 
-    def side_by_side(self, planned: Plan, work: Callable[[Int64Array, Sequence[Any]], None]) -> None:
+    def side_by_side(self, planned: Plan, work: Work) -> None:
         """Call work(rows, sessions) for each run of a plan, on as many threads as it is planned for."""
         self._lanes.run(planned, lambda rows: work(rows, self._wide), lambda rows: work(rows, self._narrow))
 
-    def segments_to(self, layer: int) -> int:
+    def stop(self, layer: int) -> int:
         """Return how many segments lead to an exit."""
         return self.exits.index(layer) + 1
 
@@ -148,7 +199,7 @@ class OrtCausal:
         keep_hidden: bool = False,
         n_kept: int = 0,
     ) -> Passed:
-        """Run a batch through the segments first to stop - 1, each behind its part of a prefix.
+        """Run a batch through the segments first to stop - 1, each after its part of a prefix.
 
         In the last one only what the logits need is computed, unless its hidden states are kept.
         """
@@ -175,84 +226,95 @@ class OrtCausal:
             states = found.get("hidden")
         return Passed(logits=logits, hidden=states, kept=tuple(kept))
 
-    def keep(self, ids: Sequence[Int32Array], stop: int) -> list[tuple[OrtValue, ...]]:
-        """Return the keys and values of prefixes, for each its part of each of the first segments."""
-        kept: list[tuple[OrtValue, ...]] = [()] * len(ids)
-        lengths = np.array([len(row) for row in ids], np.int64)
-
-        def compute(rows: Int64Array, sessions: Sequence[Any]) -> None:
-            batch = _batch([Piece(states=ids[row]) for row in rows])
-            passed = self.through(sessions, batch, self.no_prefix, (), stop=stop, n_kept=int(batch.offsets[-1]))
-            parts = [np.split(part.numpy(), batch.offsets[1:-1], axis=3) for part in passed.kept]
-            for place, row in enumerate(rows):
-                kept[row] = tuple(self._ort_value(np.ascontiguousarray(part[place])) for part in parts)
-
-        self.side_by_side(plan(lengths, self.capacity), compute)
-        return kept
+    def ort_value(self, array: Any) -> OrtValue:
+        """Hand an array to ONNX Runtime."""
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
 
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
         self._lanes.close()
-        with changing_mappings():
-            self._wide, self._narrow, self.no_prefix = [], [], ()
+        self._let_go()
 
     def __del__(self) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         with changing_mappings():
             self._wide, self._narrow, self.no_prefix = [], [], ()
 
     def _outputs(self, session: Any, feed: dict[str, Any], names: list[str]) -> dict[str, OrtValue]:
-        values = {name: self._ort_value(x) if isinstance(x, np.ndarray) else x for name, x in feed.items()}
+        values = {name: self.ort_value(x) if isinstance(x, np.ndarray) else x for name, x in feed.items()}
         # Something has to be asked for, even where only a prefix is passed on.
         names = names or ["logits"]
         return dict(zip(names, session.run_with_ort_values(names, values), strict=True))
 
-    def _ort_value(self, array: Any) -> OrtValue:
-        return self._ort.OrtValue.ortvalue_from_numpy(array)
-
 
 class Walk:
-    """Rows on their way through the segments, as deep as they will go."""
+    """Rows on their way through the segments to some exits."""
 
-    def __init__(self, model: OrtCausal, encoded: Encoded, prefixes: Prefixes, deepest: int) -> None:
-        self._model = model
+    def __init__(self, segments: Segments, encoded: Encoded, prefixes: Prefixes, exits: Sequence[int]) -> None:
+        self._segments = segments
         self._encoded = encoded
         self._prefixes = prefixes
-        self._stop = model.segments_to(deepest)
-        # Rows on the way: their hidden states behind the segments that they have passed.
+        self._exits = exits
+        # How many segments lead to each exit.
+        self._stops = [segments.stop(layer) for layer in exits]
+        # The hidden states of rows after the segments that they have passed.
         self._hidden: dict[int, Float32Array] = {}
         # The prefixes that were computed before their rows, by their numbers; any other goes with its rows.
         self._pasts: dict[int, tuple[OrtValue, ...]] = {}
 
-    def keep_prefixes(self, runs: Sequence[Int64Array], *, least_runs: int = 2) -> None:
-        """Compute the prefixes that are shared by so many runs."""
-        numbers, n_runs = np.unique([self._prefixes.of_row[run[0]] for run in runs], return_counts=True)
-        shared = [int(number) for number in numbers[n_runs >= least_runs] if number >= 0]
-        kept = self._model.keep([self._prefixes.ids[number] for number in shared], self._stop)
-        self._pasts |= dict(zip(shared, kept, strict=True))
-
     def plan(self, rows: Int64Array) -> Plan:
         """Plan the runs of rows; those of one run share a prefix, or none does. Returns row numbers."""
-        of_row = self._prefixes.of_row[rows]
-        own = self._encoded.lengths[rows] - np.where(of_row >= 0, self._prefixes.lengths[rows], 0)
-        found = plan(own, self._model.capacity, of_row)
+        own = self._prefixes.own_lengths(self._encoded)
+        found = plan(own[rows], self._segments.capacity, self._prefixes.of_row[rows])
         return Plan(wide=tuple(rows[run] for run in found.wide), narrow=tuple(rows[run] for run in found.narrow))
 
-    def through(self, sessions: Sequence[Any], rows: Int64Array, exits: Sequence[int]) -> dict[int, Float32Array]:
-        """Run rows from the ids to the deepest exit; return the logits at each, (n_rows,)."""
-        batch, ends = self._batch(rows)
-        passed = self._model.through(sessions, batch, self._past(rows), exits, stop=self._stop)
-        return {layer: logits[ends] for layer, logits in passed.logits.items()}
+    def keep_prefixes(self, runs: Sequence[Int64Array], *, least_runs: int = 2) -> None:
+        """Compute the prefixes that are shared by so many runs: keys and values, for each segment its part."""
+        numbers, n_runs = np.unique([self._prefixes.of_row[run[0]] for run in runs], return_counts=True)
+        shared = [int(number) for number in numbers[n_runs >= least_runs] if number >= 0]
+        ids = [self._prefixes.ids[number] for number in shared]
 
-    def step(self, sessions: Sequence[Any], rows: Int64Array, segment: int, *, goes_on: bool) -> Float32Array:
-        """Run rows through one segment, to which they have come, and return its logits, (n_rows,)."""
-        (batch, ends), layer = self._batch(rows), self._model.exits[segment]
-        passed = self._model.through(
-            sessions, batch, self._past(rows), (layer,), first=segment, stop=segment + 1, keep_hidden=goes_on
-        )
-        if goes_on:
-            parts = np.split(passed.hidden.numpy(), batch.offsets[1:][ends][:-1])
-            self._hidden |= {int(row): part for row, part in zip(rows, parts, strict=True)}
-        return passed.logits[layer][ends]
+        def compute(chosen: Int64Array, sessions: Sequence[Any]) -> None:
+            batch = _batch([Piece(states=ids[i]) for i in chosen])
+            passed = self._segments.through(
+                sessions, batch, self._segments.no_prefix, (), stop=self._stops[-1], n_kept=int(batch.offsets[-1])
+            )
+            parts = [np.split(part.numpy(), batch.offsets[1:-1], axis=3) for part in passed.kept]
+            for place, i in enumerate(chosen):
+                kept = (self._segments.ort_value(np.ascontiguousarray(part[place])) for part in parts)
+                self._pasts[shared[i]] = tuple(kept)
+
+        lengths = np.array([len(of_prefix) for of_prefix in ids], np.int64)
+        self._segments.side_by_side(plan(lengths, self._segments.capacity), compute)
+
+    def to_the_end(self, values: Float32Array) -> Work:
+        """Return what runs rows from their ids to the last exit and writes the logits of each, (n_exits, n_rows)."""
+
+        def run(rows: Int64Array, sessions: Sequence[Any]) -> None:
+            batch, ends = self._batch(rows)
+            passed = self._segments.through(sessions, batch, self._past(rows), self._exits, stop=self._stops[-1])
+            values[:, rows] = [passed.logits[layer][ends] for layer in self._exits]
+
+        return run
+
+    def to_exit(self, number: int, values: Float32Array) -> Work:
+        """Return what runs rows to an exit from the one before and writes the logits there, (n_exits, n_rows)."""
+        first, stop = self._stops[number - 1] if number else 0, self._stops[number]
+        goes_on = number < len(self._exits) - 1
+
+        def run(rows: Int64Array, sessions: Sequence[Any]) -> None:
+            (batch, ends), layer = self._batch(rows), self._exits[number]
+            passed = self._segments.through(
+                sessions, batch, self._past(rows), (layer,), first=first, stop=stop, keep_hidden=goes_on
+            )
+            if goes_on:
+                parts = np.split(passed.hidden.numpy(), batch.offsets[1:][ends][:-1])
+                self._hidden |= {int(row): part for row, part in zip(rows, parts, strict=True)}
+            values[number, rows] = passed.logits[layer][ends]
+
+        return run
 
     def hold_only(self, rows: Int64Array) -> None:
         """Drop the hidden states of all rows but these: the others go no further."""
@@ -268,8 +330,8 @@ class Walk:
             if len(prefix) and (number < 0 or number not in place_of):
                 place_of[number] = len(pieces)
                 pieces.append(Piece(states=prefix))
-            behind = place_of[number] if len(prefix) else None
-            pieces.append(Piece(states=rest, start=n_prefix, behind=behind))
+            after = place_of[number] if len(prefix) else None
+            pieces.append(Piece(states=rest, start=n_prefix, after=after))
             ends.append(len(pieces) - 1)
         return _batch(pieces), ends
 
@@ -282,25 +344,7 @@ class Walk:
         return states[:n_prefix], states[n_prefix:]
 
     def _past(self, rows: Int64Array) -> Sequence[OrtValue]:
-        return self._pasts.get(int(self._prefixes.of_row[rows[0]]), self._model.no_prefix)
-
-
-def progressively(model: OrtCausal, encoded: Encoded, prefixes: Prefixes, policy: Policy, top_n: int) -> Progress:
-    """Run rows of one query as far as each has to go for the first `top_n` to be known."""
-    walk = Walk(model, encoded, prefixes, policy.layers[-1])
-    walk.keep_prefixes([np.arange(encoded.n_rows)], least_runs=1)
-
-    def step(rows: Int64Array, exit_: int, goes_on: bool) -> Float32Array:
-        scores = np.empty(encoded.n_rows, np.float32)
-
-        def run(run: Int64Array, sessions: Sequence[Any]) -> None:
-            scores[run] = walk.step(sessions, run, exit_, goes_on=goes_on)
-
-        walk.hold_only(rows if exit_ else rows[:0])
-        model.side_by_side(walk.plan(rows), run)
-        return scores[rows]
-
-    return progressive.run(_blocks(encoded), encoded.n_rows, top_n, policy, step)
+        return self._pasts.get(int(self._prefixes.of_row[rows[0]]), self._segments.no_prefix)
 
 
 def _blocks(encoded: Encoded) -> list[Int64Array]:
@@ -311,7 +355,7 @@ def _blocks(encoded: Encoded) -> list[Int64Array]:
 
 def _batch(pieces: Sequence[Piece]) -> Batch:
     offsets = _offsets([len(piece.states) for piece in pieces])
-    before = [(0, 0) if p.behind is None else (offsets[p.behind], offsets[p.behind + 1]) for p in pieces]
+    before = [(0, 0) if p.after is None else (offsets[p.after], offsets[p.after + 1]) for p in pieces]
     return Batch(
         states=np.concatenate([piece.states for piece in pieces]),
         offsets=offsets,

@@ -1,4 +1,4 @@
-"""`rankrt build`: what is run and compared, what is recorded, and what is refused."""
+"""`rankrt prepare`: what is run and compared on a GPU, what is recorded, and what is refused."""
 
 import logging
 from pathlib import Path
@@ -14,10 +14,10 @@ from rankrt.backends.tensorrt_engines import buckets, open_tensorrt
 from rankrt.cli.main import main
 from rankrt.files.cache import HostCache
 from rankrt.host.device import Device
-from rankrt.loading.build import build, steps
-from rankrt.loading.builds import Builds, find_build
-from rankrt.loading.choose import variants_for
-from tests.runtime.gpus import compute_on_the_cpu, gpus, show
+from rankrt.loading.placement import Record
+from rankrt.loading.prepare import n_steps
+from rankrt.loading.prepared import Prepared, find_record
+from tests.runtime.gpus import compute_on_the_cpu, gpus, placed, prepare_all, show
 from tests.support import POINTS, VERIFICATION, tiny_artifact
 
 CUDA, TENSORRT = Device("cuda"), Device("tensorrt")
@@ -42,47 +42,47 @@ def drifting(folder: Path, by: float, **fields) -> Artifact:
     return tiny_artifact(folder, targets=("cuda", "tensorrt"), points={"fp32": points}, **fields)
 
 
-def built(artifact: Artifact, device: Device, **options):
-    (variant,) = variants_for(artifact, device, "auto")
-    return build(artifact, variant, device, **options)
+def prepared(artifact: Artifact, device: Device, **options) -> Record:
+    (record,) = prepare_all(artifact, device, **options)
+    return record
 
 
 def test_a_build_says_what_was_compared(artifact: Artifact):
-    found = built(artifact, CUDA)
+    found = prepared(artifact, CUDA)
     assert (found.n_examples, found.max_difference, found.limit, found.max_length) == (1, 0.0, 1e-3, None)
     assert found.is_verified
-    assert find_build(artifact, artifact.manifest.variants[1], CUDA) == found
+    assert find_record(found.key) == placed(artifact, CUDA)[0].record == found
 
 
 def test_engines_are_built_one_after_the_other_and_told(artifact: Artifact):
     done: list[str] = []
-    found = built(artifact, TENSORRT, progress=done.append)
+    found = prepared(artifact, TENSORRT, progress=done.append)
     assert done == ["128x128", "32x512", "scores"]
-    assert len(done) == steps(artifact, TENSORRT)
+    assert len(done) == n_steps(artifact, TENSORRT)
     assert found.max_length == 512
-    assert built(artifact, TENSORRT, max_length=1024).max_length == 1024
-    assert [build.max_length for build in Builds().all()] == [1024], "the record of before is replaced"
+    assert prepared(artifact, TENSORRT, max_length=1024).max_length == 1024
+    assert [record.max_length for record in Prepared().records()] == [1024], "the record of before is replaced"
 
 
 def test_a_drift_above_the_limit_is_not_recorded(tmp_path: Path):
     artifact = drifting(tmp_path / "drifting", 0.01)
     with pytest.raises(ScoreError, match=r"cuda-fp32 differs from PyTorch by up to 0\.01 .* \(limit 0\.001\)"):
-        built(artifact, CUDA)
-    assert Builds().all() == []
+        prepared(artifact, CUDA)
+    assert Prepared().records() == []
 
 
 def test_the_limit_is_twice_what_was_measured_at_export(tmp_path: Path):
     measured = msgspec.structs.replace(VERIFICATION, max_difference=0.1)
-    assert built(drifting(tmp_path / "small", 0.19, gpu_verification=measured), TENSORRT).limit == pytest.approx(0.2)
+    assert prepared(drifting(tmp_path / "small", 0.19, gpu_verification=measured), TENSORRT).limit == pytest.approx(0.2)
     with pytest.raises(ScoreError, match=r"limit 0\.2"):
-        built(drifting(tmp_path / "large", 0.21, gpu_verification=measured), TENSORRT)
+        prepared(drifting(tmp_path / "large", 0.21, gpu_verification=measured), TENSORRT)
 
 
 def test_a_variant_that_answers_no_number_is_not_recorded(tmp_path: Path):
     artifact = drifting(tmp_path / "nan", np.nan)
-    with pytest.raises(ScoreError, match="answers what is no number"):
-        built(artifact, TENSORRT)
-    assert Builds().all() == []
+    with pytest.raises(ScoreError, match="returned NaN or infinity"):
+        prepared(artifact, TENSORRT)
+    assert Prepared().records() == []
 
 
 def test_every_engine_runs_a_row_of_its_greatest_length_and_a_full_run(artifact: Artifact, monkeypatch):
@@ -94,23 +94,23 @@ def test_every_engine_runs_a_row_of_its_greatest_length_and_a_full_run(artifact:
         return run_on(self, number, encoded, rows)
 
     monkeypatch.setattr(GpuBackend, "run_on", watched)
-    built(artifact, TENSORRT)
+    prepared(artifact, TENSORRT)
     assert {(number, longest) for number, _, longest in shapes} >= {(0, 128), (1, 512)}
     assert max(n for number, n, _ in shapes if number == 1) == 32
 
 
 def test_engines_that_are_gone_are_not_built_while_somebody_waits(artifact: Artifact, monkeypatch):
-    keep_engines(monkeypatch, "rankrt.loading.build.open_tensorrt")
-    found = built(artifact, TENSORRT)
+    keep_engines(monkeypatch, "rankrt.loading.prepare.open_tensorrt")
+    found = prepared(artifact, TENSORRT)
     assert found.engines == ("128x128_1.engine", "32x512_1.engine")
-    (Builds().engines(found.built_for) / "32x512_1.engine").unlink()
-    with pytest.raises(DeviceError, match=r"no engines on this host, or not all of them\. Build them: rankrt build"):
+    (Prepared().engines(found.key) / "32x512_1.engine").unlink()
+    with pytest.raises(DeviceError, match=r"no engines on this host, or not all of them\. Build them: rankrt prepare"):
         Reranker.load(artifact.folder, device="tensorrt")
 
 
 def test_engines_that_the_engine_did_not_recognise_are_announced(artifact: Artifact, monkeypatch, caplog):
-    keep_engines(monkeypatch, "rankrt.loading.build.open_tensorrt")
-    built(artifact, TENSORRT)
+    keep_engines(monkeypatch, "rankrt.loading.prepare.open_tensorrt")
+    prepared(artifact, TENSORRT)
     keep_engines(monkeypatch, "rankrt.loading.open.open_tensorrt", number=2)
     with caplog.at_level(logging.WARNING), Reranker.load(artifact.folder, device="tensorrt") as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
@@ -130,32 +130,32 @@ def keep_engines(monkeypatch: pytest.MonkeyPatch, place: str, number: int = 1) -
 
 def test_without_examples_a_variant_runs_but_is_not_verified(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "bare", targets=("cuda", "tensorrt"), examples=())
-    assert not built(artifact, CUDA).is_verified
-    assert not built(artifact, TENSORRT).is_verified
+    assert not prepared(artifact, CUDA).is_verified
+    assert not prepared(artifact, TENSORRT).is_verified
     with pytest.raises(DeviceError, match=r"has no examples to verify it with; name the precision: 'fp32'"):
         Reranker.load(artifact.folder, device="tensorrt")
     with Reranker.load(artifact.folder, device="tensorrt", precision="fp32") as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
 
 
-def test_a_changed_file_is_noticed_before_anything_is_built(artifact: Artifact):
+def test_a_changed_file_is_noticed_before_anything_is_prepared(artifact: Artifact):
     path = artifact.folder / "points.cuda.fp32.data"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ArtifactError, match="is not the file that was exported"):
-        built(artifact, CUDA)
+        prepared(artifact, CUDA)
 
 
 @pytest.mark.parametrize("max_length", [0, 1025])
 def test_a_length_that_the_model_does_not_take_is_refused(artifact: Artifact, max_length: int):
     with pytest.raises(InputError, match=f"max_length={max_length}, expected 1 to 1024"):
-        built(artifact, TENSORRT, max_length=max_length)
+        prepared(artifact, TENSORRT, max_length=max_length)
 
 
 def test_a_record_that_cannot_be_read_is_none(artifact: Artifact):
-    found = built(artifact, CUDA)
-    (Builds().engines(found.built_for) / "build.json").write_text("{}")
-    assert Builds().find(found.built_for) is None
-    assert Builds().all() == []
+    found = prepared(artifact, CUDA)
+    (Prepared().engines(found.key) / "record.json").write_text("{}")
+    assert Prepared().record(found.key) is None
+    assert Prepared().records() == []
 
 
 def test_the_command_says_what_is_ready(artifact: Artifact, capsys: Output):
@@ -167,7 +167,7 @@ def test_the_command_says_what_is_ready(artifact: Artifact, capsys: Output):
     assert main(["cache", "list"]) == 0
     assert "tiny tensorrt-fp32  gpu NVIDIA H100, driver 580.65.06" in capsys.readouterr().out
     assert main(["cache", "clear"]) == 0
-    assert Builds().all() == []
+    assert Prepared().records() == []
 
 
 def test_the_command_prepares_for_the_cpu_where_there_is_no_gpu(tmp_path: Path, monkeypatch, capsys: Output):
@@ -207,4 +207,4 @@ def test_rerank_takes_a_device(artifact: Artifact, tmp_path: Path, capsys: Outpu
 
 def test_a_device_error_is_what_it_is(artifact: Artifact):
     with pytest.raises(DeviceError, match="'cuda:3' is not there"):
-        built(artifact, Device("cuda", 3))
+        prepared(artifact, Device("cuda", 3))

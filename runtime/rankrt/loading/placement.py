@@ -1,0 +1,61 @@
+"""A variant of an artifact, where it runs on this host, and what was prepared for it there. Only values."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.files.cache import Key
+from rankrt.host.device import Device
+from rankrt.host.gpus import Gpu
+from rankrt.host.host import Host
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What was prepared for a GPU, and how it compares with the PyTorch model's logits in the manifest.
+
+    key             what it depends on: artifact, GPU, driver and all software
+    max_length      the most tokens of a row that the engines take; None is whatever the model takes
+    engines         the files of the engines
+    n_examples      how many examples were scored; without any the variant ran, but is not verified
+    max_difference  of all of them in all engines, in logits
+    limit           what it was allowed to be
+    """
+
+    key: Key
+    max_length: int | None
+    engines: tuple[str, ...]
+    n_examples: int
+    max_difference: float
+    limit: float
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether scores were compared."""
+        return self.n_examples > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """All that opening a variant here needs to know.
+
+    gpu     the GPU, whose libraries this process has loaded; None on a CPU
+    record  what was prepared for that GPU, if anything was
+    """
+
+    artifact: Artifact
+    variant: Variant
+    device: Device
+    host: Host
+    gpu: Gpu | None = None
+    record: Record | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of the artifact without which the variant cannot run."""
+        return self.variant.files
+
+    @property
+    def emulates_vnni(self) -> bool:
+        """Whether the graph is for instructions that the processor does not have."""
+        return self.variant.instruction_set == "vnni" and "vnni" not in self.host.machine.instruction_sets
