@@ -36,7 +36,7 @@ class Whole(Kind):
         self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the number, or say why it is none."""
+        """Read the number. Raises BadParameter."""
         try:
             number = int(value)
         except ValueError:
@@ -59,7 +59,7 @@ class Real(Kind):
         self._above = above
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the number, or say why it is none."""
+        """Read the number. Raises BadParameter."""
         try:
             number = float(value)
         except ValueError:
@@ -79,7 +79,7 @@ class Megabytes(Whole):
     """Bytes, written as a whole number of MB."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the number, or say why it is none."""
+        """Read the number. Raises BadParameter."""
         return super().convert(value, param, ctx) << 20
 
 
@@ -174,7 +174,7 @@ class Option(click.Option):
         return max(self.opts, key=len)
 
     def joined(self, ctx: click.Context, following: list[str]) -> str:
-        """Return the option with its value as in --precision=fp32,int8; what is its value is taken from `following`."""
+        """Take the option's value from the arguments that follow; return both as in --precision=fp32,int8."""
         if self.implied is not None:
             is_value = isinstance(self.type, Choice) and following[:1] and following[0] in self.type.choices
             return f"{self.spelling}={following.pop(0) if is_value else self.implied}"

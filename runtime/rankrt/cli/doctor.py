@@ -43,6 +43,9 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
     yield _telemetry()
     yield _limits()
     yield from _cache()
+    if on.target == "tensorrt":
+        detail = "TensorRT is experimental; compare its scores with the CPU's before you rely on them"
+        yield Finding(name="tensorrt", verdict="note", detail=detail)
     if on.is_gpu:
         yield from examine_gpu(on)
     elif has_driver():

@@ -274,7 +274,7 @@ def _serve(
 
 
 def _load_options(load: Mapping[str, Any]) -> LoadOptions:
-    """Return how models are loaded: what is no option of loading is one of the rules."""
+    """Return how models are loaded. An option that is not a field of `LoadOptions` is one of the rules."""
     own = {field.name for field in fields(LoadOptions)}
     rules = {name: value for name, value in load.items() if name not in own}
     return LoadOptions(**{name: value for name, value in load.items() if name in own}, rules=rules)
@@ -309,7 +309,7 @@ def _check_tls(network: Network) -> None:
         except OSError as error:
             raise InputError(f"{name} {path} cannot be read: {error.strerror}") from error
     try:
-        # A key with a password would be asked for on the terminal, by a server that nobody watches.
+        # OpenSSL would ask for the password of a key on the terminal, where a server has no reader.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
     except (ssl.SSLError, ValueError) as error:
         reason = "they do not match" if "KEY_VALUES_MISMATCH" in str(error) else "one is not PEM, or has a password"
