@@ -26,7 +26,7 @@ _CALIBRATED = ("int8", "fp8")
     epilog="Example: rankrt export BAAI/bge-reranker-v2-m3 ./bge-m3 --precision fp32 int8",
 )
 @file_argument("model", help="A folder with a Hugging Face checkpoint, or a Hub id such as BAAI/bge-reranker-v2-m3.")
-@file_argument("out", type=Path, help="The folder to write; it must not exist.")
+@file_argument("out", help="The folder to write; it must not exist.")
 @option(
     "--revision",
     group="Checkpoint",
@@ -69,7 +69,6 @@ _CALIBRATED = ("int8", "fp8")
 )
 @file_option(
     "--calibration",
-    type=Path,
     group="Calibration",
     help='Text to calibrate int8 and fp8 on: lines of {"query", "pos", "neg"}.',
     show_default="a sample that rankrt brings",
@@ -92,7 +91,6 @@ _CALIBRATED = ("int8", "fp8")
 )
 @file_option(
     "--verify-with",
-    type=Path,
     group="Verification",
     help='Text to verify on as well: lines of {"query", "pos", "neg"}.',
 )
@@ -104,16 +102,16 @@ _CALIBRATED = ("int8", "fp8")
 )
 def export(
     model: str,
-    out: Path,
+    out: str,
     revision: str | None,
     prompt: str | None,
     precisions: Sequence[Any],
     targets: Sequence[Any],
     cutoff_layers: Sequence[int] | None,
-    calibration: Path | None,
+    calibration: str | None,
     max_drift: float | None,
     min_tau: float | None,
-    verify_with: Path | None,
+    verify_with: str | None,
     no_verify: bool,
 ) -> None:
     """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
@@ -130,8 +128,8 @@ def export(
     options = pipeline.Options(
         precisions=tuple(dict.fromkeys(precisions)),
         targets=tuple(dict.fromkeys(targets)),
-        texts=read_texts(verify_with) if verify_with else None,
-        calibration=read_texts(calibration) if calibration else None,
+        texts=read_texts(Path(verify_with)) if verify_with else None,
+        calibration=read_texts(Path(calibration)) if calibration else None,
         is_verified=not no_verify,
         max_difference=max_drift,
         min_tau=min_tau,
@@ -139,7 +137,7 @@ def export(
         prompt=prompt,
     )
     try:
-        artifact = pipeline.export(model, out, options, hub=Hub(revision=revision), bar=_bar)
+        artifact = pipeline.export(model, Path(out), options, hub=Hub(revision=revision), bar=_bar)
     except PartialError as error:
         print(describe(error.artifact))
         raise
@@ -149,7 +147,7 @@ def export(
             print(notice, file=sys.stderr)
 
 
-def _check_calibration(precisions: Sequence[str], limits: Sequence[str], *, calibration: Path | None) -> None:
+def _check_calibration(precisions: Sequence[str], limits: Sequence[str], *, calibration: str | None) -> None:
     """Raise OptionsError for an option of calibration that no precision has a use for."""
     if calibration is not None and not set(precisions) & set(_CALIBRATED):
         raise OptionsError(
@@ -160,7 +158,7 @@ def _check_calibration(precisions: Sequence[str], limits: Sequence[str], *, cali
         raise OptionsError(f"{limits[0]} is for precisions below fp32, whose own limits are fixed. Leave it out")
 
 
-def _check_unverified(precisions: Sequence[str], limits: Sequence[str], *, verify_with: Path | None) -> None:
+def _check_unverified(precisions: Sequence[str], limits: Sequence[str], *, verify_with: str | None) -> None:
     """Raise OptionsError for an option that has no effect if nothing is verified."""
     # Calibration keeps to the limits too, whether its result is verified or not.
     given = [] if set(precisions) & set(_CALIBRATED) else [*limits]
