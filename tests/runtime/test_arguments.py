@@ -128,14 +128,14 @@ def test_after_two_dashes_all_is_positional():
         ("bake plum --wine-litres 0", "--wine-litres: 0 is not more than 0"),
         ("bake plum --note", "--note needs a value"),
         ("bake plum --note --fast", "--note needs a value; one that begins with two dashes is given as --note=VALUE"),
-        ("bake plum --fast=yes", "'--fast' does not take a value"),
+        ("bake plum --fast=yes", "--fast does not take a value"),
         ("bake plum tin pan", "unexpected argument 'pan'"),
         ("bake", "CAKE is missing"),
         ("", "a command is missing; choose one of bake"),
     ],
 )
 def test_a_mistake_is_a_sentence_that_suggests_what_was_meant(line: str, message: str):
-    assert mistake(line).rstrip(".").endswith(message) or mistake(line).startswith(message)
+    assert mistake(line).startswith(message)
     assert "\n" not in mistake(line)
 
 

@@ -24,11 +24,11 @@ _FILES = {
 _OPTIONS = ["--query", "--queries", "--documents", "--format", "--column", "--top-n", "--refine", "--progressive"]
 _OPTIONS += ["--output-format", "--json", "--device", "--precision", "--instruction-set", "--revision", "--threads"]
 _OPTIONS += ["--max-length", "--query-max-length", "--truncation", "--long-documents", "--cutoff-layer", "--normalize"]
-_OPTIONS += ["--gpu-memory-gb", "--no-prepare", "--help", "--version", "--nonsense", "--qu"]
+_OPTIONS += ["--gpu-memory-gb", "--prepare", "--no-prepare", "--help", "--version", "--nonsense", "--qu"]
 _VALUES = ["one", "0", "1", "2", "-1", "7", "64", "65", "nan", "text", "json", "jsonl", "csv", "tsv", "trec", "fp32"]
 _VALUES += ["int8", "auto", "cpu", "cuda", "cuda:1", "cuda:x", "exact", "margins", "chunk", "only_passage", "vnni"]
 _VALUES += ["longest_first", "id", "title", "nowhere", "--", "=", ",", "\udce9"]
-_COMMANDS = ["rerank", "score", "info", "doctor"]
+_COMMANDS = ["rerank", "score", "info", "prepare", "doctor", "completion"]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,7 @@ _sensible = st.sampled_from(
         ["rerank", "artifact", "--query", "one", "--documents", "documents.csv"],
         ["rerank", "artifact", "--queries", "queries.json"],
         ["score", "artifact", "pairs.jsonl"],
+        ["prepare", "artifact"],
         *([command] for command in _COMMANDS),
         [],
     ]

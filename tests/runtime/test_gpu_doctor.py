@@ -122,6 +122,13 @@ def test_without_a_gpu_every_finding_says_why(artifact: Artifact, monkeypatch, c
     assert findings["cpu-fp32"]["verdict"] == "note"
 
 
+@pytest.mark.parametrize(("device", "is_experimental"), [("tensorrt", True), ("cuda", False)])
+def test_tensorrt_is_said_to_be_experimental(monkeypatch, capsys: Output, device: str, is_experimental: bool):
+    show(monkeypatch, gpus())
+    _, findings = doctor(capsys, "--device", device)
+    assert ("experimental" in findings.get("tensorrt", {}).get("detail", "")) is is_experimental
+
+
 def test_where_everything_is_there_the_examples_are_scored(artifact: Artifact, monkeypatch, capsys: Output):
     compute_on_the_cpu(monkeypatch, "NVIDIA H100")
     monkeypatch.setattr("rankrt.cli.gpu_doctor._attention", lambda *arguments: ATTENTION)

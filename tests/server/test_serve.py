@@ -245,6 +245,25 @@ def test_options_that_make_no_sense_are_wrong_usage(arguments: list[str], capsys
     assert "_" not in capsys.readouterr().err.splitlines()[-1], "no name of a function of ours"
 
 
+def test_the_help_has_a_section_for_each_kind_of_option_and_says_every_default(capsys: pytest.CaptureFixture[str]):
+    assert main(["serve", "--help"]) == 0
+    text = capsys.readouterr().out
+    sections = re.findall(r"^(\w+):$", text, re.MULTILINE)
+    assert sections == [
+        *("Arguments", "Network", "Access", "Model", "Text", "Workers", "Limits", "Observability", "Options")
+    ]
+    options = re.split(r"\n  (?=--)", text)[1:]
+    without = {option.split()[0] for option in options if "[default:" not in " ".join(option.split())}
+    assert without == {
+        "--ssl-certfile",
+        "--ssl-keyfile",
+        "--api-key-file",
+        "--cors-origin",
+        "--otlp-endpoint",
+        "--help",
+    }
+
+
 def test_the_address_is_said_at_the_start_and_when_the_models_are_ready(served: Served):
     said = [line["message"] for line in served.lines]
     (start,) = [i for i, line in enumerate(said) if line.startswith(f"running on {served.address} ")]

@@ -36,7 +36,7 @@ class Whole(Kind):
         self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the number, or say why it is none."""
+        """Read the number. Raises BadParameter."""
         try:
             number = int(value)
         except ValueError:
@@ -59,7 +59,7 @@ class Real(Kind):
         self._above = above
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the number, or say why it is none."""
+        """Read the number. Raises BadParameter."""
         try:
             number = float(value)
         except ValueError:
@@ -79,7 +79,7 @@ class Megabytes(Whole):
     """Bytes, written as a whole number of MB."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the number, or say why it is none."""
+        """Read the number. Raises BadParameter."""
         return super().convert(value, param, ctx) << 20
 
 
@@ -173,14 +173,15 @@ class Option(click.Option):
         """The option as it is typed."""
         return max(self.opts, key=len)
 
-    def joined(self, following: list[str]) -> str:
-        """Return the option with its value as in --precision=fp32,int8; what is its value is taken from `following`."""
+    def joined(self, ctx: click.Context, following: list[str]) -> str:
+        """Take the option's value from the arguments that follow; return both as in --precision=fp32,int8."""
         if self.implied is not None:
             is_value = isinstance(self.type, Choice) and following[:1] and following[0] in self.type.choices
             return f"{self.spelling}={following.pop(0) if is_value else self.implied}"
         if not following or following[0].startswith("--"):
             raise click.UsageError(
-                f"{self.spelling} needs a value; one that begins with two dashes is given as {self.spelling}=VALUE"
+                f"{self.spelling} needs a value; one that begins with two dashes is given as {self.spelling}=VALUE",
+                ctx,
             )
         values = [following.pop(0)]
         while isinstance(self.type, Several) and following and self.type.takes(following[0]):
@@ -257,7 +258,7 @@ class Command(click.Command):
             if argument == "--":
                 return [*found, argument, *following]
             option = options.get(argument)
-            found.append(argument if option is None or option.is_flag else option.joined(following))
+            found.append(argument if option is None or option.is_flag else option.joined(ctx, following))
         return found
 
 
@@ -297,8 +298,10 @@ def sentence(error: click.UsageError) -> str:
             return f"{_spelled(error.param)} is missing"
         case click.BadParameter() if error.param is not None:
             return f"{_spelled(error.param)}: {error.message}"
+        case click.BadOptionUsage():
+            return f"{error.option_name} does not take a value"
         case _:
-            return error.message[:1].lower() + error.message[1:].rstrip(".") if error.message else "wrong usage"
+            return error.message
 
 
 def in_words_of_options(message: str, spelling: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""`rankrt cache`: what this host's cache holds, in a table or as JSON; removing what is of no use, or all of it."""
+"""`rankrt cache`: list this host's cache in a table or as JSON, remove useless entries, or remove all of them."""
 
 import json
 import sys

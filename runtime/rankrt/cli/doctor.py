@@ -47,6 +47,9 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
     yield _telemetry()
     yield _limits()
     yield from _cache()
+    if on.target == "tensorrt":
+        detail = "TensorRT is experimental; compare its scores with the CPU's before you rely on them"
+        yield Finding(name="tensorrt", verdict="note", detail=detail)
     if on.is_gpu:
         yield from examine_gpu(on)
     elif has_driver():
@@ -56,7 +59,7 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
 
 
 @click.command("doctor", cls=Command)
-@file_argument("artifact", required=False, help="An artifact's folder, to check every byte of it.")
+@file_argument("artifact", type=Path, required=False, help="An artifact's folder, to check every byte of it.")
 @option(
     "--device",
     default="cpu",
@@ -64,10 +67,10 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
     help="GPU to examine as well: cuda, tensorrt, or cuda:1. TensorRT is experimental.",
 )
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(artifact: str | None, device: str, as_json: bool) -> int:
+def doctor(artifact: Path | None, device: str, as_json: bool) -> int:
     """Print the findings. Return 1 if something is wrong, else 0."""
     findings: list[Finding] = []
-    for finding in examine(None if artifact is None else Path(artifact), Device.parse(device)):
+    for finding in examine(artifact, Device.parse(device)):
         findings.append(finding)
         if not as_json:
             print(f"{finding.verdict:>4}  {finding.name:<10} {finding.detail}", flush=True)

@@ -12,11 +12,11 @@ from rankrt.cli.arguments import Command, file_argument, option
 
 
 @click.command("info", cls=Command)
-@file_argument("artifact", help="An artifact's folder.")
+@file_argument("artifact", type=Path, help="An artifact's folder.")
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(artifact: str, as_json: bool) -> None:
+def info(artifact: Path, as_json: bool) -> None:
     """Print what an artifact holds."""
-    found = open_artifact(Path(artifact))
+    found = open_artifact(artifact)
     if as_json:
         print(json.dumps({"identity": found.identity, **msgspec.to_builtins(found.manifest)}, ensure_ascii=False))
     else:

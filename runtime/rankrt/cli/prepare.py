@@ -18,7 +18,7 @@ from rankrt.loading.prepare import n_steps, prepare_for_gpu
 
 
 @click.command("prepare", cls=Command, epilog="Example: rankrt prepare ./bge-m3 --device cuda")
-@file_argument("artifact", help="An artifact's folder.")
+@file_argument("artifact", type=Path, help="An artifact's folder.")
 @option(
     "--device",
     default="auto",
@@ -38,9 +38,9 @@ from rankrt.loading.prepare import n_steps, prepare_for_gpu
     help="Most tokens of a row.",
     show_default="512 or the model's limit",
 )
-def prepare(artifact: str, device: str, precision: Any, max_length: int | None) -> None:
+def prepare(artifact: Path, device: str, precision: Any, max_length: int | None) -> None:
     """Prepare variants, one after the other, and print what is ready."""
-    found, where = open_artifact(Path(artifact)), Device.parse(device)
+    found, where = open_artifact(artifact), Device.parse(device)
     if where is not None and where.is_gpu:
         _prepare_for_gpu(found, where, precision, max_length)
         return

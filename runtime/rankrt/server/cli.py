@@ -17,7 +17,7 @@ import click
 import uvicorn
 
 from rankrt.backends.in_flight import N_IN_FLIGHT
-from rankrt.cli.arguments import Choice, Command, Kind, Megabytes, Whole, argument, file_option, option
+from rankrt.cli.arguments import Choice, Command, Megabytes, Whole, argument, file_option, option
 from rankrt.cli.options import Words, load_options, options_of
 from rankrt.errors import DeviceError, InputError
 from rankrt.host.cpu import usable_cores
@@ -43,50 +43,39 @@ _DRAIN_BEYOND_TIMEOUT_S = 5.0
 _logger = logging.getLogger("rankrt.server")
 
 
+def _read_workers(text: str) -> int | None:
+    """Return the number of processes; None is auto."""
+    return None if text == "auto" else Whole(0).convert(text, None, None)
+
+
+def _read_url(text: str) -> str:
+    if not _is_http(text):
+        raise click.BadParameter(f"{text!r} is not an address such as http://host:4318/v1/traces")
+    return text
+
+
+def _read_origin(text: str) -> str:
+    """Return an origin as browsers send it: scheme, host and port. With a path it would never be the same."""
+    if text != "*" and not (_is_http(text) and text.count("/") == 2):
+        raise click.BadParameter(f"{text!r} is not an origin such as https://example.com, nor *")
+    return text
+
+
+def _is_http(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number
+        return False
+
+
 _LIMITS = {
     "timeout_ms": Words(help="Milliseconds until a request is answered or refused.", metavar="N"),
-    "max_queue_tokens": Words(help="Tokens that may wait, of all requests together.", metavar="N"),
-    "max_documents": Words(help="Documents of one request.", metavar="N"),
-    "max_body_bytes": Words(help="Size of one request's body.", metavar="MB"),
-    "max_inflight_bytes": Words(help="Size of the bodies of all requests in flight.", metavar="MB"),
-    "max_connections": Words(
-        help="Connections that may be open.",
-        metavar="N",
-        otherwise=f"{Limits().max_connections:,}, or what the limit of open files allows",
-    ),
+    "max_queue_tokens": Words(help="Most tokens that wait, of all requests together.", metavar="N"),
+    "max_documents": Words(help="Most documents of one request.", metavar="N"),
+    "max_body_bytes": Words(help="Largest body of a request.", metavar="MB"),
+    "max_inflight_bytes": Words(help="Largest sum of the bodies of all requests in flight.", metavar="MB"),
 }
-
-
-class _Workers(Whole):
-    """A number of processes, or auto."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:  # type: ignore[override]
-        """Read the number; None is auto."""
-        return None if value == "auto" else super().convert(value, param, ctx)
-
-
-class _Url(Kind):
-    """An address of HTTP or HTTPS."""
-
-    name = "url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check the address."""
-        if not _is_http(value):
-            self.fail(f"{value!r} is not an address such as http://host:4318/v1/traces", param, ctx)
-        return str(value)
-
-
-class _Origin(Kind):
-    """An origin as browsers send it: scheme, host and port. With a path it would never be the same."""
-
-    name = "origin"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check the origin."""
-        if value != "*" and not (_is_http(value) and value.count("/") == 2):
-            self.fail(f"{value!r} is not an origin such as https://example.com, nor *", param, ctx)
-        return str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +107,11 @@ class Network:
     metavar="N",
     help="Port to listen on; 0 takes a free one.",
 )
-@file_option("--ssl-certfile", group="Network", help="Serve TLS with this certificate (PEM).")
-@file_option("--ssl-keyfile", group="Network", help="The certificate's key (PEM, without a password).")
+@file_option("--ssl-certfile", type=Path, group="Network", help="Serve TLS with this certificate (PEM).")
+@file_option("--ssl-keyfile", type=Path, group="Network", help="The certificate's key (PEM, without a password).")
 @file_option(
     "--api-key-file",
+    type=Path,
     group="Access",
     help=f"Answer only requests with one of these keys, one a line. {VARIABLE} holds a single key.",
 )
@@ -130,7 +120,7 @@ class Network:
     "cors_origins",
     group="Access",
     multiple=True,
-    type=_Origin(),
+    type=_read_origin,
     metavar="O",
     help="Let pages of this origin send requests, such as https://example.com; * is all. May be given again.",
 )
@@ -138,7 +128,7 @@ class Network:
 @option(
     "--workers",
     group="Workers",
-    type=_Workers(0),
+    type=_read_workers,
     default="auto",
     metavar="N",
     help="Processes that score; 0 scores in the server itself. auto is one for every 16 cores, and one for a GPU.",
@@ -156,7 +146,7 @@ class Network:
     group="Workers",
     type=Whole(),
     metavar="N",
-    help="Tokens that run together at most.",
+    help="Most tokens that run together.",
     show_default="the planner's choice",
 )
 @option(
@@ -166,9 +156,17 @@ class Network:
     type=Megabytes(0),
     default="0",
     metavar="MB",
-    help="Memory for scores that are known already.",
+    help="Memory for scores to answer the same pair again.",
 )
 @options_of("Limits", Limits, _LIMITS)
+@option(
+    "--max-connections",
+    group="Limits",
+    type=Whole(),
+    metavar="N",
+    help="Most connections that are open at once.",
+    show_default=f"{Limits().max_connections:,}, or what the limit of open files allows",
+)
 @option(
     "--drain-s",
     group="Limits",
@@ -189,12 +187,12 @@ class Network:
     group="Observability",
     type=Choice(["debug", "info", "warning", "error"]),
     default="info",
-    help="Least level that is logged.",
+    help="Lowest level that is logged.",
 )
 @option(
     "--otlp-endpoint",
     group="Observability",
-    type=_Url(),
+    type=_read_url,
     metavar="URL",
     help="Send traces there, such as http://host:4318/v1/traces.",
 )
@@ -202,9 +200,9 @@ def serve(
     models: Sequence[str],
     host: str,
     port: int,
-    ssl_certfile: str | None,
-    ssl_keyfile: str | None,
-    api_key_file: str | None,
+    ssl_certfile: Path | None,
+    ssl_keyfile: Path | None,
+    api_key_file: Path | None,
     cors_origins: Sequence[str],
     load: Mapping[str, Any],
     workers: int | None,
@@ -212,6 +210,7 @@ def serve(
     max_batch_tokens: int | None,
     cache_bytes: int,
     limits: Mapping[str, Any],
+    max_connections: int | None,
     drain_s: int | None,
     log_format: str,
     log_level: str,
@@ -221,29 +220,27 @@ def serve(
     if sys.platform == "win32":
         raise DeviceError("rankrt serve needs Linux or macOS; on Windows start it in WSL2, or use rankrt.Reranker")
     log_to_stderr(_log_format(log_format), log_level)
-    network = Network(host=host, port=port, ssl_certfile=_path(ssl_certfile), ssl_keyfile=_path(ssl_keyfile))
-    max_connections = limits["max_connections"]
-    bounds = Limits(**{name: value for name, value in limits.items() if value is not None})
+    network = Network(host=host, port=port, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile)
     settings = Settings(
         models=[_served(text) for text in models],
         load=_load_options(load),
-        limits=bounds,
+        limits=Limits(**limits),
         n_workers=workers,
         n_threads=threads,
         cache_bytes=cache_bytes,
         max_batch_tokens=max_batch_tokens,
-        keys=ApiKeys.read(_path(api_key_file)),
+        keys=ApiKeys.read(api_key_file),
         cors_origins=cors_origins,
     )
     # Before anything is started, so that a wrong option is one sentence.
-    _check_limits(bounds)
+    _check_limits(settings.limits)
     _check_tls(network)
     _check_threads(settings)
     settings = _check_models(settings)
     n_threads = settings.n_threads or usable_cores().n
-    bounds = replace(bounds, max_connections=allow_connections(max_connections, n_threads))
-    settings = replace(settings, limits=bounds)
-    with closing(Gate(bounds.max_connections, greets=ssl_certfile is None)) as gate:
+    n_connections = allow_connections(max_connections, n_threads)
+    settings = replace(settings, limits=replace(settings.limits, max_connections=n_connections))
+    with closing(Gate(n_connections, greets=ssl_certfile is None)) as gate:
         listeners = listen(host, port, gate)
         tracer = OtlpTracer(otlp_endpoint) if otlp_endpoint else None
         _serve(network, settings, gate, listeners, tracer, drain_s)
@@ -278,14 +275,10 @@ def _serve(
 
 
 def _load_options(load: Mapping[str, Any]) -> LoadOptions:
-    """Return how models are loaded: what is no option of loading is one of the rules."""
+    """Return how models are loaded. An option that is not a field of `LoadOptions` is one of the rules."""
     own = {field.name for field in fields(LoadOptions)}
     rules = {name: value for name, value in load.items() if name not in own}
     return LoadOptions(**{name: value for name, value in load.items() if name in own}, rules=rules)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def _served(text: str) -> Served:
@@ -317,7 +310,7 @@ def _check_tls(network: Network) -> None:
         except OSError as error:
             raise InputError(f"{name} {path} cannot be read: {error.strerror}") from error
     try:
-        # A key with a password would be asked for on the terminal, by a server that nobody watches.
+        # OpenSSL would ask for the password of a key on the terminal, where a server has no reader.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
     except (ssl.SSLError, ValueError) as error:
         reason = "they do not match" if "KEY_VALUES_MISMATCH" in str(error) else "one is not PEM, or has a password"
@@ -384,11 +377,3 @@ def _uvicorn(network: Network, app: App, limits: Limits, gate: Gate) -> uvicorn.
         ssl_certfile=network.ssl_certfile,
         ssl_keyfile=network.ssl_keyfile,
     )
-
-
-def _is_http(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number
-        return False
