@@ -84,11 +84,12 @@ def _calibrate(job: Job, bar: Bar) -> tuple[Mapping[VariantKey, Calibration], li
 
 def _announce(artifact: Artifact, plan: Plan) -> Artifact:
     """Return the artifact. Raises PartialError, which has it, if it lacks a precision that was asked for."""
+    for error in plan.left_out:
+        if error not in plan.missing:
+            _logger.warning("left out %s: %s", error.variant, error)
     if plan.missing:
         written = ", ".join(variant.name for variant in artifact.manifest.variants)
         raise PartialError(
             f"{plan.reasons}; {artifact.folder} was written with {written} only. {plan.advice}", artifact=artifact
         )
-    for error in plan.left_out:
-        _logger.warning("left out %s: %s", error.variant, error)
     return artifact
