@@ -15,6 +15,7 @@ from rankrt.backends.batch import packed, padded, varlen
 from rankrt.backends.session import open_session, session_options
 from rankrt.text.pairs import Encoded
 from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.checkpoint.fields import read_config
 from rankrt_export.checkpoint.head import Dense, Head, Norm
 from rankrt_export.checkpoint.weights import open_weights
 from rankrt_export.errors import CheckpointError
@@ -118,6 +119,9 @@ def test_fields_as_transformers_4_wrote_them(make_checkpoint: Make, tmp_path: Pa
         ({"hidden_activation": "silu"}, "hidden_activation = 'silu'; only 'gelu'"),
         ({"classifier_pooling": "max"}, "classifier_pooling = 'max'"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention.rope_type = 'yarn'"),
+        ({"rope_parameters": {"full_attention": 3}}, "full_attention = 3, expected an object"),
+        ({"layer_types": ["full_attention"]}, "for each of 5 layers"),
+        ({"local_attention": 1}, "local_attention"),
     ],
 )
 def test_what_is_not_implemented_is_named(make_checkpoint: Make, tmp_path: Path, changes: dict[str, Any], message: str):
@@ -185,12 +189,10 @@ def ettin(folder: Path, pooling: Any) -> tuple[Any, Head]:
 
 def scored(folder: Path, head: Head, encoded: Encoded) -> Float32Array:
     """Write the graph of a checkpoint with a head, and run it."""
-    import json
-
     weights = open_weights(folder)
     with DataFiles(folder) as data:
         blueprint = Blueprint(
-            config=json.loads((folder / "config.json").read_text()),
+            config=read_config(folder / "config.json"),
             weights=weights,
             target="cpu",
             readouts=[],

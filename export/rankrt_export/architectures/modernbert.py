@@ -56,8 +56,14 @@ class Config:
         # transformers 5 writes layer_types and rope_parameters, 4 the fields after them.
         step = int(config.get("global_attn_every_n_layers", 3))
         every = [_LOCAL if i % step else _GLOBAL for i in range(int(config["num_hidden_layers"]))]
+        kinds = config.get("layer_types", every)
+        if len(kinds) != len(every) or not set(kinds) <= {_GLOBAL, _LOCAL}:
+            raise CheckpointError(
+                f"config.json has layer_types = {kinds!r}, expected {_GLOBAL!r} or {_LOCAL!r} for each of"
+                f" {len(every)} layers"
+            )
         return cls(
-            kinds=config.get("layer_types") or every,
+            kinds=kinds,
             bases={
                 _GLOBAL: _base(config, _GLOBAL, "global_rope_theta", 160_000.0),
                 _LOCAL: _base(config, _LOCAL, "local_rope_theta", 10_000.0),
@@ -70,7 +76,9 @@ class Config:
 
 
 def _base(config: Mapping[str, Any], kind: str, older: str, default: float) -> float:
-    parameters = (config.get("rope_parameters") or {}).get(kind) or {}
+    parameters = config.get("rope_parameters", {}).get(kind) or {}
+    if not isinstance(parameters, dict):
+        raise CheckpointError(f"config.json has rope_parameters.{kind} = {parameters!r}, expected an object")
     if (rope := parameters.get("rope_type", "default")) != "default":
         raise CheckpointError(
             f"config.json has rope_parameters.{kind}.rope_type = {rope!r}; only 'default' is implemented for this"
