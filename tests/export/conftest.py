@@ -30,13 +30,13 @@ def make_checkpoint(tmp_path: Path) -> Make:
 
 
 def checkpoint_of(
-    folder: Path, config: type[Any] | str, *, has_token_types: bool | None = None, **changes: Any
+    folder: Path, config: type[Any] | str, *, has_token_types: bool | None = None, gain: float = 9.0, **changes: Any
 ) -> Path:
     """Write a checkpoint; its tokenizer gives token types as the real ones of the configuration do, unless told."""
     torch.manual_seed(0)
     config_class = getattr(transformers, config) if isinstance(config, str) else config
     model = transformers.AutoModelForSequenceClassification.from_config(config_class(**(SHAPE | changes))).eval()
-    spread(model)
+    spread(model, gain)
     model.save_pretrained(folder)
     is_typed = config_class.__name__ in WITH_TOKEN_TYPES if has_token_types is None else has_token_types
     write_tokenizer(folder, is_bert=is_typed)
@@ -59,12 +59,12 @@ SHAPE = {
 }
 
 
-def spread(model: Any) -> None:
+def spread(model: Any, gain: float = 9.0) -> None:
     """Scale weights so that scores differ between pairs by whole units, as a trained reranker's do."""
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim == 2 and "embed" not in name:
-                value.mul_(90.0 if len(value) == 1 else 9.0)  # the last layer has one output
+                value.mul_(10 * gain if len(value) == 1 else gain)  # the last layer has one output
             if name.endswith("bias"):
                 value.normal_(0.0, 0.1)
 

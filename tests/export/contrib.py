@@ -92,27 +92,45 @@ class FusedMatMul(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
 
 
 class MultiHeadAttention(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
-    """Causal attention over a matrix of rows, with nothing hidden but what stands behind a token."""
+    """Attention over a matrix of rows: causal, with nothing else hidden, or with what is added to scores."""
 
     op_domain = "com.microsoft"
 
-    def _run(self, query: Array, key: Array, value: Array, num_heads: int = 0, unidirectional: int = 0) -> tuple[Array]:
-        assert unidirectional == 1
-        assert query.shape == key.shape == value.shape
+    def _run(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        bias: Array | None = None,
+        key_padding_mask: Array | None = None,
+        attention_bias: Array | None = None,
+        num_heads: int = 0,
+        unidirectional: int = 0,
+    ) -> tuple[Array]:
+        assert bias is None
+        assert key_padding_mask is None
+        assert unidirectional == (attention_bias is None)
+        assert key.shape == value.shape
         n_rows, longest, n_features = query.shape
 
         def by_head(x: Array) -> Array:
-            return x.astype(np.float32).reshape(n_rows, longest, num_heads, -1).transpose(0, 2, 1, 3)
+            return x.astype(np.float32).reshape(n_rows, -1, num_heads, n_features // num_heads).transpose(0, 2, 1, 3)
 
         q, k, v = map(by_head, (query, key, value))
         scores = q @ k.swapaxes(2, 3) * (n_features // num_heads) ** -0.5
-        scores = np.where(np.tri(longest, dtype=bool), scores, -np.inf)
+        if attention_bias is None:
+            assert query.shape == key.shape
+            scores = np.where(np.tri(longest, dtype=bool), scores, -np.inf)
+        else:
+            assert attention_bias.dtype == query.dtype
+            assert attention_bias.shape == (n_rows, 1, *scores.shape[2:])
+            scores = scores + attention_bias.astype(np.float32)
         shares = softmax(scores, axis=-1)
         return ((shares @ v).transpose(0, 2, 1, 3).reshape(query.shape).astype(query.dtype),)
 
 
 class RotaryEmbedding(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy here
-    """The halves of each head turned by the angles of the token's place, counted from one position."""
+    """The halves of each head turned by the angles of the token's place: counted from one position, or given."""
 
     op_domain = "com.microsoft"
 
@@ -128,12 +146,13 @@ class RotaryEmbedding(OpRun):  # type: ignore[misc]  # onnx is untyped to mypy h
     ) -> tuple[Array]:
         assert not interleaved
         assert not rotary_embedding_dim
-        assert position.shape == (1,)
         assert x.dtype == cosines.dtype == sines.dtype
         n_rows, longest, _ = x.shape
-        places = slice(int(position[0]), int(position[0]) + longest)
+        assert position.shape in ((1,), (n_rows, longest))
+        assert position.dtype == np.int64
+        places = position if position.ndim == 2 else position[0] + np.arange(longest)
         first, second = np.split(x.astype(np.float32).reshape(n_rows, longest, num_heads, -1), 2, axis=-1)
-        cosine, sine = cosines[places, None].astype(np.float32), sines[places, None].astype(np.float32)
+        cosine, sine = (table[places][..., None, :].astype(np.float32) for table in (cosines, sines))
         turned = np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
         return (turned.reshape(x.shape).astype(x.dtype),)
 

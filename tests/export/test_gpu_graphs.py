@@ -117,7 +117,8 @@ def test_the_cpu_provider_takes_the_file_as_it_is(
     artifact: Artifact, encoded: Encoded, expected: Float32Array, precision: Precision
 ):
     session = import_onnxruntime().InferenceSession(str(artifact.path(f"tensorrt-{precision}.onnx")), providers=CPU)
-    (logits,) = session.run(None, padded(encoded, every_row(encoded)))
+    feed = padded(encoded, every_row(encoded))
+    (logits,) = session.run(None, {node.name: feed[node.name] for node in session.get_inputs()})
     np.testing.assert_allclose(logits, expected, atol=TOLERANCES[precision], rtol=0)
 
 

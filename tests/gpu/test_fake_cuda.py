@@ -15,11 +15,11 @@ from rankrt.artifact.manifest import Artifact, Precision
 from tests.gpu import fake
 
 pytest.importorskip("torch", reason="exporting needs the export extra")
-transformers = pytest.importorskip("transformers", reason="exporting needs the export extra")
+pytest.importorskip("transformers", reason="exporting needs the export extra")
 
-from rankrt_export.pipeline import Options, export  # noqa: E402
-from tests.export.conftest import SHAPE, write_tokenizer  # noqa: E402
-from tests.export.decoders import make_decoder  # noqa: E402
+from rankrt_export.pipeline import Options, export
+from tests.export.conftest import checkpoint_of
+from tests.export.decoders import make_decoder
 
 pytestmark = [
     pytest.mark.export,
@@ -52,14 +52,25 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return export(str(checkpoint), folder / "artifact", OPTIONS)
 
 
-def export_encoder(folder: Path, **changes: Any) -> Artifact:
-    config = transformers.XLMRobertaConfig(**(SHAPE | {"num_hidden_layers": N_LAYERS} | changes))
-    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "checkpoint")
-    write_tokenizer(folder / "checkpoint", is_bert=False)
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "type_vocab_size": 2}
+    return export_encoder(tmp_path_factory.mktemp("bert"), "BertConfig", **shape)
+
+
+@pytest.fixture(scope="module")
+def modernbert(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Two layers see the whole row, two a window."""
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "cls_token_id": 0, "sep_token_id": 2}
+    return export_encoder(tmp_path_factory.mktemp("modernbert"), "ModernBertConfig", **shape)
+
+
+def export_encoder(folder: Path, config: str = "XLMRobertaConfig", **changes: Any) -> Artifact:
+    checkpoint_of(folder / "checkpoint", config, **({"num_hidden_layers": N_LAYERS} | changes))
     return export(str(folder / "checkpoint"), folder / "artifact", OPTIONS)
 
 
-@pytest.fixture(params=["encoder", "decoder"])
+@pytest.fixture(params=["encoder", "bert", "modernbert", "decoder"])
 def artifact(request: pytest.FixtureRequest) -> Artifact:
     found: Artifact = request.getfixturevalue(request.param)
     return found
@@ -74,8 +85,12 @@ def test_every_node_runs_on_cuda(libraries: Path, artifact: Artifact, precision:
 @pytest.mark.parametrize("sm", [80, 86, 89, 90, 120])
 def test_fp16_attends_by_flash_kernels_and_asks_nothing_of_cudnn(libraries: Path, artifact: Artifact, sm: int):
     run = fake.trace(libraries, artifact.folder, "fp16", RUNS[:1], sm=sm).runs[0]
-    n_flash = sum(n for name, n in fake.kernels(run).items() if "flash_fwd" in name)
-    assert n_flash == N_LAYERS
+    n_flash, n_masked = (
+        sum(n for name, n in fake.kernels(run).items() if kernel in name) for kernel in ("flash_fwd", "fmha_cutlass")
+    )
+    # A mask keeps flash attention from being chosen; memory-efficient attention takes it.
+    n_windows = 2 if artifact.manifest.architecture.startswith("ModernBert") else 0
+    assert (n_flash, n_masked) == (N_LAYERS - n_windows, n_windows)
     assert not any(line.startswith("CUDNN") for line in run)
 
 

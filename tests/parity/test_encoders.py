@@ -19,7 +19,7 @@ from rankrt_export.pipeline import Options, export
 
 pytestmark = pytest.mark.export
 
-N_PAIRS = 600
+N_PAIRS = 504
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 MODERNBERT = {
     "vocab_size": 30522,
@@ -80,7 +80,7 @@ def some_pairs(pairs: list[Pair]) -> list[Pair]:
     return pairs[:: len(pairs) // N_PAIRS][:N_PAIRS]
 
 
-@pytest.mark.parametrize("max_length", [512, 96])
+@pytest.mark.parametrize("max_length", [256, 96])
 def test_ids_types_and_logits_are_those_of_transformers(
     folder: Path, artifact: Path, some_pairs: list[Pair], max_length: int
 ):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rankrt import ArtifactError, DeviceError
 from rankrt.arrays import Int32Array
 from rankrt.artifact.manifest import Artifact
-from rankrt.backends.batch import padded, varlen
+from rankrt.backends.batch import BLOCK_TOKENS, packed, padded, stacked, varlen
 from rankrt.backends.cpu_encoder import CpuEncoder
 from rankrt.backends.cuda import cuda_settings, open_cuda
 from rankrt.backends.gpu import GpuBackend, placements
@@ -89,6 +89,18 @@ def test_flat_inputs_say_where_every_token_is(lengths: list[int]):
     assert filled.tolist() == sorted(filled.tolist())
     assert inputs["positions"].tolist() == [i for n in lengths for i in range(n)]
     assert inputs["row_offsets"].tolist() == encoded.offsets.tolist()
+    assert inputs["token_rows"].tolist() == [row for row, n in enumerate(lengths) for _ in range(n)]
+    assert inputs["blocks"].tolist() == list(range(-(-sum(lengths) // BLOCK_TOKENS)))
+
+
+def test_tokens_of_the_passage_are_of_type_1_in_every_layout():
+    rows = [np.arange(n, dtype=np.int32) for n in (5, 3, 4)]
+    encoded = Encoded.of_rows(rows, passage_starts=[3, 1, 2])
+    chosen = np.array([2, 0])
+    for batch in (packed, varlen):
+        assert batch(encoded, chosen)["token_type_ids"].tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1]
+    assert padded(encoded, chosen)["token_type_ids"].tolist() == [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+    assert stacked(encoded, np.array([0, 0]))["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]] * 2
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12))

@@ -41,6 +41,11 @@ class Config:
     n_heads: int
     epsilon: float
 
+    @property
+    def head_size(self) -> int:
+        """The features of each head."""
+        return self.n_features // self.n_heads
+
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "Config":
         """Read config.json. Raises CheckpointError for what this file does not implement."""
@@ -51,8 +56,14 @@ class Config:
         # transformers 5 writes layer_types and rope_parameters, 4 the fields after them.
         step = int(config.get("global_attn_every_n_layers", 3))
         every = [_LOCAL if i % step else _GLOBAL for i in range(int(config["num_hidden_layers"]))]
+        kinds = config.get("layer_types", every)
+        if len(kinds) != len(every) or not set(kinds) <= {_GLOBAL, _LOCAL}:
+            raise CheckpointError(
+                f"config.json has layer_types = {kinds!r}, expected {_GLOBAL!r} or {_LOCAL!r} for each of"
+                f" {len(every)} layers"
+            )
         return cls(
-            kinds=config.get("layer_types") or every,
+            kinds=kinds,
             bases={
                 _GLOBAL: _base(config, _GLOBAL, "global_rope_theta", 160_000.0),
                 _LOCAL: _base(config, _LOCAL, "local_rope_theta", 10_000.0),
@@ -65,7 +76,9 @@ class Config:
 
 
 def _base(config: Mapping[str, Any], kind: str, older: str, default: float) -> float:
-    parameters = (config.get("rope_parameters") or {}).get(kind) or {}
+    parameters = config.get("rope_parameters", {}).get(kind) or {}
+    if not isinstance(parameters, dict):
+        raise CheckpointError(f"config.json has rope_parameters.{kind} = {parameters!r}, expected an object")
     if (rope := parameters.get("rope_type", "default")) != "default":
         raise CheckpointError(
             f"config.json has rope_parameters.{kind}.rope_type = {rope!r}; only 'default' is implemented for this"
@@ -77,13 +90,8 @@ def _base(config: Mapping[str, Any], kind: str, older: str, default: float) -> f
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,), by the blueprint's head or the classifier's own."""
     graph = blueprint.new_graph()
-    if blueprint.target not in ROTARY_TARGETS:
-        raise CheckpointError(
-            f"{blueprint.config['architectures'][0]} is written for {' and '.join(ROTARY_TARGETS)} only, not for"
-            f" {blueprint.target}"
-        )
-    engine = ROTARY_TARGETS[blueprint.target](graph)
     shape = Config.read(blueprint.config)
+    engine = ROTARY_TARGETS[blueprint.target](graph, shape.n_heads, shape.head_size)
     head = blueprint.head or classifier_head(blueprint.config, blueprint.weights)
     model = _Encoder(graph, engine, shape, blueprint.max_length)
     logits = score(graph, head, model.pooled(head))
@@ -121,9 +129,9 @@ class _Encoder:
         self._shape = shape
         # Inside a classifier the encoder's weights have a name before theirs; saved alone they have none.
         self._root = "model." if "model.final_norm.weight" in graph.weights.names else ""
-        size = shape.n_features // shape.n_heads
         self._tables = {
-            kind: RotaryTables.of(max_length, size, base, f"rope.{kind}") for kind, base in shape.bases.items()
+            kind: RotaryTables.of(max_length, shape.head_size, base, f"rope.{kind}")
+            for kind, base in shape.bases.items()
         }
 
     def pooled(self, head: Head) -> ir.Value:
@@ -131,51 +139,46 @@ class _Encoder:
         hidden, n_layers = self.embeddings(), len(self._shape.kinds)
         for layer in range(n_layers):
             hidden = self.layer(layer, hidden, first_only=head.pooling == "cls" and layer == n_layers - 1)
-        hidden = self._graph.as_float32(self._norm(hidden, f"{self._root}final_norm"))
+        hidden = self._graph.layer_norm(hidden, f"{self._root}final_norm", self._shape.epsilon)
         return hidden if head.pooling == "cls" else self._engine.means(hidden)
 
     def embeddings(self) -> ir.Value:
-        """Return the normalised vectors of the tokens."""
+        """Return the normalised vectors of the tokens, in float32."""
         words = self._graph.embedding(self._engine.ids, f"{self._root}embeddings.tok_embeddings.weight")
-        return self._norm(words, f"{self._root}embeddings.norm")
+        return self._graph.layer_norm(
+            self._graph.as_float32(words), f"{self._root}embeddings.norm", self._shape.epsilon
+        )
 
     def layer(self, layer: int, hidden: ir.Value, *, first_only: bool) -> ir.Value:
-        """Return the states after a layer, of all tokens or of each row's first."""
+        """Return the sum of the layers up to this one, in float32, of all tokens or of each row's first."""
         graph, name = self._graph, f"{self._root}layers.{layer}"
         # The embeddings are normalised already.
-        normal = self._norm(hidden, f"{name}.attn_norm") if layer else hidden
+        normal = self._norm(hidden, f"{name}.attn_norm") if layer else graph.as_states(hidden)
         attended = self._attention(f"{name}.attn", normal, self._shape.kinds[layer], first_only=first_only)
-        hidden = graph.op("Add", self._engine.first_tokens(hidden) if first_only else hidden, attended)
+        hidden = self._engine.first_tokens(hidden) if first_only else hidden
+        hidden = graph.op("Add", hidden, graph.as_float32(attended))
         widened = self._linear(self._norm(hidden, f"{name}.mlp_norm"), f"{name}.mlp.Wi")
         half = graph.weights.shape(f"{name}.mlp.Wo.weight")[1]
         inner, gate = (self._part(widened, i, half) for i in (0, 1))
         narrowed = self._linear(graph.op("Mul", graph.op("Gelu", inner), gate), f"{name}.mlp.Wo")
-        return graph.op("Add", hidden, narrowed)
+        return graph.op("Add", hidden, graph.as_float32(narrowed))
 
     def _attention(self, name: str, hidden: ir.Value, kind: str, *, first_only: bool) -> ir.Value:
         shape, engine = self._shape, self._engine
         joined = self._linear(hidden, f"{name}.Wqkv")
         query, key, value = (self._part(joined, i, shape.n_features) for i in (0, 1, 2))
-        query, key = (self._rotated(x, kind) for x in (query, key))
-        attended = engine.attention(
-            engine.first_tokens(query) if first_only else query,
-            key,
-            value,
-            n_heads=shape.n_heads,
-            reach=shape.reach if kind == _LOCAL else None,
-            first_only=first_only,
-        )
+        query, key = (engine.rotated(x, self._tables[kind]) for x in (query, key))
+        reach = shape.reach if kind == _LOCAL else None
+        attended = engine.attention(query, key, value, reach=reach, first_only=first_only)
         return self._linear(attended, f"{name}.Wo")
-
-    def _rotated(self, x: ir.Value, kind: str) -> ir.Value:
-        return self._engine.rotated(x, self._tables[kind], n_heads=self._shape.n_heads)
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:
         has_bias = f"{name}.bias" in self._graph.weights.names
         return self._graph.linear(x, name) if has_bias else self._graph.product(x, name)
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
-        return self._graph.layer_norm(x, name, self._shape.epsilon)
+        """Normalise float32; return states."""
+        return self._graph.as_states(self._graph.layer_norm(x, name, self._shape.epsilon))
 
     def _part(self, x: ir.Value, i: int, size: int) -> ir.Value:
         """Return one of the parts of equal size that the features consist of."""

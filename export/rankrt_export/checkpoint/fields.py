@@ -48,6 +48,16 @@ class _Known(msgspec.Struct, kw_only=True, frozen=True):
     sliding_window: _Size = 1
     use_sliding_window: bool = False
     tie_word_embeddings: bool = False
+    dim: _Size = 1
+    n_layers: _Size = 1
+    n_heads: _Size = 1
+    activation: str = ""
+    norm_eps: _Epsilon = 1e-5
+    layer_types: list[_Text] = []
+    global_attn_every_n_layers: _Size = 1
+    local_attention: Annotated[int, Meta(ge=2, le=1 << 24)] = 128
+    global_rope_theta: _Factor = 1e4
+    local_rope_theta: _Factor = 1e4
     hidden_act: str = ""
     hidden_activation: str = ""
     position_embedding_type: str = ""

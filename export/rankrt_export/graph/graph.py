@@ -100,7 +100,7 @@ class Engine(Protocol):
 class RotaryEngine(Protocol):
     """How a model that sees whole rows, or windows of them, with rotary positions is expressed for one target.
 
-    Sums of layers have the type of hidden states.
+    Sums of layers are float32 whatever the type of states is.
     """
 
     layout: Layout
@@ -114,16 +114,16 @@ class RotaryEngine(Protocol):
         """Return the mean over each row's tokens, (n_rows, n_features), of float32."""
         ...
 
-    def rotated(self, x: ir.Value, tables: "RotaryTables", *, n_heads: int) -> ir.Value:
+    def rotated(self, x: ir.Value, tables: "RotaryTables") -> ir.Value:
         """Turn the features of each head, (..., n_heads * size), by the token's position (halves, not pairs)."""
         ...
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, reach: int | None, first_only: bool
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, reach: int | None, first_only: bool
     ) -> ir.Value:
         """Attend to the tokens of a row that are at most `reach` places away; None is to all.
 
-        `query` has all tokens, or each row's first if `first_only`; so has what is returned.
+        Returned are all tokens, or each row's first if `first_only`.
         """
         ...
 

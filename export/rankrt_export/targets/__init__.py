@@ -9,17 +9,22 @@ from rankrt_export.targets.cpu_causal import CausalCpuEngine
 from rankrt_export.targets.cpu_rotary import RotaryCpuEngine
 from rankrt_export.targets.cuda import CudaEngine
 from rankrt_export.targets.cuda_causal import CausalCudaEngine
+from rankrt_export.targets.cuda_rotary import RotaryCudaEngine
 from rankrt_export.targets.segment import SegmentShape
 from rankrt_export.targets.tensorrt import TensorRtEngine
 from rankrt_export.targets.tensorrt_causal import CausalTensorRtEngine
+from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtEngine
 
 TARGETS: Mapping[Target, Callable[[Graph], Engine]] = {
     "cpu": CpuEngine,
     "cuda": CudaEngine,
     "tensorrt": TensorRtEngine,
 }
-ROTARY_TARGETS: Mapping[Target, Callable[[Graph], RotaryEngine]] = {
+# The numbers are those of the heads, and of the features of each.
+ROTARY_TARGETS: Mapping[Target, Callable[[Graph, int, int], RotaryEngine]] = {
     "cpu": RotaryCpuEngine,
+    "cuda": RotaryCudaEngine,
+    "tensorrt": RotaryTensorRtEngine,
 }
 CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
     "cpu": CausalCpuEngine,

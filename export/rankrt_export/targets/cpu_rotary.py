@@ -35,11 +35,12 @@ class _Blocks:
 class RotaryCpuEngine(PackedRows):
     """Operators of encoders with rotary positions."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, n_heads: int, head_size: int) -> None:
         super().__init__(graph)
+        self._heads = {"num_heads": n_heads}
         self._places: ir.Value | None = None
 
-    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int) -> ir.Value:
+    def rotated(self, x: ir.Value, tables: RotaryTables) -> ir.Value:
         """Turn the features of each head by the token's position."""
         graph, one = self._graph, self._graph.ints(1)
         if self._places is None:
@@ -49,30 +50,28 @@ class RotaryCpuEngine(PackedRows):
         # Each token is a sequence of its own: a sequence may not be longer than the tables, but a run may.
         token = graph.op("Unsqueeze", x, one)
         places = (self._places, *tables.stored(graph))
-        return graph.op(
-            "Squeeze", graph.op("RotaryEmbedding", token, *places, domain=MICROSOFT, num_heads=n_heads), one
-        )
+        return graph.op("Squeeze", graph.op("RotaryEmbedding", token, *places, domain=MICROSOFT, **self._heads), one)
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, reach: int | None, first_only: bool
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, reach: int | None, first_only: bool
     ) -> ir.Value:
         """Attend row by row; by flash attention, which takes no mask, where all that is handed to it is seen."""
         graph, zero = self._graph, self._graph.ints(0)
 
         def of_row(tape: Tape, row: Row) -> ir.Value:
             if reach is not None and not first_only:
-                return self._in_blocks(tape, row, (query, key, value), n_heads, reach)
-            asking, stop = (row.start, row.stop), row.stop
-            if first_only:
-                asking = (row.index, row.next_index)
+                return self._in_blocks(tape, row, (query, key, value), reach)
+            stop = row.stop
             if reach is not None:
                 stop = tape.op("Min", [row.stop, tape.op("Add", [row.start, graph.ints(reach + 1)])])
+            next_ = tape.op("Add", [row.start, graph.ints(1)])
+            asking = (row.start, next_) if first_only else (row.start, stop)
             places = (asking, (row.start, stop), (row.start, stop))
             parts = [
                 tape.op("Unsqueeze", [tape.op("Slice", [x, *place, zero]), zero])
                 for x, place in zip((query, key, value), places, strict=True)
             ]
-            attended = tape.op("MultiHeadAttention", parts, {"num_heads": n_heads}, domain=MICROSOFT)
+            attended = tape.op("MultiHeadAttention", parts, self._heads, domain=MICROSOFT)
             return tape.op("Squeeze", [attended, zero])
 
         return each_row(graph, self._n_rows, self._offsets, of_row)
@@ -86,14 +85,12 @@ class RotaryCpuEngine(PackedRows):
 
         return each_row(self._graph, self._n_rows, self._offsets, of_row)
 
-    def _in_blocks(self, tape: Tape, row: Row, states: Sequence[ir.Value], n_heads: int, reach: int) -> ir.Value:
+    def _in_blocks(self, tape: Tape, row: Row, states: Sequence[ir.Value], reach: int) -> ir.Value:
         """Return what a row's tokens attend to within their reach, (row's n_tokens, n_features)."""
         zero, blocks = self._graph.ints(0), self._blocks(tape, row, reach)
         places = (blocks.asking, blocks.seen, blocks.seen)
         parts = [tape.op("Gather", [x, place]) for x, place in zip(states, places, strict=True)]
-        attended = tape.op(
-            "MultiHeadAttention", [*parts, None, None, blocks.mask], {"num_heads": n_heads}, domain=MICROSOFT
-        )
+        attended = tape.op("MultiHeadAttention", [*parts, None, None, blocks.mask], self._heads, domain=MICROSOFT)
         flat = tape.op("Flatten", [attended], {"axis": 2})
         return tape.op("Slice", [flat, zero, tape.op("Sub", [row.stop, row.start]), zero])
 

@@ -1,4 +1,4 @@
-"""Attention over a matrix of rows in plain operators, in the shape that TensorRT recognises.
+"""Attention and positions over a matrix of rows in plain operators, in the shape that TensorRT recognises.
 
 This is a product, a softmax and a product, with the scale in the query (its guide, "Fused Attention"). The mask is
 added, with 0 where nothing is hidden. Softmax is always fp32.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.graph.graph import FLOAT, HALF, Graph
+from rankrt_export.graph.graph import FLOAT, HALF, Graph, RotaryTables
 
 # Hides a place: exp() of it is 0, and it stays finite with any score added.
 HIDDEN = np.float32(-1e30)
@@ -37,6 +37,25 @@ def attention(graph: Graph, query: ir.Value, key: ir.Value, value: ir.Value, mas
     shares = graph.op("Softmax", graph.op("Add", graph.as_float32(scores), mask), axis=-1)
     attended = graph.op("MatMul", graph.as_states(shares), _by_head(graph, value, size, perm=[0, 2, 1, 3]))
     return graph.op("Reshape", graph.op("Transpose", attended, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
+
+
+def rotated(graph: Graph, x: ir.Value, tables: RotaryTables, places: ir.Value, *, n_heads: int) -> ir.Value:
+    """Turn the features of each head, (n_rows, n_tokens, n_heads * size), by the token's place, in float32."""
+    half = tables.cosines.shape[1]
+    cosine, sine = (
+        graph.op("Unsqueeze", graph.op("Gather", table, places), graph.ints(-2)) for table in tables.stored(graph)
+    )
+    heads = graph.op("Reshape", graph.as_float32(x), graph.ints(0, 0, n_heads, 2 * half))
+    first, second = (
+        graph.op("Slice", heads, graph.ints(start), graph.ints(start + half), graph.ints(-1)) for start in (0, half)
+    )
+    turned = graph.op(
+        "Concat",
+        graph.op("Sub", graph.op("Mul", first, cosine), graph.op("Mul", second, sine)),
+        graph.op("Add", graph.op("Mul", second, cosine), graph.op("Mul", first, sine)),
+        axis=-1,
+    )
+    return graph.as_states(graph.op("Reshape", turned, graph.ints(0, 0, n_heads * 2 * half)))
 
 
 def _by_head(graph: Graph, x: ir.Value, size: int, *, perm: list[int]) -> ir.Value:

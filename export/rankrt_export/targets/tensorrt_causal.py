@@ -32,23 +32,7 @@ class CausalTensorRtEngine(PaddedCausalEngine):
 
     def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
         """Rotate the features of each head by the token's position, in float32."""
-        graph, size = self.graph, self.shape.head_size
-        places = self.last if is_last else self._places
-        cosine, sine = (
-            graph.op("Unsqueeze", graph.op("Gather", table, places), graph.ints(-2)) for table in tables.stored(graph)
-        )
-        heads = graph.op("Reshape", graph.as_float32(x), graph.ints(0, 0, n_heads, size))
-        first, second = (
-            graph.op("Slice", heads, graph.ints(start), graph.ints(start + size // 2), graph.ints(-1))
-            for start in (0, size // 2)
-        )
-        turned = graph.op(
-            "Concat",
-            graph.op("Sub", graph.op("Mul", first, cosine), graph.op("Mul", second, sine)),
-            graph.op("Add", graph.op("Mul", second, cosine), graph.op("Mul", first, sine)),
-            axis=-1,
-        )
-        return graph.as_states(graph.op("Reshape", turned, graph.ints(0, 0, n_heads * size)))
+        return plain.rotated(self.graph, x, tables, self.last if is_last else self._places, n_heads=n_heads)
 
     def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
         """Attend from each token, or from each row's last one, to itself and the tokens before it."""

@@ -12,6 +12,9 @@ from rankrt.arrays import Int32Array, Int64Array
 from rankrt.artifact.manifest import Layout
 from rankrt.text.pairs import Encoded
 
+# Graphs with windowed attention take the tokens of a run on a GPU in blocks of so many.
+BLOCK_TOKENS = 128
+
 
 def packed(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
     """Concatenate rows: input_ids and token_type_ids (n_tokens,), row_offsets (n_rows + 1,)."""
@@ -36,14 +39,18 @@ def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
     """Put rows one behind the other, with the position of each token, and its place in a matrix of the rows.
 
     token_offset (n_rows, longest) holds the places of all tokens in such a matrix, filled up to the longest row, in
-    order, and behind them the places that are filled up.
+    order, and behind them the places that are filled up. token_rows (n_tokens,) holds the row of each token, and blocks
+    (n_blocks,) the numbers of the blocks of tokens, for windowed attention.
     """
     lengths = encoded.lengths[rows]
     is_token = np.arange(int(lengths.max())) < lengths[:, None]
     places = np.concatenate([np.flatnonzero(is_token), np.flatnonzero(~is_token)])
+    rows_of_tokens, positions = np.nonzero(is_token)
     return {
         **packed(encoded, rows),
-        "positions": np.nonzero(is_token)[1].astype(np.int32),
+        "positions": positions.astype(np.int32),
+        "token_rows": rows_of_tokens.astype(np.int32),
+        "blocks": np.arange(-(-len(positions) // BLOCK_TOKENS), dtype=np.int32),
         "token_offset": places.astype(np.int32).reshape(is_token.shape),
     }
 
