@@ -95,7 +95,7 @@ class Rules:
         if self.prompt_name not in prompt.instructions:
             names = ", ".join(map(repr, prompt.instructions)) or "none"
             raise InputError(
-                f"prompt_name={self.prompt_name!r:.80} is not an instruction of this model, which has {names}"
+                f"prompt_name={self.prompt_name!r:.80} is not an instruction of this model, which has these: {names}"
             )
         return prompt.instructions[self.prompt_name]
 
