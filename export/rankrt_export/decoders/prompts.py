@@ -47,8 +47,8 @@ def _style_for(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | Prompt
     if (found := _style_of_name(checkpoint) or _style_of_template(checkpoint)) is None:
         raise CheckpointError(
             f"{checkpoint.id} is a {checkpoint.architecture}. Neither its files ({MODULES}, a chat template with the"
-            " roles query and document) nor its name say how it was trained to be asked; a chat model is not a reranker."
-            f" {_ADVICE}"
+            " roles query and document) nor its name say how it was trained to be asked. A chat model is not a"
+            f" reranker. {_ADVICE}"
         )
     return found
 

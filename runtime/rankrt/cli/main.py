@@ -406,6 +406,7 @@ def _load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory-gb", type=_gigabytes, metavar="N", help="the most that CUDA may take; default: no limit"
     )
+    parser.add_argument("--instruction", metavar="TEXT", help="what the model is told to look for, if it can be told")
     parser.add_argument("--normalize", action="store_true", help="print the sigmoid of the logits, in (0, 1)")
     parser.add_argument(
         "--no-prepare", action="store_false", dest="prepare", help="do not use the cache of prepared models"
@@ -459,7 +460,7 @@ _COMMANDS = {
 def _load(options: argparse.Namespace) -> Reranker:
     of_load = ("device", "precision", "instruction_set", "revision", "n_threads", "max_length", "prepare")
     names = (*of_load, "cutoff_layer", "gpu_memory_gb")
-    rules = ("query_max_length", "truncation", "long_documents")
+    rules = ("query_max_length", "truncation", "long_documents", "instruction")
     return Reranker.load(options.model, **{name: getattr(options, name) for name in names + rules})
 
 

@@ -88,8 +88,10 @@ class Rules:
         option = "instruction" if self.instruction else "prompt_name"
         if prompt is None or prompt.instructed_format is None:
             asks = prompt is not None and prompt.question is not None
-            advice = "; it is asked a question, which the option question replaces" if asks else f"; leave {option} out"
-            raise InputError(f"this model was trained without a place for an instruction{advice}")
+            advice = "it is asked a question, which the option question replaces" if asks else "leave it out"
+            raise InputError(
+                f"{option} is given, but this model was trained without a place for an instruction; {advice}"
+            )
         if self.instruction:
             return self.instruction
         if self.prompt_name not in prompt.instructions:
