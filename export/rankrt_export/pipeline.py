@@ -39,6 +39,7 @@ from rankrt_export.architectures.traced import DATA as TRACED_DATA
 from rankrt_export.architectures.traced import trace
 from rankrt_export.calibrate.calibration import Calibration, calibrate
 from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from rankrt_export.checkpoint.modules import MODULES
 from rankrt_export.checkpoint.tokenizer import read_tokenizer, template_of, write_tokenizer
 from rankrt_export.checkpoint.weights import hashed_in_background
 from rankrt_export.decoders.prompt_files import PromptFile
@@ -152,6 +153,7 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     plan = Plan.of(options)
     checkpoint = open_checkpoint(source, hub or Hub())
     check_has_targets(checkpoint, options.targets)
+    check_has_head(checkpoint)
     check_has_prompt(checkpoint, options)
     check_has_room(checkpoint, out, options)
     check_has_memory(checkpoint, options)
@@ -227,6 +229,7 @@ def _export_once(
 def export_into(source: str, folder: Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> None:
     """Export a checkpoint in fp32, verified, into an empty folder: what the runtime calls for its cache."""
     checkpoint = open_checkpoint(source, Hub(revision=revision, cache_dir=cache_dir))
+    check_has_head(checkpoint)
     check_has_prompt(checkpoint, Options())
     check_has_room(checkpoint, folder, Options())
     check_has_memory(checkpoint, Options())
@@ -306,6 +309,7 @@ def written(
                     target=target,
                     readouts=readouts,
                     max_length=checkpoint.max_length,
+                    head=checkpoint.saved.head,
                     new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=precision),
                 )
                 try:
@@ -426,6 +430,15 @@ def check_has_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None
         raise CheckpointError(
             f"{checkpoint.architecture} is exported by tracing, for the CPU only, not for {' and '.join(others)};"
             f" GPU targets are for {', '.join(ARCHITECTURES)}"
+        )
+
+
+def check_has_head(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for a head of modules after a model that is not written: transformers cannot load it."""
+    if checkpoint.saved.head is not None and checkpoint.architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{checkpoint.id} is a {checkpoint.architecture} whose score is computed by sentence-transformers' modules"
+            f" Pooling, Dense and LayerNorm ({MODULES}); that is not implemented for this class"
         )
 
 

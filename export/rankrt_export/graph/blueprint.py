@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Layout, Target
+from rankrt_export.checkpoint.head import Head
 from rankrt_export.checkpoint.weights import Weights
 from rankrt_export.graph.graph import Graph
 
@@ -27,6 +28,7 @@ class Blueprint:
     config      its config.json
     readouts    of a causal model, in ascending order of their layers; of any other none
     max_length  the most tokens that a row may have
+    head        of an encoder, in place of the one that its class has
     new_graph   begins a graph; all graphs of a variant share their data files
     """
 
@@ -36,6 +38,7 @@ class Blueprint:
     readouts: Sequence[Readout]
     max_length: int
     new_graph: Callable[[], Graph]
+    head: Head | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
