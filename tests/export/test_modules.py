@@ -21,7 +21,7 @@ from tests.export.conftest import SHAPE, spread, torch, transformers, write_toke
 pytestmark = pytest.mark.export
 
 PAIRS: list[Pair] = [("who is it?", "me"), ("who is it?", "nobody at all, it is late"), ("why", "so")]
-SMALL = SHAPE | {"cls_token_id": 0, "sep_token_id": 2, "type_vocab_size": 2}
+SMALL: dict[str, Any] = SHAPE | {"cls_token_id": 0, "sep_token_id": 2, "type_vocab_size": 2}
 
 
 def ettin(folder: Path, config: str = "ModernBertConfig", pooling: str = "cls") -> Any:
@@ -36,7 +36,7 @@ def ettin(folder: Path, config: str = "ModernBertConfig", pooling: str = "cls") 
     spread(model)
     model.save_pretrained(folder / "backbone")
     write_tokenizer(folder / "backbone", is_bert=False)
-    n = SMALL["hidden_size"]
+    n = int(SMALL["hidden_size"])
     modules = [
         Transformer(str(folder / "backbone")),
         Pooling(n, pooling_mode=pooling),
