@@ -148,6 +148,8 @@ class Reranker:
         normalize: bool = False,
         refine: Precision | None = None,
         progressive: Progressive = False,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Ranking:
         """Order documents by how well they answer the query; keep the best `top_n`, or all.
@@ -158,12 +160,24 @@ class Reranker:
         further than to the exit where that shows, by margins that were measured on text at export: True, or the share
         of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after
         all that might still be above the last hit. `ranking.progress` says what was saved.
+        `instruction` tells the model what to look for, and `prompt_name` names such a text of the artifact; only for a
+        model that was trained with a place for it.
         `on_progress` is called with the number of documents of every block that was scored, but not by `progressive`.
         Documents are a list, a tuple, a generator, an array or a column of texts; none give an empty ranking.
 
         Raises InputError, before anything is scored, for an empty query, for what is not text and for an option that
         cannot be honoured; ClosedError after `close`.
         """
+        if instruction is not None or prompt_name is not None:
+            return self.with_rules(instruction=instruction, prompt_name=prompt_name).rank(
+                query,
+                documents,
+                top_n=top_n,
+                normalize=normalize,
+                refine=refine,
+                progressive=progressive,
+                on_progress=on_progress,
+            )
         documents = documents_of(documents)
         _check_query(query)
         check_whole("top_n", top_n, least=1, none_is="all")
@@ -179,17 +193,27 @@ class Reranker:
         return ordered.ranking(documents, normalize=normalize, has_spans=self.rules.long_documents == "chunk")
 
     def score(
-        self, pairs: Iterable[Pair], *, normalize: bool = False, cutoff_layers: Iterable[int] | None = None
+        self,
+        pairs: Iterable[Pair],
+        *,
+        normalize: bool = False,
+        cutoff_layers: Iterable[int] | None = None,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
     ) -> Float32Array:
         """Return a score for each (query, passage), in their order, shape (n_pairs,): logits, or their sigmoid.
 
         With `cutoff_layers`, of a layerwise model, shape (n_cutoffs, n_pairs): the scores of each of these layers in
         ascending order, duplicates dropped; the deepest is the last that is computed.
+        `instruction` and `prompt_name` are those of `rank`.
 
         Pairs are tuples, lists or rows of an array, in any of the containers that documents may be in, or a frame of
         two columns. Raises InputError, before anything is scored, for an empty query, for what is not text, and for a
         layer without a head; ClosedError after `close`.
         """
+        if instruction is not None or prompt_name is not None:
+            told = self.with_rules(instruction=instruction, prompt_name=prompt_name)
+            return told.score(pairs, normalize=normalize, cutoff_layers=cutoff_layers)
         pairs = pairs_of(pairs)
         for query in dict.fromkeys(query for query, _ in pairs):
             _check_query(query)

@@ -78,7 +78,7 @@ def test_rows_of_every_length_around_the_edges_of_blocks(make_checkpoint: Make, 
     chance = np.random.default_rng(0)
     encoded = Encoded.of_rows([chance.integers(4, 250, n, np.int32) for n in (1, 2, 4, 5, *range(7, 42), 64, 65, 200)])
     with Reranker.load(artifact.folder, precision="fp32", prepare=False) as reranker:
-        found = reranker._run(encoded)[0]
+        found = reranker._scorer().backend.logits(encoded).last
     np.testing.assert_allclose(found, of_transformers(folder, encoded), atol=1e-4, rtol=2e-5)
 
 
@@ -230,7 +230,7 @@ def test_graphs_for_gpus_have_the_scores_of_the_cpu_s(gpu_artifact: Artifact, pr
     chance = np.random.default_rng(0)
     encoded = Encoded.of_rows([chance.integers(4, 250, n, np.int32) for n in (1, 3, 200, 17, 129, 9, 40, 128, 5)])
     with Reranker.load(gpu_artifact.folder, precision="fp32", prepare=False) as reranker:
-        expected = reranker._run(encoded)[0]
+        expected = reranker._scorer().backend.logits(encoded).last
     every = np.arange(encoded.n_rows)
     for_tensorrt = GraphOnCpu(
         gpu_artifact, variant_of(gpu_artifact, f"tensorrt-{precision}"), RowMaker.open(gpu_artifact)

@@ -181,11 +181,11 @@ def test_the_words_after_a_text_stay_when_it_is_cut(
     checkpoints: Callable[[str, str], Path], exported: Callable[[Path], Reranker], style: str, rules: dict[str, Any]
 ):
     name, family, _ = RECIPES[style]
-    reranker = exported(checkpoints(name, family)).with_rules(max_length=400, **rules)
-    encoded = reranker.encode([("who? " * 100, "It is late.\n" * 90), ("who?", "It is late.\n" * 90)])
+    reranker = exported(checkpoints(name, family)).with_rules(max_length=800, **rules)
+    encoded = reranker.encode([("who? " * 200, "It is late.\n" * 190), ("who?", "It is late.\n" * 190)])
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(reranker.artifact.folder / "tokenizer.json"))
     rows = [tokenizer.decode(encoded.row(i).tolist()) for i in range(encoded.n_rows)]
-    assert all(len(encoded.row(i)) <= 400 for i in range(encoded.n_rows))
+    assert all(len(encoded.row(i)) <= 800 for i in range(encoded.n_rows))
     kept = {
         "qwen3-reranker": "\n<Document>:",
         "zerank": "<|im_end|>\n<|im_start|>user\n",

@@ -55,8 +55,8 @@ def test_null_is_as_if_a_field_was_left_out(client: Any, path: str, endpoint: En
 def test_what_would_change_the_scores_is_obeyed_or_refused_by_its_name(client: Any, path: str, endpoint: Endpoint):
     body, known = body_of(endpoint), fields.names_of(endpoint.request)
     refused = [name for name in endpoint.refused if name not in known]
-    assert {"instruction", "instruct", "chat_template_kwargs", "softmax", "activation", "images"} <= set(refused)
-    assert "`instruction` is not supported: " in refusal(client, path, body | {"instruction": "find the answer"})
+    assert {"query_instruction", "chat_template_kwargs", "softmax", "activation", "images"} <= set(refused)
+    assert "`query_instruction` is not supported: " in refusal(client, path, body | {"query_instruction": "find"})
     for name in refused:
         with pytest.raises(Failure, match=f"`{name}` is not supported: .+"):
             endpoint.check({**dict.fromkeys(body, b"1"), name: b"7"})

@@ -189,13 +189,9 @@ def check_is_reranker(config: Mapping[str, Any], source: str, saved: Saved) -> N
             f"{source} is a {architecture}, and config.json says model_type = {config['model_type']!r}, not"
             f" {expected!r}: they do not belong together"
         )
-    if saved.head:
-        head = ", ".join(type(module).__name__ for module in saved.head)
-        raise CheckpointError(
-            f"{source} is a {architecture} whose score is computed by the modules {head} ({modules.MODULES}). A head of"
-            " modules is not implemented"
-        )
     if architecture in DECODERS and architecture.endswith("ForCausalLM"):
+        return
+    if saved.head is not None:
         return
     if not architecture.endswith("ForSequenceClassification"):
         raise CheckpointError(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from rankrt_export.checkpoint.fields import read_json, read_object
+from rankrt_export.checkpoint.head import Activation, Dense, Head, Norm, Pooling
+from rankrt_export.checkpoint.weights import SafetensorsWeights, read
 from rankrt_export.errors import CheckpointError
 
 MODULES, CONFIG, TRANSFORMER = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
@@ -19,9 +21,17 @@ FILES = (
     *(f"*_{name}/{file}" for name in ("Dense", "LayerNorm") for file in ("config.json", "model.safetensors")),
 )
 # rankrt gives logits, or with `normalize` their sigmoid: of these two it is plain which is which.
-Activation: TypeAlias = Literal["identity", "sigmoid"]
-_ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
+Default: TypeAlias = Literal["identity", "sigmoid"]
+_ACTIVATIONS: Mapping[str, Default] = {"Identity": "identity", "Sigmoid": "sigmoid"}
 _TASKS = ("sequence-classification", "text-generation")
+_POOLINGS: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean"}
+_HEAD_ACTIVATIONS: Mapping[str, Activation] = {
+    "GELU": "gelu",
+    "Identity": "identity",
+    "ReLU": "relu",
+    "SiLU": "silu",
+    "Tanh": "tanh",
+}
 _KNOWN = ("Transformer", "LogitScore", "Pooling", "Dense", "LayerNorm")
 
 
@@ -34,41 +44,12 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pooling:
-    """The first step of a head: the states of a row's tokens become one. `mode` is "cls", "mean" or "lasttoken"."""
-
-    mode: Literal["cls", "mean", "lasttoken"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dense:
-    """A linear layer and a function of torch.nn by its name: `linear.weight` and `linear.bias` in `weights`."""
-
-    weights: Path
-    n_in: int
-    n_out: int
-    has_bias: bool
-    activation: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerNorm:
-    """A layer norm with epsilon 1e-5: `norm.weight` and `norm.bias` in `weights`."""
-
-    weights: Path
-    n_features: int
-
-
-Head: TypeAlias = tuple[Pooling | Dense | LayerNorm, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """What sentence-transformers does with a pair before and after the model.
 
     has_modules    whether there is a modules.json; if not, only `activation` says something
     answers        of a decoder's vocabulary; None for a model that has a head of its own
-    head           the modules after a model without a head; empty for any other
+    head           of a model without one, the modules that make a score of its states
     activation     what the score is put through by default, if that is said
     prompts        texts by name that a request may choose from
     default_prompt  what is put before every pair, or is its system message; "" for nothing
@@ -80,8 +61,8 @@ class Saved:
 
     has_modules: bool
     answers: Answers | None = None
-    head: Head = ()
-    activation: Activation | None = None
+    head: Head | None = None
+    activation: Default | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str = ""
     is_chat: bool = False
@@ -101,7 +82,7 @@ def read_saved(folder: Path, config: Mapping[str, Any]) -> Saved:
         return Saved(has_modules=False, activation=activation)
     answers, head = _read_modules(folder, said)
     transformer = read_object(folder / TRANSFORMER) if (folder / TRANSFORMER).exists() else {}
-    processing = _check_transformer(folder, transformer, has_head=bool(head))
+    processing = _check_transformer(folder, transformer, has_head=head is not None)
     message = (transformer.get("modality_config") or {}).get("message")
     prompts = _prompts(folder, said)
     return Saved(
@@ -118,7 +99,7 @@ def read_saved(folder: Path, config: Mapping[str, Any]) -> Saved:
     )
 
 
-def _activation(folder: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -> Activation | None:
+def _activation(folder: Path, config: Mapping[str, Any], said: Mapping[str, Any]) -> Default | None:
     """Return the activation that is said first; refuse one that would change the order of scores."""
     places = [
         (CONFIG, "activation_fn", said.get("activation_fn")),
@@ -143,7 +124,7 @@ def _activation(folder: Path, config: Mapping[str, Any], said: Mapping[str, Any]
     return found[0] if found else None
 
 
-def _read_modules(folder: Path, said: Mapping[str, Any]) -> tuple[Answers | None, Head]:
+def _read_modules(folder: Path, said: Mapping[str, Any]) -> tuple[Answers | None, Head | None]:
     """Return the answers of LogitScore if there is one, or the modules of a head; refuse any other chain."""
     path, names, folders = folder / MODULES, [], []
     modules = read_json(path)
@@ -174,22 +155,18 @@ def _read_modules(folder: Path, said: Mapping[str, Any]) -> tuple[Answers | None
             " Transformer in the folder itself"
         )
     if names == ["Transformer", "LogitScore"]:
-        return _answers(folders[1] / "config.json"), ()
+        return _answers(folders[1] / "config.json"), None
     if len(names) == 1:
-        return None, ()
+        return None, None
     if names[1] != "Pooling" or names[-1] != "Dense" or not {"Transformer", "LogitScore"}.isdisjoint(names[1:]):
         raise CheckpointError(
             f"{folder} is a CrossEncoder of the modules {chain} ({MODULES}), which is not implemented: after the"
             " Transformer rankrt reads LogitScore, or Pooling, any of Dense and LayerNorm, and at the end a Dense"
         )
-    readers: dict[str, Callable[[Path], Pooling | Dense | LayerNorm]] = {
-        "Pooling": _pooling,
-        "Dense": _dense,
-        "LayerNorm": _layer_norm,
-    }
-    head = tuple(readers[name](place / "config.json") for name, place in zip(names[1:], folders[1:], strict=True))
-    _check_head(folders, head)
-    return None, head
+    readers: dict[str, Callable[[Path], Dense | Norm]] = {"Dense": _dense, "LayerNorm": _layer_norm}
+    layers = [readers[name](place) for name, place in zip(names[2:], folders[2:], strict=True)]
+    _check_layers(folders[2:], layers)
+    return None, Head(pooling=_pooling(folders[1] / "config.json"), layers=layers)
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -202,57 +179,51 @@ def _pooling(path: Path) -> Pooling:
     config = read_object(path)
     # Before 5.4 a flag for each mode, such as pooling_mode_cls_token.
     flags = [name.split("_")[2] for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
-    mode = config.get("pooling_mode", flags[0] if len(flags) == 1 else flags)
-    if isinstance(mode, list) and len(mode) == 1:
-        mode = mode[0]
-    if mode not in ("cls", "mean", "lasttoken"):
-        raise CheckpointError(f"{path} has pooling_mode = {mode!r}; only cls, mean and lasttoken are implemented")
+    modes = config.get("pooling_mode", flags)
+    mode = modes[0] if isinstance(modes, list) and len(modes) == 1 else modes
+    if mode not in _POOLINGS:
+        raise CheckpointError(f"{path} has pooling_mode = {mode!r}; only {' and '.join(_POOLINGS)} are implemented")
     if not config.get("include_prompt", True):
         raise CheckpointError(f"{path} has include_prompt = false, which is not implemented")
-    return Pooling(mode=mode)
+    return _POOLINGS[mode]
 
 
-def _dense(path: Path) -> Dense:
+def _dense(folder: Path) -> Dense:
+    path = folder / "config.json"
     config = read_object(path)
-    module, _, activation = str(config.get("activation_function", "torch.nn.Tanh")).rpartition(".")
-    if module.partition(".")[0] != "torch" or config.get("use_residual"):
-        odd = "use_residual" if config.get("use_residual") else f"activation_function = {module}.{activation}"
-        raise CheckpointError(f"{path} has {odd}, which is not implemented")
-    return Dense(
-        weights=_weights(path),
-        n_in=_size(path, config, "in_features"),
-        n_out=_size(path, config, "out_features"),
-        has_bias=bool(config.get("bias", True)),
-        activation=activation,
-    )
-
-
-def _layer_norm(path: Path) -> LayerNorm:
-    return LayerNorm(weights=_weights(path), n_features=_size(path, read_object(path), "dimension"))
-
-
-def _weights(path: Path) -> Path:
-    if not (weights := path.with_name("model.safetensors")).exists():
-        raise CheckpointError(f"{weights} is missing, which {MODULES} names; download the checkpoint again")
-    return weights
-
-
-def _size(path: Path, config: Mapping[str, Any], name: str) -> int:
-    if not isinstance(size := config[name], int) or isinstance(size, bool) or size < 1:
-        raise CheckpointError(f"{path} has {name} = {size!r}, expected a number of features")
-    return size
-
-
-def _check_head(folders: Sequence[Path], head: Head) -> None:
-    """Raise CheckpointError unless each module takes what the one before it gives, and the last gives one score."""
-    n_features = None
-    for place, module in zip(folders[1:], head, strict=True):
-        n_in = (
-            module.n_in if isinstance(module, Dense) else module.n_features if isinstance(module, LayerNorm) else None
+    function = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = _HEAD_ACTIVATIONS.get(function.rpartition(".")[2]) if function.startswith("torch.") else None
+    if activation is None:
+        raise CheckpointError(
+            f"{path} has activation_function = {function!r}; only {', '.join(_HEAD_ACTIVATIONS)} of torch.nn are"
+            " implemented"
         )
-        if n_in is not None and n_features not in (None, n_in):
+    if config.get("use_residual"):
+        raise CheckpointError(f"{path} has use_residual, which is not implemented")
+    weights = _weights(folder)
+    bias = read(weights, "linear.bias") if config.get("bias", True) else None
+    return Dense(weight=read(weights, "linear.weight"), bias=bias, activation=activation)
+
+
+def _layer_norm(folder: Path) -> Norm:
+    weights = _weights(folder)
+    return Norm(scale=read(weights, "norm.weight"), bias=read(weights, "norm.bias"), epsilon=1e-5)
+
+
+def _weights(folder: Path) -> SafetensorsWeights:
+    if not (file := folder / "model.safetensors").exists():
+        raise CheckpointError(f"{file} is missing, which {MODULES} needs; download the checkpoint again")
+    return SafetensorsWeights([file])
+
+
+def _check_layers(folders: Sequence[Path], layers: Sequence[Dense | Norm]) -> None:
+    """Raise CheckpointError unless each layer takes what the one before it gives, and the last gives one score."""
+    n_features = None
+    for place, layer in zip(folders, layers, strict=True):
+        n_out, n_in = layer.weight.shape if isinstance(layer, Dense) else layer.scale.shape * 2
+        if n_features not in (None, n_in):
             raise CheckpointError(f"{place} takes {n_in} features, and the module before it gives {n_features}")
-        n_features = module.n_out if isinstance(module, Dense) else n_in
+        n_features = n_out
     if n_features != 1:
         raise CheckpointError(f"{folders[-1]} gives {n_features} scores: it is a classifier. A reranker has one")
 

@@ -46,17 +46,16 @@ def _style_for(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | Prompt
         return _given(checkpoint, tokenizer, given)
     if (found := _style_of_name(checkpoint) or _style_of_template(checkpoint)) is None:
         raise CheckpointError(
-            f"{checkpoint.id} is a {checkpoint.architecture}, and nothing in it says how it was trained to be asked: it"
-            f" has no {MODULES}, it is not called {', '.join(PUBLISHED)}, and no chat template of it asks as these are"
-            f" asked. A chat model is not a reranker. {_ADVICE}"
+            f"{checkpoint.id} is a {checkpoint.architecture}. Neither its files ({MODULES}, a chat template with the"
+            " roles query and document) nor its name say how it was trained to be asked. A chat model is not a"
+            f" reranker. {_ADVICE}"
         )
     return found
 
 
 _ADVICE = (
-    "If you know how it was trained to be asked, name the style (--prompt "
-    + " or --prompt ".join(STYLES)
-    + ") or give its words (--prompt-file FILE)"
+    f"If you know how it was trained to be asked, name the style, --prompt {' or '.join(STYLES)}, or give its words,"
+    " --prompt-file FILE"
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rankrt.artifact.precisions import TARGETS, VariantKey
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.modules import MODULES
 from rankrt_export.errors import CheckpointError, OptionsError, OutputError
 from rankrt_export.job.job import Job
 from rankrt_export.job.options import Options
@@ -36,7 +37,14 @@ def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], opt
     for name in ("cutoff_layers", "prompt"):
         if getattr(options, name) is not None and not checkpoint.is_decoder:
             raise CheckpointError(f"{name} is for decoders; {checkpoint.id} is a {checkpoint.architecture}")
-    if checkpoint.architecture in ARCHITECTURES or set(variants) <= {TRACED}:
+    if checkpoint.architecture in ARCHITECTURES:
+        return
+    if checkpoint.saved.head is not None:  # transformers, which tracing needs, cannot load it
+        raise CheckpointError(
+            f"{checkpoint.id} is a {checkpoint.architecture} whose score is computed by sentence-transformers' modules"
+            f" Pooling, Dense and LayerNorm ({MODULES}); that is not implemented for this class"
+        )
+    if set(variants) <= {TRACED}:
         return
     if others := {key.target: None for key in variants if TARGETS[key.target].is_gpu}:
         raise CheckpointError(

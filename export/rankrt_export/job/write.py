@@ -70,6 +70,7 @@ def _write_graphs(job: Job, plan: Plan, folder: Path, bar: Bar) -> tuple[list[Va
                 readouts=job.readouts,
                 max_length=checkpoint.max_length,
                 has_token_types=has_token_types(checkpoint),
+                head=checkpoint.saved.head,
                 new_graph=partial(Graph, weights=checkpoint.weights, data=data, precision=arithmetic),
             )
             try:

@@ -1,6 +1,7 @@
 """The PyTorch model of a checkpoint: the reference that everything is compared with."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from rankrt.arrays import Float32Array
 from rankrt.text.pairs import Pair
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.head import Dense, Head
 from rankrt_export.errors import CheckpointError
 
 # What transformers makes of a pair: input_ids and whatever else the model takes.
@@ -20,12 +22,13 @@ def load_model(checkpoint: Checkpoint) -> Any:
     Raises CheckpointError if it cannot be loaded, or if weights are missing: transformers would draw them at random.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    kind = AutoModelForSequenceClassification if checkpoint.saved.head is None else AutoModel
     try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        model, found = kind.from_pretrained(
             checkpoint.folder,
             config=config_of(checkpoint),
             dtype=torch.float32,
@@ -41,7 +44,33 @@ def load_model(checkpoint: Checkpoint) -> Any:
             raise CheckpointError(
                 f"{checkpoint.folder} is damaged: {name} has {n} values of {tensor.numel()} that are NaN or infinity"
             )
-    return model.eval()
+    return (model if checkpoint.saved.head is None else _with_head(model, checkpoint.saved.head)).eval()
+
+
+def _with_head(model: Any, head: Head) -> Any:
+    """Return a model with the modules that sentence-transformers puts after it, for rows without padding."""
+    import torch
+    from torch.nn import functional
+
+    class Scorer(torch.nn.Module):  # type: ignore[misc]  # torch is untyped to mypy here
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **row: Any) -> Any:
+            states = self.model(**row).last_hidden_state
+            x = states[:, 0] if head.pooling == "cls" else states.mean(dim=1)
+            for layer in head.layers:
+                if isinstance(layer, Dense):
+                    bias = None if layer.bias is None else torch.from_numpy(layer.bias)
+                    x = functional.linear(x, torch.from_numpy(layer.weight), bias)
+                    x = x if layer.activation == "identity" else getattr(functional, layer.activation)(x)
+                else:
+                    scale, bias = (None if a is None else torch.from_numpy(a) for a in (layer.scale, layer.bias))
+                    x = functional.layer_norm(x, x.shape[-1:], scale, bias, layer.epsilon)
+            return SimpleNamespace(logits=x)
+
+    return Scorer()
 
 
 def config_of(checkpoint: Checkpoint) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.manifest import Artifact, Manifest, Variant
 from rankrt.artifact.precisions import TARGETS
 
 
@@ -13,6 +13,7 @@ def describe(artifact: Artifact) -> str:
     lines = [
         f"{manifest.name}: {manifest.architecture}, up to {manifest.max_length} tokens",
         f"exported from {manifest.source.id}{revision} by {manifest.producer}",
+        *_about(manifest),
         f"identity {artifact.identity[:16]}, {len(manifest.files)} files of {_megabytes(artifact, manifest.files)}",
         "",
         *_table([_HEADER, *(_row(artifact, variant) for variant in manifest.variants)]),
@@ -23,6 +24,21 @@ def describe(artifact: Artifact) -> str:
         lines += ["", f"verified on {first.n_pairs} pairs of {first.n_queries} queries against {first.reference}"]
     lines += _on_gpus(artifact)
     return "\n".join(lines)
+
+
+def _about(manifest: Manifest) -> Iterable[str]:
+    """Say how the model is asked, what a score is, and what its model card says of languages and licence."""
+    if (prompt := manifest.template.prompt) is not None and prompt.style:
+        place = "takes an instruction" if prompt.instructed_format else "takes no instruction"
+        named = f": {', '.join(prompt.instructions)} by name" if prompt.instructions else ""
+        yield f"asked in the style {prompt.style}, as {prompt.said_by} says; {place}{named}"
+    if (score := manifest.score) is not None:
+        answers = [f"the logit of {answer!r}" for answer in score.answers]
+        default = "; sentence-transformers answers its sigmoid" if score.activation == "sigmoid" else ""
+        yield f"a score is {' less '.join(answers) or 'the logit of its head'}{default}"
+    card = {"languages": ", ".join(manifest.source.languages), "license": manifest.source.license}
+    if found := [f"{name} {value}" for name, value in card.items() if value]:
+        yield f"by its model card: {'; '.join(found)}"
 
 
 _HEADER = ("variant", "size", "max diff", "mean diff", "tau (min)", "overlap")

@@ -49,6 +49,10 @@ _TEXT = {
     "query_max_length": Words(help="Most tokens of a query.", metavar="N", otherwise="three quarters of --max-length"),
     "truncation": Words(help="Text that loses tokens first if a row is too long."),
     "long_documents": Words(help="Score the beginning, or overlapping windows of which the best one counts."),
+    "instruction": Words(
+        help="Text that tells the model what to look for.", metavar="TEXT", otherwise="the model's own, if it has one"
+    ),
+    "prompt_name": Words(help="Name of such a text in the artifact.", metavar="NAME", otherwise="the model's own"),
 }
 
 # Only a call of one model can know its layers, so that the server has no such option.
@@ -64,12 +68,12 @@ cutoff_layer = option(
 
 def load_options(*, without: Iterable[str] = ()) -> Callable[[_Command], _Command]:
     """Declare what `Reranker.load` takes besides the model. The command gets it as `load`, by those keywords."""
-    model = {name: words for name, words in _MODEL.items() if name not in without}
+    model, text = ({name: said[name] for name in said if name not in without} for said in (_MODEL, _TEXT))
     declared = [
         *(_declared("Model", name, words, LoadOptions) for name, words in model.items()),
-        *(_declared("Text", name, words, Rules) for name, words in _TEXT.items()),
+        *(_declared("Text", name, words, Rules) for name, words in text.items()),
     ]
-    return _together("load", [*model, *_TEXT], declared)
+    return _together("load", [*model, *text], declared)
 
 
 def options_of(group: str, kind: type, words: Mapping[str, Words]) -> Callable[[_Command], _Command]:

@@ -124,7 +124,7 @@ class Network:
     metavar="O",
     help="Let pages of this origin send requests, such as https://example.com; * is all. May be given again.",
 )
-@load_options(without=["instruction_set", "n_threads"])
+@load_options(without=["instruction_set", "n_threads", "instruction", "prompt_name"])
 @option(
     "--workers",
     group="Workers",

@@ -42,6 +42,7 @@ class Ask:
     pairs        (query, passage) to score, in the order of the answer
     model        the name it calls the model by
     rules        fields of `Rules` that are other than the server's; max_length is lowered to the model's limit
+    instruction, prompt_name  what the model is told to look for, or the name of such a text
     may_cut      whether texts may be truncated; if not, one that does not fit is an error
     priority     lower goes first
     timeout_ms   until it has to be answered
@@ -51,6 +52,8 @@ class Ask:
     pairs: Sequence[Pair]
     model: str | None = None
     rules: Mapping[str, Any] = field(default_factory=dict)
+    instruction: str | None = None
+    prompt_name: str | None = None
     may_cut: bool = True
     priority: int = 0
     timeout_ms: int | None = None
@@ -231,7 +234,7 @@ class _Evaluation:
 
         self.ask = ask
         self.model = model
-        self.rules = _rules(model, ask.rules)
+        self.rules = _rules(model, ask)
         self.job = Job(
             model=model.served,
             priority=ask.priority,
@@ -355,11 +358,12 @@ def _blocks(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
             start, n_chars = i + 1, 0
 
 
-def _rules(model: Model, changes: Mapping[str, Any]) -> Rules:
+def _rules(model: Model, ask: Ask) -> Rules:
     """Return a model's rules with those that a request changes. Raises InputError if they cannot be kept."""
-    if not changes:
+    told = {"instruction": ask.instruction, "prompt_name": ask.prompt_name}
+    given = {**ask.rules, **{name: text for name, text in told.items() if text is not None}}
+    if not given:
         return model.rules
-    given = dict(changes)
     given["max_length"] = min(given.get("max_length") or model.rules.max_length, model.limit)
     if (most := given.get("query_max_length", model.rules.query_max_length)) is not None:
         given["query_max_length"] = min(most, given["max_length"])

@@ -91,14 +91,16 @@ class Rules:
         option = "instruction" if self.instruction else "prompt_name"
         if prompt is None or prompt.instructed_format is None:
             asks = prompt is not None and prompt.question is not None
-            advice = "; it is asked a question, which the option question replaces" if asks else f"; leave {option} out"
-            raise InputError(f"this model was trained without a place for an instruction{advice}")
+            advice = "it is asked a question, which the option question replaces" if asks else "leave it out"
+            raise InputError(
+                f"{option} is given, but this model was trained without a place for an instruction; {advice}"
+            )
         if self.instruction:
             return self.instruction
         if self.prompt_name not in prompt.instructions:
             names = ", ".join(map(repr, prompt.instructions)) or "none"
             raise InputError(
-                f"prompt_name={self.prompt_name!r:.80} is not an instruction of this model, which has {names}"
+                f"prompt_name={self.prompt_name!r:.80} is not an instruction of this model, which has these: {names}"
             )
         return prompt.instructions[self.prompt_name]
 
@@ -136,6 +138,8 @@ class RuleOptions(TypedDict, total=False):
     query_instruction_format: str | None
     passage_instruction_format: str | None
     question: str | None
+    instruction: str | None
+    prompt_name: str | None
 
 
 def default_length(template: Template, longest: int) -> int:

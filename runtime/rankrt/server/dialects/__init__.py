@@ -35,10 +35,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     timeout_ms       the deadline, at most the server's own limit; after it the answer is 504
     partial_results  whether the documents that were scored by then are the answer instead
+    instruction      what the model is told to look for, if it was trained with a place for that; vLLM and litellm call
+                     it so, SGLang and DashScope call it `instruct`
+    prompt_name      the name of such a text that the checkpoint brought; sentence-transformers calls it so
     """
 
     timeout_ms: Milliseconds | None = None
     partial_results: bool | None = None
+    instruction: str | None = None
+    instruct: str | None = None
+    prompt_name: str | None = None
 
 
 class BestOf:
@@ -171,9 +177,17 @@ def rerank_ask(query: QueryDocument, documents: Sequence[Document], **options: A
     return Ask(pairs=[(text, document) for document in texts_of(documents)], **options)
 
 
-def deadline_of(request: Request) -> dict[str, Any]:
-    """Return a request's deadline, as fields of Ask."""
-    return {"timeout_ms": request.timeout_ms, "is_partial": bool(request.partial_results)}
+def common_of(request: Request) -> dict[str, Any]:
+    """Return the fields that all dialects have, as fields of Ask."""
+    given = {name: text for name in ("instruction", "instruct", "prompt_name") if (text := getattr(request, name))}
+    if len(set(given.values())) > 1 or ("prompt_name" in given and len(given) > 1):
+        raise Failure("invalid", f"{' and '.join(f'`{name}`' for name in given)} are both given; send one of them")
+    return {
+        "timeout_ms": request.timeout_ms,
+        "is_partial": bool(request.partial_results),
+        "instruction": request.instruction or request.instruct or None,
+        "prompt_name": request.prompt_name or None,
+    }
 
 
 def scores_of(answer: Answer, *, raw: bool) -> Float64Array:

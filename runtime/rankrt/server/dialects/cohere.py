@@ -13,7 +13,7 @@ from rankrt.server.dialects import (
     Priority,
     Request,
     Some,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -140,7 +140,7 @@ def _v2_ask(request: CohereRerankV2) -> Ask:
         model=request.model,
         priority=request.priority or 0,
         rules={"passage_max_length": request.max_tokens_per_doc or _TOKENS_PER_DOC},
-        **deadline_of(request),
+        **common_of(request),
     )
 
 
@@ -150,7 +150,7 @@ def _v2_answer(request: CohereRerankV2, answer: Answer, request_id: str) -> Cohe
 
 def _v1_ask(request: CohereRerankV1) -> Ask:
     texts = [text_of_fields(document, request.rank_fields) for document in request.documents]
-    return rerank_ask(request.query, texts, model=request.model, priority=request.priority or 0, **deadline_of(request))
+    return rerank_ask(request.query, texts, model=request.model, priority=request.priority or 0, **common_of(request))
 
 
 def _v1_answer(request: CohereRerankV1, answer: Answer, request_id: str) -> CohereRanking:

@@ -44,7 +44,7 @@ HARMLESS = frozenset(
     }
 )
 
-_INSTRUCTIONS = "a model is asked as it was exported here, and an instruction would change the scores"
+_INSTRUCTIONS = "it would change the scores; send an instruction as `instruction`, or the name of one as `prompt_name`"
 _ACTIVATIONS = "it would change the scores"
 _WINDOWS = "the server's option --long-documents decides how long documents are read"
 _LENGTHS = "it would change how much of a text is read"
@@ -57,12 +57,9 @@ REFUSED: Mapping[str, str] = {
         (
             "chat_template",
             "chat_template_kwargs",
-            "instruct",
-            "instruction",
             "instructions",
             "passage_instruction",
             "prompt",
-            "prompt_name",
             "query_instruction",
             "rewrite_query",
             "system_prompt",

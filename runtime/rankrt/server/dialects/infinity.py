@@ -12,7 +12,7 @@ from rankrt.server.dialects import (
     Flag,
     Limited,
     Usage,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -123,7 +123,7 @@ def _model(card: Card) -> InfinityModel:
 
 def _ask(request: InfinityRerank) -> Ask:
     named = None if request.model == _ANY_MODEL else request.model
-    return rerank_ask(request.query, request.documents, model=named, **deadline_of(request))
+    return rerank_ask(request.query, request.documents, model=named, **common_of(request))
 
 
 def _answer(request: InfinityRerank, answer: Answer, request_id: str) -> InfinityRanking:

@@ -8,7 +8,7 @@ from rankrt.server.dialects import (
     Flag,
     Limited,
     Usage,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -66,7 +66,7 @@ JINA = Dialect(
 
 
 def _ask(request: JinaRerank) -> Ask:
-    return rerank_ask(request.query, request.documents, model=request.model, **deadline_of(request))
+    return rerank_ask(request.query, request.documents, model=request.model, **common_of(request))
 
 
 def _answer(request: JinaRerank, answer: Answer, request_id: str) -> JinaRanking:

@@ -11,7 +11,7 @@ from rankrt.server.dialects import (
     Flag,
     Limited,
     Usage,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -95,7 +95,7 @@ def _documents(request: LlamacppRerank) -> Sequence[Document]:
 
 
 def _ask(request: LlamacppRerank) -> Ask:
-    return rerank_ask(request.query, _documents(request), model=request.model, **deadline_of(request))
+    return rerank_ask(request.query, _documents(request), model=request.model, **common_of(request))
 
 
 def _answer(request: LlamacppRerank, answer: Answer, request_id: str) -> LlamacppRanking | list[LlamacppRank]:

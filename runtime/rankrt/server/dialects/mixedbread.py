@@ -10,7 +10,7 @@ from rankrt.server.dialects import (
     Flag,
     Limited,
     Usage,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -66,7 +66,7 @@ MIXEDBREAD = Dialect(
 
 def _ask(request: MixedbreadRerank) -> Ask:
     texts = [text_of_fields(document, request.rank_fields) for document in request.input]
-    return rerank_ask(request.query, texts, model=request.model, **deadline_of(request))
+    return rerank_ask(request.query, texts, model=request.model, **common_of(request))
 
 
 def _answer(request: MixedbreadRerank, answer: Answer, request_id: str) -> MixedbreadRanking:

@@ -9,7 +9,7 @@ from rankrt.server.dialects import (
     Endpoint,
     Limited,
     Usage,
-    deadline_of,
+    common_of,
     ranked,
     rerank_ask,
     scores_of,
@@ -62,7 +62,7 @@ NIM = Dialect(
 
 def _ask(request: NimRerank) -> Ask:
     may_cut = request.truncate != "NONE"
-    return rerank_ask(request.query, request.passages, model=request.model, may_cut=may_cut, **deadline_of(request))
+    return rerank_ask(request.query, request.passages, model=request.model, may_cut=may_cut, **common_of(request))
 
 
 def _answer(request: NimRerank, answer: Answer, request_id: str) -> NimRanking:

@@ -11,7 +11,7 @@ from rankrt.server.dialects import (
     Limited,
     Priority,
     Some,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -102,7 +102,7 @@ def _ask(request: Rerank) -> Ask:
         model=request.model,
         priority=request.priority or 0,
         rules={name: value for name, value in wanted.items() if value is not None},
-        **deadline_of(request),
+        **common_of(request),
     )
 
 

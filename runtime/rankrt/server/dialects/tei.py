@@ -11,7 +11,7 @@ from rankrt.server.dialects import (
     Endpoint,
     Flag,
     Request,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -163,7 +163,7 @@ def _options(request: _Options) -> dict[str, Any]:
         "model": request.model,
         "may_cut": is_set(request.truncate, otherwise=True),
         "rules": {"truncation_side": "left"} if is_left else {},
-        **deadline_of(request),
+        **common_of(request),
     }
 
 

@@ -15,7 +15,7 @@ from rankrt.server.dialects import (
     Priority,
     Request,
     Usage,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -155,7 +155,7 @@ def _options(request: _Options) -> dict[str, Any]:
         rules["passage_max_length"] = request.max_tokens_per_doc
     if request.max_tokens_per_query:
         rules["query_max_length"] = request.max_tokens_per_query
-    return {"model": request.model, "priority": request.priority or 0, "rules": rules, **deadline_of(request)}
+    return {"model": request.model, "priority": request.priority or 0, "rules": rules, **common_of(request)}
 
 
 def _documents(request: VllmRerank) -> Sequence[Document]:

@@ -9,7 +9,7 @@ from rankrt.server.dialects import (
     Endpoint,
     Flag,
     Limited,
-    deadline_of,
+    common_of,
     is_set,
     ranked,
     rerank_ask,
@@ -68,7 +68,7 @@ VOYAGE = Dialect(
 
 def _ask(request: VoyageRerank) -> Ask:
     may_cut = is_set(request.truncation, otherwise=True)
-    return rerank_ask(request.query, request.documents, model=request.model, may_cut=may_cut, **deadline_of(request))
+    return rerank_ask(request.query, request.documents, model=request.model, may_cut=may_cut, **common_of(request))
 
 
 def _answer(request: VoyageRerank, answer: Answer, request_id: str) -> VoyageRanking:
