@@ -1,9 +1,11 @@
 """Connections that are too many, too slow or too talkative, against a server on real sockets."""
 
 import contextlib
+import gc
 import resource
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
-from rankrt.server.http.connections import SPARE_CONNECTIONS, Loop, files_for  # noqa: E402
+from rankrt.server.http.connections import SPARE_CONNECTIONS, Connection, Loop, files_for  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
 from tests.server.support import certificate_in, serving_with_service  # noqa: E402
 
@@ -141,6 +143,25 @@ def test_a_kept_connection_may_be_silent_for_longer_than_a_header(quick: tuple[s
         before = quick[1].gate.n_open
         time.sleep(0.6)
         assert quick[1].gate.n_open == before - 1, "the silent one was closed, the kept one was not"
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_connection_that_has_ended_leaves_at_once(quick: tuple[str, Any], is_reset: bool):
+    """A timer kept those of clients that left while they were answered for 75 s, with all that they had sent."""
+    wait_until(lambda: quick[1].gate.n_open == 0)
+    gc.collect()
+    gc.disable()
+    try:
+        with connected(quick[0]) as (client,):
+            client.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert client.recv(1) == b"H"
+            if is_reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        started = time.monotonic()
+        wait_until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Connection)])
+        assert time.monotonic() - started < 4, "the timer has 5 s here"
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_does_not_read_is_disconnected(quick: tuple[str, Any]):

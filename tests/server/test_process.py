@@ -9,15 +9,18 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from rankrt import ArtifactError
+from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Artifact
-from rankrt.server.workers.local import ArtifactReplaced, LocalWorker, RunFailed, WorkerLost
-from rankrt.server.workers.process import ProcessWorker
+from rankrt.server.workers.local import ArtifactReplaced, LocalWorker, Run, RunFailed, WorkerLost
+from rankrt.server.workers.process import ProcessWorker, _Rows, _serve_lane
 from tests.server.support import model_files, run_of, wait_until
 from tests.support import POINTS, tiny_artifact
 
@@ -166,6 +169,22 @@ def test_one_that_hangs_is_ended_and_started_again(artifact: Artifact, worker: P
         worker.run(0, run_of([5, 6]))
     wait_until(lambda: worker.outage is None)
     assert worker.run(0, run_of([5, 6])).tolist() == [3.0]
+
+
+def test_a_lane_that_ends_by_an_error_is_missed_at_once():
+    """One that had no memory for a message: its request was waited for as long as a run may take, which is a minute."""
+
+    class Short(LocalWorker):
+        def run(self, lane: int, run: Run) -> Float32Array:
+            raise MemoryError
+
+    ours, theirs = Pipe()
+    ours.send_bytes(msgspec.msgpack.encode(_Rows(key="0", ids=b"", lengths=[0], passage_starts=[0], is_wide=False)))
+    with pytest.raises(MemoryError):
+        _serve_lane(Short(1), 0, theirs)
+    assert ours.poll(5), "it does not end"
+    with pytest.raises(EOFError):
+        ours.recv_bytes()
 
 
 def test_one_that_ends_in_loading_is_an_error_that_says_how(artifact: Artifact, worker: ProcessWorker):

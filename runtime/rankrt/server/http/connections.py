@@ -272,6 +272,9 @@ class Connection(H11Protocol):
         self._header_timer = _stopped(self._header_timer)
         self._write_timer = _stopped(self._write_timer)
         super().connection_lost(exc)
+        # uvicorn's timer goes on after a reset, and would keep all of this for 75 s.
+        self.timeout_keep_alive_task = _stopped(self.timeout_keep_alive_task)
+        self.app = self._app  # a method of this one would keep it until garbage is collected
 
     def pause_writing(self) -> None:
         """Wait for a client that does not read, and no longer than for one that does not write."""

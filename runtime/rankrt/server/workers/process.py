@@ -377,12 +377,11 @@ def _obey(worker: LocalWorker, order: _Load | _Unload) -> _Loaded | _Unloaded | 
 
 
 def _serve_lane(worker: LocalWorker, lane: int, connection: Connection) -> None:
-    try:
+    """Run what comes; whatever ends this thread, the connection ends too, and the server does not wait for it."""
+    with connection, contextlib.suppress(EOFError, OSError):
         while True:
             rows = _ROWS.decode(connection.recv_bytes())
             connection.send_bytes(msgspec.msgpack.encode(_answer(worker, lane, rows)))
-    except (EOFError, OSError):
-        return
 
 
 def _answer(worker: LocalWorker, lane: int, rows: _Rows) -> _Logits | _Refused:
