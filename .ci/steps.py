@@ -99,7 +99,7 @@ class Workshop:
         if name == "chromium":
             return self._chromium()
         if name == "wheel":
-            self._environment("build", sys.executable, "build", "hatchling", "twine")
+            self._environment("build", sys.executable, "--group", "release")
             dist = str(self.folder / "dist")
             return self._call(self.python("build"), "-m", "build", "--no-isolation", "--outdir", dist, ".")
         if name == "server":
@@ -124,7 +124,7 @@ class Workshop:
             self._call("apt-get", "update", "-qq")
             self._call("apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium")
         except subprocess.CalledProcessError:
-            print("Chromium cannot be installed here; the browser tests are skipped", flush=True)
+            print("Chromium cannot be installed here, so the browser tests are skipped", flush=True)
 
     def _call(self, *command: str) -> None:
         done = subprocess.run(
