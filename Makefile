@@ -20,6 +20,8 @@ CLIENTS_VENV := $(VENV)-clients
 CLIENTS_READY := $(CLIENTS_VENV)/.ready
 SITE_VENV := $(VENV)-site
 SITE_READY := $(SITE_VENV)/.ready
+RELEASE_VENV := $(VENV)-release
+RELEASE_READY := $(RELEASE_VENV)/.ready
 
 # Tests of one file share a server or an export, so files are handed out, to as many processes as JOBS says.
 JOBS ?= 2
@@ -27,7 +29,7 @@ PYTEST := -m pytest -q -rs -n $(JOBS) --dist loadfile
 INSTALL := -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-suite test-clients test-fake-gpu test-fast test-gpu check check-systems docs site bench bench-prepare bench-full env env-clients env-fake-gpu env-site clean
+.PHONY: help demo test test-suite test-clients test-fake-gpu test-fast test-gpu check check-systems docs site dist bench bench-prepare bench-full env env-clients env-fake-gpu env-site clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -70,6 +72,13 @@ docs: $(READY)  ## write again what is generated in README.md and docs/
 site: $(SITE_READY)  ## the documentation as a site, in site/; a link that leads nowhere is an error
 	$(SITE_VENV)/bin/python -m scripts.site
 
+DIST ?= dist
+
+dist: $(RELEASE_READY)  ## the wheel and the source archive as they would be published, checked
+	rm -rf $(DIST)
+	$(RELEASE_VENV)/bin/python -m build --no-isolation --outdir $(DIST) .
+	$(RELEASE_VENV)/bin/python -m twine check --strict $(DIST)/*
+
 MODEL ?= tiny_reranker/checkpoint
 NAME ?= $(if $(filter tiny_reranker/checkpoint,$(MODEL)),tiny-reranker,$(notdir $(MODEL)))
 RECORD := benchmarks/results/$(NAME).json
@@ -99,7 +108,7 @@ env-fake-gpu: $(FAKE_GPU_READY)  ## make that of test-fake-gpu
 env-site: $(SITE_READY)  ## make that of site
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV) $(CLIENTS_VENV) $(SITE_VENV)
+	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV) $(CLIENTS_VENV) $(SITE_VENV) $(RELEASE_VENV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -117,6 +126,12 @@ $(SITE_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SITE_VENV)
 	$(SITE_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(SITE_VENV)/bin/python $(INSTALL) --constraint constraints.txt --group docs
+	touch $@
+
+$(RELEASE_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RELEASE_VENV)
+	$(RELEASE_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(RELEASE_VENV)/bin/python $(INSTALL) --group release
 	touch $@
 
 $(GPU_READY): pyproject.toml constraints.txt

@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,8 @@ PIP = ("-m", "pip", "--quiet", "--no-input", "install", "--no-compile")
 INSTALL_S = 900
 # Files are handed to two processes: tests of one file share a server or an export, and most of them wait.
 PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations=15")
+# Python 3.12 and newer count lines at little cost; 3.11, which the suite has, takes 1.7 times the processor time.
+COVERED = ("--cov", "--cov-report=")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +102,13 @@ class Workshop:
         if name == "chromium":
             return self._chromium()
         if name == "wheel":
-            self._environment("build", sys.executable, "build", "hatchling", "twine")
+            self._environment("build", sys.executable, "--group", "release")
             dist = str(self.folder / "dist")
             return self._call(self.python("build"), "-m", "build", "--no-isolation", "--outdir", dist, ".")
         if name == "server":
-            newest = next(found for version in reversed(PYTHONS) if (found := interpreter(version)))
-            return self._environment(name, newest, f"{self.wheel}[cpu,server,otel]", "--group", "server-test")
+            python = interpreter(newest())
+            assert python is not None, "it was found"
+            return self._environment(name, python, f"{self.wheel}[cpu,server,otel]", "--group", "server-test")
         if name == "old":
             pins = ("transformers==4.57.6", "FlagEmbedding==1.4.2")
             return self._environment(name, sys.executable, ".[cpu,export]", *pins, "--group", "test")
@@ -124,7 +128,7 @@ class Workshop:
             self._call("apt-get", "update", "-qq")
             self._call("apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium")
         except subprocess.CalledProcessError:
-            print("Chromium cannot be installed here; the browser tests are skipped", flush=True)
+            print("Chromium cannot be installed here, so the browser tests are skipped", flush=True)
 
     def _call(self, *command: str) -> None:
         done = subprocess.run(
@@ -141,9 +145,7 @@ def steps(shop: Workshop) -> list[Step]:
     full, server = shop.python("full"), shop.python("server")
     make = ("make", f"VENV={shop.folder / 'full'}")
     tests_of_project = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/test_*.py"))
-    of_suite = "--cov --cov-report= --ignore=tests/server --ignore-glob=tests/test_*.py"
-    tested = (*PYTEST, "--cov", "--cov-report=")
-    coverage = {"COVERAGE_FILE": str(shop.folder / "coverage")}
+    of_suite = "--ignore=tests/server --ignore-glob=tests/test_*.py"
     return [
         Step(
             name="wheel",
@@ -179,8 +181,19 @@ def steps(shop: Workshop) -> list[Step]:
             title="the server alone, without torch, on the newest Python",
             limit_s=1200,
             needs=("chromium", "server"),
-            commands=((server, *tested, "-rs", "--ignore=tests/server/test_clients.py", "tests/server"),),
-            variables={"COVERAGE_FILE": f"{coverage['COVERAGE_FILE']}.server", "COVERAGE_CORE": "sysmon"},
+            commands=((server, *PYTEST, *COVERED, "-rs", "--ignore=tests/server/test_clients.py", "tests/server"),),
+            variables=covered(shop, "server"),
+        ),
+        Step(
+            name="coverage",
+            title="the share of the runtime's lines that the newest Python's steps ran",
+            limit_s=120,
+            needs=("server",),
+            commands=(
+                (server, "-m", "coverage", "combine", "-q"),
+                (server, "-m", "coverage", "report", "--skip-covered", "--sort=cover"),
+            ),
+            variables={"COVERAGE_FILE": str(shop.folder / "coverage")},
         ),
         Step(
             name="suite",
@@ -188,7 +201,6 @@ def steps(shop: Workshop) -> list[Step]:
             limit_s=1800,
             needs=("full",),
             commands=((*make, "test-suite", f"ARGUMENTS={of_suite}"),),
-            variables={"COVERAGE_FILE": f"{coverage['COVERAGE_FILE']}.suite"},
         ),
         Step(
             name="clients",
@@ -215,18 +227,6 @@ def steps(shop: Workshop) -> list[Step]:
             needs=("old",),
             commands=((shop.python("old"), *PYTEST, "tests/export", "tests/parity", "tests/tiny_reranker"),),
         ),
-        Step(
-            name="coverage",
-            title="the lines that the steps `server` and `suite` ran",
-            limit_s=120,
-            needs=("full",),
-            commands=(
-                (full, "-m", "coverage", "combine", "--keep", "-q", f"{coverage['COVERAGE_FILE']}.server",
-                 f"{coverage['COVERAGE_FILE']}.suite"),
-                (full, "-m", "coverage", "report", "--skip-covered", "--sort=cover"),
-            ),
-            variables=coverage,
-        ),
     ]  # fmt: skip
 
 
@@ -237,10 +237,19 @@ def lean(shop: Workshop, version: str) -> Step:
         return Step(name=name, title=title, limit_s=0, reason=f"no Python {version} on this machine")
     python = shop.python(name)
     no_torch = "import importlib.util as u; assert u.find_spec('torch') is None, 'torch is in the lean environment'"
-    tests = (python, *PYTEST, "-m", "not slow", "tests/runtime", "tests/test_wall.py")
-    return Step(name=name, title=title, limit_s=600, needs=("wheel", name), commands=((python, "-c", no_torch), tests))
+    is_covered = version == newest()
+    tests = (python, *PYTEST, *(COVERED if is_covered else ()), "-m", "not slow", "tests/runtime", "tests/test_wall.py")
+    return Step(
+        name=name,
+        title=title,
+        limit_s=600,
+        needs=("wheel", name),
+        commands=((python, "-c", no_torch), tests),
+        variables=covered(shop, name) if is_covered else None,
+    )
 
 
+@cache
 def interpreter(version: str) -> str | None:
     """Return an interpreter of a version, if the machine has one."""
     candidates = [f"python{version}", *map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]
@@ -251,6 +260,16 @@ def interpreter(version: str) -> str | None:
         if shutil.which(candidate) and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
             return candidate
     return None
+
+
+def newest() -> str:
+    """Return the newest version that the machine has."""
+    return next(version for version in reversed(PYTHONS) if interpreter(version))
+
+
+def covered(shop: Workshop, step: str) -> Mapping[str, str]:
+    """Return the variables with which a step writes down the lines that it ran."""
+    return {"COVERAGE_FILE": str(shop.folder / f"coverage.{step}"), "COVERAGE_CORE": "sysmon"}
 
 
 def browser() -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rankrt import Reranker
 from rankrt.artifact.manifest import Artifact
@@ -12,6 +13,10 @@ from tests.support import tiny_artifact
 
 # What the clients' packages read before they report to their makers, or fetch a list of prices.
 os.environ |= {"DO_NOT_TRACK": "1", "HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+# How long an example takes says how busy the machine is; that code is fast is shown by benchmarks/.
+settings.register_profile("rankrt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rankrt")
 
 
 @pytest.fixture(autouse=True)

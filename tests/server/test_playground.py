@@ -14,7 +14,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from tests.server.support import serving  # noqa: E402
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
