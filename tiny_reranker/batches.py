@@ -87,7 +87,7 @@ _REFERENCE_TOKENS, _TOKENS_BESIDE_PASSAGE = 128, 32
 _CLOZE_TOKENS, _CLOZE_DROP_SHARE, _CLOZE_QUESTION_TOKENS = (6, 18), 0.3, 3
 
 
-def tokenized(pool: Pool, tokenizer: Tokenizer, sampling: Sampling) -> TokenPool:
+def tokenize(pool: Pool, tokenizer: Tokenizer, sampling: Sampling) -> TokenPool:
     """Turn a pool of texts into one of ids."""
     index = {passage_id: i for i, passage_id in enumerate(pool.passages)}
     questions = _ids(tokenizer, [question.text for question in pool.questions])
@@ -119,7 +119,7 @@ def sample_batches(
         groups = [sample_group(pool, sampling, random) for pool in random.choices(pools, weights, k=n_groups)]
         yield stack(
             [
-                row(group.question, _cut(group.question, passage, n_tokens, sampling, rarity, random))
+                row(group.question, _cut_passage(group.question, passage, n_tokens, sampling, rarity, random))
                 for group in groups
                 for passage in group.passages
             ],
@@ -206,7 +206,7 @@ def _other(pool: TokenPool, index: int, random: Random) -> int:
     return (index + random.randrange(1, len(pool.passages))) % len(pool.passages)
 
 
-def _cut(
+def _cut_passage(
     question: Int64Array,
     passage: Int64Array,
     n_tokens: int,
