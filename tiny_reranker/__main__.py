@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tiny_reranker import evaluation
-from tiny_reranker.batches import Sampling, sample_batches, tokenize
+from tiny_reranker.batches import Sampling, sample_batches, tokenized
 from tiny_reranker.construction import N_LAYERS, Pieces, construct
 from tiny_reranker.corpus import questions_of, training_pools
 from tiny_reranker.files import load_checkpoint, save_checkpoint
@@ -36,7 +36,7 @@ def run_train(options: argparse.Namespace) -> None:
     schedule = Schedule(n_steps=options.steps, learning_rate=options.rate)
     tokenizer = learn_vocabulary(list(vocabulary_texts(pools)))
     counts = count_pieces(tokenizer, (text for pool in pools for text in pool.passages.values()))
-    token_pools = [tokenize(pool, tokenizer, sampling) for pool in pools]
+    token_pools = [tokenized(pool, tokenizer, sampling) for pool in pools]
     batches = sample_batches(token_pools, sampling, rarities(counts), seed=options.seed)
     model = construct(Pieces.of(tokenizer, counts), next(batches), seed=options.seed)
     if options.copies > 1 or options.layers > N_LAYERS:

@@ -87,7 +87,7 @@ _REFERENCE_TOKENS, _TOKENS_BESIDE_PASSAGE = 128, 32
 _CLOZE_TOKENS, _CLOZE_DROP_SHARE, _CLOZE_QUESTION_TOKENS = (6, 18), 0.3, 3
 
 
-def tokenize(pool: Pool, tokenizer: Tokenizer, sampling: Sampling) -> TokenPool:
+def tokenized(pool: Pool, tokenizer: Tokenizer, sampling: Sampling) -> TokenPool:
     """Turn a pool of texts into one of ids."""
     index = {passage_id: i for i, passage_id in enumerate(pool.passages)}
     questions = _ids(tokenizer, [question.text for question in pool.questions])

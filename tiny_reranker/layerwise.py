@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from rankrt.arrays import Int64Array
 from rankrt_export.decoders.prompts import STYLES, prompted_template
-from tiny_reranker.batches import Batch, Sampling, TokenPool, sample_group, stack, tokenize, window
+from tiny_reranker.batches import Batch, Sampling, TokenPool, sample_group, stack, tokenized, window
 from tiny_reranker.corpus import training_pools
 from tiny_reranker.training import Schedule, train
 from tiny_reranker.vocabulary import START_ID, Float64Array, count_pieces, rarities
@@ -202,7 +202,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     counts = count_pieces(tokenizer, (text for pool in pools for text in pool.passages.values()))
     rarity = rarities(counts)
-    token_pools = [tokenize(pool, tokenizer, Sampling()) for pool in pools]
+    token_pools = [tokenized(pool, tokenizer, Sampling()) for pool in pools]
     separator = prompted_template(tokenizer, STYLES["flagembedding"], {}).separator[-1]
     network = construct(tokenizer.get_vocab_size(), rarity, separator)
     batches = prompted_batches(token_pools, tokenizer, rarity, n_groups=options.groups, seed=0)

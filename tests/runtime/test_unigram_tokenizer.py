@@ -90,7 +90,7 @@ def test_ids_are_the_librarys(mapped: UnigramTokenizer, many: list[str]):
 @given(texts | with_special | st.text(max_size=20))
 @example("é  ﬁ<mask>水")
 def test_places_are_the_librarys(mapped: UnigramTokenizer, text: str):
-    (found,), (expected,) = mapped.locate([text]), LIBRARY.locate([text])
+    (found,), (expected,) = mapped.located([text]), LIBRARY.located([text])
     assert found.ids.tolist() == expected.ids.tolist()
     assert found.spans.tolist() == expected.spans.tolist()
 
@@ -131,9 +131,9 @@ def test_heads_and_tails_are_those_of_the_whole_text(mapped: UnigramTokenizer, t
 @settings(deadline=None)
 @given(text=long_texts)
 def test_places_are_the_librarys_where_a_text_is_located_in_parts(mapped: UnigramTokenizer, text: str):
-    (expected,) = LIBRARY.locate([text])
+    (expected,) = LIBRARY.located([text])
     with in_small_pieces():
-        (found,) = mapped.locate([text])
+        (found,) = mapped.located([text])
     assert found.ids.tolist() == expected.ids.tolist()
     assert found.spans.tolist() == expected.spans.tolist()
 

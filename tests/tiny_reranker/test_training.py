@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="needs the export extra: pip install 
 
 import torch
 
-from tiny_reranker.batches import Batch, Sampling, sample_batches, tokenize, window
+from tiny_reranker.batches import Batch, Sampling, sample_batches, tokenized, window
 from tiny_reranker.construction import N_LAYERS, Pieces, construct
 from tiny_reranker.corpus import Pool, Question
 from tiny_reranker.training import Schedule, classifier_scores, in_groups, loss, train
@@ -62,7 +62,7 @@ class Prepared:
         texts = [*pool.passages.values(), *(question.text for question in pool.questions)]
         self.tokenizer = learn_vocabulary(texts, n_pieces=400)
         self.counts = count_pieces(self.tokenizer, pool.passages.values())
-        self._pools = [tokenize(pool, self.tokenizer, SAMPLING)]
+        self._pools = [tokenized(pool, self.tokenizer, SAMPLING)]
 
     def batches(self, seed: int = 0) -> Iterator[Batch]:
         return sample_batches(self._pools, SAMPLING, rarities(self.counts), seed=seed)

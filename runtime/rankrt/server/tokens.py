@@ -32,7 +32,7 @@ def of_request(request: TeiTokenize, model: Model) -> list[list[TeiToken]]:
         raise Failure("empty", "there are no texts to tokenize")
     if (n := sum(map(len, texts))) > _MAX_CHARACTERS:
         raise Failure("too_many", f"too much text to tokenize: {n} characters (limit {_MAX_CHARACTERS})")
-    found = [_tokens(located, text) for located, text in zip(model.tokenizer.locate(texts), texts, strict=True)]
+    found = [_tokens(located, text) for located, text in zip(model.tokenizer.located(texts), texts, strict=True)]
     if not is_set(request.add_special_tokens, otherwise=True):
         return found
     template = model.artifact.manifest.template

@@ -114,7 +114,7 @@ class Worded:
             n_after=int((located.spans[:, 0] >= stop).sum()) if n_words else 0,
         )
 
-    def cut_to(self, n_tokens: int, rules: Rules) -> Int32Array:
+    def kept(self, n_tokens: int, rules: Rules) -> Int32Array:
         """Return at most `n_tokens` of the tokens, with as many of the words before the text as fit."""
         if rules.truncation_side == "right":
             return self.ids[:n_tokens]
@@ -142,7 +142,7 @@ class PairTokenizer:
         most = rules.n_query_tokens if rules.truncation == "only_passage" else room
         queries |= zip(new, self._words(new, query_form(rules, template), rules, most), strict=True)
         if rules.long_documents == "chunk":
-            located = self._locate([passage for _, passage in pairs], form)
+            located = self._located([passage for _, passage in pairs], form)
             chunks = (self._chunks(i, queries[q], located[i], room, rules) for i, (q, _) in enumerate(pairs))
             rows = [replace(row, span=form.inside(row.span, pairs[row.pair][1])) for found in chunks for row in found]
         else:
@@ -154,9 +154,9 @@ class PairTokenizer:
             rows = [self._cut(i, queries[q], passages[i], room, rules) for i, (q, _) in enumerate(pairs)]
         return self._join(rows, len(pairs), template)
 
-    def locate(self, texts: Sequence[str]) -> list[Located]:
+    def located(self, texts: Sequence[str]) -> list[Located]:
         """Return the ids of single texts, without special ones, and their places. Raises InputError."""
-        return _tokenize(self._text_tokenizer.locate, texts)
+        return _checked(self._text_tokenizer.located, texts)
 
     def template(self, rules: Rules) -> Template:
         """Return the template with the question of the rules. Raises InputError if it has none to replace."""
@@ -173,14 +173,14 @@ class PairTokenizer:
         A cut from the left needs to know the tokens of these words, so it takes the whole text.
         """
         if rules.truncation_side == "left" and form.instruction is not None:
-            return self._locate(texts, form)
+            return self._located(texts, form)
         tokenizer = self._text_tokenizer
         some = tokenizer.heads if rules.truncation_side == "right" else tokenizer.tails
-        found = _tokenize(lambda worded: some(worded, most + 1), [form.around(text) for text in texts])
+        found = _checked(lambda worded: some(worded, most + 1), [form.around(text) for text in texts])
         return [Worded(ids=ids) for ids in found]
 
-    def _locate(self, texts: Sequence[str], form: Form) -> list[Worded]:
-        found = _tokenize(self._text_tokenizer.locate, [form.around(text) for text in texts])
+    def _located(self, texts: Sequence[str], form: Form) -> list[Worded]:
+        found = _checked(self._text_tokenizer.located, [form.around(text) for text in texts])
         return [Worded.of(located, form, text) for located, text in zip(found, texts, strict=True)]
 
     def _find_longer(
@@ -208,8 +208,8 @@ class PairTokenizer:
             n_passage = min(n_wanted, room - n_query, rules.max_length)
         return _Row(
             pair=pair,
-            query=query.cut_to(n_query, rules),
-            passage=passage.cut_to(n_passage, rules),
+            query=query.kept(n_query, rules),
+            passage=passage.kept(n_passage, rules),
             query_truncated=n_query < len(query.ids),
             truncated=n_passage < n_all,
         )
@@ -226,7 +226,7 @@ class PairTokenizer:
 
     def _chunks(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> Iterator[_Row]:
         """Cut a passage into windows, each with the words around a passage."""
-        kept = query.cut_to(self._n_query(query, room, rules), rules)
+        kept = query.kept(self._n_query(query, room, rules), rules)
         n_words = passage.n_before + passage.n_after
         size, n_own = min(room - len(kept), rules.max_length) - n_words, len(passage.ids) - n_words
         if size < 1:
@@ -250,8 +250,7 @@ class PairTokenizer:
             )
 
     def _join(self, rows: Sequence[_Row], n_pairs: int, template: Template) -> Encoded:
-        special = (template.prefix, template.separator, template.suffix)
-        prefix, separator, suffix = (np.array(ids, np.int32) for ids in special)
+        prefix, separator, suffix = map(_as_array, (template.prefix, template.separator, template.suffix))
         pieces = [piece for row in rows for piece in (prefix, row.query, separator, row.passage, suffix)]
         n_pieces = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 5)
         pair_of_row = np.array([row.pair for row in rows], np.int64)
@@ -269,7 +268,7 @@ class PairTokenizer:
         )
 
     def _ids(self, texts: Sequence[str]) -> list[Int32Array]:
-        return _tokenize(self._text_tokenizer.ids, texts)
+        return _checked(self._text_tokenizer.ids, texts)
 
 
 def _head(text: str, n_chars: int) -> str:
@@ -284,11 +283,15 @@ def _head(text: str, n_chars: int) -> str:
     return text if cut == -1 else text[:cut]
 
 
-def _tokenize(tokenize: Callable[[Sequence[str]], list[_Found]], texts: Sequence[str]) -> list[_Found]:
+def _checked(tokenize: Callable[[Sequence[str]], list[_Found]], texts: Sequence[str]) -> list[_Found]:
     try:
         return tokenize(texts)
     except (TypeError, UnicodeEncodeError):
         raise InputError(_describe_bad_text(texts)) from None
+
+
+def _as_array(ids: Sequence[int]) -> Int32Array:
+    return np.array(ids, np.int32)
 
 
 def _check_texts(pairs: Sequence[Pair]) -> None:

@@ -60,7 +60,7 @@ class TextTokenizer(Protocol):
         """Return the ids of each text; if there are more than `n_tokens`, the last ones, at least so many."""
         ...
 
-    def locate(self, texts: Sequence[str]) -> list[Located]:
+    def located(self, texts: Sequence[str]) -> list[Located]:
         """Return the ids of each text with the characters they stand for, which takes longer."""
         ...
 
@@ -106,7 +106,7 @@ class LibraryTokenizer:
         cut = tail_from_space if self._splits_at_spaces else head_if_short
         return try_parts(texts, n_tokens, self.ids, cut, self._whole_ids)
 
-    def locate(self, texts: Sequence[str]) -> list[Located]:
+    def located(self, texts: Sequence[str]) -> list[Located]:
         """Return the ids of each text with the characters they stand for."""
         return [self._locate(text) for text in texts]
 

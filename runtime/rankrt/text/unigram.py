@@ -139,7 +139,7 @@ class UnigramTokenizer:
 
         return try_parts(texts, n_tokens, self.ids, tail_from_space, tail)
 
-    def locate(self, texts: Sequence[str]) -> list[Located]:
+    def located(self, texts: Sequence[str]) -> list[Located]:
         """Return the ids of each text with the characters they stand for."""
         return [self._locate(text) for text in texts]
 
