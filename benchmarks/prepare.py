@@ -34,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     systems = list(dict.fromkeys(member for name in options.systems for member in members(name)))
     source = Source(read(None)[1], checkpoint.folder / "tokenizer.json")
     with Lab(checkpoint, source, Settings(budget=budget, artifact=options.artifact), systems[0]) as lab:
-        for line in prepared(lab, systems):
+        for line in prepare_all(lab, systems):
             print(line, flush=True)
     return 0
 
 
-def prepared(lab: Lab, systems: Sequence[str]) -> Iterator[str]:
+def prepare_all(lab: Lab, systems: Sequence[str]) -> Iterator[str]:
     """Prepare system by system; yield the time of loading each, or the reason for its failure."""
     for environment in dict.fromkeys(entry.environment for entry in CEILINGS.values()):
         python_of(environment)

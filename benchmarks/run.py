@@ -32,7 +32,7 @@ from benchmarks.records.record import (
     Row,
     Text,
     commit,
-    continued,
+    continue_record,
     describe_accelerator,
     describe_machine,
     now,
@@ -95,7 +95,7 @@ class Run:
         try:
             for system in sorted(systems, key=lambda system: system != self._lab.baseline):
                 for suite in suites:
-                    self._add(measured(suite, system, self._lab, kept))
+                    self._add(measure(suite, system, self._lab, kept))
                 self._write(is_complete=False)
             is_complete = True
         except KeyboardInterrupt:
@@ -133,7 +133,7 @@ class Run:
     def _add(self, rows: Iterator[Row]) -> None:
         for row in rows:
             self._rows.append(row)
-            print(f"{time.perf_counter() - self._started:6.0f} s  {described(row)}", file=sys.stderr)
+            print(f"{time.perf_counter() - self._started:6.0f} s  {describe(row)}", file=sys.stderr)
 
     def _write(self, *, is_complete: bool) -> None:
         write_record(self._record(is_complete=is_complete), self._path)
@@ -154,10 +154,10 @@ class Run:
             rows=tuple(self._rows),
             is_complete=is_complete,
         )
-        return continued(record, self._earlier) if self._earlier else record
+        return continue_record(record, self._earlier) if self._earlier else record
 
 
-def measured(suite: str, system: str, lab: Lab, kept: Mapping[Key, Row] = {}) -> Iterator[Row]:
+def measure(suite: str, system: str, lab: Lab, kept: Mapping[Key, Row] = {}) -> Iterator[Row]:
     """Yield a row for each of a suite's cases: a kept one, a measurement, or the reason for none."""
     if not entry_of(system).place and suite != "load":
         return
@@ -181,7 +181,7 @@ def _filled(row: Row, case: Case) -> Row:
     )
 
 
-def described(row: Row) -> str:
+def describe(row: Row) -> str:
     """Return a row as a progress line."""
     head = f"{row.suite:<10} {row.system:<30} {row.case:<18} {row.given:<11}"
     values = [f"{name} {value:.4g}" for name, value in row.metrics.items() if value is not None]

@@ -259,8 +259,8 @@ def server_soak() -> str:
         sum(n for status, n in record["statuses"].items() if (status == "200") == is_good) for is_good in (True, False)
     )
     return (
-        f"{record['seconds'] / 60:.0f} minutes: {record['n_requests']:,} requests, {answered:,} answered to the last"
-        f" bit, {refused:,} refused (429, 503 or 504), {len(record['wrong'])} wrong or without an answer;"
+        f"{record['seconds'] / 60:.0f} minutes: {record['n_requests']:,} requests, {answered:,} answered"
+        f" bit-identically, {refused:,} refused (429, 503 or 504), {len(record['wrong'])} wrong or without an answer;"
         f" {sum(record['faults'].values()):,} requests of misbehaving clients; {record['worker_restarts']:.0f} workers"
         f" started again. The server had {record['server_mb_first_third']:.0f} MB in the first third of the time and"
         f" {record['server_mb_last_third']:.0f} MB in the last. [The record](../benchmarks/results/server_soak.json).\n"

@@ -13,8 +13,9 @@ import click
 import pytest
 
 from rankrt import Reranker, errors
-from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.manifest import FORMAT_VERSION, Artifact
 from rankrt.cli.main import program
+from rankrt.files import seals
 from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,6 +159,16 @@ def test_the_server_answers_every_path_of_the_page():
     table = page[page.index("| dialect |") : page.index("The paths of some other APIs")]
     paths = {path for row in table.splitlines() for path in re.findall(r"`(/[\w/]*)`", row)}
     assert sorted(paths - describe(needs_key=False)["paths"].keys()) == []
+
+
+def test_figures_of_the_pages_are_those_of_the_code():
+    pages = {page.stem: " ".join(page.read_text(encoding="utf-8").split()) for page in PAGES}
+    small, sample, step = seals.SMALL_BYTES >> 20, seals._SAMPLE_BYTES >> 10, seals._SAMPLE_STEP >> 20
+    assert f"files up to {small} MiB" in pages["cache"]
+    assert f"{sample} KiB of every {step} MiB" in pages["cache"]
+    contracts = [path for path in ROOT.glob("tests/server/contracts/*.json") if "documentation" not in path.name]
+    assert f"what {len(contracts)} clients send" in pages["server"]
+    assert f"format version {FORMAT_VERSION}" in pages["artifact"]
 
 
 def test_the_library_page_lists_every_error_with_its_bases():

@@ -119,7 +119,7 @@ def sample_batches(
         groups = [sample_group(pool, sampling, random) for pool in random.choices(pools, weights, k=n_groups)]
         yield stack(
             [
-                row(group.question, _cut(group.question, passage, n_tokens, sampling, rarity, random))
+                row(group.question, _cut_passage(group.question, passage, n_tokens, sampling, rarity, random))
                 for group in groups
                 for passage in group.passages
             ],
@@ -206,7 +206,7 @@ def _other(pool: TokenPool, index: int, random: Random) -> int:
     return (index + random.randrange(1, len(pool.passages))) % len(pool.passages)
 
 
-def _cut(
+def _cut_passage(
     question: Int64Array,
     passage: Int64Array,
     n_tokens: int,

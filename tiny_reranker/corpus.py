@@ -60,7 +60,7 @@ def part_of(passage_id: str) -> Part:
 
 def training_pools(folder: Path) -> list[Pool]:
     """Read the text for training weights and pieces, without dev and held-out articles."""
-    xquad = [restricted(read_pool(folder, "xquad", language), is_for_training) for language in XQUAD_LANGUAGES]
+    xquad = [restrict(read_pool(folder, "xquad", language), is_for_training) for language in XQUAD_LANGUAGES]
     return xquad + [read_pool(folder, data_set, language) for data_set, language in MONOLINGUAL]
 
 
@@ -77,7 +77,7 @@ def is_for_training(passage_id: str) -> bool:
     return part_of(passage_id) == "train"
 
 
-def restricted(pool: Pool, keep: Callable[[str], bool]) -> Pool:
+def restrict(pool: Pool, keep: Callable[[str], bool]) -> Pool:
     """Remove passages, the questions about them, and the passages from other questions' candidates."""
     questions = (
         replace(question, candidates=tuple(filter(keep, question.candidates)))

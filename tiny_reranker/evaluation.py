@@ -94,7 +94,7 @@ def table(quality: Mapping[str, Any]) -> str:
 
 def as_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
     """Return the numbers for JSON, rounded to 4 digits: one question of 291 moves a mean by up to .0034."""
-    return {name: _rounded(asdict(comparison)) for name, comparison in comparisons.items()}
+    return {name: _round(asdict(comparison)) for name, comparison in comparisons.items()}
 
 
 def _quality(
@@ -108,7 +108,7 @@ def _cells(row: Mapping[str, Any]) -> str:
     return " | ".join(f"{q['ndcg']:.3f} / {q['mrr']:.3f}" for q in qualities)
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(content) for key, content in value.items()}
+        return {key: _round(content) for key, content in value.items()}
     return round(value, 4) if isinstance(value, float) else value

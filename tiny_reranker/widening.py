@@ -35,7 +35,7 @@ def widen(model: Any, *, n_copies: int, n_layers: int, seed: int = 0) -> Any:
                 _pass_on(rest, weight)
             else:
                 source = small[name if layer is None else f"roberta.encoder.layer.{layer // step}.{rest}"]
-                weight.copy_(_tiled(source, weight.shape, sums_over_copies="embeddings" not in name))
+                weight.copy_(_tile(source, weight.shape, sums_over_copies="embeddings" not in name))
             if weight.ndim == 2:
                 weight.add_(torch.randn_like(weight) * weight.std() * _NOISE)
     return wide
@@ -49,7 +49,7 @@ def _layer_of(name: str) -> tuple[int | None, str]:
     return int(number), rest
 
 
-def _tiled(source: torch.Tensor, shape: torch.Size, *, sums_over_copies: bool) -> torch.Tensor:
+def _tile(source: torch.Tensor, shape: torch.Size, *, sums_over_copies: bool) -> torch.Tensor:
     """Repeat a tensor to fill a shape. If a product sums over the copies of an input, each copy gets its share."""
     n_times = [wanted // given for wanted, given in zip(shape, source.shape, strict=True)]
     return source.repeat(*n_times) / (n_times[-1] if source.ndim == 2 and sums_over_copies else 1)

@@ -33,21 +33,21 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     size_mb: float
 
 
-def converted(name: str, checkpoint: Path, sha256: str, budget: Budget) -> Path:
+def convert(name: str, checkpoint: Path, sha256: str, budget: Budget) -> Path:
     """Return the folder of a converted checkpoint; convert it the first time. Raises SystemFailed with the reason."""
     conversion = CONVERSIONS[name]
-    source = converted(conversion.of, checkpoint, sha256, budget) if conversion.of else checkpoint
+    source = convert(conversion.of, checkpoint, sha256, budget) if conversion.of else checkpoint
     python = python_of(conversion.environment)
     folder = _folder(name, sha256)
     made_once(folder, lambda unfinished: _make(name, conversion, source, unfinished, python, budget))
     return folder / _RESULT
 
 
-def compiled(name: str, budget: Budget) -> Path:
+def compile_program(name: str, budget: Budget) -> Path:
     """Return the folder of a compiled program; compile it the first time. Raises SystemFailed with the reason."""
     program = PROGRAMS[name]
     python = python_of(program.environment)
-    folder = cache_folder() / "programs" / f"{name}-{_hashed([*_sources_of(program)])}"
+    folder = cache_folder() / "programs" / f"{name}-{_hash_of([*_sources_of(program)])}"
     made_once(folder, lambda unfinished: _make(name, program, python, unfinished, python, budget))
     return folder / _RESULT
 
@@ -59,7 +59,7 @@ def cost_of(name: str, sha256: str) -> Cost:
 
 def _folder(name: str, sha256: str) -> Path:
     """Return the folder of a result. It depends on the checkpoint, the environment and our code."""
-    return cache_folder() / "models" / f"{name}-{_hashed([sha256, *_sources_of(CONVERSIONS[name])])}"
+    return cache_folder() / "models" / f"{name}-{_hash_of([sha256, *_sources_of(CONVERSIONS[name])])}"
 
 
 def _sources_of(conversion: Conversion) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _sources_of(conversion: Conversion) -> Iterator[str]:
         yield from _sources_of(CONVERSIONS[conversion.of])
 
 
-def _hashed(parts: Sequence[str]) -> str:
+def _hash_of(parts: Sequence[str]) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 

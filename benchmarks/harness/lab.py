@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from benchmarks.harness.conversions import converted
+from benchmarks.harness.conversions import convert
 from benchmarks.harness.environments import cache_folder, python_of
 from benchmarks.harness.worker import Budget, SystemFailed, Worker
 from benchmarks.harness.workloads import Source, Workload
@@ -125,7 +125,7 @@ class Lab:
             return self.settings.artifact
         if not given:
             return self.checkpoint.folder
-        return converted(given, self.checkpoint.folder, self.model.sha256, self.settings.budget)
+        return convert(given, self.checkpoint.folder, self.model.sha256, self.settings.budget)
 
     def worker(self, system: str) -> Worker:
         """Return a system's worker. Close all others but the baseline's first, because memory is for two models."""
@@ -152,7 +152,7 @@ class Lab:
         time.sleep(min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, answer.seconds)))
         return answer.seconds, np.array(answer.scores, np.float32)
 
-    def timed(self, system: str, workload: Workload, given: Given = "as shipped") -> Measured:
+    def time(self, system: str, workload: Workload, given: Given = "as shipped") -> Measured:
         """Time a system and the baseline in turn, after a call of each with the same shapes; add the drift.
 
         Raises SystemFailed if it fails, or would take longer than the limit of a call.

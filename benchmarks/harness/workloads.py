@@ -108,7 +108,7 @@ def read(path: Path | None) -> tuple[str, Texts]:
         return path.name, read_texts(path)
     pools = sorted(questions_of("held_out", path), key=lambda pool: pool.language != "en")
     questions = [
-        _labelled(question.text, question.labels, [pool.passages[c] for c in question.candidates])
+        _label(question.text, question.labels, [pool.passages[c] for c in question.candidates])
         for pool in pools
         for question in pool.questions
     ]
@@ -116,7 +116,7 @@ def read(path: Path | None) -> tuple[str, Texts]:
     return "xquad", Texts(questions=questions, sha256=hashlib.sha256(content.encode()).hexdigest())
 
 
-def _labelled(query: str, labels: Sequence[int], passages: Sequence[str]) -> Question:
+def _label(query: str, labels: Sequence[int], passages: Sequence[str]) -> Question:
     pos = tuple(passage for passage, label in zip(passages, labels, strict=True) if label)
     neg = tuple(passage for passage, label in zip(passages, labels, strict=True) if not label)
     return Question(query=query, pos=pos, neg=neg)

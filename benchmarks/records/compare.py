@@ -115,7 +115,7 @@ def _is_chosen(row: Row, systems: Sequence[str]) -> bool:
 def _table(found: Sequence[Difference], limit: float) -> Table:
     return Table(
         heading=["suite", "system", "case", "new / old", "95 %", "against", ""],
-        rows=[[*_named(difference), *_judged(difference, limit)] for difference in found],
+        rows=[[*_named(difference), *_judge(difference, limit)] for difference in found],
     )
 
 
@@ -124,7 +124,7 @@ def _named(difference: Difference) -> list[str]:
     return [row.suite, row.system, f"{row.case}, {row.given}"]
 
 
-def _judged(difference: Difference, limit: float) -> list[str]:
+def _judge(difference: Difference, limit: float) -> list[str]:
     measured, against = difference.change, "baseline" if difference.is_paired else "seconds"
     if measured is None:
         return ["-", "-", against, "one call only"]

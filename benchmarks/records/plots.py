@@ -51,7 +51,7 @@ def latency_over_load(record: Record) -> str | None:
             axes.plot(*zip(*tail, strict=True), ls=":", c=style["c"]) if tail else None
         _labels(axes, "requests offered a second", "latency, ms (dotted: p95)")
 
-    return _drawn(draw) if _measured(record, "load") else None
+    return _draw(draw) if _measured(record, "load") else None
 
 
 def throughput_over_length(record: Record) -> str | None:
@@ -66,7 +66,7 @@ def throughput_over_length(record: Record) -> str | None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _labels(axes, "tokens of a row", "tokens a second")
 
-    return _drawn(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
+    return _draw(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
 
 
 def speed_against_quality(record: Record) -> str | None:
@@ -82,11 +82,11 @@ def speed_against_quality(record: Record) -> str | None:
         front = pareto(points)
         axes.plot(*zip(*(points[system] for system in front), strict=True), c="#999999", lw=1, zorder=1)
         for system, point in points.items():
-            axes.plot(*point, ls="", label=system, **_marked(system), zorder=2)
+            axes.plot(*point, ls="", label=system, **_mark(system), zorder=2)
         axes.set_xscale("log")
         _labels(axes, "mean drift of a logit from PyTorch fp32 (left is better)", "pairs a second")
 
-    return _drawn(draw, height=_HEIGHT + 0.14 * len(points)) if points else None
+    return _draw(draw, height=_HEIGHT + 0.14 * len(points)) if points else None
 
 
 def memory(record: Record) -> str | None:
@@ -112,7 +112,7 @@ def memory(record: Record) -> str | None:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("MB in all")
 
-    return _drawn(draw, height=1.4 + 0.45 * len(systems)) if rows else None
+    return _draw(draw, height=1.4 + 0.45 * len(systems)) if rows else None
 
 
 def roofline(record: Record) -> str | None:
@@ -134,7 +134,7 @@ def roofline(record: Record) -> str | None:
         axes.set_xscale("log")
         _labels(axes, "operations a byte of weights", "GFLOP/s")
 
-    return _drawn(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
+    return _draw(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
 
 
 PLOTS: Mapping[str, Callable[[Record], str | None]] = {
@@ -155,7 +155,7 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def _drawn(draw: Callable[[Axes], None], height: float = _HEIGHT) -> str:
+def _draw(draw: Callable[[Axes], None], height: float = _HEIGHT) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.subplots()
@@ -203,10 +203,10 @@ def _systems(rows: Sequence[Row]) -> list[tuple[dict[str, Any], tuple[str, list[
     by_system: dict[str, list[Row]] = {}
     for row in rows:
         by_system.setdefault(row.system, []).append(row)
-    return [(_marked(item[0]), item) for item in by_system.items()]
+    return [(_mark(item[0]), item) for item in by_system.items()]
 
 
-def _marked(system: str) -> dict[str, Any]:
+def _mark(system: str) -> dict[str, Any]:
     """Return a system's colour and marker, the same in every picture."""
     i = list(SYSTEMS).index(system) if system in SYSTEMS else 0
     return {"c": COLORS[i % len(COLORS)], "marker": _MARKERS[(i + i // len(COLORS)) % len(_MARKERS)]}

@@ -151,7 +151,7 @@ def write_record(record: Record, path: Path) -> None:
     partial.replace(path)
 
 
-def continued(record: Record, earlier: Record) -> Record:
+def continue_record(record: Record, earlier: Record) -> Record:
     """Return a record with the rows of an earlier one. Of rows that both have, the new ones count.
 
     Raises RecordError if model, text, code, machine or yardsticks differ, because a table could not compare the rows.

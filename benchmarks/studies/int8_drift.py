@@ -131,7 +131,7 @@ def _rankrt(
         ) as reranker:
             scores = reranker.score(text.pairs)
         share = variant.quantization.int8_share
-        yield _compared(checkpoint.name, f"{method}, {variant.instruction_set}", share, scores, reference, text)
+        yield _compare(checkpoint.name, f"{method}, {variant.instruction_set}", share, scores, reference, text)
 
 
 def _quantize_dynamic(
@@ -147,11 +147,11 @@ def _quantize_dynamic(
         session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
         found = [session.run(None, {"input_ids": row})[0].item() for row in tqdm(ids, leave=False)]
         method = f"quantize_dynamic, {kind.name}{', per channel' * per_channel}{', reduced range' * reduce_range}"
-        rows.append(_compared(checkpoint.name, method, 1.0, np.array(found, np.float32), reference, text))
+        rows.append(_compare(checkpoint.name, method, 1.0, np.array(found, np.float32), reference, text))
     return min(rows, key=lambda row: row.mean_drift)
 
 
-def _compared(
+def _compare(
     model: str, method: str, int8_share: float, scores: Float32Array, reference: Float32Array, text: Text
 ) -> Row:
     drift = np.abs(scores - reference)

@@ -55,7 +55,7 @@ def main() -> None:
     record = _read(options.output)
     texts = read(options.text)[1]
     for checkpoint in options.checkpoints:
-        artifact = _exported(checkpoint, options.precisions)
+        artifact = _export(checkpoint, options.precisions)
         workload = Source(texts, checkpoint / "tokenizer.json").make("mixed", options.passages)
         with ExitStack() as stack:
             systems = _systems(options.systems, artifact)
@@ -150,7 +150,7 @@ def deepened(conditions: Mapping[str, Any], n_full: int, *, has_vocabulary: bool
     return float((vocabulary + n_full * layer) / (vocabulary + conditions["n_layers"] * layer))
 
 
-def _exported(checkpoint: Path, precisions: Sequence[Precision]) -> Path:
+def _export(checkpoint: Path, precisions: Sequence[Precision]) -> Path:
     artifact = checkpoint.with_name(f"{checkpoint.name}.artifact")
     if not artifact.exists():
         _say(f"exporting {checkpoint.name}")

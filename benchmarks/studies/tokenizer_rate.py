@@ -30,7 +30,7 @@ def main() -> None:
     if options.only is None:
         print(json.dumps(_measured_in_turn(options), indent=2))
         return
-    tokenizer = _opened(options.only, options.tokenizer)
+    tokenizer = _open(options.only, options.tokenizer)
     print(json.dumps({"tokens_per_second": _rate(tokenizer, passages(options.data, options.pairs))}))
 
 
@@ -80,7 +80,7 @@ def _in_process(kind: str, environment: Mapping[str, str]) -> float:
     return float(json.loads(process.stdout)["tokens_per_second"])
 
 
-def _opened(kind: str, path: Path) -> TextTokenizer:
+def _open(kind: str, path: Path) -> TextTokenizer:
     if kind == "library":
         return LibraryTokenizer.open(path)
     tokenizer = UnigramTokenizer.read(path)

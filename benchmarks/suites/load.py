@@ -23,7 +23,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.harness.arrivals import Send, capacity_per_s, offer, poisson_arrivals
-from benchmarks.harness.conversions import compiled
+from benchmarks.harness.conversions import compile_program
 from benchmarks.harness.environments import cache_folder, pinned, python_of
 from benchmarks.harness.lab import Case, Lab, Measured
 from benchmarks.harness.worker import ROOT, Budget, SystemFailed, environment, last_words
@@ -125,10 +125,10 @@ class _Loaded:
             if not capacity:
                 raise SystemFailed(f"none of its answers to {_N_CLIENTS} clients was good")
             for share in _SHARES:
-                self._found[share] = await measured(send, share * capacity, settings.load_seconds, capacity)
+                self._found[share] = await offer_rate(send, share * capacity, settings.load_seconds, capacity)
 
 
-async def measured(send: Send, rate_per_s: float, duration_s: float, capacity: float) -> Measured:
+async def offer_rate(send: Send, rate_per_s: float, duration_s: float, capacity: float) -> Measured:
     """Offer a rate for a time and report the answers."""
     replies = await offer(send, poisson_arrivals(rate_per_s, duration_s))
     good = [reply for reply in replies if reply.is_good]
@@ -203,7 +203,7 @@ def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
     command = shlex.split(server.command.format(**tools, model=lab.path_for(system), port=port, threads=threads))
     log = cache_folder() / "logs" / f"{system.replace(':', '.')}-server.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = _started(command, lab.settings.budget, log)
+    process = _start(command, lab.settings.budget, log)
     try:
         yield _Served(url=f"http://127.0.0.1:{port}", process=process, log=log)
     finally:
@@ -213,10 +213,10 @@ def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
 def tools_of(server: Server, budget: Budget) -> dict[str, Path]:
     """Return a server's interpreter and its program; build them the first time. Raises SystemFailed."""
     tools = {"python": python_of(server.environment) if server.environment else Path(sys.executable)}
-    return tools | ({"program": compiled(server.program, budget) / server.program} if server.program else {})
+    return tools | ({"program": compile_program(server.program, budget) / server.program} if server.program else {})
 
 
-def _started(command: Sequence[str], budget: Budget, log: Path) -> "subprocess.Popen[bytes]":
+def _start(command: Sequence[str], budget: Budget, log: Path) -> "subprocess.Popen[bytes]":
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, budget.cpus)  # a process has its parent's CPUs
     with log.open("wb") as words:

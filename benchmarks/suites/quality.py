@@ -35,8 +35,8 @@ def _measure(lab: Lab, system: str) -> Measured:
             "mean_drift": float(difference.mean()),
             "tau": fmean(tau(a, b) for a, b in pairs),
             "top_10_overlap": fmean(overlap(a, b, _TOP) for a, b in pairs),
-            "ndcg_10": fmean(ndcg(labels) for labels in _ranked(questions, ours)),
-            "mrr_10": fmean(reciprocal_rank(labels) for labels in _ranked(questions, ours)),
+            "ndcg_10": fmean(ndcg(labels) for labels in _rank_labels(questions, ours)),
+            "mrr_10": fmean(reciprocal_rank(labels) for labels in _rank_labels(questions, ours)),
         },
     )
 
@@ -48,7 +48,7 @@ def _questions(lab: Lab) -> Sequence[Question]:
     return [usable[i * len(usable) // n] for i in range(n)]
 
 
-def _ranked(questions: Sequence[Question], scores: Sequence[Float32Array]) -> list[list[int]]:
+def _rank_labels(questions: Sequence[Question], scores: Sequence[Float32Array]) -> list[list[int]]:
     """Return each question's labels, best score first. Of equals the irrelevant one is first, so a tie never helps."""
     ranked = []
     for question, of_one in zip(questions, scores, strict=True):

@@ -63,7 +63,7 @@ def cases(lab: Lab, system: str) -> list[Case]:
 
 def _measure(lab: Lab, system: str, n_tokens: int) -> Measured:
     shape = Shape.of(lab.checkpoint.config)
-    timed = lab.timed(system, lab.source.make(str(n_tokens), 1))
+    timed = lab.time(system, lab.source.make(str(n_tokens), 1))
     operations = shape.operations(n_tokens)
     sgemm, bandwidth = lab.ceiling("sgemm", n_tokens), lab.ceiling("bandwidth", 1)
     from_memory = lab.ceiling("sgemm-from-memory", n_tokens)

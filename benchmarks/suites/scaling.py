@@ -23,12 +23,12 @@ def cases(lab: Lab, system: str) -> list[Case]:
 def _lengths(lab: Lab, system: str) -> Iterator[Case]:
     for n_tokens in _LENGTHS:
         if n_tokens <= lab.checkpoint.max_length:
-            yield Case(name=f"length {n_tokens}", measure=partial(_timed, lab, system, n_tokens, 1))
+            yield Case(name=f"length {n_tokens}", measure=partial(_time_process, lab, system, n_tokens, 1))
 
 
 def _batches(lab: Lab, system: str) -> Iterator[Case]:
     for n_rows in _N_ROWS:
-        yield Case(name=f"rows {n_rows}", measure=partial(_timed, lab, system, _ROW_TOKENS, n_rows))
+        yield Case(name=f"rows {n_rows}", measure=partial(_time_process, lab, system, _ROW_TOKENS, n_rows))
 
 
 def _threads(lab: Lab, system: str) -> Iterator[Case]:
@@ -36,8 +36,8 @@ def _threads(lab: Lab, system: str) -> Iterator[Case]:
         yield Case(name=f"threads {n_threads}", measure=partial(_with_threads, lab, system, n_threads))
 
 
-def _timed(lab: Lab, system: str, n_tokens: int, n_rows: int) -> Measured:
-    return lab.timed(system, lab.source.make(str(n_tokens), n_rows))
+def _time_process(lab: Lab, system: str, n_tokens: int, n_rows: int) -> Measured:
+    return lab.time(system, lab.source.make(str(n_tokens), n_rows))
 
 
 def _with_threads(lab: Lab, system: str, n_threads: int) -> Measured:

@@ -21,4 +21,4 @@ def cases(lab: Lab, system: str) -> list[Case]:
 
 
 def _measure(lab: Lab, system: str, kind: str, n_passages: int, given: Given) -> Measured:
-    return lab.timed(system, lab.source.make(kind, n_passages), given)
+    return lab.time(system, lab.source.make(kind, n_passages), given)

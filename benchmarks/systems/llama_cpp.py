@@ -40,7 +40,7 @@ class LlamaCpp:
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         question = self._tokens(query)
         rows = [self._row(question, self._tokens(passage), max_length) for passage in passages]
-        return [logit for batch in _packed(rows, batch_size) for logit in self._logits(batch)]
+        return [logit for batch in _pack(rows, batch_size) for logit in self._logits(batch)]
 
     def _tokens(self, text: str) -> list[int]:
         tokens: list[int] = self._llama.tokenize(text.encode(), add_bos=False, special=False)
@@ -63,7 +63,7 @@ class LlamaCpp:
         return [llama_cpp.llama_get_embeddings_seq(context.ctx, i)[0] for i in range(len(rows))]
 
 
-def _packed(rows: Sequence[list[int]], batch_size: int | None) -> Iterator[list[list[int]]]:
+def _pack(rows: Sequence[list[int]], batch_size: int | None) -> Iterator[list[list[int]]]:
     """Divide rows into batches by number, or by llama-server's number of tokens."""
     most_tokens = _MOST_TOKENS if batch_size else _SHIPPED_TOKENS
     batch: list[list[int]] = []

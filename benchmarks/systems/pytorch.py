@@ -27,10 +27,10 @@ class Sdpa:
         loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
             model, dtype=self.dtype, attn_implementation=self.attention
         )
-        self._model = self.changed(loaded.eval().to(self.device))
+        self._model = self.change(loaded.eval().to(self.device))
         self.versions = {name: version(name) for name in ("torch", "transformers")}
 
-    def changed(self, model: Any) -> Any:
+    def change(self, model: Any) -> Any:
         """Return the model in the form that scores."""
         return model
 
@@ -63,7 +63,7 @@ class Eager(Sdpa):
 class Compiled(Sdpa):
     """torch.compile for shapes that change."""
 
-    def changed(self, model: Any) -> Any:
+    def change(self, model: Any) -> Any:
         return torch.compile(model, dynamic=True)
 
 
@@ -76,7 +76,7 @@ class Bfloat16(Sdpa):
 class DynamicInt8(Sdpa):
     """PyTorch's own dynamic quantization of all linear layers."""
 
-    def changed(self, model: Any) -> Any:
+    def change(self, model: Any) -> Any:
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 

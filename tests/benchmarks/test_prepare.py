@@ -20,7 +20,7 @@ def _no_environments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_system_is_loaded_once_or_says_why_not(lab: Lab):
-    steady, never = prepare.prepared(lab, [STEADY, NEVER])
+    steady, never = prepare.prepare_all(lab, [STEADY, NEVER])
     assert steady.startswith(f"{STEADY}: loads in ")
     assert never == f"{NEVER}: ValueError: this model has no head (status 1)"
 

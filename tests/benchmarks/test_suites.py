@@ -11,7 +11,7 @@ import pytest
 from benchmarks.harness.lab import Lab, Settings, open_model
 from benchmarks.harness.workloads import Source, read
 from benchmarks.records.record import Row
-from benchmarks.run import measured
+from benchmarks.run import measure
 from benchmarks.suites.roofline import Shape
 from benchmarks.suites.startup import memory_mb
 from tests.benchmarks.conftest import CHECKPOINT, STEADY, with_server
@@ -21,7 +21,7 @@ SLOWER = "tests.benchmarks.fakes:Slower"
 
 
 def rows(suite: str, system: str, lab: Lab) -> list[Row]:
-    return list(measured(suite, system, lab))
+    return list(measure(suite, system, lab))
 
 
 def test_a_system_of_known_delay_is_measured_within_five_percent(lab: Lab):
@@ -64,9 +64,9 @@ def test_a_failure_of_the_baseline_is_called_so(source: Source, settings: Settin
 
 
 def test_a_call_that_is_foreseen_to_take_too_long_is_not_made(lab: Lab, source: Source):
-    lab.timed(STEADY, source.make("short", 1))
+    lab.time(STEADY, source.make("short", 1))
     with pytest.raises(Exception, match=r"s a call, the limit is 2 s \(--call-limit\)"):
-        lab.timed(STEADY, source.make("512", 100))
+        lab.time(STEADY, source.make("512", 100))
 
 
 def test_starting_and_memory_are_measured_from_outside(lab: Lab):

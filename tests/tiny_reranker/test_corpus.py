@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_reranker.corpus import asked, is_for_training, part_of, read_pool, restricted
+from tiny_reranker.corpus import asked, is_for_training, part_of, read_pool, restrict
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_fifth_of_the_articles_is_held_out():
 
 
 def test_nothing_of_other_parts_is_trained_on_not_even_as_a_wrong_candidate(data: Path):
-    pool = restricted(read_pool(data, "xquad", "en"), is_for_training)
+    pool = restrict(read_pool(data, "xquad", "en"), is_for_training)
     assert {part_of(passage) for passage in pool.passages} == {"train"}
     named = {c for question in pool.questions for c in (*question.candidates, *question.relevant)}
     assert {part_of(passage) for passage in named} == {"train"}

@@ -141,35 +141,35 @@ class HostCache:
     def find(self, key: Key) -> Use | None:
         """Return the entry of a key, or None if it is missing or damaged. Warns of a damaged one."""
         folder = self.path(key)
-        with _explained(folder):
+        with _explain_errors(folder):
             return self._find(key)
 
     def make(self, key: Key, write: Callable[[Path], object]) -> Use:
         """Return the entry of a key. If it is missing or damaged, one process makes it with `write` and others wait."""
         folder = self.path(key)
-        with _explained(folder):
+        with _explain_errors(folder):
             if (found := self._find(key)) is not None:
                 return found
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock_of(folder)):
                 if (found := self._find(key)) is None:
-                    found = self._made(key, write)
+                    found = self._make(key, write)
         self._keep_to_limit(found.folder)
         return found
 
     def replace(self, key: Key, write: Callable[[Path], object]) -> None:
         """Write the entry of a key again."""
         folder = self.path(key)
-        with _explained(folder):
+        with _explain_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock_of(folder)):
-                self._made(key, write)
+                self._make(key, write)
 
     @contextmanager
     def filling(self, key: Key) -> Iterator[Path]:
         """Yield the folder of a key, to be filled in place by one process at a time; `seal` makes it an entry."""
         folder = self.path(key)
-        with _explained(folder):
+        with _explain_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(lock_of(folder)):
                 yield folder
@@ -243,7 +243,7 @@ class HostCache:
             os.utime(folder / ENTRY)
         return use
 
-    def _made(self, key: Key, write: Callable[[Path], object]) -> Use:
+    def _make(self, key: Key, write: Callable[[Path], object]) -> Use:
         folder = self.path(key)
         for leftover in folder.parent.glob(f"{UNFINISHED}{folder.name}-*"):  # we hold the lock: its maker has ended
             shutil.rmtree(leftover, ignore_errors=True)
@@ -491,7 +491,7 @@ def _is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explain_errors(folder: Path) -> Iterator[None]:
     """Turn errors of the file system into a sentence that is the same for all entries."""
     root = folder.parent.parent
     try:

@@ -17,7 +17,7 @@ def documents_of(given: Iterable[str]) -> list[str]:
     """Return the texts of a container. Raises InputError unless it holds texts in an order."""
     if _is_frame(given):
         raise InputError(f'documents is a {_kind(given)}; pass one column of it: documents["text"]')
-    documents = _listed(given, "documents", "a list of texts")
+    documents = _list_of(given, "documents", "a list of texts")
     for i, document in enumerate(documents):
         if not isinstance(document, str):
             raise InputError(f"document {i} is {_kind(document)}, not str")
@@ -33,7 +33,7 @@ def pairs_of(given: Iterable[Any]) -> list[Pair]:
                 f"pairs is a frame of {given.shape[1]} columns;"  # type: ignore[attr-defined]
                 ' pass the two with queries and passages: pairs[["query", "passage"]]'
             )
-    return [_pair(pair, i) for i, pair in enumerate(_listed(given, "pairs", "a list of pairs (query, passage)"))]
+    return [_pair(pair, i) for i, pair in enumerate(_list_of(given, "pairs", "a list of pairs (query, passage)"))]
 
 
 def is_one_pair(given: Any) -> bool:
@@ -53,7 +53,7 @@ def _pair(given: Any, number: int) -> Pair:
     return pair if type(pair) is tuple else (pair[0], pair[1])
 
 
-def _listed(given: Any, name: str, expected: str) -> list[Any]:
+def _list_of(given: Any, name: str, expected: str) -> list[Any]:
     if isinstance(given, str | bytes | bytearray):
         raise InputError(f"{name} is one {_kind(given)}, expected {expected}")
     if isinstance(given, Mapping):

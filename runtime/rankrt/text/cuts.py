@@ -36,7 +36,7 @@ _LOCAL = {"Precompiled", "NFC", "NFD", "NFKC", "NFKD"} | {"Nmt", "Lowercase", "S
 _PATTERNS_OF_SPACES = (" {2,}", r"\s+", " +")
 
 
-def undivided() -> InputError:
+def undivided_error() -> InputError:
     """Return the error for a text that is too long to be read whole, which takes 300 bytes a character."""
     return InputError(
         f"a text has more than {MOST_UNDIVIDED_CHARS} characters in a row that the tokenizer cannot divide (no spaces,"
@@ -127,7 +127,7 @@ def is_local(normalizer: Mapping[str, Any] | None, *, at_start: bool = False) ->
     return kind in _LOCAL or (at_start and kind == "Prepend")
 
 
-def described(component: Any) -> dict[str, Any] | None:
+def describe(component: Any) -> dict[str, Any] | None:
     """Return tokenizer.json's description of a normaliser or pre-tokenizer of the tokenizers library."""
     return None if component is None else dict(json.loads(component.__getstate__()))
 

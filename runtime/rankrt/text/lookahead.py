@@ -23,7 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rankrt.arrays import Int32Array
-from rankrt.text.cuts import Cuts, described, is_local
+from rankrt.text.cuts import Cuts, describe, is_local
 
 # A head has so many characters for each wanted token. Only for a text like "!!!!" is the last number not enough: its
 # first token can depend on its length.
@@ -63,8 +63,8 @@ class Lookahead:
         """Return the lookahead for a tokenizer; None if a part of it is unknown here."""
         added = tokenizer.get_added_tokens_decoder().values()
         is_known = (
-            is_local(described(tokenizer.normalizer), at_start=True)
-            and _is_known(described(tokenizer.pre_tokenizer))
+            is_local(describe(tokenizer.normalizer), at_start=True)
+            and _is_known(describe(tokenizer.pre_tokenizer))
             and _is_known_model(tokenizer.model)
             and not any(token.single_word for token in added)
         )
@@ -78,7 +78,7 @@ class Lookahead:
             stop = self._cut(text[: n_chars + _REACH], n_chars)
             if stop == min(len(text), n_chars + _REACH):
                 break
-            ids = self._decided(text[:stop])
+            ids = self._decided_ids(text[:stop])
             if len(ids) >= n_tokens:
                 return np.array(ids, np.int32)
         return None
@@ -89,7 +89,7 @@ class Lookahead:
             stop = self._cuts.next(text, stop + 1)
         return stop
 
-    def _decided(self, head: str) -> Sequence[int]:
+    def _decided_ids(self, head: str) -> Sequence[int]:
         """Return the ids of a head that no text after it can change."""
         encoding = self._tokenizer.encode(head, add_special_tokens=False)
         ids: list[int] = encoding.ids

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from rankrt.arrays import Int32Array, Int64Array
 from rankrt.errors import ArtifactError
-from rankrt.text.cuts import MOST_UNDIVIDED_CHARS, undivided
+from rankrt.text.cuts import MOST_UNDIVIDED_CHARS, undivided_error
 from rankrt.text.lookahead import Lookahead
 
 # The first try takes so many characters for each token. They held 512 tokens in all of XQuAD's 12 languages. Without
@@ -99,28 +99,28 @@ class LibraryTokenizer:
             ids = self._lookahead.first_ids(text, n_tokens) if self._lookahead else None
             return self._whole_ids(text) if ids is None else ids
 
-        return tried(texts, n_tokens, self.ids, head_to_space if self._splits_at_spaces else head_if_short, head)
+        return try_parts(texts, n_tokens, self.ids, head_to_space if self._splits_at_spaces else head_if_short, head)
 
     def tails(self, texts: Sequence[str], n_tokens: int) -> list[Int32Array]:
         """Return the ids of each text; if there are more than `n_tokens`, the last ones, at least so many."""
         cut = tail_from_space if self._splits_at_spaces else head_if_short
-        return tried(texts, n_tokens, self.ids, cut, self._whole_ids)
+        return try_parts(texts, n_tokens, self.ids, cut, self._whole_ids)
 
     def located(self, texts: Sequence[str]) -> list[Located]:
         """Return the ids of each text with the characters they stand for."""
-        return [self._located(text) for text in texts]
+        return [self._locate(text) for text in texts]
 
     def _whole_ids(self, text: str) -> Int32Array:
         """Return the ids of a text that has to be read whole. Raises InputError for a part that is too long."""
         if len(text) > MOST_UNDIVIDED_CHARS and max(len(part) for _, part in self._parts(text)) > MOST_UNDIVIDED_CHARS:
-            raise undivided()
+            raise undivided_error()
         return self.ids([text])[0]
 
     def _ids_by_part(self, text: str) -> Int32Array:
         encodings = (self._tokenizer.encode(part, add_special_tokens=False) for _, part in self._parts(text))
         return np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
 
-    def _located(self, text: str) -> Located:
+    def _locate(self, text: str) -> Located:
         starts, found = [], []
         for start, part in self._parts(text):
             encoding = self._tokenizer.encode(part, add_special_tokens=False)
@@ -133,7 +133,7 @@ class LibraryTokenizer:
         return parts_of(text, _SPACE) if self._splits_at_spaces else iter([(0, text)])
 
 
-def tried(
+def try_parts(
     texts: Sequence[str],
     n_tokens: int,
     ids: Callable[[Sequence[str]], list[Int32Array]],

@@ -15,8 +15,8 @@ import numpy as np
 from tokenizers import PreTokenizedString, Token, Tokenizer
 
 from rankrt.arrays import Int32Array
-from rankrt.text.cuts import Cuts, described, is_local
-from rankrt.text.tokenizers import Located, head_to_space, parts_of, tail_from_space, tried
+from rankrt.text.cuts import Cuts, describe, is_local
+from rankrt.text.tokenizers import Located, head_to_space, parts_of, tail_from_space, try_parts
 from rankrt.text.unigram_model import LongWord, Piece, Unigram, Vocabulary
 
 _LIBRARY, _ADDED = "tokenizer.json", "added_tokens.json"
@@ -79,7 +79,7 @@ class UnigramTokenizer:
         self._added_pattern = re.compile("|".join(longest_first) or "(?!)")
         self._vocabulary, self._unigram = vocabulary, Unigram(vocabulary)
         cuts = Cuts(self._normalizer.normalize_str, self._added)
-        self._cuts = cuts if is_local(described(self._normalizer)) else None
+        self._cuts = cuts if is_local(describe(self._normalizer)) else None
 
     @classmethod
     def read(cls, path: Path, *, min_pieces: int = MIN_PIECES) -> "UnigramTokenizer | None":
@@ -109,21 +109,21 @@ class UnigramTokenizer:
     def ids(self, texts: Sequence[str]) -> list[Int32Array]:
         """Return the ids of each text."""
         short = iter(self._ids_at_once([text for text in texts if len(text) <= _LONG_CHARS]))
-        return [next(short) if len(text) <= _LONG_CHARS else _joined([*self._decided(text)]) for text in texts]
+        return [next(short) if len(text) <= _LONG_CHARS else _join([*self._decided_ids(text)]) for text in texts]
 
     def heads(self, texts: Sequence[str], n_tokens: int) -> list[Int32Array]:
         """Return the ids of each text; if there are more than `n_tokens`, the first ones, at least so many."""
 
         def head(text: str) -> Int32Array:
             found, n_found = [], 0
-            for ids in self._decided(text):
+            for ids in self._decided_ids(text):
                 found.append(ids)
                 n_found += len(ids)
                 if n_found >= n_tokens:
                     break
-            return _joined(found)
+            return _join(found)
 
-        return tried(texts, n_tokens, self.ids, head_to_space, head)
+        return try_parts(texts, n_tokens, self.ids, head_to_space, head)
 
     def tails(self, texts: Sequence[str], n_tokens: int) -> list[Int32Array]:
         """Return the ids of each text; if there are more than `n_tokens`, the last ones, at least so many.
@@ -133,15 +133,15 @@ class UnigramTokenizer:
 
         def tail(text: str) -> Int32Array:
             found = np.zeros(0, np.int32)
-            for ids in self._decided(text):
+            for ids in self._decided_ids(text):
                 found = np.concatenate([found, ids])[-n_tokens:]
             return found
 
-        return tried(texts, n_tokens, self.ids, tail_from_space, tail)
+        return try_parts(texts, n_tokens, self.ids, tail_from_space, tail)
 
     def located(self, texts: Sequence[str]) -> list[Located]:
         """Return the ids of each text with the characters they stand for."""
-        return [self._located(text) for text in texts]
+        return [self._locate(text) for text in texts]
 
     def _ids_at_once(self, texts: Sequence[str]) -> list[Int32Array]:
         sections = [[*self._sections(text)] for text in texts]
@@ -152,9 +152,9 @@ class UnigramTokenizer:
             if section.id is None
         ]
         ids = iter(self._unigram.ids(words))
-        return [_joined([next(ids) if s.id is None else np.array([s.id], np.int32) for s in ss]) for ss in sections]
+        return [_join([next(ids) if s.id is None else np.array([s.id], np.int32) for s in ss]) for ss in sections]
 
-    def _decided(self, text: str) -> Iterator[Int32Array]:
+    def _decided_ids(self, text: str) -> Iterator[Int32Array]:
         """Yield the ids of a text as they are decided, holding a piece of it at a time."""
         if self._cuts is None:
             yield from self._ids_at_once([text])
@@ -170,7 +170,7 @@ class UnigramTokenizer:
                 elif normal := self._normalizer.normalize_str(section.text):
                     words = self._words(normal)
                     if word is not None and normal[0] not in _WORD_BREAKS:
-                        yield from _added(word, words.pop(0).removeprefix(_WORD_START))
+                        yield from _add_part(word, words.pop(0).removeprefix(_WORD_START))
                     elif word is not None:
                         yield _ids_of(word.finish())
                         word = None
@@ -181,7 +181,7 @@ class UnigramTokenizer:
                     yield from self._ids_of_words(words)
                     if last is not None:
                         word = LongWord(self._unigram)
-                        yield from _added(word, last)
+                        yield from _add_part(word, last)
         if word is not None:
             yield _ids_of(word.finish())
 
@@ -192,7 +192,7 @@ class UnigramTokenizer:
             if len(word) > _PIECE_CHARS:
                 yield self._unigram.ids([words[start:i]])[0]
                 long, start = LongWord(self._unigram), i + 1
-                yield from _added(long, word)
+                yield from _add_part(long, word)
                 yield _ids_of(long.finish())
         yield self._unigram.ids([words[start:]])[0]
 
@@ -213,15 +213,15 @@ class UnigramTokenizer:
             return [word for word, _ in self._pre_tokenizer.pre_tokenize_str(normal)]
         return [f"{_WORD_START}{word}" for word in _WORD.findall(normal)]
 
-    def _located(self, text: str) -> Located:
+    def _locate(self, text: str) -> Located:
         starts, found = [], []
         for start, part in parts_of(text, _BETWEEN_WORDS):
             for section in self._sections(part):
                 starts.append(start + section.start)
-                found.append(self._located_in(section))
+                found.append(self._locate_in(section))
         return Located.joined(found, starts)
 
-    def _located_in(self, section: "_Section") -> Located:
+    def _locate_in(self, section: "_Section") -> Located:
         """Locate tokens in a section by the library's own record of how each character was normalised."""
         if section.id is not None:
             return Located(np.array([section.id], np.int32), np.array([[0, len(section.text)]]))
@@ -264,11 +264,11 @@ def _is_known(file: _File, library: Tokenizer, pieces: Sequence[tuple[str, float
     )
 
 
-def _joined(ids: Sequence[Int32Array]) -> Int32Array:
+def _join(ids: Sequence[Int32Array]) -> Int32Array:
     return ids[0] if len(ids) == 1 else np.concatenate([*ids, np.zeros(0, np.int32)])
 
 
-def _added(word: LongWord, part: str) -> Iterator[Int32Array]:
+def _add_part(word: LongWord, part: str) -> Iterator[Int32Array]:
     for start in range(0, len(part), _PIECE_CHARS):
         yield _ids_of(word.add(part[start : start + _PIECE_CHARS]))
 

@@ -163,7 +163,7 @@ class Endpoint:
     def refused_names(self) -> list[str]:
         """The names of fields that this endpoint refuses, without those that are only misspelled."""
         known = fields.names_of(self.request)
-        return sorted({*self.refused, *fields.misnamed(known)} - known)
+        return sorted({*self.refused, *fields.misnames_of(known)} - known)
 
 
 def is_set(flag: Flag, *, otherwise: bool = False) -> bool:
@@ -198,7 +198,7 @@ def scores_of(answer: Answer, *, raw: bool) -> Float64Array:
     return (answer.logits if raw else sigmoid(answer.logits)).astype(np.str_).astype(np.float64)
 
 
-def ranked(answer: Answer, n_best: int | None = None) -> list[int]:
+def rank(answer: Answer, n_best: int | None = None) -> list[int]:
     """Return the scored documents, best first; equal ones in the order of the request."""
     order = np.argsort(-answer.logits, kind="stable")
     return [int(i) for i in order[answer.is_scored[order]][:n_best]]

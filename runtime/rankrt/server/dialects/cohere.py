@@ -15,7 +15,7 @@ from rankrt.server.dialects import (
     Some,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
 )
@@ -165,7 +165,7 @@ def _ranking(request: CohereRerankV1 | CohereRerankV2, answer: Answer, request_i
             relevance_score=float(scores[i]),
             document=_echo(request.documents[i]) if echo else None,
         )
-        for i in ranked(answer, request.top_n or None)
+        for i in rank(answer, request.top_n or None)
     ]
     return CohereRanking(id=request_id, results=results, meta=_meta(answer, version))
 

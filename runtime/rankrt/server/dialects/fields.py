@@ -158,7 +158,7 @@ def names_of(shape: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(shape))
 
 
-def misnamed(known: Collection[str]) -> list[str]:
+def misnames_of(known: Collection[str]) -> list[str]:
     """Return the names that fields have in other APIs, and not here."""
     return [name for name, meant in _SYNONYMS.items() if name not in known and not set(meant).isdisjoint(known)]
 

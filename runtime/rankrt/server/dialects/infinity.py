@@ -14,7 +14,7 @@ from rankrt.server.dialects import (
     Usage,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
     usage_of,
@@ -135,7 +135,7 @@ def _answer(request: InfinityRerank, answer: Answer, request_id: str) -> Infinit
                 index=i,
                 document=request.documents[i] if echo else None,
             )
-            for i in ranked(answer, request.n_best)
+            for i in rank(answer, request.n_best)
         ],
         model=answer.model.name,
         usage=usage_of(answer),

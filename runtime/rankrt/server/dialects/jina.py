@@ -10,7 +10,7 @@ from rankrt.server.dialects import (
     Usage,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
     usage_of,
@@ -81,7 +81,7 @@ def _answer(request: JinaRerank, answer: Answer, request_id: str) -> JinaRanking
                 relevance_score=float(scores[i]),
                 document=JinaText(text=texts[i]) if echo else None,
             )
-            for i in ranked(answer, request.n_best)
+            for i in rank(answer, request.n_best)
         ],
     )
 

@@ -13,7 +13,7 @@ from rankrt.server.dialects import (
     Usage,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
     usage_of,
@@ -99,7 +99,7 @@ def _ask(request: LlamacppRerank) -> Ask:
 
 
 def _answer(request: LlamacppRerank, answer: Answer, request_id: str) -> LlamacppRanking | list[LlamacppRank]:
-    scores, order = scores_of(answer, raw=True), ranked(answer, request.n_best)
+    scores, order = scores_of(answer, raw=True), rank(answer, request.n_best)
     if request.texts is not None:
         texts = texts_of(request.texts) if is_set(request.return_text) else None
         return [LlamacppRank(index=i, score=float(scores[i]), text=texts[i] if texts else None) for i in order]

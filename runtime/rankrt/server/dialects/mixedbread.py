@@ -12,7 +12,7 @@ from rankrt.server.dialects import (
     Usage,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
     usage_of,
@@ -71,7 +71,7 @@ def _ask(request: MixedbreadRerank) -> Ask:
 
 def _answer(request: MixedbreadRerank, answer: Answer, request_id: str) -> MixedbreadRanking:
     scores, echo = scores_of(answer, raw=False), is_set(request.return_input)
-    best = ranked(answer, request.n_best)
+    best = rank(answer, request.n_best)
     return MixedbreadRanking(
         usage=usage_of(answer),
         model=answer.model.name,

@@ -10,7 +10,7 @@ from rankrt.server.dialects import (
     Limited,
     Usage,
     common_of,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
     usage_of,
@@ -67,7 +67,7 @@ def _ask(request: NimRerank) -> Ask:
 
 def _answer(request: NimRerank, answer: Answer, request_id: str) -> NimRanking:
     scores = scores_of(answer, raw=True)
-    rankings = [NimRank(index=i, logit=float(scores[i])) for i in ranked(answer, request.n_best)]
+    rankings = [NimRank(index=i, logit=float(scores[i])) for i in rank(answer, request.n_best)]
     return NimRanking(rankings=rankings, usage=usage_of(answer))
 
 

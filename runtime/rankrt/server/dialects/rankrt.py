@@ -13,7 +13,7 @@ from rankrt.server.dialects import (
     Some,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
 )
@@ -122,7 +122,7 @@ def _answer(request: Rerank, answer: Answer, request_id: str) -> Ranking:
                 truncated=bool(answer.truncated[i]),
                 document=texts[i] if echo else None,
             )
-            for i in ranked(answer, request.n_best)
+            for i in rank(answer, request.n_best)
         ],
         n_documents=len(texts),
         n_tokens=answer.n_tokens,

@@ -13,7 +13,7 @@ from rankrt.server.dialects import (
     Request,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
 )
@@ -175,7 +175,7 @@ def _rerank_answer(request: TeiRerank, answer: Answer, request_id: str) -> list[
     scores, echo = scores_of(answer, raw=is_set(request.raw_scores)), is_set(request.return_text)
     return [
         TeiRank(index=i, score=float(scores[i]), text=request.texts[i] if echo else None)
-        for i in ranked(answer, request.n_best)
+        for i in rank(answer, request.n_best)
     ]
 
 

@@ -17,7 +17,7 @@ from rankrt.server.dialects import (
     Usage,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
     usage_of,
@@ -183,7 +183,7 @@ def _rerank_answer(request: VllmRerank, answer: Answer, request_id: str) -> Vllm
                 relevance_score=float(scores[i]),
                 document=VllmDocument(text=texts[i]) if echo else None,
             )
-            for i in ranked(answer, request.n_best)
+            for i in rank(answer, request.n_best)
         ],
     )
 

@@ -11,7 +11,7 @@ from rankrt.server.dialects import (
     Limited,
     common_of,
     is_set,
-    ranked,
+    rank,
     rerank_ask,
     scores_of,
 )
@@ -76,7 +76,7 @@ def _answer(request: VoyageRerank, answer: Answer, request_id: str) -> VoyageRan
     return VoyageRanking(
         data=[
             VoyageResult(relevance_score=float(scores[i]), index=i, document=request.documents[i] if echo else None)
-            for i in ranked(answer, request.n_best)
+            for i in rank(answer, request.n_best)
         ],
         model=answer.model.name,
         usage=VoyageUsage(total_tokens=answer.n_tokens),

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -139,7 +139,7 @@ class App:
     def _rerank_route(self, endpoints: Sequence[Endpoint]) -> Any:
         async def rerank(request: Request) -> Response:
             exchange = _exchange(request, endpoints[0].dialect)
-            return await self._answered(exchange, self._rerank(exchange, endpoints))
+            return await self._respond(exchange, self._rerank(exchange, endpoints))
 
         return rerank
 
@@ -147,7 +147,7 @@ class App:
         request = exchange.request
         self._check_key(request)
         with self._service.in_flight.request() as body:
-            endpoint, decoded = await self._decoded(exchange, body, await self._body(request, body), endpoints)
+            endpoint, decoded = await self._decode(exchange, body, await self._body(request, body), endpoints)
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             answer = await _unless_client_leaves(request, self._service.engine.evaluate(ask))
@@ -157,7 +157,7 @@ class App:
 
     async def _stream(self, request: Request) -> Response:
         exchange = _exchange(request, JINA)
-        return await self._answered(exchange, self._begin_stream(exchange))
+        return await self._respond(exchange, self._begin_stream(exchange))
 
     async def _begin_stream(self, exchange: _Exchange) -> Response:
         (endpoint,) = [candidate for candidate in BARE["/v1/rerank"] if candidate.dialect is JINA]
@@ -165,7 +165,7 @@ class App:
         self._check_key(request)
         async with contextlib.AsyncExitStack() as stack:
             body = stack.enter_context(self._service.in_flight.request())
-            _, decoded = await self._decoded(exchange, body, await self._body(request, body), (endpoint,))
+            _, decoded = await self._decode(exchange, body, await self._body(request, body), (endpoint,))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             progress = await stack.enter_async_context(contextlib.aclosing(self._service.engine.stream(ask)))
@@ -185,7 +185,7 @@ class App:
         kind: str | None = "client_left"
         status = _CLIENT_LEFT
         try:
-            async for new, answer in _chained(first, rest):
+            async for new, answer in _chain(first, rest):
                 ranking = endpoint.answer(decoded, answer, exchange.id)
                 hits = {hit.index: hit for hit in ranking.results} if len(new) else {}
                 for index in new:
@@ -202,7 +202,7 @@ class App:
         finally:
             self._note(exchange, status, kind)
 
-    async def _answered(self, exchange: _Exchange, work: Coroutine[Any, Any, Response]) -> Response:
+    async def _respond(self, exchange: _Exchange, work: Coroutine[Any, Any, Response]) -> Response:
         """Return the response, or the dialect's body for an error; note either."""
         kind: str | None = None
         try:
@@ -261,7 +261,7 @@ class App:
             "n_tokens": answer.n_tokens if answer else None,
             "n_cached_tokens": answer.n_cached if answer else None,
             "n_truncated": int(answer.truncated.sum()) if answer else None,
-            "unknown_fields": _shown(exchange.unknown_fields) or None,
+            "unknown_fields": _printable(exchange.unknown_fields) or None,
             "seconds": round(exchange.seconds, 6),
         }
         if answer:
@@ -288,7 +288,7 @@ class App:
         bodies.check_headers(request.headers, body)
         return await bodies.read(request.stream(), body, self._service.settings.limits.body_timeout_s)
 
-    async def _decoded(
+    async def _decode(
         self, exchange: _Exchange, body: Body, content: bytes, endpoints: Sequence[Endpoint]
     ) -> tuple[Endpoint, Any]:
         """Return the endpoint of a body, and the decoded body. Its bytes are in memory only until then."""
@@ -323,7 +323,7 @@ class App:
             with self._service.models.use(None) as model:
                 return _json(self._info(model))
 
-        return await self._answered(exchange, info())
+        return await self._respond(exchange, info())
 
     async def _tokenize(self, request: Request) -> Response:
         exchange = _exchange(request, TEI)
@@ -337,7 +337,7 @@ class App:
                 with self._service.models.use(asked.model) as model:
                     return _json(await asyncio.to_thread(tokens.of_request, asked, model))
 
-        return await self._answered(exchange, tokenize())
+        return await self._respond(exchange, tokenize())
 
     def _models_route(self, dialect: Dialect) -> Any:
         async def get(request: Request) -> Response:
@@ -348,7 +348,7 @@ class App:
                 assert dialect.models is not None
                 return _json(dialect.models(self._cards()))
 
-            return await self._answered(exchange, models())
+            return await self._respond(exchange, models())
 
         return get
 
@@ -442,14 +442,14 @@ async def _read(content: bytes, how: Callable[[bytes], T]) -> T:
     return await asyncio.to_thread(how, content)
 
 
-def _shown(unknown_fields: Sequence[str]) -> str:
+def _printable(unknown_fields: Sequence[str]) -> str:
     """Return the names of fields in a form that is safe in a header and a log."""
     return ", ".join(name for name in unknown_fields[:10] if _REQUEST_ID.fullmatch(name))
 
 
 async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of the work. If the client leaves first, cancel it and raise ClientDisconnect."""
-    task, leaving = asyncio.create_task(work), asyncio.create_task(_leaving(request.receive()))
+    task, leaving = asyncio.create_task(work), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -463,11 +463,7 @@ async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) 
         del task, leaving  # an error leads to this frame, which would lead to the task, and that to the error
 
 
-async def _leaving(message: Awaitable[Any]) -> None:
-    await message
-
-
-async def _chained(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
     yield first
     async for item in rest:
         yield item
@@ -488,7 +484,7 @@ def _answer_headers(exchange: _Exchange, answer: Answer) -> dict[str, str]:
     }
     if answer.query_truncated.any():
         headers["x-rankrt-query-truncated"] = "true"
-    if shown := _shown(exchange.unknown_fields):
+    if shown := _printable(exchange.unknown_fields):
         headers["x-rankrt-unknown-fields"] = shown
     if not answer.is_complete:
         headers["x-rankrt-partial"] = f"{int(answer.is_scored.sum())}/{len(answer.logits)}"

@@ -119,20 +119,20 @@ def _schemas(operation: Mapping[str, Any], openapi: Mapping[str, Any]) -> str:
     for name, body in bodies.items():
         schema = next(iter(body["content"].values()))["schema"] if body and "content" in body else None
         if schema:
-            text = json.dumps(_resolved(schema, openapi), indent=2, ensure_ascii=False)
+            text = json.dumps(_resolve(schema, openapi), indent=2, ensure_ascii=False)
             parts.append(f"<details><summary>{name} as JSON schema</summary><pre>{html.escape(text)}</pre></details>")
     return "".join(parts)
 
 
-def _resolved(schema: Any, openapi: Mapping[str, Any]) -> Any:
+def _resolve(schema: Any, openapi: Mapping[str, Any]) -> Any:
     """Return a schema with its references resolved."""
     if isinstance(schema, list):
-        return [_resolved(item, openapi) for item in schema]
+        return [_resolve(item, openapi) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
-        return _resolved(openapi["components"]["schemas"][schema["$ref"].rpartition("/")[2]], openapi)
-    return {name: _resolved(value, openapi) for name, value in schema.items()}
+        return _resolve(openapi["components"]["schemas"][schema["$ref"].rpartition("/")[2]], openapi)
+    return {name: _resolve(value, openapi) for name, value in schema.items()}
 
 
 def _page(text: str) -> Page:

@@ -203,19 +203,19 @@ class RowQueue:
             return []
         if self._retries:
             self._retries.popleft()
-            return [self._taken(first)]
+            return [self._mark_running(first)]
         run, filling, limit = list[Row](), Filling(), budget
         for job in self.jobs:
             while (row := job.next_row()) is not None:
                 if run and not (_may_share(row, first) and filling.takes(len(row), limit, layout)):
                     return run
-                run.append(self._taken(row))
+                run.append(self._mark_running(row))
                 filling.add(len(row))
             if run and shared_budget is not None:
                 limit = min(budget, shared_budget)
         return run
 
-    def _taken(self, row: Row) -> Row:
+    def _mark_running(self, row: Row) -> Row:
         row.state = "running"
         self._count(row, -1)
         return row

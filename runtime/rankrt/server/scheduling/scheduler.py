@@ -164,7 +164,7 @@ class Scheduler:
             first = len(job.logits)
             job.logits += [float("nan")] * len(ids)
             job.n_left += len(ids)
-            rows = [self._wanted(job, first + i, ids[i], starts[i], digests[i]) for i in order]
+            rows = [self._want(job, first + i, ids[i], starts[i], digests[i]) for i in order]
             self.queue.add(job, [row for row in rows if row is not None])
             self._changed.notify_all()
         if job.n_left == 0:
@@ -269,7 +269,7 @@ class Scheduler:
         if n_expected:
             self._pace(job).note_tokens(n_tokens, n_expected)
 
-    def _wanted(self, job: Job, index: int, ids: Int32Array, start: int, digest: bytes) -> Row | None:
+    def _want(self, job: Job, index: int, ids: Int32Array, start: int, digest: bytes) -> Row | None:
         """Note that a job wants a row, or hand it the known logit; return the row if it has to be queued."""
         logit = self.cache.get(digest)
         if logit is not None:

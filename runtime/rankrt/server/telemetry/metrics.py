@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -99,20 +98,20 @@ class _State(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield the current figures."""
         queue, cache = self._scheduler().queue, self._scheduler().cache
-        yield _gauge("rankrt_queue_tokens", "tokens that wait to be scored", queue.n_tokens)
-        yield _gauge("rankrt_queue_rows", "rows that wait to be scored", queue.n_rows)
+        yield GaugeMetricFamily("rankrt_queue_tokens", "tokens that wait to be scored", value=queue.n_tokens)
+        yield GaugeMetricFamily("rankrt_queue_rows", "rows that wait to be scored", value=queue.n_rows)
         backlog = self._scheduler().backlog_s()
-        yield _gauge("rankrt_queue_seconds", "seconds until all accepted work is done", backlog)
-        yield _gauge("rankrt_requests_in_flight", "requests in flight", self._in_flight.n_requests)
-        yield _gauge("rankrt_body_bytes_in_flight", "bytes of their bodies", self._in_flight.n_bytes)
-        yield _gauge("rankrt_cache_bytes", "approximate bytes of the score cache", cache.n_bytes)
-        yield _counter("rankrt_cache_hits", "rows whose score was in the cache", cache.n_hits)
-        yield _counter("rankrt_cache_misses", "rows whose score was not in the cache", cache.n_misses)
+        yield GaugeMetricFamily("rankrt_queue_seconds", "seconds until all accepted work is done", value=backlog)
+        yield GaugeMetricFamily("rankrt_requests_in_flight", "requests in flight", value=self._in_flight.n_requests)
+        yield GaugeMetricFamily("rankrt_body_bytes_in_flight", "bytes of their bodies", value=self._in_flight.n_bytes)
+        yield GaugeMetricFamily("rankrt_cache_bytes", "approximate bytes of the score cache", value=cache.n_bytes)
+        yield CounterMetricFamily("rankrt_cache_hits", "rows whose score was in the cache", value=cache.n_hits)
+        yield CounterMetricFamily("rankrt_cache_misses", "rows whose score was not in the cache", value=cache.n_misses)
         processes = [worker for worker in self._workers() if isinstance(worker, ProcessWorker)]
         n_ready = sum(worker.outage is None for worker in self._workers())
-        yield _gauge("rankrt_workers_ready", "workers that can score now", n_ready)
+        yield GaugeMetricFamily("rankrt_workers_ready", "workers that can score now", value=n_ready)
         n_restarts = sum(worker.n_restarts for worker in processes)
-        yield _counter("rankrt_worker_restarts", "restarts of workers that ended", n_restarts)
+        yield CounterMetricFamily("rankrt_worker_restarts", "restarts of workers that ended", value=n_restarts)
         memory = GaugeMetricFamily("rankrt_worker_resident_bytes", "memory of a worker", labels=["worker"])
         for i, worker in enumerate(processes):
             memory.add_metric([str(i)], resident_bytes(worker.pid))
@@ -125,11 +124,3 @@ def resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
-
-
-def _gauge(name: str, text: str, value: float) -> Any:
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def _counter(name: str, text: str, value: float) -> Any:
-    return CounterMetricFamily(name, text, value=value)
