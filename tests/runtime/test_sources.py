@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 
 from rankrt import ArtifactError, MissingExtra, Reranker
-from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.manifest import FORMAT_VERSION, Artifact
 from rankrt.errors import CacheError
 from rankrt.files.cache import HostCache
 from tests.support import tiny_artifact
@@ -186,7 +186,7 @@ def test_a_damaged_export_is_made_again(checkpoint: Path, exported: list[str], t
 def test_an_export_is_listed_and_cleared_with_the_rest(checkpoint: Path, exported: list[str]):
     Reranker.load(checkpoint).close()
     (item,) = (item for item in HostCache().items() if item.kind == "exported" and item.state == "ready")
-    assert (item.name, item.depends_on["artifact format"]) == ("checkpoint", "3")
+    assert (item.name, item.depends_on["artifact format"]) == ("checkpoint", f"{FORMAT_VERSION}")
     assert item.n_bytes > 1000
     HostCache().clear()
     Reranker.load(checkpoint).close()

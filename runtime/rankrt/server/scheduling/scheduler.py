@@ -154,7 +154,7 @@ class Scheduler:
             if self._is_closing:
                 raise Stopping("the server is going down")
             if (error := self._abandoned.get(job.model.key)) is not None:
-                raise copy(error)  # what is kept here would keep each frame that it is raised in
+                raise copy(error)  # the kept error would hold each frame that it is raised in
             if job.is_cancelled:
                 return
             if job not in self.queue.jobs:
