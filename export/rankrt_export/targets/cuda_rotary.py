@@ -2,8 +2,8 @@
 
 A layer that sees the whole row attends as in `cuda`. One with a window takes the concatenated rows in blocks of 128
 tokens, wherever rows begin and end. Each block sees itself and `reach` tokens on either side. A mask hides tokens that
-are out of reach or of another row. So time and memory grow with the number of tokens. MultiHeadAttention takes a mask in
-memory-efficient attention (onnxruntime's contrib_ops/cuda/bert/multihead_attention.cc), not in flash attention.
+are out of reach or of another row. So time and memory grow with the number of tokens. MultiHeadAttention takes a mask
+in memory-efficient attention (onnxruntime's contrib_ops/cuda/bert/multihead_attention.cc), not in flash attention.
 
 As in `cuda`, the operators are written as they are to run, and none computes a shape: the host says how many blocks
 there are.
