@@ -11,8 +11,12 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
+from tokenizers import Tokenizer  # noqa: E402
+
 from tests.server.support import serving  # noqa: E402
 from tests.support import tiny_artifact, tiny_tokenizer  # noqa: E402
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
 
 
 def sigmoid(x: float) -> Any:
@@ -338,6 +342,24 @@ def test_tei_tokenizes_and_says_which_bytes_a_token_stands_for(tmp_path: Path):
         assert refused(client, "/tokenize", {"inputs": []})[0] == 400
         assert refused(client, "/tokenize", {"inputs": "a" * (1 << 20) + "a"})[0] == 413
         assert refused(client, "/tokenize", {"inputs": "one", "prompt_name": "query"})[0] == 422
+
+
+@pytest.mark.export
+def test_a_bom_in_a_text_is_left_to_the_model_s_tokenizer_as_the_reference_leaves_it(tmp_path: Path):
+    """It is no part of a file, but of a string it is a character like others, and may have a piece of its own."""
+    transformers = pytest.importorskip("transformers", reason="needs the export extra")
+    reference = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    points = np.arange(len(reference), dtype=np.float32) % 97
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    tiny_artifact(tmp_path / "tiny", tokenizer=tokenizer, points={"fp32": points})
+    query, texts = "\ufeffone", ["\ufefftwo", "two\ufeff three", "\ufeff", "two"]
+    with serving(tmp_path / "tiny") as address, httpx.Client(base_url=address) as client:
+        tokens = post(client, "/tokenize", {"inputs": texts})
+        hits = post(client, "/rerank", {"query": query, "texts": texts, "raw_scores": True})
+    assert [[token["id"] for token in of_text] for of_text in tokens] == reference(texts)["input_ids"]
+    rows = reference([(query, text) for text in texts])["input_ids"]
+    assert {hit["index"]: hit["score"] for hit in hits} == {i: points[row].sum() for i, row in enumerate(rows)}
+    assert len({*map(tuple, rows)}) == len(texts), "it makes a difference"
 
 
 def test_the_server_splits_what_other_servers_refuse(client: Any):

@@ -293,11 +293,15 @@ class App:
     ) -> tuple[Endpoint, Any]:
         """Return the endpoint of a body, and the decoded body. Its bytes are in memory only until then."""
         body.add_values(await _read(content, bodies.n_values))
-        given = await _read(content, fields.read)
-        endpoint = choose(endpoints, exchange.request.headers, given)
-        exchange.dialect = endpoint.dialect
-        exchange.unknown_fields = endpoint.check(given)
-        return endpoint, await _read(content, lambda found: bodies.decode(found, endpoint.request))
+
+        def decoded(content: bytes) -> tuple[Endpoint, Any]:
+            given = fields.read(content)
+            endpoint = choose(endpoints, exchange.request.headers, given)
+            exchange.dialect = endpoint.dialect
+            exchange.unknown_fields = endpoint.check(given)
+            return endpoint, bodies.decode(content, endpoint.request)
+
+        return await _read(content, decoded)
 
     async def _get_openapi(self, request: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
