@@ -357,6 +357,19 @@ def test_help_lists_all_commands_and_exit_statuses(capsys: Output):
     assert all(f"\n  {status} " in output for status in [0, 1, 2, 130, 141])
 
 
+@pytest.mark.parametrize("command", [[], ["rerank"], ["cache"], ["cache", "list"]])
+def test_help_has_a_short_name_and_fits_the_terminal(
+    command: list[str], capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    assert main([*command, "-h"]) == main([*command, "--help"]) == 0
+    short, whole = re.findall(r"Usage:.*?(?=Usage:|\Z)", capsys.readouterr().out, re.DOTALL)
+    assert short == whole
+    for columns, most in (("60", 60), ("300", 110)):
+        monkeypatch.setenv("COLUMNS", columns)
+        main([*command, "-h"])
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= most
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [

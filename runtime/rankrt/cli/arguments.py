@@ -19,6 +19,9 @@ from rankrt.errors import RankrtError
 
 _AnyCommand = TypeVar("_AnyCommand", bound=Callable[..., Any] | click.Command)
 
+# In the help, names that are longer have their text on the next line.
+_NAMES_WIDTH = 24
+
 # How the words of an argument become a value. click's own class takes parameters since 8.4.
 if TYPE_CHECKING:
     Kind: TypeAlias = click.ParamType[Any, Any]
@@ -143,7 +146,7 @@ class Argument(click.Argument):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """Return the argument's line in the help."""
-        return f"{self.human_readable_name}{'...' if self.nargs != 1 else ''}", self.help or ""
+        return self.human_readable_name, self.help or ""
 
 
 class Option(click.Option):
@@ -241,14 +244,15 @@ class Command(click.Command):
         """Write nothing: arguments are a group of their own."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the arguments and the options, group by group."""
+        """Write the arguments and the options, group by group, their texts one below the other."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if (record := param.get_help_record(ctx)) is not None:
                 groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        width = min(_NAMES_WIDTH, max(len(name) for records in groups.values() for name, _ in records))
         for title, records in groups.items():
             with formatter.section(title):
-                formatter.write_dl(records)
+                formatter.write_dl([(name.ljust(width), text) for name, text in records], col_max=_NAMES_WIDTH)
 
     def _with_joined_values(self, ctx: click.Context, arguments: Sequence[str]) -> list[str]:
         options = {name: param for param in self.params if isinstance(param, Option) for name in param.opts}
@@ -323,7 +327,7 @@ def not_one_of(value: str, choices: Iterable[str]) -> str:
 
 
 def _spelled(param: click.Parameter) -> str:
-    return param.spelling if isinstance(param, Option) else param.human_readable_name
+    return param.spelling if isinstance(param, Option) else param.human_readable_name.rstrip(".")
 
 
 def _choices(kind: Kind) -> list[str]:

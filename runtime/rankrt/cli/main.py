@@ -34,6 +34,8 @@ _STATUSES = [
     ("130", "interrupted with Ctrl-C; scores that were ready are written"),
     ("141", "the reader of a pipe has left"),
 ]
+# Those of every command.
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _COMMANDS = {
     "rerank": ("Order documents by how well they answer a query.", "rankrt.cli.rerank"),
     "score": ("Score pairs, line by line.", "rankrt.cli.score"),
@@ -68,12 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(arguments: list[str]) -> int:
     if instruction := os.environ.get(_COMPLETE):
         return shell_complete(program, {}, "rankrt", _COMPLETE, instruction)
-    context = click.Context(program, info_name="rankrt")
+    context = click.Context(program, info_name="rankrt", **_SETTINGS)
     if not arguments:
         print(program.get_help(context), file=sys.stderr)
         return 2
     try:
-        with program.make_context("rankrt", arguments, max_content_width=110) as context:
+        with program.make_context("rankrt", arguments) as context:
             return int(program.invoke(context) or 0)
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -144,6 +146,7 @@ class _Program(Group):
         *(_Deferred(name, extra.help, extra.module) for name, extra in EXTRAS.items()),
         *(_Deferred(name, help, module) for name, (help, module) in _COMMANDS.items()),
     ],
+    context_settings=_SETTINGS,
 )
 @click.version_option(__version__, message="rankrt %(version)s")
 def program() -> None:

@@ -90,7 +90,7 @@ class Network:
 
 @click.command("serve", cls=Command, epilog="Example: rankrt serve ./bge-m3 --port 8080")
 @argument(
-    "models", nargs=-1, required=True, metavar="MODEL", help="An artifact's folder or a Hub id; NAME=MODEL names it."
+    "models", nargs=-1, required=True, metavar="MODEL...", help="An artifact's folder or a Hub id; NAME=MODEL names it."
 )
 @option(
     "--host",
@@ -173,7 +173,7 @@ class Network:
     type=Whole(),
     metavar="S",
     help="Seconds to finish running requests on shutdown.",
-    show_default="--timeout-ms and 5 s more",
+    show_default="5 s more than the timeout",
 )
 @option(
     "--log-format",
