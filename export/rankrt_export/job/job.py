@@ -66,6 +66,7 @@ def make_job(checkpoint: Checkpoint, variants: Iterable[VariantKey], options: Op
     """
     tokenizer = read_tokenizer(checkpoint)
     style = style_for(checkpoint, tokenizer, options.prompt) if checkpoint.is_decoder else None
+    readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers) if style else ()
     template = prompted_template(tokenizer, style, checkpoint.tokenizer_config) if style else template_of(tokenizer)
     ours = sample()
     texts = ours + options.texts if options.texts else ours
@@ -77,7 +78,7 @@ def make_job(checkpoint: Checkpoint, variants: Iterable[VariantKey], options: Op
         },
         template=template,
         style=style,
-        readouts=readouts_of(checkpoint, tokenizer, style, options.cutoff_layers) if style else (),
+        readouts=readouts,
         sample=ours,
         texts=texts if options.is_verified else None,
         calibration=options.calibration or ours,
