@@ -86,7 +86,8 @@ def test_every_node_runs_on_cuda(libraries: Path, artifact: Artifact, precision:
 def test_fp16_attends_by_flash_kernels_and_asks_nothing_of_cudnn(libraries: Path, artifact: Artifact, sm: int):
     run = fake.trace(libraries, artifact.folder, "fp16", RUNS[:1], sm=sm).runs[0]
     n_flash, n_masked = (
-        sum(n for name, n in fake.kernels(run).items() if kernel in name) for kernel in ("flash_fwd", "fmha_cutlass")
+        sum(n for name, n in fake.kernels(run).items() if kernel in name)
+        for kernel in ("flash_fwd", "attention_kernel_batched")
     )
     # A mask keeps flash attention from being chosen; memory-efficient attention takes it.
     n_windows = 2 if artifact.manifest.architecture.startswith("ModernBert") else 0
