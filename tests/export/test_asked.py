@@ -170,6 +170,37 @@ def test_any_chat_template_with_both_roles_gives_its_ids_and_its_scores(
             assert expected.std() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_decoder_with_a_head_and_a_chat_template_has_its_scores(tmp_path: Path):
+    sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6.0")
+    from sentence_transformers.base.modules import Transformer
+
+    folder = make_decoder(tmp_path / "checkpoint", "Qwen3", vocab_size=960)
+    write_qwen_tokenizer(folder)
+    marks = {"pad_token": "<|endoftext|>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **marks)
+    tokenizer.chat_template = TEMPLATES["instruction and query"]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    module = Transformer(str(folder), transformer_task="sequence-classification")
+    encoder = sentence_transformers.CrossEncoder(modules=[module])
+    encoder.save_pretrained(str(tmp_path / "saved"))
+    artifact = export(str(tmp_path / "saved"), tmp_path / "artifact", Options(is_verified=False))
+    assert artifact.manifest.score is not None
+    assert artifact.manifest.score.answers == ()
+    with Reranker.load(artifact.folder, precision="fp32", prepare=False, max_length=1000) as reranker:
+        for instruction in (None, "Find the law."):
+            asked = reranker.with_rules(instruction=instruction)
+            encoded = asked.encode(ODD)
+            assert [encoded.row(i).tolist() for i in range(encoded.n_rows)] == rows_of(encoder, ODD, instruction)
+            expected = encoder.predict(ODD, prompt=instruction, activation_fn=torch.nn.Identity(), batch_size=1)
+            # fp32: the order of summation differs.
+            np.testing.assert_allclose(asked.evaluate(ODD).logits, expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_long_passage_is_cut_as_it_cuts_it(saved_with: Callable[[str], tuple[Any, Path]], tmp_path: Path, name: str):
     encoder, folder = saved_with(name)

@@ -232,7 +232,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Any, str]] = {
     ),
     "a classifier": (
         lambda folder: change_config(folder, id2label={"0": "a", "1": "b"}),
-        "has 2 labels: it is a classifier. A reranker has one",
+        r"has 2 labels \(a, b\): it is a classifier. A reranker has one",
     ),
     "no config": (lambda folder: (folder / "config.json").unlink(), "is not a checkpoint: it has no config.json"),
     "a config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),

@@ -126,6 +126,16 @@ def test_words_that_do_not_suit_the_model_are_refused(decoder: Path, tmp_path: P
         export(str(decoder), tmp_path / "artifact", Options(prompt=words))
 
 
+def test_a_style_or_a_class_that_does_not_exist_is_refused_with_those_that_do(decoder: Path, tmp_path: Path):
+    with pytest.raises(OptionsError, match="--prompt cohere: there are flagembedding, qwen3-reranker, mxbai-rerank-v2"):
+        export(str(decoder), tmp_path / "artifact", Options(prompt="cohere"))
+    change_config(decoder, architectures=["Phi3ForCausalLM"])
+    with pytest.raises(
+        CheckpointError, match=r"mine is a Phi3ForCausalLM, which is not implemented; .* Qwen3ForCausalLM"
+    ):
+        export(str(decoder), tmp_path / "artifact", Options())
+
+
 def test_a_style_and_a_file_are_not_both_given(decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = str(written(tmp_path, FILE))
     command = ["export", str(decoder), str(tmp_path / "artifact"), "--prompt", "zerank", "--prompt-file", words]

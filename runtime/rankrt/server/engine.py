@@ -360,8 +360,9 @@ def _blocks(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
 
 def _rules(model: Model, ask: Ask) -> Rules:
     """Return a model's rules with those that a request changes. Raises InputError if they cannot be kept."""
-    told = {"instruction": ask.instruction, "prompt_name": ask.prompt_name}
-    given = {**ask.rules, **{name: text for name, text in told.items() if text is not None}}
+    given = dict(ask.rules)
+    if ask.instruction is not None or ask.prompt_name is not None:
+        given |= {"instruction": ask.instruction, "prompt_name": ask.prompt_name}
     if not given:
         return model.rules
     given["max_length"] = min(given.get("max_length") or model.rules.max_length, model.limit)
