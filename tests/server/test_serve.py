@@ -177,10 +177,10 @@ def test_it_serves_tls(tmp_path: Path):
         (["{folder}", "--query-max-length", "9", "--truncation", "longest_first"], "drop --query-max-length"),
         (["{folder}", "--device", "npu"], "--device npu, expected"),
         (["{folder}", "--precision", "int8"], "int8"),
-        (["{folder}", "--revision", "main"], "--revision main is of a hub repository, and {folder} is a folder"),
+        (["{folder}", "--revision", "main"], "--revision main is a state of a hub repository, but {folder} is a folder"),
         (
             ["{folder}", "--gpu-memory-gb", "2"],
-            "--device auto, which took 'cpu', does not heed it",
+            "--gpu-memory-gb is for CUDA only, not for --device auto, which took 'cpu' here",
         ),
         (["{folder}", "--threads", "999"], "--threads 999 is more than the"),
         (["{folder}", "--workers", "999"], "--workers 999 is more than the"),
