@@ -52,7 +52,7 @@ INT8 = {
     "llama.cpp-q8": "llama.cpp, q8_0",
     "sentence-transformers-torch": "sentence-transformers, fp32",
 }
-COMMANDS = ("", "export", "serve", "rerank", "score", "info", "build", "doctor", "cache")
+COMMANDS = ("", "export", "serve", "rerank", "score", "info", "prepare", "doctor", "cache")
 
 
 def main() -> int:
