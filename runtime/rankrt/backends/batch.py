@@ -10,7 +10,7 @@ from rankrt.text.pairs import Encoded
 
 
 def packed(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
-    """Put rows one behind the other: input_ids (n_tokens,), row_offsets (n_rows + 1,)."""
+    """Concatenate rows: input_ids (n_tokens,), row_offsets (n_rows + 1,)."""
     return {
         "input_ids": np.concatenate([encoded.row(row) for row in rows]),
         "row_offsets": np.concatenate([[0], np.cumsum(encoded.lengths[rows])]).astype(np.int32),
@@ -18,17 +18,17 @@ def packed(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
 
 
 def stacked(encoded: Encoded, rows: Int64Array) -> dict[str, Int64Array]:
-    """Put rows of one length on top of each other: input_ids and token_type_ids, both (n_rows, length)."""
+    """Stack rows of one length: input_ids and token_type_ids, both (n_rows, length)."""
     ids = np.stack([encoded.row(row) for row in rows]).astype(np.int64)
     types = np.arange(ids.shape[1]) >= encoded.passage_starts[rows, None]
     return {"input_ids": ids, "token_type_ids": types.astype(np.int64)}
 
 
 def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
-    """Put rows one behind the other, with the position of each token, and its place in a matrix of the rows.
+    """Concatenate rows, with the position of each token, and its place in a matrix of the rows.
 
     token_offset (n_rows, longest) holds the places of all tokens in such a matrix, filled up to the longest row, in
-    order, and behind them the places that are filled up.
+    order, and after them the places that are padding.
     """
     lengths = encoded.lengths[rows]
     is_token = np.arange(int(lengths.max())) < lengths[:, None]
@@ -41,7 +41,7 @@ def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
 
 
 def padded(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
-    """Put rows on top of each other, filled up with zeros: input_ids (n_rows, longest), lengths (n_rows,)."""
+    """Stack rows, padded with zeros: input_ids (n_rows, longest), lengths (n_rows,)."""
     lengths = encoded.lengths[rows]
     is_token = np.arange(int(lengths.max())) < lengths[:, None]
     ids = np.zeros(is_token.shape, np.int32)
