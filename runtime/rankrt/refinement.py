@@ -1,8 +1,8 @@
 """Ranking in two precisions: a fast one for all documents, an exact one for those that can still reach the top.
 
-Knows scores only. The exact scores of the fast ranking's first n give a bar that the n-th of the answer cannot be
-below; whoever stays below it even if the fast score was too low by the whole drift is out. So the answer is the exact
-one's as long as no score drifts by more than that.
+Knows scores only. The exact scores of the fast ranking's first n give a bar, and the n-th of the answer cannot be
+below it. A document is out if it stays below the bar even if its fast score was too low by the whole drift. So the
+answer is the exact one's as long as no score drifts by more than that.
 """
 
 from collections.abc import Callable

@@ -123,6 +123,17 @@ def test_a_score_is_bitwise_the_same_at_any_depth_in_any_company_prefix_shared_o
         assert reranker.score(many).tobytes() == unshared.score(many).tobytes()
 
 
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_rows_that_are_told_to_run_together_have_the_same_bits(layerwise: Path, is_wide: bool):
+    """As a server runs them: it plans itself, and may put rows of several queries into one run."""
+    with Reranker.load(layerwise, n_threads=2) as reranker:
+        backend, encoded = reranker._scorer().backend, reranker.encode(PAIRS)
+        planned, together = backend.logits(encoded, [3, 6]), backend.run(encoded, [3, 6], is_wide=is_wide)
+        assert together.values.tobytes() == planned.values.tobytes()
+        assert together.n_saved_tokens == planned.n_saved_tokens > 0
+        assert backend.run(encoded, is_wide=is_wide).values.tobytes() == planned.values[-1:].tobytes()
+
+
 def test_what_sharing_the_prefix_saves_is_counted(layerwise: Path):
     passages = [passage for _, passage in PAIRS]
     with Reranker.load(layerwise) as shared, load_unshared(layerwise) as unshared:

@@ -4,17 +4,18 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rankrt import ArtifactError, InputError, RankrtError, Reranker, ScoreError
+from rankrt import ArtifactError, InputError, RankrtError, Reranker, Rules, ScoreError
 from rankrt.artifact.manifest import Artifact
 from rankrt.artifact.source import Hub, find_artifact
 from rankrt.compat import FlagReranker
+from rankrt.text.options import RuleOptions
 from tests.support import POINTS, FakeBackend, tiny_artifact
 
 Call = Callable[[Reranker], object]
@@ -32,6 +33,12 @@ Call = Callable[[Reranker], object]
 def test_an_unknown_option_names_load_and_the_nearest_that_there_is(artifact: Artifact, options: Any, message: str):
     with pytest.raises(TypeError, match=re.escape(message)):
         Reranker.load(artifact.folder, **options)
+
+
+def test_what_a_type_checker_sees_of_the_rules_is_what_there_is():
+    declared = get_type_hints(Rules)
+    assert declared.pop("max_length") is int
+    assert get_type_hints(RuleOptions) == declared
 
 
 def test_an_unknown_rule_names_with_rules(reranker: Reranker):

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from rankrt import DeviceError, InputError, Reranker
 from rankrt.artifact.manifest import Artifact, Target
 from rankrt.host.device import Device
+from rankrt.host.gpus import Gpus
 from rankrt.host.host import Host, this_host
 from rankrt.loading.choose import Asked, Wanted, place
 from rankrt.loading.prepared import Prepared, key_of
@@ -66,6 +67,23 @@ def name_of(artifact: Artifact, device: str = "auto", precision: Wanted = "auto"
 def test_auto_takes_a_gpu_that_has_a_verified_variant(verified: Artifact):
     assert name_of(verified) == "cuda-fp16"
     assert name_of(verified, precision="fp32") == "cuda-fp32"
+
+
+def test_the_driver_is_asked_once_however_many_devices_are_tried(unverified: Artifact, monkeypatch):
+    compute_on_the_cpu(monkeypatch, "NVIDIA H100")
+    asked: list[Gpus] = []
+
+    def find() -> Gpus:
+        asked.append(gpus("NVIDIA H100"))
+        return asked[-1]
+
+    monkeypatch.setattr("rankrt.host.gpus.find_gpus", find)
+    prepare_all(unverified, Device("tensorrt"))
+    asked.clear()
+    with Reranker.load(unverified.folder) as reranker:
+        assert reranker.variant.name == "tensorrt-fp16"
+        assert reranker.with_precision("fp32").variant.name == "tensorrt-fp32"
+    assert len(asked) == 1
 
 
 @pytest.mark.usefixtures("on_gpu")

@@ -177,7 +177,7 @@ def test_it_serves_tls(tmp_path: Path):
         (["{folder}", "--query-max-length", "9", "--truncation", "longest_first"], "remove --query-max-length"),
         (["{folder}", "--device", "npu"], "--device npu, expected"),
         (["{folder}", "--precision", "int8"], "int8"),
-        (["{folder}", "--revision", "main"], "--revision main is of a hub repository, and {folder} is a folder"),
+        (["{folder}", "--revision", "main"], "main is a state of a hub repository, but {folder} is a folder"),
         (
             ["{folder}", "--gpu-memory-gb", "2"],
             "--gpu-memory-gb is for CUDA only, not for --device auto, which took 'cpu' here",

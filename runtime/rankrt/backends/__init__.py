@@ -1,4 +1,4 @@
-"""Engines behind one small protocol, one file each; an engine is imported only when it is opened."""
+"""Ways to run a model, one file each, and the protocol that all of them keep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

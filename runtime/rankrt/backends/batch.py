@@ -29,17 +29,17 @@ def packed(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
 
 
 def stacked(encoded: Encoded, rows: Int64Array) -> dict[str, Int64Array]:
-    """Put rows of one length on top of each other: input_ids and token_type_ids, both (n_rows, length)."""
+    """Stack rows of one length: input_ids and token_type_ids, both (n_rows, length)."""
     ids = np.stack([encoded.row(row) for row in rows]).astype(np.int64)
     types = np.arange(ids.shape[1]) >= encoded.passage_starts[rows, None]
     return {"input_ids": ids, "token_type_ids": types.astype(np.int64)}
 
 
 def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
-    """Put rows one behind the other, with the position of each token, and its place in a matrix of the rows.
+    """Concatenate rows, with the position of each token, and its place in a matrix of the rows.
 
     token_offset (n_rows, longest) holds the places of all tokens in such a matrix, filled up to the longest row, in
-    order, and behind them the places that are filled up. token_rows (n_tokens,) holds the row of each token, and blocks
+    order, and after them the places that are padding. token_rows (n_tokens,) holds the row of each token, and blocks
     (n_blocks,) the numbers of the blocks of tokens, for windowed attention.
     """
     lengths = encoded.lengths[rows]

@@ -13,7 +13,7 @@ from rankrt.host.memory import keep_freed_memory, release_free_memory, unmap_lar
 
 _Loaded = TypeVar("_Loaded")
 
-# Giving memory back and taking it again costs milliseconds, which nobody notices after such a pause.
+# Giving memory back and taking it again costs milliseconds, which is not noticed after such a pause.
 _IDLE_S = 1.0
 
 

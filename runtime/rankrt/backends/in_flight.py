@@ -33,7 +33,7 @@ class Memory:
 class Slot:
     """What one run at a time needs: a buffer on the device for all inputs together, and a binding.
 
-    The inputs are put one behind the other and sent by one copy. Host memory is not pinned: the Python interface of
+    The inputs are concatenated and sent by one copy. Host memory is not pinned: the Python interface of
     ONNX Runtime 1.31 and 1.32 allocates none, and a run's inputs are half a megabyte at most, sent while the run before
     computes.
     """
@@ -75,7 +75,7 @@ class Slot:
 
 
 class InFlight:
-    """A session with the slots of its runs. Threads may share it; whoever finds no slot free waits for one."""
+    """A session with the slots of its runs. Threads may share it; one that finds no slot free waits."""
 
     def __init__(self, session: Any, memory: Memory) -> None:
         self._inputs = {node.name for node in session.get_inputs()}

@@ -81,8 +81,8 @@ def open_tensorrt(
 ) -> GpuBackend:
     """Load a graph's engines for rows of up to max_length tokens from a folder; build those that are not there.
 
-    Building takes minutes for each; whoever answers requests makes sure that they are there. `progress` is told each
-    bucket that is ready. Raises DeviceError and ArtifactError as `open_on`.
+    Building takes minutes for each, so a caller that answers requests makes sure that they are there. `progress` is
+    told each bucket that is ready. Raises DeviceError and ArtifactError as `open_on`.
     """
     opened = []
     for bucket in buckets(max_length):

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 # What CUDA's cuda.h calls the two attributes.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _NAME_BYTES, _VERSION_BYTES = 256, 80
-# Linux, containers without /proc of the driver (gVisor), and WSL2, whose GPUs are behind Windows' driver.
+# Linux, containers without /proc of the driver (gVisor), and WSL2, whose GPUs belong to Windows' driver.
 _DRIVER_MARKS = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/dxg")
 
 # Opens a shared library by its name. Raises OSError.

@@ -1,6 +1,6 @@
 """The memory that a process keeps between runs, and how it is given back. Linux; elsewhere nothing happens here.
 
-Two things stay after a run that nobody needs. The C library keeps the activations' memory for the next run, which is
+Two things stay after a run that are not needed. The C library keeps the activations' memory for the next run, which is
 what makes that one fast. And of a model's files, the word table is read a row here and a row there, and the kernel maps
 15 pages beside each that are in the page cache anyway: 170 MB of v2-m3's table of 256 MB after 1,000 pairs, for 24 MB
 of rows. Given back, they are mapped again when they are read.

@@ -110,7 +110,7 @@ class Models:
     def use(self, name: str | None) -> Iterator[Model]:
         """Return the model of that name and keep it loaded. Raises a Failure if there is none.
 
-        While only one is served, it answers to every name: clients have names built in that nobody here knows.
+        While only one is served, it answers to every name: clients have names built in that are not known here.
         """
         model = self._find(name)
         model.n_users += 1
@@ -178,7 +178,7 @@ class Models:
             )
             rules.check(artifact.manifest.template, model.limit)
             if known is not None and self._is_lost(known):
-                self._fail(known.served.key, _replaced(name))  # or the first rows would wait behind them
+                self._fail(known.served.key, _replaced(name))  # or the first rows would wait for them
             warm_up(model)
         except BaseException:
             self._unload(key)

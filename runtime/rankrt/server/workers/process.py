@@ -348,7 +348,7 @@ def main(descriptors: Sequence[str]) -> None:
         while True:
             control.send_bytes(msgspec.msgpack.encode(_obey(worker, _ORDERS.decode(control.recv_bytes()))))
     except (EOFError, OSError):
-        os._exit(0)  # the lanes may be in the middle of a run that nobody waits for
+        os._exit(0)  # the lanes may be in the middle of a run that is not waited for
 
 
 def _offer_to_the_oom_killer() -> None:
