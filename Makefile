@@ -25,7 +25,7 @@ RELEASE_READY := $(RELEASE_VENV)/.ready
 
 # Tests of one file share a server or an export, so files are handed out, to as many processes as JOBS says.
 JOBS ?= 2
-PYTEST := -m pytest -q -rs -n $(JOBS) --dist loadfile
+PYTEST := -m pytest -q -rfEs -n $(JOBS) --dist loadfile
 INSTALL := -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
@@ -43,10 +43,10 @@ test-suite: $(READY)  ## all tests but those with an environment of their own; A
 	$(BIN)/python $(PYTEST) --durations=30 --ignore=tests/server/test_clients.py --ignore=tests/gpu/test_fake_cuda.py $(ARGUMENTS)
 
 test-clients: $(CLIENTS_READY)  ## the clients that people have, against the server
-	$(CLIENTS_VENV)/bin/python -m pytest -q -rs --durations=5 tests/server/test_clients.py
+	$(CLIENTS_VENV)/bin/python -m pytest -q -rfEs --durations=5 tests/server/test_clients.py
 
 test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
-	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -q -rs --durations=5 tests/gpu/test_fake_cuda.py
+	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -q -rfEs --durations=5 tests/gpu/test_fake_cuda.py
 
 test-fast: $(READY)  ## the runtime's tests but the slow ones, in a minute
 	$(BIN)/python $(PYTEST) -m "not slow" tests/runtime tests/test_wall.py

@@ -182,7 +182,7 @@ def steps(shop: Workshop) -> list[Step]:
             title="the server alone, without torch, on the newest Python",
             limit_s=1200,
             needs=("chromium", "server"),
-            commands=((server, *PYTEST, *COVERED, "-rs", "--ignore=tests/server/test_clients.py", "tests/server"),),
+            commands=((server, *PYTEST, *COVERED, "-rfEs", "--ignore=tests/server/test_clients.py", "tests/server"),),
             variables=covered(shop, "server"),
         ),
         Step(

@@ -304,7 +304,8 @@ def _equal(one: bytes, other: bytes) -> None:
 
 def _in_child(work: Callable[[], object]) -> int | str:
     """Do the work in a forked child that ends as a program does, with all its finalizers; return its exit status."""
-    faulthandler.cancel_dump_traceback_later()  # the child would wait at its end for pytest's thread, which it has not
+    # pytest's thread that watches for a test that hangs is not in the child, which would wait for it at its end.
+    faulthandler.cancel_dump_traceback_later()
     child = os.fork()
     if child == 0:
         status = 0
