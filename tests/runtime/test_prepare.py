@@ -169,6 +169,12 @@ def test_the_command_says_what_is_ready(artifact: Artifact, capsys: Output):
     assert Prepared().records() == []
 
 
+def test_the_command_prepares_what_a_cpu_will_load(artifact: Artifact, capsys: Output):
+    assert main(["prepare", str(artifact.folder), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "cpu-fp32 is ready on this host\n"
+    assert len(list(Prepared().folder.glob("tiny-cpu-fp32-*/model.onnx"))) == 1
+
+
 def test_the_command_without_a_gpu_is_one_sentence(artifact: Artifact, monkeypatch, capsys: Output):
     show(monkeypatch, gpus())
     assert main(["prepare", str(artifact.folder), "--device", "cuda"]) == 1

@@ -231,8 +231,9 @@ def prepare(options: argparse.Namespace) -> int:
     device = Device.parse(options.device)
     if device is not None and device.is_gpu:
         return _prepare_for_gpu(open_artifact(options.artifact), device, options)
-    with Reranker.load(options.artifact, device=options.device, precision=options.precision) as reranker:
-        print(f"{reranker.variant.name} is ready on {reranker.device}")
+    asked = {name: getattr(options, name) for name in ("device", "precision", "max_length")}
+    with Reranker.load(options.artifact, **asked) as reranker:
+        print(f"{reranker.variant.name} is ready on this host")
     return 0
 
 
@@ -441,7 +442,7 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: the best for a CPU; all that the artifact has for a GPU",
     )
     parser.add_argument(
-        "--max-length", type=whole(), metavar="N", help="for a GPU: tokens of a row; default: 512 or the model's limit"
+        "--max-length", type=whole(), metavar="N", help="tokens of a row; default: 512 or the model's limit"
     )
 
 
