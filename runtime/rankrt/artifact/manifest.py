@@ -5,14 +5,14 @@ graph or a weight: an artifact is names, numbers and hashes.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from rankrt.errors import ArtifactError, DeviceError
+from rankrt.errors import ArtifactError
 from rankrt.files.rights import unreadable
 
 FORMAT_VERSION = 3
@@ -32,9 +32,6 @@ InstructionSet: TypeAlias = Literal["avx2", "vnni"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "int8", "fp8", "int4")
 # From the best to the one that every processor has.
 INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
-# What "auto" takes, the first that the artifact has verified: whoever exported int8 within its limits wants its speed,
-# and fp16 on a CPU is fp32 with rounded weights. w8 and int4 are for hosts that have not the memory.
-_PREFERRED: tuple[Precision, ...] = ("int8", "fp32", "fp16", "w8", "int4", "fp8")
 
 
 def unquantized(target: Target) -> Precision:
@@ -253,29 +250,6 @@ class Artifact:
         """Return where the file of that name is; it need not exist."""
         return self.folder / name
 
-    def choose(
-        self,
-        target: Target,
-        precision: Precision | Literal["auto"],
-        without: Collection[Precision] = (),
-        instruction_sets: Sequence[InstructionSet] = INSTRUCTION_SETS,
-    ) -> Variant:
-        """Return the variant for a target in that precision; for "auto" a verified one, int8 or the most faithful.
-
-        `without` are precisions that "auto" does not take; of variants that differ by it only, the one for the first of
-        `instruction_sets` is taken. Raises DeviceError, naming what there is, if the artifact has no such variant.
-        """
-        sets = (None, *instruction_sets)
-        here = [
-            v
-            for v in self.manifest.variants
-            if v.target == target and v.precision not in without and v.instruction_set in sets
-        ]
-        wanted = [v for v in here if precision in (v.precision, "auto") and (v.verification or precision != "auto")]
-        if not wanted:
-            raise DeviceError(self._no_variant(target, precision))
-        return min(wanted, key=lambda v: (_PREFERRED.index(v.precision), sets.index(v.instruction_set)))
-
     def n_weight_bytes(self, variant: Variant) -> int:
         """Return the bytes of a variant's data files."""
         return sum(self.manifest.files[name].n_bytes for name in variant.data)
@@ -312,11 +286,6 @@ class Artifact:
                     f"{self.path(name)} is not the file that was exported (its SHA-256 differs); copy the artifact"
                     " again or export it again"
                 )
-
-    def _no_variant(self, target: Target, precision: str) -> str:
-        has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in self.manifest.variants)
-        asked = f"verified variant for {target}" if precision == "auto" else f"{precision} for {target}"
-        return f"{self.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need"
 
 
 def open_artifact(folder: Path) -> Artifact:
