@@ -353,7 +353,7 @@ def test_a_score_is_the_same_alone_in_any_batch_and_from_any_thread(int8: Artifa
 
 
 def test_the_int8_variant_needs_nothing_of_the_fp32_one(int8: Artifact, tmp_path: Path):
-    variant = int8.choose("cpu", "int8")
+    variant = choose(int8, "int8", this_machine(), "vnni")
     assert not {"layers.fp32.data", "embeddings.fp32.data"} & set(variant.data)
     n_bytes = {v.name: sum(int8.manifest.files[name].n_bytes for name in v.data) for v in int8.manifest.variants}
     assert (
@@ -385,7 +385,7 @@ def test_what_drifts_too_far_on_other_text_is_tried_again_with_more_in_fp32(make
 
     def exported(name: str, max_difference: float) -> Variant:
         options = Options(precisions=["fp32", "int8"], calibration=text, max_difference=max_difference, min_tau=0.0)
-        return export(checkpoint, tmp_path / name, options).choose("cpu", "int8")
+        return choose(export(checkpoint, tmp_path / name, options), "int8", this_machine(), "vnni")
 
     assert_more_is_kept_for_less_drift(exported)
 

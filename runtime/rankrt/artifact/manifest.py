@@ -5,7 +5,7 @@ a weight: an artifact is names, numbers and hashes.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -17,8 +17,8 @@ from rankrt.artifact.precisions import PRECISIONS as PRECISIONS
 from rankrt.artifact.precisions import InstructionSet as InstructionSet
 from rankrt.artifact.precisions import Precision as Precision
 from rankrt.artifact.precisions import Target as Target
-from rankrt.artifact.precisions import VariantKey, rank
-from rankrt.errors import ArtifactError, DeviceError
+from rankrt.artifact.precisions import VariantKey
+from rankrt.errors import ArtifactError
 from rankrt.files.rights import unreadable
 
 FORMAT_VERSION = 4
@@ -274,29 +274,6 @@ class Artifact:
         """Return where the file of that name is; it need not exist."""
         return self.folder / name
 
-    def choose(
-        self,
-        target: Target,
-        precision: Precision | Literal["auto"],
-        without: Collection[Precision] = (),
-        instruction_sets: Sequence[InstructionSet] = INSTRUCTION_SETS,
-    ) -> Variant:
-        """Return the variant for a target in that precision; for "auto" a verified one, int8 or the most faithful.
-
-        `without` are precisions that "auto" does not take; of variants that differ by it only, the one for the first of
-        `instruction_sets` is taken. Raises DeviceError, naming what there is, if the artifact has no such variant.
-        """
-        sets = (None, *instruction_sets)
-        here = [
-            v
-            for v in self.manifest.variants
-            if v.target == target and v.precision not in without and v.instruction_set in sets
-        ]
-        wanted = [v for v in here if precision in (v.precision, "auto") and (v.verification or precision != "auto")]
-        if not wanted:
-            raise DeviceError(self._no_variant(target, precision))
-        return min(wanted, key=lambda v: (rank(v.precision, target), sets.index(v.instruction_set)))
-
     def n_weight_bytes(self, variant: Variant) -> int:
         """Return the bytes of a variant's data files."""
         return sum(self.manifest.files[name].n_bytes for name in variant.data)
@@ -333,11 +310,6 @@ class Artifact:
                     f"{self.path(name)} is not the file that was exported (its SHA-256 differs); copy the artifact"
                     " again or export it again"
                 )
-
-    def _no_variant(self, target: Target, precision: str) -> str:
-        has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in self.manifest.variants)
-        asked = f"verified variant for {target}" if precision == "auto" else f"{precision} for {target}"
-        return f"{self.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need"
 
 
 def open_artifact(folder: Path) -> Artifact:
