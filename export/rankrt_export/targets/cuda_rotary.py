@@ -21,7 +21,7 @@ from rankrt.backends.batch import BLOCK_TOKENS
 from rankrt_export.graph.graph import FLOAT, HALF, MICROSOFT, Graph, RotaryTables
 from rankrt_export.targets.varlen_rows import VarlenRows
 
-# What hides a place. In half precision it is finite too, so that a block's end without tokens is not a number of none.
+# What hides a place. It is finite in half precision too: after the last token a block sees nothing, and would give NaN.
 _HIDDEN: Mapping[ir.DataType, npt.NDArray[Any]] = {FLOAT: np.array(-1e30, np.float32), HALF: np.array(-3e4, np.float16)}
 _SEEN: Mapping[ir.DataType, npt.NDArray[Any]] = {FLOAT: np.array(0, np.float32), HALF: np.array(0, np.float16)}
 
