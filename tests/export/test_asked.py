@@ -113,6 +113,9 @@ TEMPLATES = {
     + " }}\n<Query> {{ "
     + QUERY
     + " }}{% for message in messages if message.role == 'system' %} {{ message.content }}{% endfor %} ??",
+    "marks beside the texts": "<|im_start|>{% for message in messages if message.role == 'system' %}"
+    "{{ message.content }}"
+    "<think>{% endfor %}{{ " + QUERY + " }}</think>{{ " + DOCUMENT + " }}<|im_end|>",
     "stripped texts": SYSTEM
     + "<|im_start|>system\n{{ task }}<|im_end|>\n<|im_start|>user\n{{ "
     + QUERY

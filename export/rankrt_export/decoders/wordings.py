@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from tokenizers import Tokenizer
 
 from rankrt.artifact.manifest import Prompt
+from rankrt.text.instructions import Form
 from rankrt.text.pairs import Pair
 from rankrt_export.decoders.styles import Style
 from rankrt_export.errors import CheckpointError
@@ -92,11 +93,17 @@ def taken_apart(whole: Whole, tokenizer: Tokenizer, where: str) -> Style:
             f"{where} puts {plain.between!r:.200} between the two texts. Tokens can cross it, so query and passage"
             " cannot be tokenized apart, as rankrt does. Write them on two lines"
         )
-    middle = max(found) if whole.passage_first else max(found) - len(common)
     ending = _common_end(plain.after, other.after)
-    end = min(places.of(ending), default=len(ending)) - len(ending)
-    pieces = [_pieces(wording, start, middle, end) for wording in (plain, other)]
-    (first, second), (first_other, second_other) = pieces
+    n_suffix = len(ending) - min(places.of(ending), default=len(ending))
+    (first, second), (first_other, second_other) = (
+        _formats(
+            wording,
+            start,
+            max(found) if whole.passage_first else len(wording.between) - len(common) + max(found),
+            len(wording.after) - n_suffix,
+        )
+        for wording in (plain, other)
+    )
     query, passage, instructed = (second, first, second_other) if whole.passage_first else (first, second, first_other)
     style = Style(
         prompt=Prompt(
@@ -110,7 +117,7 @@ def taken_apart(whole: Whole, tokenizer: Tokenizer, where: str) -> Style:
             strips=whole.strips,
         ),
         prefix=plain.before[:start],
-        suffix=tuple(filter(None, [plain.after[len(plain.after) + end :]])),
+        suffix=(ending[len(ending) - n_suffix :],),
         passage_first=whole.passage_first,
     )
     _check(whole, style, tokenizer, where)
@@ -135,10 +142,8 @@ def _with_apart_instruction(whole: Whole) -> Whole:
     return whole if of_passage[0] == of_passage[1] else replace(whole, instructed=None)
 
 
-def _pieces(wording: Wording, start: int, middle: int, end: int) -> tuple[str, str]:
-    """Return the formats of the first and the second text; `middle` and `end` may count from the right."""
-    middle = middle if middle >= 0 else len(wording.between) + middle
-    stop = len(wording.after) + end
+def _formats(wording: Wording, start: int, middle: int, stop: int) -> tuple[str, str]:
+    """Return the formats of the first and the second text, of words that are cut at a place in each of their parts."""
     return (
         _format(wording.before[start:], wording.between[:middle]),
         _format(wording.between[middle:], wording.after[:stop]),
@@ -180,18 +185,14 @@ def _check(whole: Whole, style: Style, tokenizer: Tokenizer, where: str) -> None
     def ids(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    prefix, suffix = ids(style.prefix), ids("".join(style.suffix))
+    forms: dict[str | None, Form] = {None: style.query_form}
+    if (instructed := style.prompt.instructed_format) is not None:
+        forms["Find the law"] = replace(style.query_form, instruction="Find the law", format=instructed)
     for pair in PROBES:
-        instructions = [None, "Find the law"] if whole.instructed else [None]
-        for instruction in instructions:
-            query = style.query_form.around(pair[0])
-            if instruction is not None and style.prompt.instructed_format is not None:
-                query = replace(
-                    style.query_form, instruction=instruction, format=style.prompt.instructed_format
-                ).around(pair[0])
-            texts = [query, style.passage_form.around(pair[1])]
-            apart = [id_ for text in texts[:: -1 if style.passage_first else 1] for id_ in ids(text)]
-            if prefix + apart + suffix != ids(whole.text(pair, instruction)):
+        for instruction, form in forms.items():
+            texts = [form.around(pair[0]), style.passage_form.around(pair[1])]
+            pieces = [style.prefix, *texts[:: -1 if style.passage_first else 1], *style.suffix]
+            if [id_ for piece in pieces for id_ in ids(piece)] != ids(whole.text(pair, instruction)):
                 raise CheckpointError(
                     f"{where} makes other tokens of {whole.text(pair, instruction)!r:.300} as a whole than in pieces,"
                     " with this tokenizer. rankrt tokenizes query and passage apart, so it cannot ask this model"
