@@ -17,7 +17,7 @@ from rankrt.cli.main import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
 from rankrt.loading.open import open_model, rules_for
 from rankrt.options import LoadOptions
-from rankrt.text.pairs import Pair
+from rankrt.text.pairs import Encoded, Pair
 from rankrt_export.errors import CheckpointError, OutputError
 from rankrt_export.job import checks, job
 from rankrt_export.pipeline import Options, export
@@ -132,6 +132,36 @@ def test_rows_that_are_told_to_run_together_have_the_same_bits(layerwise: Path, 
         assert together.values.tobytes() == planned.values.tobytes()
         assert together.n_saved_tokens == planned.n_saved_tokens > 0
         assert backend.run(encoded, is_wide=is_wide).values.tobytes() == planned.values[-1:].tobytes()
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_a_run_finds_the_prefix_that_a_run_before_has_left(layerwise: Path, is_wide: bool):
+    many = [(PAIRS[0][0], f"{i} " * i) for i in range(20)]
+    with Reranker.load(layerwise, n_threads=2) as reranker:
+        expected, encoded = reranker.score(many, cutoff_layers=[3, 6]), reranker.encode(many)
+        backend, prefix = reranker._scorer().backend, int(encoded.passage_starts[0])
+
+        def run(*numbers: int, exits: tuple[int, ...] = (3, 6)) -> int:
+            rows = [encoded.row(i) for i in numbers]
+            found = backend.run(Encoded.of_rows(rows, [prefix] * len(rows)), exits, is_wide=is_wide)
+            assert found.values.tobytes() == expected[2 - len(exits) :, numbers].tobytes()
+            return found.n_saved_tokens
+
+        assert run(0, 1, 2) == 2 * prefix, "the first run of a query computes the prefix"
+        assert run(3, 4) == 2 * prefix, "later ones do not"
+        assert run(*range(5, 20), exits=(6,)) == 15 * prefix
+        reranker.score([("another", "query")])
+        assert run(1) == prefix
+
+
+def test_a_run_of_several_queries_leaves_no_prefix(layerwise: Path):
+    with Reranker.load(layerwise) as reranker:
+        encoded, backend = reranker.encode(PAIRS), reranker._scorer().backend
+        shared = 3 * encoded.passage_starts[0] + encoded.passage_starts[4]
+        for _ in range(2):
+            found = backend.run(encoded, is_wide=True)
+            assert found.last.tobytes() == reranker.score(PAIRS).tobytes()
+            assert found.n_saved_tokens == shared
 
 
 def test_what_sharing_the_prefix_saves_is_counted(layerwise: Path):

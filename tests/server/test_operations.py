@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -17,12 +16,10 @@ pytest.importorskip("starlette", reason="needs the extra server")
 pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
-from rankrt import ArtifactError, InputError  # noqa: E402
-from rankrt.artifact.manifest import open_artifact  # noqa: E402
+from rankrt import InputError  # noqa: E402
 from rankrt.server.http.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
-from rankrt.server.models import check_servable  # noqa: E402
 from rankrt.server.telemetry.logs import JsonLines  # noqa: E402
 from rankrt.server.telemetry.tracing import OtlpTracer  # noqa: E402
 from tests.server.support import reload, serving, serving_with_service, wait_until  # noqa: E402
@@ -291,12 +288,6 @@ def test_a_model_that_answers_no_numbers_is_no_model_to_serve(tmp_path: Path):
         assert "nan" in str(service.error)
         assert httpx.get(f"{address}/ready").status_code == 503
         assert httpx.post(f"{address}/rerank", json=BODY).status_code == 503
-
-
-def test_a_decoder_is_refused_with_a_way_out(tiny_folder: Path):
-    variant = open_artifact(tiny_folder).manifest.variants[0]
-    with pytest.raises(ArtifactError, match=r"cpu-fp32 is a decoder.*rankrt rerank"):
-        check_servable(msgspec.structs.replace(variant, layout="causal"))
 
 
 def test_traces_hang_below_the_client_s_own(tiny_folder: Path):

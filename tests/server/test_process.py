@@ -179,7 +179,8 @@ def test_a_lane_that_ends_by_an_error_is_missed_at_once():
             raise MemoryError
 
     ours, theirs = Pipe()
-    ours.send_bytes(msgspec.msgpack.encode(_Rows(key="0", ids=b"", lengths=[0], passage_starts=[0], is_wide=False)))
+    rows = _Rows(key="0", ids=b"", lengths=[0], passage_starts=[0], exits=[], is_wide=False)
+    ours.send_bytes(msgspec.msgpack.encode(rows))
     with pytest.raises(MemoryError):
         _serve_lane(Short(1), 0, theirs)
     assert ours.poll(5), "it does not end"

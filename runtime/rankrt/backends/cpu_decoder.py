@@ -5,9 +5,11 @@ prefix of no tokens); it gives a logit a row, hidden states for the next segment
 that another run is to find before its own. docs/artifact.md describes the inputs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,11 +17,12 @@ import numpy as np
 from rankrt.arrays import Float32Array, Int32Array, Int64Array
 from rankrt.backends import Logits
 from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
+from rankrt.backends.kept_prefixes import KeptPrefixes, Past
 from rankrt.backends.planner import Capacity, Plan, plan
 from rankrt.backends.session import import_onnxruntime, open_session, session_options
 from rankrt.host.memory import changing_mappings
 from rankrt.llm.exits import Keep
-from rankrt.llm.prefixes import Prefixes, own_prefixes, shared_prefixes
+from rankrt.llm.prefixes import Prefixes, common_prefix, own_prefixes, shared_prefixes
 from rankrt.text.pairs import Encoded
 
 # A tensor that stays where ONNX Runtime made it.
@@ -29,7 +32,8 @@ Work: TypeAlias = Callable[[Int64Array, Sequence[Any]], None]
 # A row's last two tokens are what the last layer computes. One would be enough, but for a single query
 # GroupQueryAttention takes another kernel, whose last bits differ from those of the same token among others.
 N_LAST = 2
-# Prefixes are computed for so many rows at a time that their keys and values take no more than this.
+# Prefixes are computed for so many rows at a time that their keys and values take no more than this. Runs that are
+# planned elsewhere leave so much of them for the next: 1,100 tokens of Qwen3-0.6B, 7,000 of Gemma-2B.
 _PREFIX_BYTES = 256 << 20
 # Rows of about so many tokens wait between two segments at a time: 0.6 GB with 2,304 features.
 _HELD_TOKENS = 1 << 16
@@ -69,7 +73,7 @@ class Passed:
 
     logits: dict[int, Float32Array]
     hidden: OrtValue
-    kept: tuple[OrtValue, ...]
+    kept: Past
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +99,16 @@ class CpuDecoder:
         shares_prefixes: bool = True,
     ) -> None:
         """Load the graphs of all segments. Without `shares_prefixes` every row computes all its tokens."""
+        self._shares_prefixes = shares_prefixes
         self._prefixes = shared_prefixes if shares_prefixes else own_prefixes
+        self._kept = KeptPrefixes(_PREFIX_BYTES)
         self._segments = Segments(
-            graphs, exits, n_threads=n_threads, is_prepared=is_prepared, emulates_vnni=emulates_vnni
+            graphs,
+            exits,
+            n_threads=n_threads,
+            is_prepared=is_prepared,
+            emulates_vnni=emulates_vnni,
+            on_idle=self._kept.clear,
         )
 
     @property
@@ -119,16 +130,28 @@ class CpuDecoder:
         return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens)
 
     def run(self, encoded: Encoded, exits: Sequence[int] = (), *, is_wide: bool) -> Logits:
-        """Return the logits of rows that run together; each prefix that they share is computed once."""
-        exits, prefixes = exits or self._segments.exits[-1:], self._prefixes(encoded)
+        """Return the logits of rows that run together; each prefix that they share is computed once.
+
+        The prefix of a run that has only one is kept for later runs, until none has come for a second.
+        """
+        exits = exits or self._segments.exits[-1:]
+        common = common_prefix(encoded) if self._shares_prefixes else None
+        prefixes, past, on_prefix = common or self._prefixes(encoded), None, None
+        if common is not None:
+            key = common.ids[0].tobytes(), exits[-1]
+            past = self._kept.get(key)
+            on_prefix = partial(self._kept.put, key) if past is None else None
+        walk = Walk(self._segments, encoded, prefixes, exits, pasts={} if past is None else {0: past})
         values = np.empty((len(exits), encoded.n_rows), np.float32)
-        walk = Walk(self._segments, encoded, prefixes, exits)
-        self._segments.side_by_side(Plan.of_one_run(encoded.n_rows, is_wide=is_wide), walk.to_the_end(values))
-        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens)
+        planned = Plan.of_one_run(encoded.n_rows, is_wide=is_wide)
+        self._segments.side_by_side(planned, walk.to_the_end(values, on_prefix))
+        n_found = 0 if past is None else len(prefixes.ids[0])
+        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens + n_found)
 
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
         self._segments.close()
+        self._kept.clear()
 
     def _by_stages(self, encoded: Encoded, exits: Sequence[int], prefixes: Prefixes, keep: Keep) -> Logits:
         """Take all rows to the first exit, and from each exit to the next those that `keep` returns."""
@@ -157,6 +180,7 @@ class Segments:
         n_threads: int,
         is_prepared: bool,
         emulates_vnni: bool,
+        on_idle: Callable[[], None],
     ) -> None:
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
         self.capacity = Capacity(layout="causal", n_threads=n_threads, n_narrow=n_narrow)
@@ -169,7 +193,7 @@ class Segments:
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)
         self.no_prefix: tuple[OrtValue, ...] = tuple(self.ort_value(_empty_prefix(session)) for session in self._wide)
-        self._lanes = CpuLanes(n_narrow, graphs[0].parent)
+        self._lanes = CpuLanes(n_narrow, graphs[0].parent, on_idle)
 
     def blocks(self, prefixes: Prefixes) -> list[Int64Array]:
         """Divide rows into blocks whose prefixes fit in memory together; those without a prefix are in the first."""
@@ -252,7 +276,15 @@ class Segments:
 class Walk:
     """Rows on their way through the segments to some exits."""
 
-    def __init__(self, segments: Segments, encoded: Encoded, prefixes: Prefixes, exits: Sequence[int]) -> None:
+    def __init__(
+        self,
+        segments: Segments,
+        encoded: Encoded,
+        prefixes: Prefixes,
+        exits: Sequence[int],
+        *,
+        pasts: Mapping[int, Past] = MappingProxyType({}),
+    ) -> None:
         self._segments = segments
         self._encoded = encoded
         self._prefixes = prefixes
@@ -262,7 +294,7 @@ class Walk:
         # The hidden states of rows after the segments that they have passed.
         self._hidden: dict[int, Float32Array] = {}
         # The prefixes that were computed before their rows, by their numbers; any other goes with its rows.
-        self._pasts: dict[int, tuple[OrtValue, ...]] = {}
+        self._pasts: dict[int, Past] = dict(pasts)
 
     def plan(self, rows: Int64Array) -> Plan:
         """Plan the runs of rows; those of one run share a prefix, or none does. Returns row numbers."""
@@ -289,13 +321,21 @@ class Walk:
         lengths = np.array([len(of_prefix) for of_prefix in ids], np.int64)
         self._segments.side_by_side(plan(lengths, self._segments.capacity), compute)
 
-    def to_the_end(self, values: Float32Array) -> Work:
-        """Return what runs rows from their ids to the last exit and writes the logits of each, (n_exits, n_rows)."""
+    def to_the_end(self, values: Float32Array, on_prefix: Callable[[Past], None] | None = None) -> Work:
+        """Return what runs rows from their ids to the last exit and writes the logits of each, (n_exits, n_rows).
+
+        `on_prefix` is called with the prefix that a run begins with, for runs of rows that all have it.
+        """
 
         def run(rows: Int64Array, sessions: Sequence[Any]) -> None:
             batch, ends = self._batch(rows)
-            passed = self._segments.through(sessions, batch, self._past(rows), self._exits, stop=self._stops[-1])
+            n_kept = 0 if on_prefix is None else int(batch.offsets[1])
+            passed = self._segments.through(
+                sessions, batch, self._past(rows), self._exits, stop=self._stops[-1], n_kept=n_kept
+            )
             values[:, rows] = [passed.logits[layer][ends] for layer in self._exits]
+            if on_prefix is not None:
+                on_prefix(passed.kept)
 
         return run
 

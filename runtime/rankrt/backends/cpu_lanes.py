@@ -39,9 +39,11 @@ def wide_and_narrow(load: Callable[[int], _Loaded], capacity: Capacity) -> tuple
 class CpuLanes(Lanes):
     """Lanes for the graphs of a folder. Threads may share them."""
 
-    def __init__(self, n_narrow: int, folder: Path) -> None:
+    def __init__(self, n_narrow: int, folder: Path, on_idle: Callable[[], None] = lambda: None) -> None:
+        """`on_idle` drops what runs have left for each other, before memory is given back."""
         super().__init__(n_narrow)
         self._folder = folder
+        self._on_idle = on_idle
         self._idle = Idle(self._release, _IDLE_S)
 
     def run(self, plan: Plan, wide: Callable[[Int64Array], None], narrow: Callable[[Int64Array], None]) -> None:
@@ -57,5 +59,6 @@ class CpuLanes(Lanes):
         super().close()
 
     def _release(self) -> None:
+        self._on_idle()
         unmap_largest(self._folder)
         release_free_memory()

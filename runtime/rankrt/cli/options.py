@@ -55,7 +55,6 @@ _TEXT = {
     "prompt_name": Words(help="Name of such a text in the artifact.", metavar="NAME", otherwise="the model's own"),
 }
 
-# Only a call of one model can know its layers, so that the server has no such option.
 cutoff_layer = option(
     "--cutoff-layer",
     type=Whole(),

@@ -54,6 +54,19 @@ def shared_prefixes(encoded: Encoded) -> Prefixes:
     return Prefixes(lengths=alone.lengths, of_row=of_row, ids=ids)
 
 
+def common_prefix(encoded: Encoded) -> Prefixes | None:
+    """Return the beginning that all rows have, even a single row; None if they have several, or one too short."""
+    alone = own_prefixes(encoded)
+    n_tokens = int(alone.lengths[0])
+    ids = encoded.row(0)[:n_tokens]
+    is_common = (alone.lengths == n_tokens).all() and all(
+        np.array_equal(encoded.row(row)[:n_tokens], ids) for row in range(1, encoded.n_rows)
+    )
+    if n_tokens < _LEAST_SHARED or not is_common:
+        return None
+    return Prefixes(lengths=alone.lengths, of_row=np.zeros(encoded.n_rows, np.int64), ids=(ids,))
+
+
 def own_prefixes(encoded: Encoded) -> Prefixes:
     """Return the beginnings of rows, each row's its own."""
     starts = encoded.passage_starts

@@ -18,17 +18,18 @@ import uvicorn
 
 from rankrt.backends.in_flight import N_IN_FLIGHT
 from rankrt.cli.arguments import Choice, Command, Megabytes, Whole, argument, file_option, option
-from rankrt.cli.options import Words, load_options, options_of
+from rankrt.cli.options import Words, cutoff_layer, load_options, options_of
 from rankrt.errors import DeviceError, InputError
 from rankrt.host.cpu import usable_cores
 from rankrt.host.host import this_host
+from rankrt.llm.exits import check_cutoff
 from rankrt.loading.open import find
 from rankrt.server.http.app import App
 from rankrt.server.http.connections import Connection, Gate, Listener, Loop, allow_connections, listen
 from rankrt.server.http.draining import DrainingServer
 from rankrt.server.keys import VARIABLE, ApiKeys
 from rankrt.server.limits import Limits
-from rankrt.server.models import LoadOptions, Served, check_servable, name_of, rules_of
+from rankrt.server.models import LoadOptions, Served, name_of, rules_of
 from rankrt.server.service import Service, Settings
 from rankrt.server.telemetry.logs import log_to_stderr
 from rankrt.server.telemetry.tracing import OtlpTracer, Tracer
@@ -125,6 +126,7 @@ class Network:
     help="Let pages of this origin send requests, such as https://example.com; * is all. May be given again.",
 )
 @load_options(without=["instruction_set", "n_threads", "instruction", "prompt_name"])
+@cutoff_layer
 @option(
     "--workers",
     group="Workers",
@@ -205,6 +207,7 @@ def serve(
     api_key_file: Path | None,
     cors_origins: Sequence[str],
     load: Mapping[str, Any],
+    cutoff_layer: int | None,
     workers: int | None,
     threads: int | None,
     max_batch_tokens: int | None,
@@ -223,7 +226,7 @@ def serve(
     network = Network(host=host, port=port, ssl_certfile=ssl_certfile, ssl_keyfile=ssl_keyfile)
     settings = Settings(
         models=[_served(text) for text in models],
-        load=_load_options(load),
+        load=_load_options({**load, "cutoff_layer": cutoff_layer}),
         limits=Limits(**limits),
         n_workers=workers,
         n_threads=threads,
@@ -335,7 +338,7 @@ def _check_models(settings: Settings) -> Settings:
     found = [find(served.source, settings.load, host) for served in settings.models]
     for served, placement in zip(settings.models, found, strict=True):
         artifact = placement.artifact
-        check_servable(placement.variant)
+        check_cutoff(settings.load.cutoff_layer, placement.variant)
         artifact.check_sizes([artifact.manifest.tokenizer, *placement.files])
         rules_of(artifact, settings.load)
         if (name := name_of(artifact, served)) in names:

@@ -20,6 +20,7 @@ import numpy as np
 from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.backends.planner import RUN_TOKENS, by_length
 from rankrt.errors import RankrtError
+from rankrt.llm.prefixes import shared_prefixes
 from rankrt.scoring import best_rows
 from rankrt.server.failures import Failure
 from rankrt.server.limits import Limits
@@ -27,7 +28,7 @@ from rankrt.server.models import Model, Models
 from rankrt.server.scheduling.admission import expected_tokens
 from rankrt.server.scheduling.queue import MOST_URGENT, Job
 from rankrt.server.scheduling.scheduler import Scheduler
-from rankrt.server.workers.local import RunFailed
+from rankrt.server.workers.local import RunFailed, ServedModel
 from rankrt.text.options import Rules
 from rankrt.text.pairs import Encoded, Pair, Worded
 
@@ -213,7 +214,7 @@ class Engine:
         if before is not None:
             before.result()  # it began earlier, so it never waits for this one
         evaluation.add(encoded, started, stopped)
-        order = range(encoded.n_rows) if in_order else by_length(encoded.lengths).tolist()
+        order = range(encoded.n_rows) if in_order else _quickest_order(encoded, evaluation.model.served)
         self.scheduler.submit(evaluation.job, encoded, order)
 
     def _check(self, ask: Ask) -> None:
@@ -356,6 +357,15 @@ def _blocks(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
         if i + 1 - start == _BLOCK_PAIRS or n_chars >= _BLOCK_CHARS or i + 1 == len(pairs):
             yield pairs[start : i + 1]
             start, n_chars = i + 1, 0
+
+
+def _quickest_order(encoded: Encoded, served: ServedModel) -> Sequence[int]:
+    """Return the rows longest first; where beginnings are shared, those with the same one next to each other."""
+    order = by_length(encoded.lengths)
+    if served.shares_prefixes:
+        order = order[np.argsort(shared_prefixes(encoded).of_row[order], kind="stable")]
+    found: list[int] = order.tolist()
+    return found
 
 
 def _rules(model: Model, ask: Ask) -> Rules:

@@ -18,6 +18,7 @@ from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.host.host import this_host
 from rankrt.host.memory import release_free_memory
+from rankrt.llm.exits import check_cutoff
 from rankrt.loading.open import find, open_pair_tokenizer, rules_for
 from rankrt.loading.placement import Placement
 from rankrt.server.failures import Failure
@@ -47,6 +48,7 @@ class LoadOptions(rankrt.options.LoadOptions):
     """How models are loaded; see `Reranker.load`. `rules` are fields of `Rules`."""
 
     max_length: int | None = None
+    cutoff_layer: int | None = None
     rules: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -159,7 +161,7 @@ class Models:
         options = self._options
         placement = find(served.source, options, this_host())
         artifact, variant = placement.artifact, placement.variant
-        check_servable(variant)
+        check_cutoff(options.cutoff_layer, variant)
         name = name_of(artifact, served)
         known = self._models.get(name)
         if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
@@ -199,7 +201,8 @@ class Models:
         with ThreadPoolExecutor(len(self._workers)) as pool:
             capacities = list(pool.map(lambda worker: worker.load(files), self._workers))
         salt = hashlib.sha256(f"{key} {artifact.identity} {variant.name}".encode()).digest()
-        return ServedModel(key=key, salt=salt, capacity=capacities[0])
+        layer = self._options.cutoff_layer
+        return ServedModel(key=key, salt=salt, capacity=capacities[0], exits=() if layer is None else (layer,))
 
     async def _retire(self, model: Model) -> None:
         """Release a model when the last request that uses it has been answered."""
@@ -237,14 +240,6 @@ def name_of(artifact: Artifact, served: Served) -> str:
         return served.name
     exported = artifact.manifest.source.id
     return artifact.manifest.name if "/" in exported else Path(os.path.abspath(Path(served.source).expanduser())).name
-
-
-def check_servable(variant: Variant) -> None:
-    """Raise ArtifactError for a model whose rows are not run one by one: a queue of rows would share no prefix."""
-    if variant.layout == "causal":
-        raise ArtifactError(
-            f"{variant.name} is a decoder, which is served on a GPU only; use Reranker.load, rankrt rerank or score"
-        )
 
 
 def rules_of(artifact: Artifact, options: LoadOptions) -> Rules:

@@ -6,8 +6,8 @@ runs once.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -34,6 +34,8 @@ class Row:
 
     passage_start  the place of the passage in the row
     digest         a digest that no other row of any model has
+    prefix         a digest of its beginning, if the model computes a beginning once for all rows that have it
+    n_shared       how many of its tokens another row of its job computes
     waiters        the jobs that want it, with its number in each
     n_failures     how many runs with it have failed; after the first it runs alone
     """
@@ -42,12 +44,24 @@ class Row:
     ids: Int32Array
     passage_start: int
     digest: bytes
+    prefix: bytes | None = None
+    n_shared: int = 0
     state: State = "new"
     waiters: list[tuple["Job", int]] = field(default_factory=list)
     n_failures: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def n_own(self) -> int:
+        """How many tokens are computed for it."""
+        return len(self.ids) - self.n_shared
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one of its job that computes their common beginning."""
+        return self.prefix is not None and not self.n_shared
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -58,15 +72,16 @@ class Job:
     is_streamed  whether it is also called whenever some rows are done
     priority     lower numbers go first
     rows         the rows that may still have to run, in this order
+    prefixes     the beginnings that one of its rows computes
     wanted       all rows that it waits for or waited for
     logits       one for each submitted row; NaN until it is done
     n_left       how many rows are not done
-    n_cached     the tokens that were not computed for it: known before, or computed for another job
+    n_cached     the tokens that were not computed for it: known before, computed for another job, or shared by its rows
     expected     the estimated tokens of each pair
     n_known      how many pairs have been tokenized
-    n_tokens     the tokens of these
+    n_tokens     the tokens that are computed for these
     n_expected   all its tokens: the known ones, and the estimate of the rest
-    n_done       the tokens of rows that have their logit
+    n_done       those of rows that have their logit
     deadline     when it is given up, on the monotonic clock; take_by and keep_by of `admission.Entry` are earlier
     is_partial   whether the part that is done by then is an answer
     error        why it failed
@@ -77,6 +92,7 @@ class Job:
     is_streamed: bool = False
     priority: int = 0
     rows: deque[Row] = field(default_factory=deque)
+    prefixes: set[bytes] = field(default_factory=set)
     wanted: list[Row] = field(default_factory=list)
     logits: list[float] = field(default_factory=list)
     n_left: int = 0
@@ -129,13 +145,21 @@ class Job:
 
 
 class RowQueue:
-    """Jobs in order, with rows to run."""
+    """Jobs in order, with rows to run.
+
+    n_tokens  of the rows that wait
+    n_own     how many of these are to be computed, as rows of a decoder begin alike
+    """
 
     def __init__(self) -> None:
         self.n_tokens = 0
+        self.n_own = 0
         self.n_rows = 0
         self.jobs: list[Job] = []
         self._retries: deque[Row] = deque()
+        # How many rows wait with each prefix, and the prefixes that are being computed.
+        self._n_waiting: Counter[bytes] = Counter()
+        self._in_progress: set[bytes] = set()
 
     def insert(self, index: int, job: Job) -> None:
         """Give a job its place in the order; its rows may come later."""
@@ -175,21 +199,34 @@ class RowQueue:
         return job.next_row() if job else None
 
     def next_job(self) -> Job | None:
-        """Return the first job that has a row to run."""
-        return next((job for job in self.jobs if job.next_row() is not None), None)
+        """Return the first job that has a row to run.
+
+        While another lane computes the prefix of that job, one of its priority whose prefix is not in progress goes
+        first: otherwise this lane would compute the same prefix at the same time.
+        """
+        jobs = ((job, row) for job in self.jobs if (row := job.next_row()) is not None)
+        first, row = next(jobs, (None, None))
+        if first is None or row is None or row.prefix not in self._in_progress:
+            return first
+        others = (job for job, row in jobs if job.priority == first.priority and row.prefix not in self._in_progress)
+        return next(others, first)
+
+    def note_end(self, run: Sequence[Row]) -> None:
+        """Note that a run has ended: its prefix is not in progress any more."""
+        self._in_progress.difference_update(row.prefix for row in run if row.prefix is not None)
 
     def n_tokens_of_next(self, enough: int) -> int:
-        """Count the tokens that wait in the next job, up to `enough`."""
+        """Count the tokens to be computed that wait in the next job, up to `enough`."""
         n_tokens, job = 0, self.next_job()
         for row in job.rows if job is not None else ():
-            n_tokens += len(row) if row.state == "waiting" else 0
+            n_tokens += row.n_own if row.state == "waiting" else 0
             if n_tokens >= enough:
                 return enough
         return n_tokens
 
     def lengths(self) -> Int64Array:
-        """Return the lengths of all rows that wait, in any order."""
-        rows = {id(row): len(row) for job in self.jobs for row in job.rows if row.state == "waiting"}
+        """Return the tokens to be computed of each row that waits, in any order."""
+        rows = {id(row): row.n_own for job in self.jobs for row in job.rows if row.state == "waiting"}
         return np.array(list(rows.values()), np.int64)
 
     def take(self, budget: int, layout: Layout, *, shared_budget: int | None = None) -> list[Row]:
@@ -197,6 +234,9 @@ class RowQueue:
 
         The next job fills the run. Jobs after it fill the rest, as the layout allows, up to the shared budget. With a
         larger one, ten documents would wait for the thousand that share their run.
+
+        Rows with different prefixes share a run only if no other row that waits has the prefix of either. A worker
+        keeps the prefix of a run that has one, and to compute it again costs more tokens than a run for itself.
         """
         first = self.head()
         if first is None:
@@ -204,13 +244,17 @@ class RowQueue:
         if self._retries:
             self._retries.popleft()
             return [self._mark_running(first)]
-        run, filling, limit = list[Row](), Filling(), budget
-        for job in self.jobs:
+        next_job = self.next_job()
+        assert next_job is not None, "the first row is that of the next job"
+        run, filling, limit, is_first_alone = list[Row](), Filling(), budget, self._is_alone(first)
+        for job in self.jobs[self.jobs.index(next_job) :]:
             while (row := job.next_row()) is not None:
-                if run and not (_may_share(row, first) and filling.takes(len(row), limit, layout)):
+                begins_alike = row.prefix == first.prefix or (is_first_alone and self._is_alone(row))
+                may_share = begins_alike and _may_share(row, first)
+                if run and not (may_share and filling.takes(row.n_own, limit, layout)):
                     return run
                 run.append(self._mark_running(row))
-                filling.add(len(row))
+                filling.add(row.n_own)
             if run and shared_budget is not None:
                 limit = min(budget, shared_budget)
         return run
@@ -218,13 +262,24 @@ class RowQueue:
     def _mark_running(self, row: Row) -> Row:
         row.state = "running"
         self._count(row, -1)
+        if row.is_first and row.prefix is not None:
+            self._in_progress.add(row.prefix)
         return row
+
+    def _is_alone(self, row: Row) -> bool:
+        """Tell whether a row that waits computes a prefix that no other row waits for."""
+        return row.is_first and row.prefix is not None and self._n_waiting[row.prefix] == 1
 
     def _count(self, row: Row, sign: int) -> None:
         self.n_tokens += sign * len(row)
+        self.n_own += sign * row.n_own
         self.n_rows += sign
+        if row.prefix is not None:
+            self._n_waiting[row.prefix] += sign
+            if not self._n_waiting[row.prefix]:
+                del self._n_waiting[row.prefix]
 
 
 def _may_share(row: Row, first: Row) -> bool:
-    """Tell whether two rows may be in one run, whatever their lengths."""
+    """Tell whether two rows may be in one run, whatever their lengths and beginnings."""
     return row.model is first.model and row.n_failures == first.n_failures == 0

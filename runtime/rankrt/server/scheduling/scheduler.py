@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankrt.arrays import Float32Array, Int32Array, Int64Array
+from rankrt.arrays import Float32Array, Int64Array
 from rankrt.backends.planner import RUN_TOKENS, Capacity, plan
 from rankrt.errors import RankrtError, ScoreError
+from rankrt.llm.prefixes import own_prefixes
 from rankrt.server.scheduling.admission import KEPT_SHARE, TAKEN_SHARE, Pace, Refused, backlog_s, place
 from rankrt.server.scheduling.queue import Job, Row, RowQueue
 from rankrt.server.scheduling.score_cache import ScoreCache, digest_of
@@ -148,6 +149,7 @@ class Scheduler:
         ids = [encoded.row(i) for i in range(encoded.n_rows)]
         starts = encoded.passage_starts.tolist()
         digests = [digest_of(job.model.salt, row, start) for row, start in zip(ids, starts, strict=True)]
+        prefixes = _prefixes(job.model, encoded)
         with self._changed:
             while not self._has_room(len(encoded.ids)) and not job.is_cancelled and not self._is_closing:
                 self._changed.wait(_ROOM_S)
@@ -160,12 +162,18 @@ class Scheduler:
             if job not in self.queue.jobs:
                 self.queue.insert(sum(other.priority <= job.priority for other in self.queue.jobs), job)
             job.submitted_at = job.submitted_at or time.monotonic()
-            self._learn(job, len(encoded.truncated), len(encoded.ids))
-            first = len(job.logits)
+            first, n_own, rows = len(job.logits), 0, list[Row]()
             job.logits += [float("nan")] * len(ids)
             job.n_left += len(ids)
-            rows = [self._want(job, first + i, ids[i], starts[i], digests[i]) for i in order]
-            self.queue.add(job, [row for row in rows if row is not None])
+            for i in order:
+                row = Row(model=job.model, ids=ids[i], passage_start=starts[i], digest=digests[i], prefix=prefixes[i])
+                if row.prefix in job.prefixes:
+                    row.n_shared = starts[i]
+                n_own += row.n_own
+                if (wanted := self._want(job, first + i, row)) is not None:
+                    rows.append(wanted)
+            self._learn(job, len(encoded.truncated), n_own)
+            self.queue.add(job, rows)
             self._changed.notify_all()
         if job.n_left == 0:
             job.notify()
@@ -269,18 +277,24 @@ class Scheduler:
         if n_expected:
             self._pace(job).note_tokens(n_tokens, n_expected)
 
-    def _want(self, job: Job, index: int, ids: Int32Array, start: int, digest: bytes) -> Row | None:
-        """Note that a job wants a row, or hand it the known logit; return the row if it has to be queued."""
-        logit = self.cache.get(digest)
+    def _want(self, job: Job, index: int, row: Row) -> Row | None:
+        """Note that a job wants a row, or hand it the known logit; return the row if it has to be queued.
+
+        It is another one if other jobs want an equal row.
+        """
+        logit = self.cache.get(row.digest)
         if logit is not None:
-            job.n_cached += len(ids)
-            self._give(job, index, logit, len(ids))
+            job.n_cached += len(row)
+            self._give(job, index, logit, row.n_own)
             return None
-        row = self._known.get(digest)
-        if row is None:
-            row = self._known[digest] = Row(model=job.model, ids=ids, passage_start=start, digest=digest)
+        if (known := self._known.get(row.digest)) is not None:
+            row = known
+            job.n_cached += len(row)
         else:
-            job.n_cached += len(ids)
+            self._known[row.digest] = row
+            job.n_cached += row.n_shared
+            if row.prefix is not None:
+                job.prefixes.add(row.prefix)
         row.waiters.append((job, index))
         job.wanted.append(row)
         return None if row.state == "running" else row
@@ -299,6 +313,7 @@ class Scheduler:
                 key=rows[0].model.key,
                 rows=[row.ids for row in rows],
                 passage_starts=[row.passage_start for row in rows],
+                exits=rows[0].model.exits,
                 is_wide=is_wide,
             )
             try:
@@ -313,7 +328,7 @@ class Scheduler:
                 continue
             ended = time.monotonic()
             finished = Finished(
-                n_rows=len(rows), n_tokens=sum(map(len, rows)), is_wide=is_wide, seconds=ended - started
+                n_rows=len(rows), n_tokens=sum(row.n_own for row in rows), is_wide=is_wide, seconds=ended - started
             )
             self._hand_out(rows, logits, lanes, finished, ended - free_since)
             try:
@@ -343,7 +358,7 @@ class Scheduler:
         capacity = head.model.capacity
         if lanes.n_running >= max(1, capacity.n_narrow):
             return None  # a worker may have more lanes than a model: on a GPU it has two
-        must_be_wide = capacity.must_be_wide(len(head))
+        must_be_wide = capacity.must_be_wide(head.n_own)
         # A row that failed before runs alone, so that no other row fails with it.
         must_be_alone = must_be_wide or head.n_failures > 0
         if must_be_alone and lanes.n_running:
@@ -370,7 +385,7 @@ class Scheduler:
 
     def _wide_is_faster(self, capacity: Capacity) -> bool:
         """Tell whether so few rows wait that a run on all threads of an idle worker is faster."""
-        if capacity.n_threads == 1 or self.queue.n_tokens > 2 * RUN_TOKENS * capacity.n_threads:
+        if capacity.n_threads == 1 or self.queue.n_own > 2 * RUN_TOKENS * capacity.n_threads:
             return False
         return bool(plan(self.queue.lengths(), capacity).wide)
 
@@ -380,7 +395,7 @@ class Scheduler:
         Both are the planner's, or more for a quick model.
         """
         n_lanes, capacity = len(self._threads), model.capacity
-        budget, shared_budget = capacity.budget(self.queue.n_tokens, n_lanes), capacity.run_tokens
+        budget, shared_budget = capacity.budget(self.queue.n_own, n_lanes), capacity.run_tokens
         pace = self._paces[model.key].seconds_per_token
         if capacity.n_narrow and not capacity.is_gpu and pace:
             a_lane = 1 / (pace * n_lanes)  # tokens a second
@@ -402,7 +417,7 @@ class Scheduler:
         with self._changed:
             jobs = _jobs_of(rows)  # not earlier: a job may have joined until here
             self._note_pace(rows[0].model, finished, seconds)
-            self._free(lanes)
+            self._free(rows, lanes)
             for row, logit in zip(rows, logits.tolist(), strict=True):
                 self._settle(row, logit)
         for job in jobs:
@@ -418,7 +433,7 @@ class Scheduler:
         self._known.pop(row.digest, None)
         self.cache.put(row.digest, logit)
         for job, index in row.waiters:
-            self._give(job, index, logit, len(row))
+            self._give(job, index, logit, row.n_own)
 
     def _put_back(self, rows: Sequence[Row], error: RankrtError, lanes: _Lanes) -> None:
         """Queue the rows of a failed run again, each alone, and give up those that have failed too often."""
@@ -426,7 +441,7 @@ class Scheduler:
             _logger.error("a run of %d rows failed: %s", len(rows), error)
         with self._changed:
             jobs = _jobs_of(rows)
-            self._free(lanes)
+            self._free(rows, lanes)
             for row in rows:
                 row.n_failures += 1
                 if row.waiters and row.n_failures < _MOST_FAILURES:
@@ -461,11 +476,20 @@ class Scheduler:
         n_lanes = 1 if finished.is_wide else max(1, capacity.n_narrow)
         pace.note_run(finished.n_tokens, seconds / (n_lanes * self._n_workers), at=time.monotonic())
 
-    def _free(self, lanes: _Lanes) -> None:
+    def _free(self, run: Sequence[Row], lanes: _Lanes) -> None:
+        self.queue.note_end(run)
         lanes.n_running -= 1
         if lanes.is_exclusive or lanes.n_running == 0:
             lanes.is_exclusive = False
             self._changed.notify_all()
+
+
+def _prefixes(model: ServedModel, encoded: Encoded) -> list[bytes | None]:
+    """Return a digest of the beginning of each row; None where the model computes no beginning apart."""
+    if not model.shares_prefixes:
+        return [None] * encoded.n_rows
+    lengths = own_prefixes(encoded).lengths.tolist()
+    return [digest_of(model.salt, encoded.row(i)[:n], n) if n else None for i, n in enumerate(lengths)]
 
 
 def _jobs_of(rows: Sequence[Row]) -> list[Job]:

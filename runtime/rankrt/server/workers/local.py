@@ -50,11 +50,20 @@ class ModelFiles:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class ServedModel:
-    """A model that all workers have loaded. `salt` names its artifact and variant in the digests of rows."""
+    """A model that all workers have loaded. `salt` names its artifact and variant in the digests of rows.
+
+    `exits` is where its score is read, as for a `Backend`.
+    """
 
     key: str
     salt: bytes
     capacity: Capacity
+    exits: tuple[int, ...] = ()
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a beginning that rows have in common is computed once, and kept in the worker for later runs."""
+        return self.capacity.layout == "causal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +72,14 @@ class Run:
 
     rows            token ids
     passage_starts  where in each row the passage begins
+    exits           where the score is read, as for a `Backend`
     is_wide         on all threads of the worker, instead of one
     """
 
     key: str
     rows: Sequence[Int32Array]
     passage_starts: Sequence[int]
+    exits: Sequence[int] = ()
     is_wide: bool
 
 
@@ -150,7 +161,7 @@ class LocalWorker:
         """Return a logit for each row."""
         encoded = Encoded.of_rows(run.rows, run.passage_starts)
         try:
-            return self._backends[run.key].run(encoded, is_wide=run.is_wide).last
+            return self._backends[run.key].run(encoded, run.exits, is_wide=run.is_wide).last
         except Exception as error:  # the engine's exceptions share no base of their own
             raise RunFailed(f"the engine failed on {len(run.rows)} rows: {error}") from error
 

@@ -67,6 +67,7 @@ class _Rows(msgspec.Struct, frozen=True):
     ids: bytes
     lengths: list[int]
     passage_starts: list[int]
+    exits: list[int]
     is_wide: bool
 
 
@@ -167,6 +168,7 @@ class ProcessWorker:
             ids=np.concatenate(run.rows).tobytes(),
             lengths=[len(row) for row in run.rows],
             passage_starts=list(run.passage_starts),
+            exits=list(run.exits),
             is_wide=run.is_wide,
         )
         answer = self._ask(child, child.lanes[lane], rows)
@@ -386,7 +388,7 @@ def _serve_lane(worker: LocalWorker, lane: int, connection: Connection) -> None:
 
 def _answer(worker: LocalWorker, lane: int, rows: _Rows) -> _Logits | _Refused:
     ids = np.split(np.frombuffer(rows.ids, np.int32), np.cumsum(rows.lengths)[:-1])
-    run = Run(key=rows.key, rows=ids, passage_starts=rows.passage_starts, is_wide=rows.is_wide)
+    run = Run(key=rows.key, rows=ids, passage_starts=rows.passage_starts, exits=rows.exits, is_wide=rows.is_wide)
     try:
         return _Logits(logits=worker.run(lane, run).tobytes())
     except RankrtError as error:
