@@ -9,6 +9,7 @@ from rankrt.artifact.precisions import Precision, Target
 from rankrt.cli.main import main
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device
+from rankrt.host.host import Host
 from rankrt_export.errors import CheckpointError, OptionsError
 from rankrt_export.job.options import asked_variants
 from rankrt_export.pipeline import Options, export
@@ -71,7 +72,7 @@ def test_models_that_are_traced_are_for_the_cpu(make_checkpoint: Make, tmp_path:
 def test_a_variant_that_cannot_run_here_is_announced(
     make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def no_gpu(device: Device) -> None:
+    def no_gpu(device: Device, host: Host) -> None:
         raise DeviceError(f"{device} is not there")
 
     monkeypatch.setattr(loading, "gpu_for", no_gpu)

@@ -40,7 +40,7 @@ def _run(path: str, module: str) -> None:
     sys.path[:] = json.loads(path)
     folder = Path(_FILE).parents[1]  # of the package, one above this room
     spec = spec_from_file_location("rankrt", folder / "__init__.py", submodule_search_locations=[str(folder)])
-    assert spec is not None and spec.loader is not None, "this file is inside it"
+    assert spec is not None and spec.loader is not None, "this file is beside it"
     package = sys.modules["rankrt"] = module_from_spec(spec)
     spec.loader.exec_module(package)
     run_module(module, run_name="__main__", alter_sys=True)
