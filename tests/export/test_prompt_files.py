@@ -8,9 +8,13 @@ from tokenizers import Tokenizer
 
 from rankrt import InputError, Reranker
 from rankrt.cli.main import main
+from rankrt.text.options import Rules
 from rankrt_export.decoders.prompt_files import read_prompt_file
 from rankrt_export.errors import CheckpointError, OptionsError
 from rankrt_export.pipeline import Options, export
+from rankrt_export.text.texts import sample
+from rankrt_export.verify.rows import RowMaker
+from rankrt_export.verify.verify import example_pairs
 from tests.export.conftest import Make, change_config
 from tests.export.decoders import make_decoder, write_qwen_tokenizer
 
@@ -57,6 +61,19 @@ def test_a_row_has_the_tokens_of_the_words_in_the_file(decoder: Path, tmp_path: 
     score = artifact.manifest.score
     assert score is not None
     assert score.answers == ("1", "0")
+
+
+def test_examples_for_other_hosts_fit_beside_a_long_prompt(decoder: Path, tmp_path: Path):
+    words = read_prompt_file(
+        written(tmp_path, FILE.replace("Relevant", "Relevant to the question, by its words? " * 20))
+    )
+    artifact = export(str(decoder), tmp_path / "artifact", Options(is_verified=False, prompt=words))
+    assert artifact.manifest.template.room(512) < 384  # three quarters are what a query may have
+    rows = RowMaker.open(artifact)
+    pairs = example_pairs(sample(), rows, 4)
+    assert pairs
+    encoded = rows.tokenizer.encode(pairs, Rules(max_length=512))
+    assert not (encoded.truncated | encoded.query_truncated).any()
 
 
 def test_info_says_how_a_model_is_asked_and_what_a_score_is(

@@ -189,7 +189,7 @@ def test_the_words_after_a_text_stay_when_it_is_cut(
     kept = {
         "qwen3-reranker": "\n<Document>:",
         "zerank": "<|im_end|>\n<|im_start|>user\n",
-        "ctxl-rerank-v2": "\n<Query> ",
+        "ctxl-rerank-v2": "\n<Query>",
     }
     assert all(kept[style] in row for row in rows)
     assert all(row.endswith(" ??" if style == "ctxl-rerank-v2" else "\n") for row in rows)

@@ -218,7 +218,7 @@ def keeps_to_it(operation: Any, excluded: list[Any]) -> None:
         assume(not has_whole_floats(case.body))  # a JSON schema takes 3.0 for an integer, servers in Rust do not
         assume(not has_no_time(case.body))  # and 504 is the right answer then
         assume(not has_two_limits(case.body))
-        assume(not has_instruction(case.body))
+        assume(not has_instruction(case.body))  # which this model has no place for
         case.call_and_validate(excluded_checks=excluded)
 
     keeps()
@@ -235,7 +235,6 @@ def has_no_time(value: Any) -> bool:
 
 
 def has_instruction(value: Any) -> bool:
-    """Tell whether a body asks for what this model was not trained for; a schema is of all models."""
     return isinstance(value, dict) and any(value.get(name) for name in ("instruction", "instruct", "prompt_name"))
 
 

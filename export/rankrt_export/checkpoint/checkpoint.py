@@ -193,9 +193,11 @@ def check_is_reranker(config: Mapping[str, Any], source: str, saved: Saved) -> N
         return
     if saved.head is not None:
         return
-    if architecture.endswith("ForCausalLM"):
+    if architecture.endswith(("ForCausalLM", "ForConditionalGeneration")):
         known = ", ".join(name for name in DECODERS if name.endswith("ForCausalLM"))
-        raise CheckpointError(f"{source} is a {architecture}, which is not implemented; of decoders these are: {known}")
+        raise CheckpointError(
+            f"{source} is a {architecture}, which is not implemented; of models that generate text these are: {known}"
+        )
     if not architecture.endswith("ForSequenceClassification"):
         raise CheckpointError(
             f"{source} is a {architecture}: it has no classifier head, so it gives no scores. An embedding or base"

@@ -88,6 +88,11 @@ def example_pairs(texts: Texts, rows: RowMaker, n: int) -> list[Pair]:
     last, which do not. None is cut by the rules that a host has by default.
     """
     by_default = replace(rows.rules, max_length=min(EXAMPLE_LENGTH, rows.rules.max_length))
+    template = rows.tokenizer.template(by_default)
+    if template.prompt is not None and template.prompt.question is None and by_default.truncation == "only_passage":
+        # The words of a long prompt leave less than the three quarters of a row that a query may have.
+        half = max(1, template.room(by_default.max_length) // 2)
+        by_default = replace(by_default, query_max_length=min(by_default.n_query_tokens, half))
     parts = [slice(1), slice(-2, None), slice(4), slice(-1, None), slice(8), slice(-4, None), slice(2)]
     rounds = itertools.product(range(len(parts)), enumerate(texts.questions))
     joined = ((q.query, " ".join(q.passages[parts[(i + turn) % len(parts)]])) for turn, (i, q) in rounds)
