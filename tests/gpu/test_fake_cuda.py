@@ -122,7 +122,12 @@ def test_mixed_runs_hold_little_more_than_the_largest_needs(libraries: Path, tmp
 
     An arena that grows by what is asked for held 3.4 GB here, and failed with a limit of 2.
     """
-    wide = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 2}
+    wide: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 2,
+    }
     artifact = export_encoder(tmp_path, **wide)
     runs = mixed_runs(150)
     assert fake.trace(libraries, artifact.folder, "fp16", runs, memory_bytes=memory_bytes).held_bytes < 1.3e9
