@@ -20,6 +20,8 @@ from rankrt_export.targets import TARGETS
 
 # The head is 0.3 % of the work of one short row and decides everything: it stays in fp32.
 _HEAD = Float32(matrices=COMMON_DATA)
+# Configurations of 2019 leave it out; transformers takes this for all these families.
+_DEFAULT_EPSILON = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class Family:
     activation      the operator between them
     skips_padding   positions are counted from pad_token_id + 1
     fields          what config.json calls a field that most families call otherwise
-    epsilon         of all norms, where config.json does not decide it
+    epsilon         of all norms, where config.json does not decide it; None where it does
     """
 
     encoder: str
@@ -109,7 +111,7 @@ class Config:
         return cls(
             n_layers=int(config[names.get("num_hidden_layers", "num_hidden_layers")]),
             n_heads=int(config[names.get("num_attention_heads", "num_attention_heads")]),
-            epsilon=float(config["layer_norm_eps"]) if family.epsilon is None else family.epsilon,
+            epsilon=family.epsilon or float(config.get("layer_norm_eps", _DEFAULT_EPSILON)),
             first_position=int(config["pad_token_id"]) + 1 if family.skips_padding else 0,
         )
 
