@@ -114,6 +114,55 @@ def test_a_row_whose_run_failed_goes_first_and_alone():
     assert [len(run) for run in taken(queue, 100)] == [1, 1]
 
 
+def alike(prefix: bytes, *rests: int, n_prefix: int = 50) -> list[Row]:
+    """Rows of one job that begin alike; the first computes the beginning."""
+    found = rows(*[n_prefix + rest for rest in rests])
+    for i, row in enumerate(found):
+        row.prefix, row.n_shared = prefix, n_prefix if i else 0
+    return found
+
+
+def test_a_run_of_rows_that_begin_alike_counts_their_beginning_once():
+    queue, _ = queued(alike(b"a", 20, 20, 20, 20))
+    assert (queue.n_tokens, queue.n_own) == (280, 130)
+    assert [len(run) for run in taken(queue, 90)] == [2, 2]
+    assert (queue.n_tokens, queue.n_own) == (0, 0)
+
+
+def test_rows_that_begin_alike_share_a_run_whatever_their_requests():
+    queue, _ = queued(alike(b"a", 20, 20), alike(b"a", 20))
+    assert [len(run) for run in taken(queue, 1000)] == [3]
+
+
+def test_a_request_shares_no_run_with_one_of_another_beginning():
+    queue, _ = queued(alike(b"a", 20, 20), alike(b"b", 20), alike(b"c", 20, 20))
+    assert [[row.prefix for row in run] for run in taken(queue, 1000)] == [[b"a"] * 2, [b"b"], [b"c"] * 2]
+
+
+def test_single_documents_share_a_run_as_none_of_their_beginnings_is_wanted_again():
+    queue, _ = queued(*[alike(name, 20) for name in (b"a", b"b", b"c")], alike(b"d", 20, 20))
+    assert [[row.prefix for row in run] for run in taken(queue, 1000)] == [[b"a", b"b", b"c"], [b"d"] * 2]
+
+
+def test_while_a_beginning_is_computed_the_next_lane_takes_another_request():
+    first, second = alike(b"a", 20, 20, 20), alike(b"b", 20, 20)
+    queue, _ = queued(first, second)
+    begun = queue.take(70, "causal")
+    assert begun == first[:1]
+    assert queue.take(70, "causal") == second[:1]
+    assert queue.take(20, "causal") == first[1:2], "all that wait are in progress, so a lane is better than none"
+    queue.note_end(begun)
+    assert queue.take(20, "causal") == first[2:]
+
+
+def test_a_request_of_a_lower_priority_does_not_go_first_for_it():
+    first, second = alike(b"a", 20, 20), alike(b"b", 20)
+    queue, (_, later) = queued(first, second)
+    later.priority = 1
+    assert queue.take(70, "causal") == first[:1]
+    assert queue.take(70, "causal") == first[1:]
+
+
 @given(st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=20), max_size=8), st.integers(1, 400))
 def test_every_row_is_taken_once(jobs: list[list[int]], budget: int):
     wanted = [rows(*lengths) for lengths in jobs]

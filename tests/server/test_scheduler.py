@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rankrt.server.scheduling.queue import Job
 from rankrt.server.scheduling.scheduler import MOST_RUN_TOKENS, Finished, QueueFull, Scheduler, Stopping, TooLate
 from rankrt.server.scheduling.score_cache import ENTRY_BYTES, ScoreCache
 from rankrt.server.workers.local import Run, RunFailed, WorkerLost
+from rankrt.text.pairs import Encoded
 from tests.server.support import FakeWorker, Waiting, model, rows_of
 
 MODEL = model()
@@ -140,6 +142,44 @@ def test_identical_rows_of_one_request_are_scored_once(scheduled):
     assert request.logits() == [7, 7]
     assert sum(len(run.rows) for run in worker.runs) == 1
     assert scheduler.queue.n_tokens == 0
+
+
+DECODER = model(capacity=Capacity(layout="causal", n_threads=1, n_narrow=1))
+
+
+def rows_after(n_prefix: int, *lengths: int, first_id: int = 5) -> Encoded:
+    """Rows of these lengths that begin with the same tokens."""
+    made = rows_of(*lengths, first_id=first_id)
+    for row in range(made.n_rows):
+        made.row(row)[:n_prefix] = np.arange(n_prefix) + first_id * 1_000_000
+    return replace(made, passage_starts=np.full(made.n_rows, n_prefix))
+
+
+def test_the_beginning_that_rows_share_counts_once_a_request(scheduled):
+    worker, finished = FakeWorker(allowed=threading.Semaphore(0)), []
+    scheduler = scheduled(worker)
+    scheduler._on_finished = finished.append
+    waiting = submit(scheduler, rows_after(10, 15, 20, 25), DECODER)
+    scheduler.submit(waiting.job, rows_after(10, 30), [0])
+    assert waiting.job.n_tokens == 15 + 10 + 15 + 20
+    worker.allowed.release(100)
+    assert waiting.logits() == [15, 20, 25, 30]
+    assert waiting.job.n_cached == 3 * 10
+    assert waiting.job.n_done == sum(run.n_tokens for run in finished) == 60
+
+
+def test_a_beginning_counts_for_the_first_row_that_is_not_known(scheduled):
+    scheduler = scheduled(FakeWorker(), cache_bytes=10 * ENTRY_BYTES)
+    submit(scheduler, rows_after(10, 15), DECODER).logits()
+    waiting = submit(scheduler, rows_after(10, 15, 20), DECODER)
+    assert waiting.logits() == [15, 20]
+    assert waiting.job.n_cached == 15
+
+
+def test_rows_run_up_to_the_layer_of_their_model(scheduled):
+    worker = FakeWorker()
+    submit(scheduled(worker), rows_of(7), replace(DECODER, exits=(8,))).logits()
+    assert [run.exits for run in worker.runs] == [(8,)]
 
 
 def test_who_leaves_takes_no_row_from_others(scheduled):
