@@ -13,9 +13,11 @@ from rankrt.artifact.manifest import MANIFEST
 from rankrt.artifact.source import Hub
 from rankrt_export.checkpoint import adapter, modules
 from rankrt_export.checkpoint.card import CARD, Card, read_card
+from rankrt_export.checkpoint.counterparts import counterpart_of, translated
 from rankrt_export.checkpoint.families import DECODERS
 from rankrt_export.checkpoint.fields import Fields, read_config, read_object
 from rankrt_export.checkpoint.modules import Saved, read_saved
+from rankrt_export.checkpoint.renamed import RenamedWeights
 from rankrt_export.checkpoint.weights import Weights, open_weights
 from rankrt_export.errors import CheckpointError
 
@@ -32,6 +34,7 @@ _MODEL_TYPES = {
     "Bert": "bert",
     "DistilBert": "distilbert",
     "Electra": "electra",
+    "Gte": "gte",
     "ModernBert": "modernbert",
     "XLMRoberta": "xlm-roberta",
     "Roberta": "roberta",
@@ -55,6 +58,7 @@ class Checkpoint:
     config, tokenizer_config   what these files say
     saved      what sentence-transformers says beside them
     card       what the model card says
+    is_loadable  transformers reads the folder's weights itself, under the names that they have there
     """
 
     id: str
@@ -66,6 +70,7 @@ class Checkpoint:
     saved: Saved
     card: Card
     weights: Weights
+    is_loadable: bool = True
 
     @property
     def name(self) -> str:
@@ -117,10 +122,16 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
     if _has(folder, adapter.CONFIG) and not _has(folder, "config.json"):
         return replace(_merged(folder, hub), id=id_, revision=revision)
     config = read_config(folder / "config.json")
+    if (counterpart := counterpart_of(config)) is not None:
+        config = translated(config, counterpart)
+    check_asks_for_no_code(config, source)
+    check_names(config)
     saved = read_saved(folder, config)
     check_is_reranker(config, source, saved)
     tokenizer_config = _read_tokenizer_config(folder)
     weights = open_weights(folder)
+    if counterpart is not None:
+        weights = RenamedWeights(weights, counterpart.naming)
     check_head(config, weights, folder)
     return Checkpoint(
         id=id_,
@@ -132,6 +143,7 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
         saved=saved,
         card=read_card(folder),
         weights=weights,
+        is_loadable=counterpart is None or counterpart.is_known,
     )
 
 
@@ -169,6 +181,23 @@ def _merged(folder: Path, hub: Hub) -> Checkpoint:
     return replace(base, weights=weights)
 
 
+def check_asks_for_no_code(config: Mapping[str, Any], source: str) -> None:
+    """Raise CheckpointError for a model of which we know no other code than its own."""
+    architectures = config.get("architectures", [])
+    if any(name.startswith("AutoModel") for name in config.get("auto_map", {})) and not set(architectures) & set(_OWN):
+        raise CheckpointError(
+            f"{source} is a {' and '.join(architectures) or 'model'} whose code lies in its repository (config.json:"
+            " auto_map). rankrt never runs code from a checkpoint, so it can be exported only if its class is one of"
+            " transformers' own"
+        )
+
+
+def check_names(config: Fields) -> None:
+    """Raise CheckpointError if a configuration does not say which model it is of."""
+    if missing := [name for name in ("model_type", "architectures") if not config.get(name)]:
+        raise CheckpointError(f"{config.path} names no {' and no '.join(missing)}: is it a model's?")
+
+
 def check_is_reranker(config: Mapping[str, Any], source: str, saved: Saved) -> None:
     """Raise CheckpointError unless the configuration is that of a decoder, or of a classifier with one label."""
     architecture = str(config["architectures"][0])
@@ -177,11 +206,6 @@ def check_is_reranker(config: Mapping[str, Any], source: str, saved: Saved) -> N
         raise CheckpointError(
             f"{source} is quantized already (config.json: quantization_config, {method}): export the checkpoint with"
             " whole weights that it was made from"
-        )
-    if any(name.startswith("AutoModel") for name in config.get("auto_map", {})) and architecture not in _OWN:
-        raise CheckpointError(
-            f"{source} is a {architecture} whose code lies in its repository (config.json: auto_map). rankrt never runs"
-            " code from a checkpoint, so it can be exported only if its class is one of transformers' own"
         )
     family = architecture.removesuffix("ForSequenceClassification").removesuffix("ForCausalLM")
     if (expected := _MODEL_TYPES.get(family, config["model_type"])) != config["model_type"]:

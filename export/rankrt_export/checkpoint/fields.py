@@ -25,8 +25,8 @@ _Text = Annotated[str, Meta(min_length=1)]
 class _Known(msgspec.Struct, kw_only=True, frozen=True):
     """The fields of config.json that are read, as far as they are there. null is the same as not there."""
 
-    model_type: _Text
-    architectures: Annotated[list[_Text], Meta(min_length=1)]
+    model_type: str = ""
+    architectures: list[_Text] = []
     num_labels: _Size = 1
     id2label: dict[str, Any] = {}
     label2id: dict[str, Any] = {}
@@ -115,8 +115,6 @@ def token_of(tokenizer_config: Mapping[str, Any], key: str) -> str | None:
 def read_config(path: Path) -> Fields:
     """Read a config.json, without its nulls. Raises CheckpointError for a field of another type or out of range."""
     config = Fields(path, {name: value for name, value in read_object(path).items() if value is not None})
-    if missing := [name for name in ("model_type", "architectures") if name not in config]:
-        raise CheckpointError(f"{path} names no {' and no '.join(missing)}: is it a model's?")
     try:
         msgspec.convert(config, _Known)
     except msgspec.ValidationError as error:

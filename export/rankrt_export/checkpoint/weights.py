@@ -123,7 +123,7 @@ class SafetensorsWeights:
 
     def blocks(self, name: str) -> Iterator[Float32Array]:
         """Yield a tensor in blocks of its first axis."""
-        for rows in _row_blocks(self.shape(name)):
+        for rows in row_blocks(self.shape(name)):
             yield self.part(name, rows)
 
     def _file(self, name: str) -> Path:
@@ -160,7 +160,7 @@ class TorchWeights:
 
     def blocks(self, name: str) -> Iterator[Float32Array]:
         """Yield a tensor in blocks of its first axis."""
-        for rows in _row_blocks(self.shape(name)):
+        for rows in row_blocks(self.shape(name)):
             yield self.part(name, rows)
 
     def part(self, name: str, rows: slice) -> Float32Array:
@@ -168,7 +168,8 @@ class TorchWeights:
         tensor = self._tensor(name)
         if not tensor.is_floating_point():
             raise _not_floats(self._file_of[name], name, tensor.dtype)
-        return _finite(tensor[rows].float().numpy(), self._file_of[name], name, rows)
+        # Some files hold parameters, which ask for a gradient.
+        return _finite(tensor[rows].detach().float().numpy(), self._file_of[name], name, rows)
 
     def _tensor(self, name: str) -> Any:
         try:
@@ -199,7 +200,8 @@ def _sha256_of_all(files: tuple[Path, ...]) -> str:
     return digest.hexdigest()
 
 
-def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield the rows of a tensor of that shape in blocks that are read at once."""
     n_rows = shape[0] if shape else 1
     step = max(1, _BLOCK_BYTES * n_rows // (4 * max(1, int(np.prod(shape)))))
     yield from (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))

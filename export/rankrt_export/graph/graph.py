@@ -106,6 +106,10 @@ class RotaryEngine(Protocol):
     layout: Layout
     ids: ir.Value
 
+    def token_types(self, table: Float32Array, name: str) -> ir.Value:
+        """Return for each token the vector of its type, 0 or 1, from a table of that name: of query and passage."""
+        ...
+
     def first_tokens(self, hidden: ir.Value) -> ir.Value:
         """Return the states of each row's first token, (n_rows, n_features)."""
         ...
@@ -189,10 +193,12 @@ class RotaryTables:
     name: str = "rope"
 
     @classmethod
-    def of(cls, n_positions: int, head_size: int, base: float, name: str = "rope") -> "RotaryTables":
-        """Return the tables of all positions; angles in float32, as torch."""
+    def of(
+        cls, n_positions: int, head_size: int, base: float, name: str = "rope", *, factor: float = 1.0
+    ) -> "RotaryTables":
+        """Return the tables of all positions; angles in float32, as torch, with frequencies divided by a factor."""
         exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-        frequencies = np.float32(1) / np.power(np.float32(base), exponents)
+        frequencies = np.float32(1) / np.power(np.float32(base), exponents) / np.float32(factor)
         angles = np.arange(n_positions, dtype=np.float32)[:, None] * frequencies
         return cls(np.cos(angles), np.sin(angles), name)
 

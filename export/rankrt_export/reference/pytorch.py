@@ -10,6 +10,7 @@ from rankrt.arrays import Float32Array
 from rankrt.text.pairs import Pair
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.checkpoint.head import Dense, Head
+from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
 
 # What transformers makes of a pair: input_ids and whatever else the model takes.
@@ -26,6 +27,8 @@ def load_model(checkpoint: Checkpoint) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if not checkpoint.is_loadable:
+        return _filled(checkpoint)
     kind = AutoModelForSequenceClassification if checkpoint.saved.head is None else AutoModel
     try:
         model, found = kind.from_pretrained(
@@ -45,6 +48,23 @@ def load_model(checkpoint: Checkpoint) -> Any:
                 f"{checkpoint.folder} is damaged: {name} has {n} values of {tensor.numel()} that are NaN or infinity"
             )
     return (model if checkpoint.saved.head is None else _with_head(model, checkpoint.saved.head)).eval()
+
+
+def _filled(checkpoint: Checkpoint) -> Any:
+    """Return transformers' model with the weights that we read: it does not know the names that are stored."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model = AutoModelForSequenceClassification.from_config(config_of(checkpoint), dtype=torch.float32)
+        with torch.no_grad():
+            for name, values in model.named_parameters():
+                values.copy_(torch.from_numpy(read(checkpoint.weights, name)))
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.folder} does not have the weights of its config.json: {first_line(error)}"
+        ) from error
+    return model.eval()
 
 
 def _with_head(model: Any, head: Head) -> Any:
