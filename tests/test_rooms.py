@@ -21,7 +21,7 @@ ORDER = {
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
         " pipeline cli"
     ),
-    "benchmarks": "systems records harness studies suites run prepare",
+    "benchmarks": "systems records harness studies suites gpu run prepare",
 }
 # Each imports only those on its right.
 PACKAGES = ["benchmarks", "rankrt_export", "rankrt"]

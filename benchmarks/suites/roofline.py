@@ -6,50 +6,13 @@ has its weights in the caches. The products of a whole model have their weights 
 same run.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.operations import Shape
 from benchmarks.harness.worker import SystemFailed
 
 _LENGTHS = (32, 128, 512)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The numbers of config.json that give the operations of a row."""
-
-    n_layers: int
-    hidden: int
-    intermediate: int
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> "Shape":
-        """Read them. Raises SystemFailed for a model with other fields."""
-        try:
-            return cls(
-                n_layers=config["num_hidden_layers"],
-                hidden=config["hidden_size"],
-                intermediate=config["intermediate_size"],
-            )
-        except KeyError as missing:
-            raise SystemFailed(f"config.json has no {missing}: its operations cannot be counted") from None
-
-    def operations(self, n_tokens: int) -> float:
-        """Return the floating-point operations that a row's score needs."""
-        return (self.n_layers - 1) * self._layer(n_tokens, n_tokens) + self._layer(1, n_tokens) + 2 * self.hidden**2
-
-    @property
-    def n_bytes(self) -> float:
-        """The bytes of all layers' weights in fp32. Every run reads them once."""
-        return 4.0 * self.n_layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
-
-    def _layer(self, n_queries: int, n_tokens: int) -> float:
-        keys_and_values = 4 * n_tokens * self.hidden**2
-        query_and_output = 4 * n_queries * self.hidden**2
-        attention = 4 * n_queries * n_tokens * self.hidden
-        return keys_and_values + query_and_output + attention + 4 * n_queries * self.hidden * self.intermediate
 
 
 def cases(lab: Lab, system: str) -> list[Case]:
@@ -62,7 +25,10 @@ def cases(lab: Lab, system: str) -> list[Case]:
 
 
 def _measure(lab: Lab, system: str, n_tokens: int) -> Measured:
-    shape = Shape.of(lab.checkpoint.config)
+    try:
+        shape = Shape.of(lab.checkpoint.config)
+    except KeyError as missing:
+        raise SystemFailed(f"config.json has no {missing}: its operations cannot be counted") from None
     timed = lab.time(system, lab.source.make(str(n_tokens), 1))
     operations = shape.operations(n_tokens)
     sgemm, bandwidth = lab.ceiling("sgemm", n_tokens), lab.ceiling("bandwidth", 1)

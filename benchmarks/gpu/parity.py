@@ -1,0 +1,91 @@
+"""Whether scores are right: logits of a trained model and of a large random one, beside transformers' in fp32."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.lines import Line
+from benchmarks.gpu.pytorch import HALF, Packed, model_of, packed, padded
+from benchmarks.gpu.rows import rows_of
+from benchmarks.gpu.subject import CUDA, TINY_CHECKPOINT, Subject, placed
+from rankrt.arrays import Float32Array, Int32Array
+from rankrt.artifact.manifest import Precision
+from rankrt.cli.finding import Finding, checked
+from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
+from rankrt.loading.open import open_gpu, open_pair_tokenizer, rules_for
+from rankrt.loading.placement import Placement
+from rankrt.loading.prepare import prepare_for_gpu
+from rankrt.loading.prepared import drift_limit
+from rankrt.text.pairs import Encoded
+from rankrt_export.text.texts import sample
+
+_PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
+# Short and long, on both sides of 256, where fp32's attention takes another kernel. Longest first, as PyTorch has them.
+_LENGTHS = (500, 257, 256, 255, 100, 64, 17, 8)
+_N_AGAIN = 3
+
+
+def tiny(subject: Subject) -> Iterator[Line]:
+    """Yield what the doctor finds, and how the trained model's logits of real text differ from transformers'."""
+    for finding in examine_gpu(CUDA):
+        yield _found(finding, "")
+    artifact, exact = subject.tiny, model_of(TINY_CHECKPOINT, torch.float32)
+    for precision in _PRECISIONS:
+        placement = placed(artifact, precision)
+        yield _found(checked("prepare", lambda placement=placement: _prepared(placement)), precision)  # type: ignore[misc]
+        for finding in examine_variant(artifact, placement.variant, CUDA):
+            yield _found(finding, precision)
+        encoded = open_pair_tokenizer(placement, prepare=False).encode(_sample_pairs(), rules_for(artifact, {}))
+        expected = _alone(exact, [encoded.row(i) for i in range(encoded.n_rows)])
+        with closing(open_gpu(placement)) as backend:
+            line = _compared(f"trained model, {precision}", backend.logits(encoded).last, expected)
+        yield replace(line, figures={**line.figures, "limit": drift_limit(placement.variant)})
+
+
+def parity(subject: Subject) -> Iterator[Line]:
+    """Yield how logits differ from those of transformers' model in fp32."""
+    rows = rows_of(_LENGTHS, subject.size.n_ids)
+    exact = model_of(subject.checkpoint, torch.float32)
+    expected = _alone(exact, rows)
+    yield Line(name="spread of the logits", figures={"logit": float(expected.std())})
+    half = model_of(subject.checkpoint, HALF)
+    yield _compared("transformers fp16, padded", padded(half, rows)(), expected)
+    yield _compared("PyTorch fp16, packed", packed(Packed(half), rows)(), expected)
+    encoded = Encoded.of_rows(rows)
+    for precision in _PRECISIONS:
+        with closing(subject.backend(precision)) as backend:
+            found = [backend.logits(encoded).last for _ in range(_N_AGAIN)]
+            yield _compared(f"rankrt {precision}", found[0], expected)
+            is_equal = all(np.array_equal(again, found[0]) for again in found)
+            yield Line(name=f"rankrt {precision}, again", figures={"same_bits": "yes" if is_equal else "no"})
+
+
+def _alone(model: Any, rows: Sequence[Int32Array]) -> Float32Array:
+    """Return the logits of rows that are computed one by one, without padding and with all bits of fp32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return np.concatenate([padded(model, [row])() for row in rows])
+
+
+def _sample_pairs() -> list[tuple[str, str]]:
+    return [(question.query, passage) for question in sample().questions for passage in question.passages]
+
+
+def _prepared(placement: Placement) -> str:
+    """Run what `rankrt prepare` runs: a full run, and a row of the greatest length."""
+    prepare_for_gpu(placement)
+    return "a full run and the longest row have finite scores"
+
+
+def _found(finding: Finding, precision: str) -> Line:
+    name = f"{finding.name}, {precision}" if precision else finding.name
+    return Line(name=f"doctor: {name}", figures={"verdict": finding.verdict, "detail": finding.detail})
+
+
+def _compared(name: str, logits: Float32Array, expected: Float32Array) -> Line:
+    differences = np.abs(logits - expected)
+    figures = {"max_difference": float(differences.max()), "mean_difference": float(differences.mean())}
+    return Line(name=name, figures=figures)

@@ -1,0 +1,47 @@
+"""How fast PyTorch scores the same rows: transformers' own model, and one without padding; eager and compiled."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.gpu.lines import Line, median_s, rate
+from benchmarks.gpu.pytorch import HALF, Packed, model_of, packed, padded
+from benchmarks.gpu.rows import lengths_of, rows_of
+from benchmarks.gpu.subject import Subject
+
+# Longer rows than 512 tokens are rankrt's stage alone: a padded matrix of one row says nothing new.
+_N_MIXES = 3
+
+
+def peers(subject: Subject) -> Iterator[Line]:
+    """Yield the speed of both on each mix."""
+    half = model_of(subject.checkpoint, HALF)
+    for mix, lengths, rows in _mixes(subject):
+        for name, call in {
+            "transformers fp16, sdpa, sorted, padded": padded(half, rows),
+            "PyTorch fp16, packed": packed(Packed(half), rows),
+        }.items():
+            yield rate(name, mix, lengths, median_s(call, subject.size.seconds), subject.size.shape)
+
+
+def compiled(subject: Subject) -> Iterator[Line]:
+    """Yield the speed of both with torch.compile, for shapes that change, and the time that the first call took."""
+    half = model_of(subject.checkpoint, HALF)
+    in_sequence, in_matrices = Packed(half, is_compiled=True), torch.compile(half, dynamic=True)
+    for mix, lengths, rows in _mixes(subject):
+        for name, call in {
+            "PyTorch fp16, packed, compiled": packed(in_sequence, rows),
+            "transformers fp16, sdpa, sorted, padded, compiled": padded(in_matrices, rows),
+        }.items():
+            began = time.perf_counter()
+            call()
+            yield Line(name=f"first call of {name}", figures={"rows": mix, "s": time.perf_counter() - began})
+            yield rate(name, mix, lengths, median_s(call, subject.size.seconds), subject.size.shape)
+
+
+def _mixes(subject: Subject) -> Iterator[tuple[str, list[int], list[torch.Tensor]]]:
+    size = subject.size
+    for mix in size.mixes[:_N_MIXES]:
+        lengths = lengths_of(mix, size.n_tokens)
+        yield mix, lengths, rows_of(lengths, size.n_ids)

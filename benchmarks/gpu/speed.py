@@ -1,0 +1,64 @@
+"""How fast rankrt scores: rows of many lengths, a request's few rows, and runs of other sizes than the planner's."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+from benchmarks.gpu.lines import Line, median_s, rate
+from benchmarks.gpu.rows import encoded_of, lengths_of
+from benchmarks.gpu.subject import Subject
+from rankrt.backends.gpu import GpuBackend
+from rankrt.backends.in_flight import N_IN_FLIGHT
+from rankrt.backends.planner import divide
+from rankrt.text.pairs import Encoded
+
+RANKRT = "rankrt fp16"
+# Rows of a request, and their length: 1 to 100 passages.
+_REQUESTS = ((1, 60), (1, 200), (10, 60), (10, 200), (32, 200), (100, 200))
+# fp32 is for checking, and takes a few times as long.
+_FP32_SHARE = 8
+
+
+def speed(subject: Subject) -> Iterator[Line]:
+    """Yield tokens and rows a second on each mix of lengths, and the latency of requests."""
+    size = subject.size
+    with closing(subject.backend("fp16")) as backend:
+        for mix in size.mixes:
+            lengths = lengths_of(mix, size.n_tokens)
+            encoded = encoded_of(lengths, size.n_ids)
+            took = median_s(lambda encoded=encoded: backend.logits(encoded), size.seconds)  # type: ignore[misc]
+            yield rate(RANKRT, mix, lengths, took, size.shape)
+        for n_rows, length in _REQUESTS:
+            encoded = encoded_of([length] * n_rows, size.n_ids)
+            took = median_s(lambda encoded=encoded: backend.logits(encoded), size.seconds / 3)  # type: ignore[misc]
+            yield Line(name=f"{RANKRT}, {n_rows} rows of {length} tokens", figures={"ms": 1e3 * took})
+    with closing(subject.backend("fp32")) as backend:
+        lengths = lengths_of(size.mixes[0], size.n_tokens // _FP32_SHARE)
+        encoded = encoded_of(lengths, size.n_ids)
+        took = median_s(lambda: backend.logits(encoded), size.seconds)
+        yield rate("rankrt fp32", size.mixes[0], lengths, took, size.shape)
+
+
+def sweep(subject: Subject) -> Iterator[Line]:
+    """Yield the speed by the most tokens of a run and by the runs in flight: the planner has a constant for each."""
+    size = subject.size
+    with closing(subject.backend("fp16")) as backend:
+        for mix in size.mixes[:2]:
+            lengths = lengths_of(mix, size.n_tokens)
+            encoded = encoded_of(lengths, size.n_ids)
+            for n_tokens in size.sweep:
+                for n_in_flight in range(1, N_IN_FLIGHT + 1):
+                    took = median_s(_in_runs(backend, encoded, n_tokens, n_in_flight), size.seconds / 2)
+                    name = f"runs of {n_tokens} tokens, {n_in_flight} in flight"
+                    yield rate(name, mix, lengths, took, size.shape)
+
+
+def _in_runs(backend: GpuBackend, encoded: Encoded, n_tokens: int, n_in_flight: int) -> Callable[[], object]:
+    """Return a call that scores rows in runs of up to so many tokens, so many at a time."""
+    runs = divide(encoded.lengths, n_tokens, backend.capacity.layout)
+
+    def call() -> None:
+        with ThreadPoolExecutor(n_in_flight) as pool:
+            list(pool.map(lambda rows: backend.run_on(0, encoded, rows), runs))
+
+    return call
