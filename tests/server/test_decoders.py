@@ -137,6 +137,21 @@ def test_a_layerwise_model_is_served_up_to_a_layer(layerwise: Path, _session_cac
             assert same(served(address, QUERIES[0], PASSAGES), expected)
 
 
+def test_a_request_may_ask_for_another_layer(layerwise: Path, _session_cache: None):
+    layers = [None, 3, 6, 3]
+    expected = {layer: scored(layerwise, QUERIES[0], PASSAGES, cutoff_layer=layer) for layer in layers}
+    with serving(layerwise, n_workers=1, cache_bytes=1 << 20) as address:
+        for _ in range(2):  # the second time from the cache
+            with ThreadPoolExecutor(len(layers)) as pool:
+                found = pool.map(lambda layer: served(address, QUERIES[0], PASSAGES, cutoff_layer=layer), layers)
+            assert all(same(scores, expected[layer]) for layer, scores in zip(layers, found, strict=True))
+        body = {"query": "why?", "documents": ["so"], "cutoff_layer": 4}
+        refused = httpx.post(f"{address}/rankrt/rerank", json=body)
+        assert refused.status_code in (400, 422)
+        assert "cutoff layer 4: cpu-fp32 was exported with 3, 6; use one of these" in refused.json()["message"]
+    assert not same(expected[3], expected[6])
+
+
 @pytest.mark.parametrize("precision", ["w8", "int4"])
 def test_a_model_with_small_weights_is_served(tmp_path: Path, _session_cache: None, precision: Precision):
     checkpoint = made.make_decoder(tmp_path / "gemma", "Gemma", hidden_size=64, intermediate_size=96)

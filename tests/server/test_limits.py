@@ -179,7 +179,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(slow: Any):
 
 def test_what_cannot_be_answered_in_time_is_429_at_once_and_what_is_left_of_it_is_not_scored(slow: Any):
     address, service, brake = slow
-    service.scheduler._paces[service.models._find(None).served.key].seconds_per_token = 0.1
+    service.scheduler._paces[service.models._find(None).served.key, ()].seconds_per_token = 0.1
     first = threading.Thread(target=httpx.post, args=(f"{address}/rerank",), kwargs={"json": BODY, "timeout": 20})
     first.start()
     wait_until(lambda: brake.n_begun == 1)

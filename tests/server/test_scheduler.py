@@ -156,7 +156,8 @@ def rows_after(n_prefix: int, *lengths: int, first_id: int = 5) -> Encoded:
 
 
 def test_the_beginning_that_rows_share_counts_once_a_request(scheduled):
-    worker, finished = FakeWorker(allowed=threading.Semaphore(0)), []
+    worker = FakeWorker(allowed=threading.Semaphore(0))
+    finished: list[Finished] = []
     scheduler = scheduled(worker)
     scheduler._on_finished = finished.append
     waiting = submit(scheduler, rows_after(10, 15, 20, 25), DECODER)
@@ -204,8 +205,8 @@ def admit(scheduler: Scheduler, *expected: int, seconds: float = 60, **fields) -
 def paced(scheduler: Scheduler, seconds_per_token: float) -> None:
     """Let the scheduler think that it has measured so."""
     for _ in range(20):
-        scheduler._paces[MODEL.key].note_run(100, 100 * seconds_per_token, at=time.monotonic())
-    scheduler._paces[MODEL.key].seconds_per_token = seconds_per_token
+        scheduler._paces[MODEL.key, ()].note_run(100, 100 * seconds_per_token, at=time.monotonic())
+    scheduler._paces[MODEL.key, ()].seconds_per_token = seconds_per_token
 
 
 def test_a_request_counts_whole_before_its_texts_are_read(scheduled):
@@ -271,7 +272,7 @@ def test_an_idle_server_takes_a_request_that_seems_too_long_and_finds_out(schedu
     scheduler = scheduled(FakeWorker())
     paced(scheduler, 1.0)
     job = admit(scheduler, 70, 80)
-    scheduler._paces[MODEL.key]._n_current = 0  # nothing was measured for a while
+    scheduler._paces[MODEL.key, ()]._n_current = 0  # nothing was measured for a while
     scheduler.submit(job, rows_of(70, 80), range(2))
     wait_until(lambda: job.n_left == 0)
     assert job.error is None
@@ -319,7 +320,7 @@ def test_the_pace_is_of_all_lanes_together(scheduled):
     started = time.monotonic()
     submit(scheduler, rows_of(*[250] * 80), served).logits()
     seconds = time.monotonic() - started
-    assert scheduler._paces[served.key].seconds_per_token == pytest.approx(seconds / (80 * 250), rel=0.5)
+    assert scheduler._paces[served.key, ()].seconds_per_token == pytest.approx(seconds / (80 * 250), rel=0.5)
 
 
 def test_texts_with_more_tokens_than_was_thought_are_learned_from(scheduled):

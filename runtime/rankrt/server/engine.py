@@ -44,6 +44,7 @@ class Ask:
     model        the name it calls the model by
     rules        fields of `Rules` that are other than the server's; max_length is lowered to the model's limit
     instruction, prompt_name  what the model is told to look for, or the name of such a text
+    cutoff_layer  of a layerwise model: the layer whose score is wanted, if it is another than the server's
     may_cut      whether texts may be truncated; if not, one that does not fit is an error
     priority     lower goes first
     timeout_ms   until it has to be answered
@@ -55,6 +56,7 @@ class Ask:
     rules: Mapping[str, Any] = field(default_factory=dict)
     instruction: str | None = None
     prompt_name: str | None = None
+    cutoff_layer: int | None = None
     may_cut: bool = True
     priority: int = 0
     timeout_ms: int | None = None
@@ -237,7 +239,7 @@ class _Evaluation:
         self.model = model
         self.rules = _rules(model, ask)
         self.job = Job(
-            model=model.served,
+            model=model.up_to(ask.cutoff_layer),
             priority=ask.priority,
             notify=notify,
             is_streamed=is_streamed,

@@ -65,6 +65,7 @@ class Model:
     loaded_at: int
     n_users: int = 0
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
+    _by_layer: dict[int, ServedModel] = field(default_factory=dict)
 
     @property
     def limit(self) -> int:
@@ -72,6 +73,19 @@ class Model:
         return min(
             self.artifact.manifest.max_length, self.served.capacity.longest_row or self.artifact.manifest.max_length
         )
+
+    def up_to(self, layer: int | None) -> ServedModel:
+        """Return the model up to a layer; None is the server's choice. Raises InputError for one that is not an exit.
+
+        For the queue each layer is a model of its own: no runs, scores or paces are shared.
+        """
+        if layer is None or self.served.exits == (layer,):
+            return self.served
+        if layer not in self._by_layer:
+            check_cutoff(layer, self.variant)
+            salt = hashlib.sha256(self.served.salt + f" {layer}".encode()).digest()
+            self._by_layer[layer] = replace(self.served, salt=salt, exits=(layer,))
+        return self._by_layer[layer]
 
 
 class Models:

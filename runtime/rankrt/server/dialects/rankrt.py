@@ -24,7 +24,10 @@ from rankrt.server.engine import Answer, Ask
 
 
 class Rerank(Limited, frozen=True, kw_only=True):
-    """POST /rankrt/rerank. `max_length` and similar fields are those of `rankrt.Rules`."""
+    """POST /rankrt/rerank. `max_length` and similar fields are those of `rankrt.Rules`.
+
+    `cutoff_layer` is the layer of a layerwise model whose score is wanted.
+    """
 
     query: QueryDocument
     documents: Documents
@@ -35,6 +38,7 @@ class Rerank(Limited, frozen=True, kw_only=True):
     query_max_length: Some | None = None
     passage_max_length: Some | None = None
     truncation_side: Literal["left", "right"] | None = None
+    cutoff_layer: Some | None = None
     priority: Priority | None = None
 
 
@@ -101,6 +105,7 @@ def _ask(request: Rerank) -> Ask:
         request.documents,
         model=request.model,
         priority=request.priority or 0,
+        cutoff_layer=request.cutoff_layer,
         rules={name: value for name, value in wanted.items() if value is not None},
         **common_of(request),
     )

@@ -104,7 +104,7 @@ class Scheduler:
         self._abandoned: dict[str, RankrtError] = {}
         self._changed = threading.Condition()
         self._is_closing = False
-        self._paces: dict[str, Pace] = defaultdict(Pace)
+        self._paces: dict[tuple[str, tuple[int, ...]], Pace] = defaultdict(Pace)  # by a model's key and its exits
         self._n_workers = len(workers)
         self._threads: list[threading.Thread] = []
         self._threads += [
@@ -202,7 +202,8 @@ class Scheduler:
         """Keep nothing of a model that no request uses any more."""
         with self._changed:
             self._abandoned.pop(key, None)
-            self._paces.pop(key, None)
+            for of_model in [of_model for of_model in self._paces if of_model[0] == key]:
+                del self._paces[of_model]
 
     def stop(self) -> None:
         """Start no more runs, and fail the waiting jobs."""
@@ -233,7 +234,10 @@ class Scheduler:
             job.notify()
 
     def _pace(self, job: Job) -> Pace:
-        return self._paces[job.model.key]
+        return self._pace_of(job.model)
+
+    def _pace_of(self, model: ServedModel) -> Pace:
+        return self._paces[model.key, model.exits]
 
     def _work(self) -> list[float]:
         """Return the seconds of work left of each job."""
@@ -396,7 +400,7 @@ class Scheduler:
         """
         n_lanes, capacity = len(self._threads), model.capacity
         budget, shared_budget = capacity.budget(self.queue.n_own, n_lanes), capacity.run_tokens
-        pace = self._paces[model.key].seconds_per_token
+        pace = self._pace_of(model).seconds_per_token
         if capacity.n_narrow and not capacity.is_gpu and pace:
             a_lane = 1 / (pace * n_lanes)  # tokens a second
             most, least = min(MOST_RUN_TOKENS, int(a_lane * _RUN_S)), int(a_lane * _LEAST_RUN_S)
@@ -470,7 +474,7 @@ class Scheduler:
 
     def _note_pace(self, model: ServedModel, finished: Finished, seconds: float) -> None:
         """Note the time of a run as the whole server's: a wide run has its worker, a narrow one a lane of it."""
-        pace, capacity = self._paces[model.key], model.capacity
+        pace, capacity = self._pace_of(model), model.capacity
         if pace.seconds_per_token and finished.n_tokens * _TELLING_SHARE < capacity.run_tokens:
             return
         n_lanes = 1 if finished.is_wide else max(1, capacity.n_narrow)
