@@ -52,7 +52,7 @@ class Config:
         field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
         rope = config.get(field, {})
         kind, factor = rope.get("rope_type") or rope.get("type") or "default", rope.get("factor", 1.0)
-        if kind not in ("default", "linear") or not isinstance(factor, int | float) or factor <= 0:
+        if kind not in ("default", "linear") or not isinstance(factor, int | float) or not factor > 0:
             raise CheckpointError(
                 f"config.json has {field} = {rope!r}; only the types 'default' and 'linear', with a factor above 0, are"
                 " implemented for this family"
