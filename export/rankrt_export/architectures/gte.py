@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rankrt_export.architectures.modernbert import score
+from rankrt_export.architectures.heads import score
 from rankrt_export.checkpoint.head import Dense, Head
 from rankrt_export.checkpoint.weights import Weights, read
 from rankrt_export.errors import CheckpointError
