@@ -218,6 +218,7 @@ def test_code_in_the_checkpoint_is_not_run(tmp_path: Path):
         ({"rope_scaling": 8}, "rope_scaling"),
         ({"rope_theta": "20000"}, "rope_theta"),
         ({"hidden_size": None}, "has no hidden_size"),
+        ({"num_attention_heads": 64}, "hidden_size = 32 and num_attention_heads = 64; a head needs an even number"),
         ({"num_attention_heads": 3}, "hidden_size = 32 and num_attention_heads = 3; a head needs an even number"),
         ({"num_labels": 2}, "has 2 labels"),
         ({"architectures": ["NewModel"]}, "NewModel whose code lies in its repository"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rankrt_export.architectures.modernbert import score
+from rankrt_export.architectures.heads import score
 from rankrt_export.checkpoint.head import Dense, Head
 from rankrt_export.checkpoint.weights import Weights, read
 from rankrt_export.errors import CheckpointError
@@ -52,7 +52,7 @@ class Config:
         field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
         rope = config.get(field, {})
         kind, factor = rope.get("rope_type") or rope.get("type") or "default", rope.get("factor", 1.0)
-        if kind not in ("default", "linear") or not isinstance(factor, int | float) or factor <= 0:
+        if kind not in ("default", "linear") or not isinstance(factor, int | float) or not factor > 0:
             raise CheckpointError(
                 f"config.json has {field} = {rope!r}; only the types 'default' and 'linear', with a factor above 0, are"
                 " implemented for this family"

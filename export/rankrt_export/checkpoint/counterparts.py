@@ -113,5 +113,5 @@ def _rope_parameters(config: Fields) -> Mapping[str, Any]:
         )
     if factor <= 1:  # the code scales what is longer than max_position_embeddings, and nothing is
         return {"rope_type": "default", "rope_theta": base}
-    head_size = int(config["hidden_size"]) // int(config["num_attention_heads"])
-    return {"rope_type": "linear", "rope_theta": base * factor, "factor": factor ** (2 / head_size)}
+    per_feature = int(config["num_attention_heads"]) / int(config["hidden_size"])
+    return {"rope_type": "linear", "rope_theta": base * factor, "factor": factor ** (2 * per_feature)}

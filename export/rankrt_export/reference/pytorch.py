@@ -94,9 +94,14 @@ def _with_head(model: Any, head: Head) -> Any:
 
 
 def config_of(checkpoint: Checkpoint) -> Any:
-    """Return transformers' configuration. It is made of the fields that are there: on num_labels = null 5.24 fails."""
-    from transformers import AutoConfig
+    """Return transformers' configuration. It is made of the fields that are there: on num_labels = null 5.24 fails.
 
+    Raises CheckpointError if the transformers that is installed does not know such a model.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
+
+    if (kind := checkpoint.config["model_type"]) not in CONFIG_MAPPING:
+        raise CheckpointError(f"transformers {__version__} does not know model_type = {kind!r}; a newer one may")
     return AutoConfig.for_model(**checkpoint.config)
 
 
