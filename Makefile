@@ -29,7 +29,7 @@ PYTEST := -m pytest -q -rfEs -n $(JOBS) --dist loadfile
 INSTALL := -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-suite test-clients test-fake-gpu test-fast test-gpu check check-systems docs site dist bench bench-prepare bench-full env env-clients env-fake-gpu env-site clean
+.PHONY: help demo test test-suite test-clients test-fake-gpu test-fast test-gpu check check-systems docs site dist bench bench-prepare bench-full bench-gpu env env-clients env-fake-gpu env-site clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -102,6 +102,9 @@ bench-full: $(READY)  ## every system on a quiet machine, for a committed record
 	    --systems $(SYSTEMS) --passages 16 --kinds mixed --rounds 3 --seconds 0 -o $(RECORD)
 	$(BIN)/python -m scripts.docs
 
+bench-gpu: $(GPU_READY)  ## a session of seven minutes on an NVIDIA GPU, beside PyTorch, and its report
+	$(GPU_VENV)/bin/python -m benchmarks.gpu --out $(REPORT)/gpu $(ARGUMENTS)
+
 env: $(READY)  ## make the environment of most targets, .venv
 env-clients: $(CLIENTS_READY)  ## make that of test-clients
 env-fake-gpu: $(FAKE_GPU_READY)  ## make that of test-fake-gpu
@@ -137,7 +140,7 @@ $(RELEASE_READY): pyproject.toml constraints.txt
 $(GPU_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(GPU_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[$(GPU_EXTRAS),export]' --group dev
+	$(GPU_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[$(GPU_EXTRAS),export,server]' --group dev
 	touch $@
 
 $(FAKE_GPU_READY): pyproject.toml constraints.txt

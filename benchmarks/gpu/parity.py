@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,16 @@ def tiny(subject: Subject) -> Iterator[Line]:
     """Yield what the doctor finds, and how the trained model's logits of real text differ from transformers'."""
     for finding in examine_gpu(CUDA):
         yield _found(finding, "")
-    artifact, exact = subject.tiny, model_of(TINY_CHECKPOINT, torch.float32)
+    artifact = subject.tiny
+    tokenizer = open_pair_tokenizer(placed(artifact, _PRECISIONS[0]), prepare=False)
+    encoded = tokenizer.encode(_sample_pairs(), rules_for(artifact, {}))
+    rows = [encoded.row(i) for i in range(encoded.n_rows)]
+    expected = _alone(model_of(TINY_CHECKPOINT, torch.float32), rows)
     for precision in _PRECISIONS:
         placement = placed(artifact, precision)
-        yield _found(checked("prepare", lambda placement=placement: _prepared(placement)), precision)  # type: ignore[misc]
+        yield _found(checked("prepare", partial(_prepared, placement)), precision)
         for finding in examine_variant(artifact, placement.variant, CUDA):
             yield _found(finding, precision)
-        encoded = open_pair_tokenizer(placement, prepare=False).encode(_sample_pairs(), rules_for(artifact, {}))
-        expected = _alone(exact, [encoded.row(i) for i in range(encoded.n_rows)])
         with closing(open_gpu(placement)) as backend:
             line = _compared(f"trained model, {precision}", backend.logits(encoded).last, expected)
         yield replace(line, figures={**line.figures, "limit": drift_limit(placement.variant)})

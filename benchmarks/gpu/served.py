@@ -17,7 +17,7 @@ from benchmarks.gpu.subject import Subject
 from benchmarks.harness.arrivals import capacity_per_s, offer, poisson_arrivals
 from benchmarks.harness.served import Client, Server
 
-_N_CLIENTS, _N_PASSAGES = 64, 20
+_N_CLIENTS, _N_PASSAGES = 32, 20
 _SHARES = (0.5, 0.8)
 _SECONDS = 8.0
 

@@ -40,7 +40,7 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     "machine": Stage(place="benchmarks.gpu.machine:machine", share=4),
     "tiny": Stage(place="benchmarks.gpu.parity:tiny", share=8),
-    "make": Stage(place="benchmarks.gpu.subject:make", share=14),
+    "make": Stage(place="benchmarks.gpu.subject:make", share=20),
     "parity": Stage(place="benchmarks.gpu.parity:parity", share=6),
     "speed": Stage(place="benchmarks.gpu.speed:speed", share=8),
     "peers": Stage(place="benchmarks.gpu.peers:peers", share=8),

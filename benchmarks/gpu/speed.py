@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 
 from benchmarks.gpu.lines import Line, median_s, rate
 from benchmarks.gpu.rows import encoded_of, lengths_of
@@ -26,16 +27,16 @@ def speed(subject: Subject) -> Iterator[Line]:
         for mix in size.mixes:
             lengths = lengths_of(mix, size.n_tokens)
             encoded = encoded_of(lengths, size.n_ids)
-            took = median_s(lambda encoded=encoded: backend.logits(encoded), size.seconds)  # type: ignore[misc]
+            took = median_s(partial(backend.logits, encoded), size.seconds)
             yield rate(RANKRT, mix, lengths, took, size.shape)
         for n_rows, length in _REQUESTS:
             encoded = encoded_of([length] * n_rows, size.n_ids)
-            took = median_s(lambda encoded=encoded: backend.logits(encoded), size.seconds / 3)  # type: ignore[misc]
+            took = median_s(partial(backend.logits, encoded), size.seconds / 3)
             yield Line(name=f"{RANKRT}, {n_rows} rows of {length} tokens", figures={"ms": 1e3 * took})
     with closing(subject.backend("fp32")) as backend:
         lengths = lengths_of(size.mixes[0], size.n_tokens // _FP32_SHARE)
         encoded = encoded_of(lengths, size.n_ids)
-        took = median_s(lambda: backend.logits(encoded), size.seconds)
+        took = median_s(partial(backend.logits, encoded), size.seconds)
         yield rate("rankrt fp32", size.mixes[0], lengths, took, size.shape)
 
 

@@ -178,10 +178,13 @@ class Subject:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _made(self, name: str, make: Callable[[Path], object]) -> Path:
-        path = self.folder / name
+        """Return a folder, made unless it is there; one that was cut off in the making is made again."""
+        path, partial = self.folder / name, self.folder / f"{name}.partial"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            make(path)
+            shutil.rmtree(partial, ignore_errors=True)
+            make(partial)
+            partial.rename(path)
         return path
 
 

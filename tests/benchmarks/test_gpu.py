@@ -106,7 +106,7 @@ def test_the_report_gives_the_share_of_the_products_rate_and_the_ratio_to_each_s
     ours, theirs = (
         rate(name, "512", lengths, 51_200 / n, SHAPE) for name, n in (("rankrt fp16", 1e5), ("packed", 5e4))
     )
-    products = {"name": "products of a layer, 64 tokens", "figures": {"tflops": 2 * ours.figures["tflops"]}}  # type: ignore[operator]
+    products = {"name": "products of a layer, 64 tokens", "figures": {"tflops": 2 * ours.figures["tflops"]}}
     stages = {
         "machine": [products],
         "speed": [{"name": ours.name, "figures": ours.figures}],
@@ -149,6 +149,12 @@ def test_rows_without_padding_have_the_logits_of_transformers(tmp_path: Path):
     assert alone.std() > 0.5
     assert np.abs(padded(model, rows)() - alone).max() < 1e-4
     assert np.abs(packed(Packed(model), rows)() - alone).max() < 1e-4
+
+
+def test_a_model_whose_making_was_cut_off_is_made_again(tmp_path: Path):
+    (tmp_path / "checkpoint.partial").mkdir()
+    assert (Subject(SMALL, tmp_path).checkpoint / "model.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_the_script_measures_what_needs_no_gpu_and_says_why_the_rest_failed(tmp_path: Path):

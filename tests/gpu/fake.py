@@ -105,6 +105,12 @@ def compiler() -> str | None:
     return shutil.which("c++") or shutil.which("g++")
 
 
+def environment(libraries: Path) -> dict[str, str]:
+    """Return the environment of a process that sees the fake CUDA, rankrt's runtime and the benchmarks."""
+    folders = os.pathsep.join(map(str, (ROOT / "runtime", ROOT)))
+    return {**os.environ, "LD_LIBRARY_PATH": str(libraries), "PYTHONPATH": folders}
+
+
 def trace(
     libraries: Path,
     artifact: Path,
@@ -121,13 +127,7 @@ def trace(
     process = subprocess.run(
         [python() or "", "-P", "-c", textwrap.dedent(PROBE)],
         input=json.dumps({**asked, "runs": [list(run) for run in runs]}),
-        env={
-            **os.environ,
-            "LD_LIBRARY_PATH": str(libraries),
-            "FAKE_CUDA_LOG": str(log),
-            "FAKE_CUDA_SM": str(sm),
-            "PYTHONPATH": str(ROOT / "runtime"),
-        },
+        env={**environment(libraries), "FAKE_CUDA_LOG": str(log), "FAKE_CUDA_SM": str(sm)},
         capture_output=True,
         text=True,
         check=False,

@@ -4,13 +4,16 @@ No score is checked here. Where nodes run, which kernels are chosen, what is cop
 is the wheel's own account.
 """
 
+import json
 import random
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.gpu.subject import SMALL, Subject
 from rankrt.artifact.manifest import Artifact, Precision
 from tests.gpu import fake
 
@@ -131,6 +134,19 @@ def test_mixed_runs_hold_little_more_than_the_largest_needs(libraries: Path, tmp
     artifact = export_encoder(tmp_path, **wide)
     runs = mixed_runs(150)
     assert fake.trace(libraries, artifact.folder, "fp16", runs, memory_bytes=memory_bytes).held_bytes < 1.3e9
+
+
+def test_the_benchmark_s_stages_for_rankrt_run_to_their_end(libraries: Path, tmp_path: Path):
+    """The environment has no PyTorch: the models are made here, and the stages that compare with it are left out."""
+    subject = Subject(SMALL, tmp_path / "model")
+    assert subject.artifact.folder.exists()
+    assert all(subject.decoder(family).folder.exists() for family in SMALL.decoders)
+    stages = ["speed", "memory", "sweep", "decoders", "graphs"]
+    command = [fake.python() or "", "-P", "-m", "benchmarks.gpu", "--small", "--out", str(tmp_path), "--only", *stages]
+    subprocess.run(command, env=fake.environment(libraries), check=True)
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert {name: stage["reason"] for name, stage in record["stages"].items()} == dict.fromkeys(stages, "")
+    assert "H100" in record["conditions"]["gpu"]
 
 
 def mixed_runs(n: int) -> Sequence[Sequence[int]]:

@@ -28,8 +28,9 @@ _WIDE_EFFICIENCY = 0.95
 LONGEST_NARROW_ROW = 2048
 
 
-# A run on a GPU has so many tokens at most. Chosen, not measured: no GPU has run this yet. By their shapes,
-# XLM-R-large's activations take about 30 KB a token in fp16, so two runs in flight take 1 GB.
+# A run on a GPU has so many tokens at most. Provisional: no GPU has run this yet. By their shapes, XLM-R-large's
+# activations take about 30 KB a token in fp16, so two runs in flight take 1 GB. `python -m benchmarks.gpu` compares
+# 2,048 to 32,768.
 GPU_RUN_TOKENS = 16_384
 # A flat run's rows are also described as a matrix (n_rows, longest) of 4-byte places, most of them empty when one row
 # is long and the others are short. It has no more than so many places for each token of the budget: 256 KB.
@@ -38,6 +39,7 @@ _PLACES_PER_TOKEN = 4
 _PADDING_SHARE = 8
 _PADDING_TOKENS = 512
 # Padded runs go to one of a few engines, by their longest row: each holds all weights, and is tuned for its length.
+# Provisional as well: TensorRT has not run yet.
 PADDED_LENGTHS = (128, 512, 2048, 8192)
 
 
