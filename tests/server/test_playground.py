@@ -122,9 +122,9 @@ def test_a_file_is_read_by_its_kind_and_the_page_says_what_was_read(
             "line 3 is neither a text nor an object with a text in `text`",
         ),
         ("a.jsonl", b'{"text": "two"}\nfour', "line 2 is not JSON"),
-        ("a.csv", b"id,text\n1,two\n2,four,five\n", "the row of line 3 has 3 cells, and the header 2"),
+        ("a.csv", b"id,text\n1,two\n2,four,five\n", "line 3 has 3 cells, but the header has 2"),
         ("a.csv", b'text\n"two\n', "the quote that begins in line 2 is not closed"),
-        ("a.csv", b"text\n", "this table has a header and no rows"),
+        ("a.csv", b"text\n", "this table has only a header"),
         ("a.txt", b" \n", "it has no documents"),
     ],
 )
