@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from copy import copy
@@ -179,8 +179,7 @@ class Engine:
             )
             try:
                 self.scheduler.admit(evaluation.job, expected_tokens(ask.pairs, evaluation.rules))
-                async with evaluation.until_deadline():
-                    await self._submit(evaluation, in_order=in_order)
+                await evaluation.until_deadline(self._submit(evaluation, in_order=in_order))
                 yield evaluation
             finally:
                 self.scheduler.cancel(evaluation.job)
@@ -256,12 +255,15 @@ class _Evaluation:
         self._tokenized_to = 0.0
         self._is_late = False
 
-    @asynccontextmanager
-    async def until_deadline(self) -> AsyncGenerator[None]:
-        """Interrupt the block at the deadline; that is a Failure unless a partial answer is wanted."""
+    async def until_deadline(self, work: Awaitable[object]) -> None:
+        """Wait for work, and interrupt it at the deadline. That is a Failure unless a partial answer is wanted.
+
+        As a context manager it would keep the request until garbage is collected: on Python 3.13 contextlib's frame has
+        the error that leads to it.
+        """
         try:
             async with asyncio.timeout_at(self.job.deadline):
-                yield
+                await work
         except TimeoutError:
             self._is_late = True
         if self._is_late and not self.ask.is_partial:
@@ -287,9 +289,8 @@ class _Evaluation:
     async def progress(self) -> bool:
         """Wait until more rows are done; False when there is no more to wait for. Raises what the engine raised."""
         if self.job.n_left and self.job.error is None and not self._is_late:
-            async with self.until_deadline():
-                await self._changed.wait()
-                self._changed.clear()
+            await self.until_deadline(self._changed.wait())
+            self._changed.clear()
         if self.job.error is not None:
             raise copy(self.job.error)  # other jobs may have the same one, and it would lead to this one's frames
         return self.job.n_left > 0 and not self._is_late
