@@ -314,6 +314,8 @@ async def main():
             await asyncio.sleep(0.1)
             print(gate.n_refused, gate.n_open)
         gate.close()
+        for _, writer in kept:
+            writer.close()
 
 asyncio.run(main())
 """
