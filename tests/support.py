@@ -17,9 +17,7 @@ from rankrt.artifact.manifest import (
     File,
     Layout,
     Manifest,
-    Precision,
     Source,
-    Target,
     Template,
     Variant,
     Verification,
@@ -27,6 +25,7 @@ from rankrt.artifact.manifest import (
     sha256_of,
     write_manifest,
 )
+from rankrt.artifact.precisions import Precision, Target
 from rankrt.backends import Logits
 from rankrt.backends.planner import Capacity
 from rankrt.host.device import Device

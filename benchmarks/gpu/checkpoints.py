@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.gpu.pytorch import DEVICE
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt_export.pipeline import Options, export
 
 _MARKS = ("<s>", "<pad>", "</s>", "<unk>")

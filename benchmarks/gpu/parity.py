@@ -14,7 +14,7 @@ from benchmarks.gpu.pytorch import HALF, Packed, model_of, packed, padded
 from benchmarks.gpu.rows import rows_of
 from benchmarks.gpu.subject import CUDA, TINY_CHECKPOINT, Subject, placed
 from rankrt.arrays import Float32Array, Int32Array
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt.cli.finding import Finding, checked
 from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
 from rankrt.loading.open import open_gpu, open_pair_tokenizer, rules_for

@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.gpu.lines import Line
 from benchmarks.harness.operations import Shape
-from rankrt.artifact.manifest import Artifact, Precision, open_artifact
+from rankrt.artifact.manifest import Artifact, open_artifact
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.gpu import GpuBackend
 from rankrt.host.device import Device
 from rankrt.host.host import this_host

@@ -28,7 +28,8 @@ from benchmarks.harness.workloads import Source, Workload, read
 from benchmarks.records.statistics import ratio
 from benchmarks.records.tables import Table, figure
 from benchmarks.systems import DECODERS, entry_of
-from rankrt.artifact.manifest import PRECISIONS, Precision, open_artifact
+from rankrt.artifact.manifest import open_artifact
+from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.artifact.source import Hub
 from rankrt.host.cpu import this_machine
 from rankrt_export.checkpoint.checkpoint import open_checkpoint

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankrt import Reranker
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt.host.memory import Mapping, mappings
 from rankrt.loading.prepared import Prepared
 

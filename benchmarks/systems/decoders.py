@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import ClassVar
 
 from rankrt import Reranker
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt.loading.open import open_model, rules_for
 from rankrt.options import LoadOptions
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any, ClassVar
 
 from rankrt import Reranker
-from rankrt.artifact.manifest import InstructionSet, Precision
+from rankrt.artifact.precisions import InstructionSet, Precision
 
 
 class Float32:

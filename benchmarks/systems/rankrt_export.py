@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt_export.errors import VerificationError
 from rankrt_export.pipeline import Options, export
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeGuard
 
 import numpy as np
 
-from rankrt.artifact.manifest import INSTRUCTION_SETS, PRECISIONS, InstructionSet, Precision
+from rankrt.artifact.precisions import INSTRUCTION_SETS, PRECISIONS, InstructionSet, Precision
 from rankrt.errors import InputError
 from rankrt.host.device import AUTO, Device
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import PRECISIONS, InstructionSet, Precision
+from rankrt.artifact.precisions import PRECISIONS, InstructionSet, Precision
 from rankrt.errors import DeviceError, InputError
 from rankrt.host.device import Device
 from rankrt.llm.exits import check_cutoff, checked_exits, verification_at

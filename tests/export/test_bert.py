@@ -8,7 +8,8 @@ import pytest
 
 from rankrt import Reranker
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Artifact, Precision
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.batch import padded, varlen
 from rankrt.text.pairs import Pair
 from rankrt_export.errors import CheckpointError

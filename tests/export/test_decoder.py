@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from rankrt import InputError, Reranker
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt.cli.main import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
 from rankrt.loading.open import open_model, rules_for

@@ -11,7 +11,8 @@ from onnx import TensorProto
 
 from rankrt import InputError, Reranker
 from rankrt.arrays import Float32Array, Int32Array
-from rankrt.artifact.manifest import Artifact, Precision, Variant
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.batch import padded
 from rankrt.host.device import Device
 from rankrt.host.host import this_host

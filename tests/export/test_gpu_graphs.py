@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rankrt import Reranker
 from rankrt.arrays import Float32Array, Int64Array
-from rankrt.artifact.manifest import Artifact, Precision, Variant
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.batch import padded, varlen
 from rankrt.backends.session import import_onnxruntime
 from rankrt.text.pairs import Encoded

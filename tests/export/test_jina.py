@@ -13,7 +13,7 @@ import pytest
 
 from rankrt import Reranker
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt.text.pairs import Encoded
 from rankrt_export.errors import CheckpointError
 from rankrt_export.pipeline import Options, export

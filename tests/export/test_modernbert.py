@@ -10,7 +10,8 @@ import pytest
 
 from rankrt import Reranker
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Artifact, Precision
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.batch import packed, padded, varlen
 from rankrt.backends.session import open_session, session_options
 from rankrt.text.pairs import Encoded

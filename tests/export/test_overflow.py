@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from rankrt import Reranker
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt.text.pairs import Pair
 from rankrt_export.errors import PartialError, VerificationError
 from rankrt_export.job import job

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.subject import SMALL, Subject
-from rankrt.artifact.manifest import Artifact, Precision
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import Precision
 from tests.gpu import fake
 
 pytest.importorskip("torch", reason="exporting needs the export extra")

@@ -14,7 +14,8 @@ import pytest
 
 from rankrt import DeviceError, Reranker
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Artifact, Precision, open_artifact
+from rankrt.artifact.manifest import Artifact, open_artifact
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.providers import gpu_for
 from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
 from rankrt.cli.main import main

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from rankrt.artifact.manifest import Artifact, Precision
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import Precision
 from rankrt.backends import providers
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu, Gpus

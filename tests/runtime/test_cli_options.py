@@ -8,7 +8,8 @@ from typing import Any, get_args
 import click
 import pytest
 
-from rankrt.artifact.manifest import INSTRUCTION_SETS, PRECISIONS, Artifact
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import INSTRUCTION_SETS, PRECISIONS
 from rankrt.cli.arguments import Choice, Option
 from rankrt.cli.main import main
 from rankrt.cli.rerank import rerank

@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from rankrt import DeviceError, InputError, Reranker
-from rankrt.artifact.manifest import Artifact, Target
+from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import Target
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpus
 from rankrt.host.host import Host, this_host

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rankrt import DeviceError, InputError, Reranker
-from rankrt.artifact.manifest import INSTRUCTION_SETS, Artifact, InstructionSet, open_artifact, write_manifest
+from rankrt.artifact.manifest import Artifact, open_artifact, write_manifest
+from rankrt.artifact.precisions import INSTRUCTION_SETS, InstructionSet
 from rankrt.backends.session import session_options
 from rankrt.host.cpu import Cores, Machine
 from rankrt.host.device import Device

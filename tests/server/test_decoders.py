@@ -15,7 +15,7 @@ httpx: Any = pytest.importorskip("httpx", reason="needs httpx")
 made: Any = pytest.importorskip("tests.export.decoders", reason="needs the export extra")
 
 from rankrt import Reranker  # noqa: E402
-from rankrt.artifact.manifest import Precision  # noqa: E402
+from rankrt.artifact.precisions import Precision  # noqa: E402
 from rankrt.cli.main import main  # noqa: E402
 from rankrt.scoring import sigmoid  # noqa: E402
 from rankrt.server.models import LoadOptions  # noqa: E402

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Layout, Target
+from rankrt.artifact.manifest import Layout
+from rankrt.artifact.precisions import Target
 from rankrt_export.checkpoint.head import Head
 from rankrt_export.checkpoint.weights import Weights
 from rankrt_export.graph.graph import Graph

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from rankrt.artifact.manifest import Target
+from rankrt.artifact.precisions import Target
 from rankrt_export.graph.graph import CausalEngine, Engine, Graph, RotaryEngine
 from rankrt_export.targets.cpu import CpuEngine
 from rankrt_export.targets.cpu_causal import CausalCpuEngine

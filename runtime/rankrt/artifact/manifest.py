@@ -12,12 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from rankrt.artifact.precisions import INSTRUCTION_SETS as INSTRUCTION_SETS
-from rankrt.artifact.precisions import PRECISIONS as PRECISIONS
-from rankrt.artifact.precisions import InstructionSet as InstructionSet
-from rankrt.artifact.precisions import Precision as Precision
-from rankrt.artifact.precisions import Target as Target
-from rankrt.artifact.precisions import VariantKey
+from rankrt.artifact.precisions import InstructionSet, Precision, Target, VariantKey
 from rankrt.errors import ArtifactError
 from rankrt.files.rights import unreadable
 

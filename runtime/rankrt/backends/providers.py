@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rankrt.artifact.manifest import Target
+from rankrt.artifact.precisions import Target
 from rankrt.backends.session import import_onnxruntime, installed_engines
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device

@@ -7,7 +7,8 @@ import click
 from tqdm import tqdm
 
 from rankrt import Reranker
-from rankrt.artifact.manifest import PRECISIONS, Artifact, Precision, open_artifact
+from rankrt.artifact.manifest import Artifact, open_artifact
+from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.cli import streams
 from rankrt.cli.arguments import Choice, Command, Whole, file_argument, option
 from rankrt.cli.options import DEVICE_HELP

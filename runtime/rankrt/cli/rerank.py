@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from rankrt import InputError, Reranker
-from rankrt.artifact.manifest import PRECISIONS
+from rankrt.artifact.precisions import PRECISIONS
 from rankrt.cli import inputs, outputs, terminal
 from rankrt.cli.arguments import Choice, Command, Whole, file_argument, file_option, option
 from rankrt.cli.inputs import STANDARD_INPUT, Document, Query

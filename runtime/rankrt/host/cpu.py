@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankrt.artifact.manifest import INSTRUCTION_SETS, InstructionSet
+from rankrt.artifact.precisions import INSTRUCTION_SETS, InstructionSet
 
 # The flags by which ONNX Runtime's matrix kernels choose their code (mlas/lib/platform.cpp).
 _KERNEL_FLAGS = (

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from rankrt.artifact.manifest import Artifact, InstructionSet, Precision, Target, Variant
-from rankrt.artifact.precisions import PRECISIONS, TARGETS, rank
+from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import PRECISIONS, TARGETS, InstructionSet, Precision, Target, rank
 from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakSet
 
-from rankrt.artifact.manifest import Precision
+from rankrt.artifact.precisions import Precision
 from rankrt.backends import Backend
 from rankrt.errors import ClosedError, DeviceError
 from rankrt.loading.placement import Placement
