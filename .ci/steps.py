@@ -158,7 +158,7 @@ def steps(shop: Workshop) -> list[Step]:
         Step(
             name="check",
             title="ruff and mypy, for this system, macOS, Windows and the newest Python",
-            limit_s=900,
+            limit_s=1200,
             needs=("full",),
             commands=((*make, "check", "check-systems"),),
         ),
@@ -199,7 +199,7 @@ def steps(shop: Workshop) -> list[Step]:
         Step(
             name="suite",
             title="everything else, in the environment of `make test`",
-            limit_s=1800,
+            limit_s=2700,
             needs=("full",),
             commands=((*make, "test-suite", f"ARGUMENTS={of_suite}"),),
         ),
@@ -224,7 +224,7 @@ def steps(shop: Workshop) -> list[Step]:
         Step(
             name="old",
             title="transformers 4.57 and FlagEmbedding 1.4",
-            limit_s=1200,
+            limit_s=1800,
             needs=("old",),
             commands=((shop.python("old"), *PYTEST, "tests/export", "tests/parity", "tests/tiny_reranker"),),
         ),
@@ -243,7 +243,7 @@ def lean(shop: Workshop, version: str) -> Step:
     return Step(
         name=name,
         title=title,
-        limit_s=600,
+        limit_s=900,
         needs=("wheel", name),
         commands=((python, "-c", no_torch), tests),
         variables=covered(shop, name) if is_covered else None,
