@@ -1,1 +1,1 @@
-"""What one GPU answers in seven minutes: correctness, speed beside PyTorch, kernels, memory, a server under load."""
+"""One GPU measured in seven minutes: correctness, speed beside PyTorch, kernels, memory, a server under load."""

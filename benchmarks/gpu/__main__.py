@@ -1,10 +1,10 @@
-"""One session on a GPU: is it right, how fast is it beside PyTorch, where does the time go, what does it hold.
+"""One session on a GPU: correctness, speed beside PyTorch, the parts of the time, and memory.
 
     python -m benchmarks.gpu --out ./session
 
-Needs the extras gpu and export, and for the last stage server. PyTorch has to see the GPU, too. FOLDER/results.json and
-FOLDER/report.md are written after each stage. The model stays in FOLDER/model, so a second call with --only goes on
-with it. `make` writes it again, after a change of the exporter for example.
+The session needs the extras gpu and export. The last stage needs the extra server, too. PyTorch has to see the GPU.
+The session writes FOLDER/results.json and FOLDER/report.md after each stage. The model stays in FOLDER/model. A second
+call with --only uses the model again. The stage `make` writes it again, for example after a change of the exporter.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _BUDGET_S = 420.0
 
 def main() -> None:
     options = _options()
-    # What is prepared here is for a model that nobody else has.
+    # The model is random, so its prepared files are of no use in the user's own cache.
     os.environ.setdefault("RANKRT_CACHE", str((options.out / "cache").absolute()))
     options.out.mkdir(parents=True, exist_ok=True)
     size = SMALL if options.small else FULL
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def conditions(*, is_small: bool) -> dict[str, str]:
-    """Return what all stages of a record have in common; after a change of any of it a record begins anew."""
+    """Return the conditions that all stages of a record share. A new record begins when one of them changes."""
     found, machine = find_gpus(), this_machine()
     engines = {**installed_engines(), **{name: version(name) for name in ("torch", "transformers") if find_spec(name)}}
     return {
@@ -51,8 +51,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the record and the model go")
-    parser.add_argument("--budget", type=float, default=_BUDGET_S, metavar="SECONDS", help="for all stages together")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the record and the model")
+    parser.add_argument("--budget", type=float, default=_BUDGET_S, metavar="SECONDS", help="time of all stages")
     parser.add_argument(
         "--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=" ".join(STAGES)
     )

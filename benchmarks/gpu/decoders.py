@@ -1,4 +1,4 @@
-"""Decoders in matrices of shapes that are new each time: flash attention, as rankrt asks for it, and cuDNN's."""
+"""Decoders in matrices of a new shape each time. Compares rankrt's flash attention with cuDNN's."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from rankrt.backends.gpu import ForRows, GpuBackend, memory_of, open_on
 from rankrt.errors import RankrtError
 from rankrt.loading.placement import Placement
 
-# ONNX Runtime's bits: flash (1), memory-efficient (2), cuDNN's (8) and the plain one (16).
+# ONNX Runtime has a bit for each kernel: flash (1), memory-efficient (2), cuDNN's (8) and the plain one (16).
 _KERNELS: Mapping[str, dict[str, str]] = {
     "as rankrt has it": {},
     "with cuDNN's": {"sdpa_kernel": str(1 | 2 | 8 | 16)},
@@ -22,7 +22,7 @@ _N_ROWS, _LENGTHS = 16, range(200, 220)
 
 
 def decoders(subject: Subject) -> Iterator[Line]:
-    """Yield the time of a run with a new shape, and of the same run again, by family and kernel."""
+    """Yield two times for each family and kernel: a run with a new shape, and the same run again."""
     for family, config in subject.size.decoders.items():
         placement = placed(subject.decoder(family), "fp16")
         for name, kernel in _KERNELS.items():
@@ -31,7 +31,7 @@ def decoders(subject: Subject) -> Iterator[Line]:
                 yield Line(
                     name=what, figures=_timed(placement, kernel, int(config["vocab_size"]), subject.size.seconds / 3)
                 )
-            except RankrtError as error:  # the other kernel is worth knowing all the same
+            except RankrtError as error:  # the time of the other kernel is still of use
                 yield Line(name=what, figures={"failed": str(error)})
 
 

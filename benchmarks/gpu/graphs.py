@@ -1,4 +1,4 @@
-"""Whether a CUDA graph pays for a request's few rows: inputs stay where they are, and each shape has a graph."""
+"""Runs of a request's few rows with and without a CUDA graph. Inputs stay in place. Each shape has its own graph."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _WAYS: Mapping[str, dict[str, str]] = {"no graph": {}, "CUDA graph": {"enable_cu
 
 
 def graphs(subject: Subject) -> Iterator[Line]:
-    """Yield the time of a run of each shape, with and without a graph, and its first logit, which must not change."""
+    """Yield the time and the first logit of each shape, with and without a graph. A graph must not change the logit."""
     ort, placement = import_onnxruntime(), placed(subject.artifact, "fp16")
     graph, batch = placement.artifact.path(placement.variant.graph), GPU_BATCHES[placement.variant.layout]
     for way, settings in _WAYS.items():

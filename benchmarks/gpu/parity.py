@@ -1,4 +1,4 @@
-"""Whether scores are right: logits of a trained model and of a large random one, beside transformers' in fp32."""
+"""Correctness of scores, for a trained model and a large random one. The reference is transformers in fp32."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -25,13 +25,14 @@ from rankrt.text.pairs import Encoded
 from rankrt_export.text.texts import sample
 
 _PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
-# Short and long, on both sides of 256, where fp32's attention takes another kernel. Longest first, as PyTorch has them.
+# Rows are short and long. Some are on each side of 256, where fp32's attention takes another kernel. The longest row is
+# first, because PyTorch's logits come in that order.
 _LENGTHS = (500, 257, 256, 255, 100, 64, 17, 8)
 _N_AGAIN = 3
 
 
 def tiny(subject: Subject) -> Iterator[Line]:
-    """Yield what the doctor finds, and how the trained model's logits of real text differ from transformers'."""
+    """Yield the doctor's findings, then the trained model's differences from transformers' logits on real text."""
     for finding in examine_gpu(CUDA):
         yield _found(finding, "")
     artifact = subject.tiny
@@ -50,7 +51,7 @@ def tiny(subject: Subject) -> Iterator[Line]:
 
 
 def parity(subject: Subject) -> Iterator[Line]:
-    """Yield how logits differ from those of transformers' model in fp32."""
+    """Yield the differences of logits from those of transformers' model in fp32."""
     rows = rows_of(_LENGTHS, subject.size.n_ids)
     exact = model_of(subject.checkpoint, torch.float32)
     expected = _alone(exact, rows)
@@ -68,7 +69,7 @@ def parity(subject: Subject) -> Iterator[Line]:
 
 
 def _alone(model: Any, rows: Sequence[Int32Array]) -> Float32Array:
-    """Return the logits of rows that are computed one by one, without padding and with all bits of fp32."""
+    """Return the logits of rows, computed one by one. There is no padding, and products keep all bits of fp32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     return np.concatenate([padded(model, [row])() for row in rows])
 
@@ -78,7 +79,7 @@ def _sample_pairs() -> list[tuple[str, str]]:
 
 
 def _prepared(placement: Placement) -> str:
-    """Run what `rankrt prepare` runs: a full run, and a row of the greatest length."""
+    """Prepare as `rankrt prepare` does: run a full batch, and a row of the greatest length."""
     prepare_for_gpu(placement)
     return "a full run and the longest row have finite scores"
 

@@ -1,4 +1,4 @@
-"""XLM-R in PyTorch, in the two ways that people run it on a GPU: rows in padded matrices, and rows in one sequence."""
+"""XLM-R in PyTorch, in the two ways that people run it on a GPU: padded matrices, and one sequence of rows."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,15 +15,15 @@ from rankrt.arrays import Int32Array
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.float16 if DEVICE == "cuda" else torch.float32
-# What a call takes at a time: rankrt's own runs have as many.
+# The most tokens of a call. rankrt's own runs have as many.
 RUN_TOKENS = 16_384
 _PAD = 1
-# XLM-R numbers positions from here on.
+# XLM-R numbers positions from 2.
 _FIRST_POSITION = 2
 
 
 def wait() -> None:
-    """Wait until the GPU has done what it was given."""
+    """Wait until the GPU has done its work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -36,7 +36,7 @@ def model_of(checkpoint: Path, dtype: Any) -> Any:
 
 
 def padded(model: Any, rows: Sequence[Int32Array]) -> Callable[[], Any]:
-    """Return a call that scores rows in matrices of rows of like lengths, and returns the logits, longest row first."""
+    """Return a call that scores rows in matrices of like lengths. It returns the logits, longest row first."""
     batches = [_matrix(group) for group in _groups(rows, lambda n_rows, longest: n_rows * longest)]
 
     def run() -> Any:
@@ -47,7 +47,7 @@ def padded(model: Any, rows: Sequence[Int32Array]) -> Callable[[], Any]:
 
 
 def packed(model: "Packed", rows: Sequence[Int32Array]) -> Callable[[], Any]:
-    """Return a call that scores rows one after the other in a sequence, and returns the logits, longest row first."""
+    """Return a call that scores rows one after the other in a sequence. It returns the logits, longest row first."""
     batches = [_sequence(group) for group in _groups(rows, None)]
 
     def run() -> Any:
@@ -58,9 +58,10 @@ def packed(model: "Packed", rows: Sequence[Int32Array]) -> Callable[[], Any]:
 
 
 class Packed:
-    """XLM-R over rows in one sequence, as text-embeddings-inference has it: no padding, one call of flash attention.
+    """XLM-R over rows in one sequence, without padding, as text-embeddings-inference runs it.
 
-    Its last layer computes all but keys and values for first tokens only, as rankrt does.
+    One call of flash attention takes all rows. The last layer computes keys and values for all tokens. It computes the
+    rest for first tokens only, as rankrt does.
     """
 
     def __init__(self, model: Any, *, is_compiled: bool = False) -> None:
@@ -72,7 +73,7 @@ class Packed:
         self._layer = torch.compile(self._compute, dynamic=True) if is_compiled else self._compute
 
     def __call__(self, ids: Any, positions: Any, offsets: Any, longest: int) -> Any:
-        """Return the logits of rows, (n_rows,); ids and positions are (n_tokens,), offsets (n_rows + 1,)."""
+        """Return the logits of rows, (n_rows,). Ids and positions are (n_tokens,), offsets (n_rows + 1,)."""
         words = functional.embedding(ids, self._words)
         states = self._norm(words + functional.embedding(positions + _FIRST_POSITION, self._positions) + self._type)
         for layer in self._layers[:-1]:
@@ -92,7 +93,7 @@ class Packed:
 
 
 def attend(q: Any, k: Any, v: Any, offsets: Any, longest: int) -> Any:
-    """Return attention within each row: flash attention for all rows on a GPU, row by row elsewhere."""
+    """Return attention within each row. A GPU takes all rows in one call of flash attention, a CPU row by row."""
     if q.is_cuda:
         flash = torch.ops.aten._flash_attention_forward
         return flash(q, k, v, offsets, offsets, longest, longest, 0.0, False, False)[0]
@@ -105,7 +106,7 @@ def attend(q: Any, k: Any, v: Any, offsets: Any, longest: int) -> Any:
 
 
 def _groups(rows: Sequence[Int32Array], n_places: Callable[[int, int], int] | None) -> list[list[Int32Array]]:
-    """Divide rows, the longest first, into calls of so many tokens; with `n_places` padding counts as well."""
+    """Divide rows, the longest first, into calls of at most RUN_TOKENS. With `n_places`, padding counts as well."""
     groups: list[list[Int32Array]] = [[]]
     for row in sorted(rows, key=len, reverse=True):
         group = groups[-1]
@@ -134,5 +135,5 @@ def _sequence(rows: Sequence[Int32Array]) -> tuple[Any, Any, Any, int]:
 
 
 def _together(logits: Sequence[Any]) -> Any:
-    """Return logits on the host, which waits for them."""
+    """Return logits on the host. Waits for the GPU."""
     return torch.cat(list(logits)).float().cpu().numpy()

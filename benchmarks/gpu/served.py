@@ -1,6 +1,6 @@
-"""A server on the GPU: what it answers to clients that wait, and how long answers take at shares of that.
+"""A server on the GPU: its capacity with clients that wait, and its latency at shares of that capacity.
 
-Text is of single bytes, so tokenization costs less than a real model's.
+The tokenizer has single bytes, so tokenization costs less than a real model's.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _SECONDS = 8.0
 
 
 def served(subject: Subject) -> Iterator[Line]:
-    """Yield the server's capacity, and the latency at shares of it, with requests that come at random."""
+    """Yield the server's capacity, then the latency at shares of it. Requests come at random times."""
     seconds = _SECONDS * min(1.0, subject.size.seconds)
     chance = random.Random(0)
     passages = ["".join(chance.choices(string.ascii_lowercase, k=chance.randint(60, 350))) for _ in range(_N_PASSAGES)]
@@ -41,7 +41,7 @@ def served(subject: Subject) -> Iterator[Line]:
         async def send(number: int) -> bool:
             return await asyncio.get_running_loop().run_in_executor(pool, ask)
 
-        asyncio.run(capacity_per_s(send, seconds / 4, _N_CLIENTS))  # warms up
+        asyncio.run(capacity_per_s(send, seconds / 4, _N_CLIENTS))  # warms the server up
         capacity = asyncio.run(capacity_per_s(send, seconds, _N_CLIENTS))
         figures = {"requests_per_s": capacity, "pairs_per_s": capacity * _N_PASSAGES}
         yield Line(name=f"capacity, {_N_CLIENTS} clients, {_N_PASSAGES} passages each", figures=figures)

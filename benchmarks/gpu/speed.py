@@ -1,4 +1,4 @@
-"""How fast rankrt scores: rows of many lengths, a request's few rows, and runs of other sizes than the planner's."""
+"""rankrt's speed for rows of many lengths, for a request's few rows, and for runs of other sizes than the planner's."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +14,14 @@ from rankrt.backends.planner import divide
 from rankrt.text.pairs import Encoded
 
 RANKRT = "rankrt fp16"
-# Rows of a request, and their length: 1 to 100 passages.
+# A request has 1 to 100 rows, each of the length that follows.
 _REQUESTS = ((1, 60), (1, 200), (10, 60), (10, 200), (32, 200), (100, 200))
-# fp32 is for checking, and takes a few times as long.
+# fp32 is for checks and takes a few times as long, so it gets fewer tokens.
 _FP32_SHARE = 8
 
 
 def speed(subject: Subject) -> Iterator[Line]:
-    """Yield tokens and rows a second on each mix of lengths, and the latency of requests."""
+    """Yield tokens and rows a second for each mix of lengths, and the latency of requests."""
     size = subject.size
     with closing(subject.backend("fp16")) as backend:
         for mix in size.mixes:
@@ -41,7 +41,7 @@ def speed(subject: Subject) -> Iterator[Line]:
 
 
 def sweep(subject: Subject) -> Iterator[Line]:
-    """Yield the speed by the most tokens of a run and by the runs in flight: the planner has a constant for each."""
+    """Yield the speed by the tokens of a run and the runs in flight. The planner has a constant for each."""
     size = subject.size
     with closing(subject.backend("fp16")) as backend:
         for mix in size.mixes[:2]:
@@ -55,7 +55,7 @@ def sweep(subject: Subject) -> Iterator[Line]:
 
 
 def _in_runs(backend: GpuBackend, encoded: Encoded, n_tokens: int, n_in_flight: int) -> Callable[[], object]:
-    """Return a call that scores rows in runs of up to so many tokens, so many at a time."""
+    """Return a call that scores rows in runs of at most `n_tokens` tokens, with `n_in_flight` runs at a time."""
     runs = divide(encoded.lengths, n_tokens, backend.capacity.layout)
 
     def call() -> None:

@@ -1,6 +1,6 @@
-"""What is measured: a random model of bge-reranker-v2-m3's shape, its artifact, and how much of it is measured.
+"""The measured model, random and of bge-reranker-v2-m3's shape, with its artifact and the size of measurements.
 
-What was made stays in the session's folder, so a second call measures the same model. Only what makes it needs PyTorch.
+The files stay in the session's folder, so a second call measures the same model. Only making them needs PyTorch.
 """
 
 import shutil
@@ -28,14 +28,14 @@ TINY_CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "check
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much is measured.
+    """The size of the model and of measurements.
 
     encoder       the fields of an XLMRobertaConfig
     decoders      the fields of a transformers configuration by the name of its family
-    mixes         the rows of the speed stages; the first is the one that others than rankrt are measured on, too
+    mixes         the rows of the speed stages; systems other than rankrt score only the first few
     sweep         the most tokens of a run
     n_tokens      the tokens of a measurement
-    n_square      the side of the matrices that the card's best rate is measured with
+    n_square      the side of the matrices that measure the card's best rate
     seconds       the least time of a measurement
     """
 
@@ -66,8 +66,8 @@ _XLMR = {
     "eos_token_id": 2,
 }
 _DECODER = {"max_position_embeddings": 8192, "num_labels": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-# Vocabularies of decoders are cut: a row looks a few of their rows up. v2-gemma's depth is cut from 18 layers, because
-# all of them take longer to write than to measure.
+# Decoders have small vocabularies, because a row looks up few entries. v2-gemma has 4 of its 18 layers, because all of
+# them take longer to write than to measure.
 FULL = Size(
     encoder=_XLMR
     | {
@@ -135,7 +135,7 @@ SMALL = Size(
 
 
 class Subject:
-    """The model in a folder; a part that is not there is made when it is first asked for."""
+    """The model in a folder. Makes a missing part when it is first needed."""
 
     def __init__(self, size: Size, folder: Path) -> None:
         self.size = size
@@ -143,12 +143,12 @@ class Subject:
 
     @property
     def checkpoint(self) -> Path:
-        """The model as PyTorch has it, in fp32."""
+        """The model for PyTorch, in fp32."""
         return self._made("checkpoint", lambda folder: _checkpoints().write_encoder(self.size.encoder, folder))
 
     @property
     def artifact(self) -> Artifact:
-        """The model as rankrt has it, in fp32 and fp16 for CUDA."""
+        """The model for rankrt, in fp32 and fp16 for CUDA."""
         return open_artifact(
             self._made("artifact", lambda folder: _checkpoints().export_for_cuda(self.checkpoint, folder))
         )
@@ -174,12 +174,12 @@ class Subject:
         return open_gpu(placed(self.artifact, precision))
 
     def clear(self) -> None:
-        """Remove what was made of the encoder."""
+        """Remove the encoder's checkpoint and artifact."""
         for name in ("checkpoint", "artifact"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _made(self, name: str, make: Callable[[Path], object]) -> Path:
-        """Return a folder, made unless it is there; one that was cut off in the making is made again."""
+        """Return a folder. Makes it if it is missing, and again if an earlier attempt was cut off."""
         path, partial = self.folder / name, self.folder / f"{name}.partial"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ class Subject:
 
 
 def make(subject: Subject) -> Iterator[Line]:
-    """Write the checkpoint and the artifact anew."""
+    """Write the checkpoint and the artifact again."""
     subject.clear()
     for name in ("checkpoint", "artifact"):
         began = time.perf_counter()
@@ -201,7 +201,7 @@ def make(subject: Subject) -> Iterator[Line]:
 
 
 def _checkpoints() -> Any:
-    """Return the module that needs PyTorch, so that an environment without it can measure what is there."""
+    """Import the module that needs PyTorch. Only a model that is already there can be measured without it."""
     return import_module("benchmarks.gpu.checkpoints")
 
 
