@@ -90,7 +90,7 @@ def ask(port: int, cases: Sequence[Case], found: Findings, **fields: object) -> 
 def check_readiness(port: int, cases: Sequence[Case], found: Findings) -> None:
     """Blame a server that has no worker for a request, although it is ready before and after it.
 
-    A worker that was ended and came back meanwhile is no reason: nothing can know of that before it happens.
+    A worker that was ended and came back meanwhile is not a reason: the server cannot know of that before it happens.
     """
     before, is_ready = _n_restarts(port), b'"ready"' in get(port, "/ready")
     status, answer, _ = post(port, random.choice(cases).body(timeout_ms=5000))
