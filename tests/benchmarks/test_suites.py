@@ -25,17 +25,24 @@ def rows(suite: str, system: str, lab: Lab) -> list[Row]:
 
 
 def test_a_system_of_known_delay_is_measured_within_five_percent(lab: Lab):
+    """The fastest of five calls: a busy host makes the others longer, and the median of them."""
     for row in rows("latency", SLOWER, lab):
-        assert row.metrics["p50_ms"] == pytest.approx(1.5e3 * CALL_S, rel=0.05)
-        assert row.metrics["times_baseline"] == pytest.approx(1.5, rel=0.05)
         assert len(row.seconds) == len(row.baseline_seconds) == 5
+        assert min(row.seconds) == pytest.approx(1.5 * CALL_S, rel=0.05)
+        assert min(row.baseline_seconds) == pytest.approx(CALL_S, rel=0.05)
+        assert row.metrics["p50_ms"] == pytest.approx(1e3 * np.median(row.seconds))
+        assert row.metrics["times_baseline"] == pytest.approx(
+            np.median(np.divide(row.seconds, row.baseline_seconds)), rel=1e-6
+        )
 
 
 def test_throughput_is_what_was_scored_in_that_time_and_drift_stands_beside_it(lab: Lab):
     (row,) = rows("throughput", SLOWER, lab)
     assert row.case == "8 mixed"
-    assert row.metrics["pairs_per_s"] == pytest.approx(8 / (1.5 * CALL_S), rel=0.05)
-    assert row.metrics["tokens_per_s"] == pytest.approx(row.size["n_tokens"] / (1.5 * CALL_S), rel=0.05)
+    middle = np.median(row.seconds)
+    assert min(row.seconds) == pytest.approx(1.5 * CALL_S, rel=0.05)
+    assert row.metrics["pairs_per_s"] == pytest.approx(8 / middle)
+    assert row.metrics["tokens_per_s"] == pytest.approx(row.size["n_tokens"] / middle)
     assert row.metrics["max_drift"] == 0.5
 
 
