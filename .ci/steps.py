@@ -33,7 +33,7 @@ INSTALL_S = 900
 PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations=15")
 # Python 3.12 and newer count lines at little cost; 3.11, which the suite has, takes 1.7 times the processor time.
 COVERED = ("--cov", "--cov-report=")
-COVERED_PERCENT = 70  # of the runtime's lines, at least
+COVERED_PERCENT = 60  # of the runtime's lines, at least
 
 
 @dataclass(frozen=True, kw_only=True)
