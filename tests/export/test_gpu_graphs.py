@@ -92,6 +92,14 @@ def variant_of(artifact: Artifact, name: str) -> Variant:
     return next(variant for variant in artifact.manifest.variants if variant.name == name)
 
 
+def logits_on_gpus(artifact: Artifact, encoded: Encoded, precision: Precision) -> list[Float32Array]:
+    """Return the logits of the graphs for TensorRT and for CUDA, as a CPU computes them."""
+    every, rows = every_row(encoded), RowMaker.open(artifact)
+    for_tensorrt = GraphOnCpu(artifact, variant_of(artifact, f"tensorrt-{precision}"), rows)
+    for_cuda = evaluator(str(artifact.path(f"cuda-{precision}.onnx")))
+    return [for_tensorrt.run(padded(encoded, every)), for_cuda.run(None, dict(varlen(encoded, every)))[0]]
+
+
 def graph_of(artifact: Artifact, name: str) -> onnx.ModelProto:
     return onnx.load(artifact.path(variant_of(artifact, name).graph), load_external_data=False)
 

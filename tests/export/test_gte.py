@@ -16,16 +16,13 @@ from rankrt import Reranker
 from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Artifact
 from rankrt.artifact.precisions import Precision
-from rankrt.backends.batch import padded, varlen
 from rankrt.text.pairs import Encoded
 from rankrt_export.errors import CheckpointError
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import sample
 from rankrt_export.verify.rows import RowMaker
-from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu
 from tests.export.conftest import change_config, checkpoint_of, torch, transformers
-from tests.export.contrib import evaluator
-from tests.export.test_gpu_graphs import CUDA_KERNELS, TENSORRT_OPERATORS, graph_of, variant_of
+from tests.export.test_gpu_graphs import CUDA_KERNELS, TENSORRT_OPERATORS, graph_of, logits_on_gpus
 from tests.export.test_modernbert import WINDOW_KERNELS, WINDOW_OPERATORS
 
 pytestmark = [
@@ -268,17 +265,12 @@ GPU_TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.1}
 
 @pytest.mark.parametrize("precision", GPU_TOLERANCES)
 def test_graphs_for_gpus_have_the_scores_of_the_cpu_s(gpu_artifact: Artifact, precision: Precision):
-    rows = RowMaker.open(gpu_artifact)
     questions = sample().questions
     passages = [" ".join(questions[0].passages), "the moon", questions[3].passages[0], ""]
-    encoded = rows.encode([(questions[0].query, passage) for passage in passages])
+    encoded = RowMaker.open(gpu_artifact).encode([(questions[0].query, passage) for passage in passages])
     with Reranker.load(gpu_artifact.folder, precision="fp32", prepare=False) as reranker:
         expected = reranker._scorer().backend.logits(encoded).last
-    every = np.arange(encoded.n_rows)
-    for_tensorrt = GraphOnCpu(gpu_artifact, variant_of(gpu_artifact, f"tensorrt-{precision}"), rows)
-    for_cuda = evaluator(str(gpu_artifact.path(f"cuda-{precision}.onnx")))
-    found = [for_tensorrt.run(padded(encoded, every)), for_cuda.run(None, dict(varlen(encoded, every)))[0]]
-    for logits in found:
+    for logits in logits_on_gpus(gpu_artifact, encoded, precision):
         np.testing.assert_allclose(logits, expected, atol=GPU_TOLERANCES[precision], rtol=0)
     assert np.ptp(expected) > 0.3
 

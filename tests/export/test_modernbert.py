@@ -12,7 +12,7 @@ from rankrt import Reranker
 from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Artifact
 from rankrt.artifact.precisions import Precision
-from rankrt.backends.batch import packed, padded, varlen
+from rankrt.backends.batch import packed
 from rankrt.backends.session import open_session, session_options
 from rankrt.text.pairs import Encoded
 from rankrt_export.architectures import ARCHITECTURES
@@ -26,11 +26,8 @@ from rankrt_export.graph.graph import Graph
 from rankrt_export.pipeline import Options, export
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.text.texts import sample
-from rankrt_export.verify.rows import RowMaker
-from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu
 from tests.export.conftest import Make, change_config, checkpoint_of, torch, transformers, write_tokenizer
-from tests.export.contrib import evaluator
-from tests.export.test_gpu_graphs import CUDA_KERNELS, TENSORRT_OPERATORS, graph_of, variant_of
+from tests.export.test_gpu_graphs import CUDA_KERNELS, TENSORRT_OPERATORS, graph_of, logits_on_gpus
 
 pytestmark = pytest.mark.export
 
@@ -232,16 +229,8 @@ def test_graphs_for_gpus_have_the_scores_of_the_cpu_s(gpu_artifact: Artifact, pr
     encoded = Encoded.of_rows([chance.integers(4, 250, n, np.int32) for n in (1, 3, 200, 17, 129, 9, 40, 128, 5)])
     with Reranker.load(gpu_artifact.folder, precision="fp32", prepare=False) as reranker:
         expected = reranker._scorer().backend.logits(encoded).last
-    every = np.arange(encoded.n_rows)
-    for_tensorrt = GraphOnCpu(
-        gpu_artifact, variant_of(gpu_artifact, f"tensorrt-{precision}"), RowMaker.open(gpu_artifact)
-    )
-    np.testing.assert_allclose(
-        for_tensorrt.run(padded(encoded, every)), expected, atol=GPU_TOLERANCES[precision], rtol=0
-    )
-    for_cuda = evaluator(str(gpu_artifact.path(f"cuda-{precision}.onnx")))
-    (logits,) = for_cuda.run(None, dict(varlen(encoded, every)))
-    np.testing.assert_allclose(logits, expected, atol=GPU_TOLERANCES[precision], rtol=0)
+    for logits in logits_on_gpus(gpu_artifact, encoded, precision):
+        np.testing.assert_allclose(logits, expected, atol=GPU_TOLERANCES[precision], rtol=0)
     assert np.ptp(expected) > 1
 
 
