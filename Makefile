@@ -116,7 +116,7 @@ clean:  ## remove the environments
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server,otel,export]' --group dev
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server,otel,export,finetune,openvino,parquet]' --group dev
 	touch $@
 
 $(CLIENTS_READY): pyproject.toml constraints.txt

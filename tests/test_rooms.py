@@ -21,10 +21,11 @@ ORDER = {
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
         " pipeline cli"
     ),
+    "finetune/rankrt_finetune": "",
     "benchmarks": "systems records harness studies suites gpu run prepare",
 }
 # Each imports only those on its right.
-PACKAGES = ["benchmarks", "rankrt_export", "rankrt"]
+PACKAGES = ["benchmarks", "rankrt_finetune", "rankrt_export", "rankrt"]
 
 
 @pytest.mark.parametrize("package", ORDER)

@@ -10,7 +10,8 @@ from types import ModuleType
 import rankrt
 from rankrt.artifact.manifest import Artifact
 
-BANNED = ["torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors", "scipy", "rankrt_export"]
+BANNED = ["torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors", "scipy"]
+BANNED += ["rankrt_export", "rankrt_finetune"]
 
 # It records instead of raising: an ImportError would be swallowed by whoever tries an import "just in case".
 PROBE = """

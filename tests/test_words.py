@@ -27,6 +27,7 @@ ROOMS = (
     "runtime/rankrt/text",
     "export/rankrt_export/targets",
     "export/rankrt_export/text",
+    "finetune",
     "benchmarks",
     "tiny_reranker",
 )

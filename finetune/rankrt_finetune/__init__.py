@@ -1,0 +1,1 @@
+"""Mining, teacher scores, training and evaluation of rerankers, over libraries that do this well."""
