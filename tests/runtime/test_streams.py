@@ -119,7 +119,17 @@ def test_results_that_cannot_be_written_are_a_sentence(
 def test_standard_input_that_is_closed_is_a_sentence(artifact: Artifact):
     finished = shell(["score", str(artifact.folder), "-", "--no-prepare"], "<&-")
     assert finished.returncode == 1
-    assert "rankrt: error: standard input cannot be read" in finished.stderr
+    assert "rankrt: error: standard input cannot be read: it is closed" in finished.stderr
+
+
+def test_a_file_that_took_the_number_of_a_closed_standard_input_is_not_read(artifact: Artifact, pairs: Path):
+    code = f"file = open({str(pairs)!r}); assert file.fileno() == 0; from rankrt.cli.main import main"
+    code += f"; main(['score', {str(artifact.folder)!r}, '-', '--no-prepare'])"
+    finished = subprocess.run(
+        ["bash", "-c", '"$@" <&-', "bash", sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert finished.stdout == ""
+    assert "standard input cannot be read: it is closed" in finished.stderr
 
 
 @pytest.mark.parametrize("buffering", ["", "1"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from rankrt.artifact.manifest import MANIFEST
 from rankrt.artifact.source import Hub
+from rankrt.files.rights import exists, unreadable
 from rankrt_export.checkpoint import adapter, modules
 from rankrt_export.checkpoint.card import CARD, Card, read_card
 from rankrt_export.checkpoint.counterparts import counterpart_of, translated
@@ -84,7 +85,7 @@ class Checkpoint:
 
     @property
     def is_decoder(self) -> bool:
-        """Whether a row is a question that the model answers behind its last token."""
+        """Whether a row is a question that the model answers after its last token."""
         return self.architecture in DECODERS
 
     @property
@@ -95,7 +96,7 @@ class Checkpoint:
         """
         n_positions = int(self.config.get("max_position_embeddings") or 512)
         if self.config["model_type"] == "minicpm":
-            # 2,048 are declared, of positions that are rotations and go on; its authors give 8,192 for this family.
+            # 2,048 are declared. Positions are rotations, which have no end; its authors give 8,192 for this family.
             n_positions = max(n_positions, 8192)
         if self.config["model_type"] in {"roberta", "xlm-roberta", "camembert"}:
             n_positions -= int(self.config.get("pad_token_id", 1)) + 1
@@ -186,7 +187,7 @@ def check_asks_for_no_code(config: Mapping[str, Any], source: str) -> None:
     architectures = config.get("architectures", [])
     if any(name.startswith("AutoModel") for name in config.get("auto_map", {})) and not set(architectures) & set(_OWN):
         raise CheckpointError(
-            f"{source} is a {' and '.join(architectures) or 'model'} whose code lies in its repository (config.json:"
+            f"{source} is a {' and '.join(architectures) or 'model'} whose code is in its repository (config.json:"
             " auto_map). rankrt never runs code from a checkpoint, so it can be exported only if its class is one of"
             " transformers' own"
         )
@@ -257,4 +258,7 @@ def check_head(config: Mapping[str, Any], weights: Weights, folder: Path) -> Non
 
 
 def _has(folder: Path, name: str) -> bool:
-    return (folder / name).exists()
+    try:
+        return exists(folder / name)
+    except OSError as error:
+        raise CheckpointError(unreadable(folder, error)) from error

@@ -18,14 +18,14 @@ from rankrt.artifact.manifest import FORMAT_VERSION, MANIFEST, Artifact, open_ar
 from rankrt.errors import ArtifactError, CacheError, InputError, MissingExtra
 from rankrt.extras import exporter
 from rankrt.files.cache import HostCache, Key
-from rankrt.files.rights import home_folder, this_user, unreadable
+from rankrt.files.rights import exists, home_folder, this_user, unreadable
 
 _CHECKPOINT, _MODULES = "config.json", "modules.json"
 # What an export may read of a checkpoint's folder: configurations, weights, tokenizers, code. The rest of what people
 # keep there (README.md, logs, ONNX files of others) has no part in it.
 _SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".tiktoken", ".jinja", ".py"}
 _NAMES = {"merges.txt", "vocab.txt"}
-# What trainers leave behind under the same suffixes.
+# Trainers leave these under the same suffixes.
 _UNREAD = {"training_args.bin", "optimizer.bin", "scheduler.bin", "trainer_state.json"}
 # What huggingface_hub looks at before it asks for the home folder.
 _HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
@@ -64,7 +64,7 @@ class Hub:
 
 
 class Chosen(Protocol):
-    """What was chosen of an artifact: a variant, by itself or with where it runs."""
+    """The part of an artifact that was chosen: a variant, by itself or with the place where it runs."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def local_folder(source: object) -> Path | None:
 
 def _has(folder: Path, name: str) -> bool:
     try:
-        return (folder / name).exists()
+        return exists(folder / name)
     except OSError as error:
         raise ArtifactError(unreadable(folder, error)) from error
 

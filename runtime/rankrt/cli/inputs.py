@@ -13,6 +13,7 @@ import io
 import json
 import math
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,6 +139,9 @@ def format_of(name: str) -> Format | None:
 
 def open_input(name: str) -> io.BufferedReader:
     """Open a file, or for "-" standard input. Raises InputError if it cannot be opened."""
+    if name == STANDARD_INPUT and sys.stdin is None:
+        # A library may have its own file under the free number by now: libffi 3.5 opens itself when it is loaded.
+        raise InputError(f"{_shown(name)} cannot be read: it is closed")
     try:
         return open(0 if name == STANDARD_INPUT else name, "rb", closefd=name != STANDARD_INPUT)
     except OSError as error:

@@ -31,6 +31,15 @@ def home_folder() -> Path | None:
         return None
 
 
+def exists(path: Path) -> bool:
+    """Tell whether a path exists. Raises OSError if this user may not look; `Path.exists` of Python 3.14 denies it."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def unreadable(path: Path, error: OSError) -> str:
     """Return a sentence that says which path cannot be read, by which user and why, and the remedy if it is rights."""
     if isinstance(error, PermissionError):
