@@ -10,8 +10,8 @@ _IDIOMS = re.compile(
     r"|(?:^|(?<=[.!?] ))What (?:is|are|was|were|has|cannot|does)\b[^?]*$",
     re.IGNORECASE,
 )
-# A line of a table in a docstring: a name, two spaces or more, and what it means.
-_TABLE_ROW = re.compile(r"^ *[\w`*./<>-]+(?:, [\w`*./<>-]+)*  +(?=\S)", re.MULTILINE)
+# A line of a table or of a tree in a docstring: a name, two spaces or more, and what it means.
+_TABLE_ROW = re.compile(r"^[ │├└─]*[\w`*./<>-]+(?:, [\w`*./<>-]+)*  +(?=\S)", re.MULTILINE)
 
 
 def sentences(text: str) -> Sequence[str]:

@@ -18,7 +18,7 @@ from rankrt_export.decoders.styles import STYLES
 from rankrt_export.errors import OptionsError
 from rankrt_export.job.options import precisions_of
 
-# What is calibrated, of all precisions.
+# The precisions that are calibrated.
 _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_calibrated]
 
 

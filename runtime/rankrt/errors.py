@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree; catch `RankrtError` to catch all of it.
+"""What can go wrong, as one tree. Catch `RankrtError` to catch all of it.
 
 RankrtError
 ├── InputError         the text or an option of a call cannot be used (also a ValueError)
@@ -19,8 +19,8 @@ class RankrtError(Exception):
 class InputError(RankrtError, ValueError):
     """The text or an option of a call cannot be used.
 
-    A message names an option as Python spells it, `max_length` or `max_length=0`, so that a command line can put its
-    own spelling there.
+    A message names an option as Python spells it: `max_length` or `max_length=0`. A command line can put its own
+    spelling there.
     """
 
 
@@ -41,7 +41,7 @@ class ClosedError(RankrtError):
 
 
 class CacheError(RankrtError):
-    """The host's cache cannot be read or written. Only what needs it raises this; the rest goes on without it."""
+    """The host's cache cannot be read or written. Only what needs it raises this; the rest works without it."""
 
 
 class MissingExtra(RankrtError, ImportError):

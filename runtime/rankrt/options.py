@@ -39,7 +39,7 @@ class LoadOptions:
         check_choice("precision", self.precision, ("auto", *PRECISIONS))
         check_choice("instruction_set", self.instruction_set, INSTRUCTION_SETS, none_is="the one for this processor")
         check_whole("n_threads", self.n_threads, least=1, none_is="all usable cores")
-        check_positive("gpu_memory_gb", self.gpu_memory_gb, none_is="what is needed")
+        check_positive("gpu_memory_gb", self.gpu_memory_gb, none_is="as much as is needed")
         check_text("revision", self.revision, none_is="the newest")
         check_flag("prepare", self.prepare)
         if self.cache_dir is not None and not isinstance(self.cache_dir, str | os.PathLike):

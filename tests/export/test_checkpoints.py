@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "code of its own": (
         lambda folder: change_config(folder, auto_map={"AutoModelForSequenceClassification": "modeling.Mine"}),
-        r"whose code lies in its repository \(config\.json: auto_map\)\. rankrt never runs code",
+        r"whose code is in its repository \(config\.json: auto_map\)\. rankrt never runs code",
     ),
     "fewer layers than its weights": (
         lambda folder: change_config(folder, num_hidden_layers=2),

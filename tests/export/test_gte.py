@@ -219,7 +219,7 @@ def test_code_in_the_checkpoint_is_not_run(tmp_path: Path):
         ({"num_attention_heads": 64}, "hidden_size = 32 and num_attention_heads = 64; a head needs an even number"),
         ({"num_attention_heads": 3}, "hidden_size = 32 and num_attention_heads = 3; a head needs an even number"),
         ({"num_labels": 2}, "has 2 labels"),
-        ({"architectures": ["NewModel"]}, "NewModel whose code lies in its repository"),
+        ({"architectures": ["NewModel"]}, "NewModel whose code is in its repository"),
     ],
 )
 def test_what_is_not_implemented_is_named(tmp_path: Path, changes: dict[str, Any], message: str):

@@ -179,11 +179,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another activation": (lambda folder: change_config(folder, hidden_act="gelu_new"), "hidden_act = 'gelu_new'"),
     "an embedding model": (
         lambda folder: change_config(folder, architectures=["XLMRobertaModel"]),
-        "XLMRobertaModel whose code lies in its repository",
+        "XLMRobertaModel whose code is in its repository",
     ),
     "other code": (
         lambda folder: change_config(folder, auto_map={"AutoModel": "modeling.Mine"}, model_type="xlm-roberta"),
-        r"whose code lies in its repository \(config\.json: auto_map\)",
+        r"whose code is in its repository \(config\.json: auto_map\)",
     ),
     "two labels": (lambda folder: change_config(folder, num_labels=2), "has 2 labels"),
     "fewer layers than its weights": (lambda folder: change_config(folder, num_hidden_layers=2), "weights of 3 layers"),

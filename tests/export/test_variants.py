@@ -51,7 +51,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Pat
     [
         ({"max_difference": -1.0}, "--max-drift -1: a difference in logits is a number above 0"),
         ({"max_difference": float("nan")}, "--max-drift nan"),
-        ({"min_tau": 1.5}, "--min-tau 1.5: Kendall's tau lies between -1 and 1"),
+        ({"min_tau": 1.5}, "--min-tau 1.5: Kendall's tau is between -1 and 1"),
         ({"min_tau": float("nan")}, "--min-tau nan"),
     ],
 )

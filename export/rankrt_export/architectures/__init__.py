@@ -1,4 +1,4 @@
-"""Models that are written node by node, one file each, by the name of the class that transformers would load."""
+"""Models that are written node by node, one file each. Their names are those of transformers' classes."""
 
 from collections.abc import Mapping
 

@@ -1,10 +1,9 @@
 """The Llama-like decoders: Llama, Mistral, Qwen 2 and 3, Gemma (the first), MiniCPM, in one file and a table.
 
-Pre-norm layers of grouped causal attention with rotary positions and a gated feed-forward, as in transformers' classes;
-what differs between the families is in `FAMILIES`. A score is read off a row's last token: the last layer of a run
-computes keys and values for all tokens and the rest for the last ones, and in place of a vocabulary matrix there is one
-vector. For a CPU the layers are cut into sections behind those that a score can be read from; for a GPU they are one
-graph that ends behind the last of these.
+Pre-norm layers of grouped causal attention with rotary positions and a gated feed-forward, as in transformers' classes.
+`FAMILIES` has the differences. A score is read off a row's last token. So the last layer of a run computes only keys
+and values for all tokens, and one vector stands in place of a vocabulary matrix. For a CPU the layers are cut into
+sections after those that a score can be read from. For a GPU they are one graph that ends after the last of these.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ class Family:
     """What sets a family apart.
 
     activations      how config.json may call the gate's activation
-    norm_shift       what is added to the scale of a norm
+    norm_shift       added to the scale of a norm
     has_head_norms   queries and keys are normalised, head by head
     scales_by_width  embeddings are multiplied with the root of their width
     """
@@ -133,7 +132,7 @@ class _Decoder:
         return self._scaled(self._graph.as_float32(vectors), self._shape.embedding_scale)
 
     def layer(self, layer: int, hidden: ir.Value, *, is_last: bool) -> ir.Value:
-        """Return the states behind a layer, of the tokens that go on if it is the segment's last."""
+        """Return the states after a layer; in the segment's last one, those of the tokens that leave it."""
         name = f"model.layers.{layer}"
         attended = self._attention(name, self._norm(hidden, f"{name}.input_layernorm"), is_last=is_last)
         hidden = self._added(self._engine.going_on(hidden) if is_last else hidden, attended)

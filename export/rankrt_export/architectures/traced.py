@@ -1,8 +1,8 @@
 """Any other cross-encoder: the graph that torch.onnx traces.
 
-Slower than a written graph (nothing is left out, rows run together only if they have one length) and fp32 only, but it
-takes what transformers takes, and is verified the same way. The exporter is torch.export's: the older TorchScript one
-gave logits that were wrong by up to 0.02 for BERT, ELECTRA and ALBERT, without a word.
+It is slower than a written graph, since nothing is left out and rows run together only if they have one length. It is
+fp32 only. But it takes what transformers takes, and is verified the same way. The exporter is torch.export's. The older
+TorchScript one gave logits that were wrong by up to 0.02 for BERT, ELECTRA and ALBERT, without a word.
 """
 
 import logging
@@ -26,7 +26,7 @@ _EXTERNAL_BYTES = 1024
 def trace(checkpoint: Checkpoint, path: Path) -> None:
     """Write the graph of a checkpoint, with its weights in a data file beside it.
 
-    Inputs are input_ids and, where the model has them, token_type_ids, both (n_rows, n_tokens) in int64; the output is
+    Inputs are input_ids and, where the model has them, token_type_ids, both (n_rows, n_tokens) in int64. The output is
     logits, (n_rows,). Raises CheckpointError if transformers cannot load the model or torch cannot trace it.
     """
     import torch

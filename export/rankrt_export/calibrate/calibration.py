@@ -1,8 +1,8 @@
-"""What 8 bits need to know of a model before it is written: scales, and which layers are too delicate for them.
+"""How a model is rounded to 8 bits: its scales, and the layers that are too delicate. Found before it is written.
 
-Runs the PyTorch model on text. Each group of linear layers that read the same activations gets divisors that move
-outlier channels from the activations into the weights; each layer's cost is measured as the drift of the logit that its
-rounding causes; and the costliest layers stay as they are, fp32 or on a GPU fp16, until the whole is within its limits.
+Runs the PyTorch model on text. Each group of linear layers that read the same activations gets divisors, which move
+outlier channels from the activations into the weights. A layer's cost is the drift of the logit that its rounding
+causes. The costliest layers stay in fp32, or on a GPU in fp16, until the whole is within its limits.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,7 +76,7 @@ class Calibration:
     """What calibrating a variant found, from which recipes with more or less in 8 bits are made.
 
     layers  the recipes of all linear layers
-    n_kept  how many of the costliest stay as they are for the calibration text to be within the limits
+    n_kept  how many of the costliest are not rounded, so that the calibration text is within the limits
     """
 
     key: VariantKey
@@ -100,7 +100,7 @@ class Calibration:
         )
 
     def tighten(self, recipe: Recipe, factor: float) -> Recipe | None:
-        """Return a recipe with that share of the drift, as far as can be foreseen; None if too little int8 is left.
+        """Return a recipe with that share of the drift, by the estimate; None if too little int8 is left.
 
         Tables go to half precision at once: that costs size, but no time.
         """
@@ -120,7 +120,7 @@ def calibrate(
     progress: Progress = lambda n_done: None,
     asked: Asked | None = None,
 ) -> tuple[dict[VariantKey, Calibration], list[VariantError]]:
-    """Find scales, costs, and the most int8 that is within its limits on the text, for each variant that has limits.
+    """Find scales, costs, and the most int8 within the limits on the text, for each variant that has limits.
 
     Return what was found, and an error for each variant whose limits cannot be met. `progress` is told of pairs done;
     `asked` says how a decoder is asked. Raises CheckpointError for an architecture that is traced.
@@ -146,7 +146,7 @@ def calibrate(
 def _choose_tables(
     on_text: ModelOnText, checkpoint: Checkpoint, names: Sequence[str], limits: Sequence[Limits]
 ) -> dict[str, TableRecipe]:
-    """Return how each table is rounded, as far as one of the ways to do it leaves most of the limits to the layers."""
+    """Return how each table is rounded, if one of the ways leaves most of the limits to the layers."""
     if not limits:
         return {}
     max_drift = min(limit.max_difference for limit in limits) * _TABLES_SHARE_OF_LIMIT
@@ -167,7 +167,7 @@ def _choose_tables(
 def _choose_recipes(
     on_text: ModelOnText, groups: Sequence[LayerGroup], keys: Iterable[VariantKey]
 ) -> dict[VariantKey, dict[str, LayerRecipe]]:
-    """Return the recipes of all layers for each variant; those that differ by instruction set only are found once."""
+    """Return the recipes of all layers for each variant. Instruction sets share what is found."""
     seen = see(on_text, groups)
     recipes: dict[VariantKey, dict[str, LayerRecipe]] = {key: {} for key in keys}
     methods = {(key.target, key.precision): calibrated_method(key) for key in recipes}
@@ -209,8 +209,8 @@ def _calibrate_variant(
 def measure_drifts(on_text: ModelOnText, layers: Mapping[str, RoundedLayer]) -> Drifts:
     """Measure what each layer's rounding adds to each pair's logit, to the first order.
 
-    It is the gradient of the logit with respect to the layer's output, times the output's error: all layers are
-    measured in one pass forward and back, where running them one by one would take as many passes as there are layers.
+    It is the gradient of the logit with respect to the layer's output, times the output's error. So all layers are
+    measured in one pass forward and back, and not in a pass for each.
     """
     runs = [
         [layer.first_order_drift(passages[name]) for name, layer in layers.items()]
@@ -228,7 +228,7 @@ def measure_drifts(on_text: ModelOnText, layers: Mapping[str, RoundedLayer]) -> 
 def fewest_kept(
     key: VariantKey, drifts: Drifts, drift_and_tau: Callable[[int], tuple[float, float]], limits: Limits
 ) -> int:
-    """Return how many of the costliest layers have to stay as they are, by bisection: more never hurts much.
+    """Return how many of the costliest layers must not be rounded, by bisection. More never hurts much.
 
     `drift_and_tau` measures the largest drift and the mean tau with so many. Raises VariantError if so many would have
     to that the rest is not worth it.

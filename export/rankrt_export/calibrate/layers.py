@@ -69,7 +69,7 @@ class _Nowhere:
 
 
 def _any_readouts(checkpoint: Checkpoint) -> list[Readout]:
-    """Return one behind the last layer of a decoder, so that all its layers are built."""
+    """Return one after the last layer of a decoder, so that all its layers are built."""
     if not checkpoint.is_decoder:
         return []
     return [Readout(layer=int(checkpoint.config["num_hidden_layers"]), vector=np.zeros(1, np.float32))]

@@ -1,1 +1,1 @@
-"""A checkpoint as it lies on disk: config, weights, adapter, tokenizer. Writes no graph."""
+"""A checkpoint as it is on disk: config, weights, adapter, tokenizer. Writes no graph."""

@@ -52,7 +52,7 @@ class Saved:
     head           of a model without one, the modules that make a score of its states
     activation     what the score is put through by default, if that is said
     prompts        texts by name that a request may choose from
-    default_prompt  what is put before every pair, or is its system message; "" for nothing
+    default_prompt  the text before every pair, or its system message; "" for nothing
     is_chat        the pair is put into the tokenizer's chat template
     is_structured  the template is given a list of parts in the place of a text
     chat_options   what the template is given besides

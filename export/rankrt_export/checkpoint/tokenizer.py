@@ -74,7 +74,7 @@ def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, path: Path) 
 def _explained(what: str) -> Iterator[None]:
     """Turn what tokenizers and transformers raise into CheckpointError.
 
-    A panic of the Rust below tokenizers is no Exception, and pyo3 gives its class no name that can be imported.
+    A panic of the Rust below tokenizers is not an Exception, and the class that pyo3 gives it cannot be imported.
     """
     try:
         yield

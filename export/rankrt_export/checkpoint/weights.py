@@ -112,7 +112,7 @@ class SafetensorsWeights:
     def part(self, name: str, rows: slice) -> Float32Array:
         """Return some rows of a tensor.
 
-        The file is opened anew each time: it is mapped, and closing it is what takes the pages out of our memory.
+        The file is opened each time. It is mapped, and only closing it takes the pages out of our memory.
         """
         with _open_safetensors(file := self._file(name)) as tensors:
             part = tensors.get_slice(name)

@@ -1,4 +1,4 @@
-"""Where a decoder's score is read: behind which layers, and by which vector of the checkpoint."""
+"""Where a decoder's score is read: after which layers, and by which vector of the checkpoint."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Readout
 
 LAYERWISE = "LayerWiseMiniCPMForCausalLM"
-# A layerwise model is cut behind every so many layers unless the user says where.
+# A layerwise model is cut after every so many layers unless the user says where.
 _EVERY = 4
 
 
@@ -30,7 +30,7 @@ def readouts_of(
         return _layerwise(checkpoint, n_layers, cutoff_layers)
     if cutoff_layers is not None and set(cutoff_layers) != {n_layers}:
         raise CheckpointError(
-            f"cutoff layers {_listed(cutoff_layers)}: a {checkpoint.architecture} has one head, behind its last layer"
+            f"cutoff layers {_listed(cutoff_layers)}: a {checkpoint.architecture} has one head, after its last layer"
             f" ({n_layers}); only layerwise models have more"
         )
     return [Readout(layer=n_layers, vector=_last_vector(checkpoint, tokenizer, style))]
@@ -43,13 +43,13 @@ def _layerwise(checkpoint: Checkpoint, n_layers: int, cutoff_layers: Sequence[in
     layers = sorted(set(cutoff_layers or [*range(start, n_layers, _EVERY), n_layers]))
     if wrong := [layer for layer in layers if not start <= layer <= n_layers]:
         raise CheckpointError(
-            f"cutoff layers {_listed(wrong)}: this model has heads behind layers {start} to {n_layers}"
+            f"cutoff layers {_listed(wrong)}: this model has heads after layers {start} to {n_layers}"
         )
     is_shared = not checkpoint.config.get("head_multi", True)
     names = ["lm_head.linear_head.weight" if is_shared else f"lm_head.{n - start}.linear_head.weight" for n in layers]
     if missing := [name for name in names if name not in checkpoint.weights.names]:
         raise CheckpointError(
-            f"{checkpoint.folder} lacks the heads {', '.join(missing)}: it is no layerwise reranker, or a base model"
+            f"{checkpoint.folder} lacks the heads {', '.join(missing)}: it is a base model, or not a layerwise reranker"
         )
     return [
         Readout(layer=layer, vector=read(checkpoint.weights, name)[0])

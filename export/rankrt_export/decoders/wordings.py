@@ -1,7 +1,7 @@
 """A row as one text, and where it can be cut so that its pieces have the tokens of the whole.
 
 rankrt tokenizes a query once for all its passages, so a row is tokenized in pieces. A place between two fixed words is
-safe beside a special token, and after the end of a line if no token of the vocabulary goes on after one. That pieces
+safe beside a special token. It is safe after the end of a line, too, if no token crosses one. That pieces
 and whole have the same tokens is then tried with texts that begin and end in many ways. Knows no checkpoint.
 """
 

@@ -16,7 +16,7 @@ from rankrt_export.graph.graph import Graph
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readout:
-    """How a causal model's score is read behind a layer: the product of a row's last state with a vector."""
+    """How a causal model's score is read after a layer: the product of a row's last state with a vector."""
 
     layer: int
     vector: Float32Array

@@ -73,7 +73,7 @@ class _Writer:
         return self._n_bytes
 
     def append(self, array: np.ndarray[Any, Any]) -> int:
-        # As bytes, for numpy shows nobody the numbers of 8-bit floats.
+        # As bytes, since numpy gives no view of 8-bit floats.
         self._write(array.reshape(-1).view(np.uint8).data if array.size else b"")
         return array.nbytes
 

@@ -1,9 +1,8 @@
 """The building blocks that every architecture is written in.
 
-An architecture says *what* is computed. How a weight is stored and multiplied, and in which type states are handed on,
-is the precision's business; how rows lie, and by which operators attention and what stands between the products is
-computed, the engine's. Hidden states have their features last; the axes before are the engine's, one flat sequence of
-all rows where it does not say otherwise.
+An architecture says *what* is computed. The precision decides how a weight is stored and multiplied, and the type of
+states. The target decides the layout of rows, and the operators of attention and between the products. Hidden states
+have their features last. The axes before are the target's: one flat sequence of all rows, unless it says otherwise.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -135,8 +134,8 @@ class RotaryEngine(Protocol):
 class CausalEngine(Protocol):
     """How a segment of a causal model is expressed for one target: the places of its rows, and the operators it has.
 
-    In a segment's last layer only some tokens go on from the attention: all of them if another segment follows, else
-    those that the score is read from. Sums of layers are float32 whatever the type of states is; norms take float32.
+    In a segment's last layer only some tokens leave the attention: all of them if another segment follows, else those
+    that the score is read from. Sums of layers are float32 whatever the type of states is; norms take float32.
 
     n_axes  the axes before the features: 1 where all rows are one flat sequence, 2 where they are a matrix
     """
@@ -146,11 +145,11 @@ class CausalEngine(Protocol):
     states: ir.Value
 
     def asking(self, hidden: ir.Value) -> ir.Value:
-        """Return the states that the segment's last layer asks from: of the tokens that go on, at least."""
+        """Return the states of the last layer's queries: at least those of the tokens that leave the segment."""
         ...
 
     def going_on(self, x: ir.Value) -> ir.Value:
-        """Return the states of the tokens that go on from the segment's last layer."""
+        """Return the states of the tokens that leave the segment's last layer."""
         ...
 
     def rotated(self, x: ir.Value, tables: "RotaryTables", *, n_heads: int, is_last: bool) -> ir.Value:
@@ -163,12 +162,12 @@ class CausalEngine(Protocol):
     def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
         """Attend to each token itself and all before it in its row and the row's prefix.
 
-        Returned are the tokens that go on if `is_last`, and asked is from those that are asking; else all of them.
+        If `is_last`, queries are those of `asking`, and only the tokens that leave the segment are returned.
         """
         ...
 
     def last_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's last token, (n_rows, n_features), of those that go on."""
+        """Return the states of each row's last token, (n_rows, n_features), of those that leave the segment."""
         ...
 
     def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
@@ -265,8 +264,8 @@ class Graph:
 
     def loop(self, n_turns: ir.Value, state: ir.Value, body: ir.Graph) -> ir.Value:
         """Append a Loop without a condition that carries one state; the body may use any value made before."""
-        # Names that are unique in the whole graph: what comes behind the loop is named without a look into it, and ONNX
-        # Runtime refuses some graphs in which a name is given twice.
+        # Names that are unique in the whole graph. The rest of the graph is named without a look into the loop, and
+        # ONNX Runtime refuses some graphs in which a name is given twice.
         values = [*body.inputs, *(output for node in body for output in node.outputs)]
         for i, value in enumerate(values):
             value.name = f"loop{self._n_loops}.{i}"

@@ -1,1 +1,1 @@
-"""An export as a job: what was asked for, what was found out before, and each step that is done for it."""
+"""An export as a job: its options, the facts that were found first, and each of its steps."""

@@ -29,7 +29,7 @@ def check_limits(options: Options) -> None:
     if (drift := options.max_difference) is not None and not drift > 0:
         raise OptionsError(f"--max-drift {drift:g}: a difference in logits is a number above 0")
     if (tau := options.min_tau) is not None and not -1 <= tau <= 1:
-        raise OptionsError(f"--min-tau {tau:g}: Kendall's tau lies between -1 and 1")
+        raise OptionsError(f"--min-tau {tau:g}: Kendall's tau is between -1 and 1")
 
 
 def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], options: Options) -> None:

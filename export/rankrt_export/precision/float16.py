@@ -1,7 +1,7 @@
 """Half precision throughout, for GPUs: weights, products and states. The weights have the bytes of `Float16Storage`.
 
-Tensor cores multiply half precision with sums in single. What is delicate is the engines' to keep in fp32: sums of
-squares in norms, and softmax. The head is fp32 as everywhere.
+Tensor cores multiply half precision with sums in single. Targets keep the delicate parts in fp32: sums of squares in
+norms, and softmax. The head is fp32 as everywhere.
 """
 
 import numpy as np

@@ -26,7 +26,7 @@ def matmul(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -
 
 
 def fused_matmul(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    """Multiply states of any shape by a weight as it lies, in ONNX Runtime's own operator."""
+    """Multiply states of any shape by a weight as it is stored, in ONNX Runtime's own operator."""
     product = graph.op("FusedMatMul", x, weight, domain=MICROSOFT, transB=1)
     return product if bias is None else graph.op("Add", product, bias)
 

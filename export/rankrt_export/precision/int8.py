@@ -1,14 +1,14 @@
 """Linear layers in int8: each token's activations are rounded by a scale of their own, weights by one per output.
 
-Stock operators only: `Abs -> ReduceMax` finds a token's scale, a blocked QuantizeLinear whose block is the whole row
-rounds it (the per-axis one is a serial loop in ONNX Runtime), MatMulIntegerToFloat multiplies and applies the weights'
-scales, and an ordinary Mul applies the token's. It may not be given the token's scale itself: it would add a bias
-before it multiplies. Layers that read the same activations share one rounding of them.
+Stock operators only. `Abs -> ReduceMax` finds a token's scale. A blocked QuantizeLinear whose block is the whole row
+rounds it, since the per-axis one is a serial loop in ONNX Runtime. MatMulIntegerToFloat multiplies and applies the
+weights' scales, and an ordinary Mul applies the token's. MatMulIntegerToFloat may not be given the token's scale: it
+would add a bias before it multiplies. Layers that read the same activations share one rounding of them.
 
-The weights are stored once, in 8 bits. The graph for AVX2 derives its 7 bits from them by operators of constants, which
-ONNX Runtime folds when it loads the graph (of com.microsoft's, such as QLinearAdd, it folds none). Each of the seven
-keeps its bytes until all are folded: loading 568 M parameters peaks at 2.4 GB instead of 0.5 and takes 2.6 s of one
-core instead of 1.4; once, if the model is prepared, and then what is loaded is the same.
+The weights are stored once, in 8 bits. The graph for AVX2 derives its 7 bits from them by operators of constants. ONNX
+Runtime folds these when it loads the graph; of com.microsoft's, such as QLinearAdd, it folds none. Each of the seven
+keeps its bytes until all are folded. So loading 568 M parameters peaks at 2.4 GB instead of 0.5, and takes 2.6 s of one
+core instead of 1.4. A prepared model is loaded without that.
 """
 
 from collections.abc import Iterator

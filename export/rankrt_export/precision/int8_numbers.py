@@ -1,17 +1,17 @@
 """int8 as rankrt computes it: activations per token and weights per output in 8 bits. Numbers only, no model.
 
-A token's activations have a scale of their own, so no other token makes them coarser and a score depends on its pair
+A token's activations have a scale of their own. So no other token makes them coarser, and a score depends on its pair
 alone.
 
 Without VNNI the processor adds two products in 16 bits (onnxruntime's mlas/lib/platform.cpp chooses its kernels), and
-2 * 255 * 64 is just below 2**15: there weights have 7 bits, halves of the 8 that are stored, or the next ones above;
-which of the two is stored as a bit. Each rounded alone, the halves without it have an error that is 31 % larger than
-that of 7 bits at once, with the bit 1 %. The other way round, 7 bits for activations and 8 for weights, costs more
-accuracy: activations have outliers, weights have none.
+2 * 255 * 64 is just below 2**15. So weights have 7 bits there: half of a stored integer, or the integer above that
+half. One stored bit says which. Each rounded alone, halves without the bit have an error 31 % larger than 7 bits at
+once. With the bit it is 1 %. The other way, 7 bits for activations and 8 for weights, costs more accuracy. Activations
+have outliers, weights have none.
 
-Weights are rounded one input after another, and what one's rounding does to the outputs is made up for by those that
-follow, as far as on text the inputs go together (GPTQ: Frantar et al., 2022, equations 2 and 3, here from the last
-input to the first, for which the Hessian need not be inverted). It costs nothing when the model runs.
+Weights are rounded one input after another. Those that follow make up for the error of one, as far as inputs correlate
+on text. This is GPTQ (Frantar et al., 2022, equations 2 and 3), from the last input to the first, so that the Hessian
+need not be inverted. It costs nothing when the model runs.
 """
 
 from dataclasses import dataclass
@@ -35,15 +35,15 @@ _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 # make no difference beyond chance in a model's scores. v2-m3's widest layer (4,096 inputs, random weights, calibrated
 # on 3,249 tokens) was off by 0.0047 on these tokens and by 0.0051 on others, by 0.106 with each weight rounded alone.
 _DAMPING = 0.03
-# Inputs that are rounded one by one before their errors go on to all others in one product.
+# Inputs that are rounded one by one before their errors reach all others in one product.
 _N_TOGETHER = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Where on the byte's 256 values the activations of a token lie: value = scale * (byte - zero_point).
+    """How the 256 values of a byte stand for a token's activations: value = scale * (byte - zero_point).
 
-    minimum  what no activation is below, as for GELU's output; None where both signs are equal
+    minimum  a bound that no activation is below, as for GELU's output; None where both signs are equal
     """
 
     zero_point: int
@@ -57,8 +57,8 @@ SYMMETRIC = Grid(zero_point=128)
 def one_sided(minimum: float) -> Grid:
     """Return a grid for values of which nearly all are positive: 239 steps for them, 16 for the few others.
 
-    With 16 below zero, the floor that they put under the scale, 0.17 / 16, matters to tokens only whose largest
-    activation is below 2.5.
+    The 16 below zero put a floor under the scale, 0.17 / 16. It matters only to tokens whose largest activation is
+    below 2.5.
     """
     return Grid(zero_point=16, minimum=minimum)
 
@@ -83,7 +83,7 @@ def round_activations(x: Float32Array, grid: Grid) -> Float32Array:
 
 
 def weight_scales(weight: Float32Array) -> Float32Array:
-    """Return the scale of each output of (n_out, n_in), shape (n_out,): the clip with the least squared error."""
+    """Return the scale of each output of (n_out, n_in), (n_out,), by the clip with the least squared error."""
     largest = np.maximum(np.abs(weight).max(axis=1), TINIEST_SCALE)
     candidates = [largest * np.float32(clip / LARGEST_WEIGHT) for clip in _CLIPS]
     errors = [((quantize(weight, scales) * scales[:, None] - weight) ** 2).sum(axis=1) for scales in candidates]
@@ -98,7 +98,7 @@ def quantize(weight: Float32Array, scales: Float32Array) -> Int8Array:
 
 
 def halves_of(integers: Int8Array, is_upper: BoolArray) -> Int8Array:
-    """Return the 7-bit weights that the graph for AVX2 derives: the lower half of each integer, or the one above it."""
+    """Return the 7-bit weights of the graph for AVX2: the lower half of each integer, or the one above it."""
     return np.asarray((integers >> 1) + is_upper, np.int8)
 
 
@@ -107,7 +107,7 @@ class Rounding:
     """How a layer's weights are rounded so that errors make up for one another.
 
     order     (n_in,) of the inputs, the one that is rounded last first
-    carried   (n_in, n_in), of inputs in that order: by how much of the j-th's error the i-th's weight moves, i < j
+    carried   (n_in, n_in), in that order: the share of the j-th's error by which the i-th's weight moves, i < j
     """
 
     order: Int64Array
@@ -130,7 +130,7 @@ class Rounding:
         return self._round(weight / scales[:, None], lowest, -lowest)
 
     def is_upper(self, weight: Float32Array, scales: Float32Array, integers: Int8Array) -> BoolArray:
-        """Return of which integers the upper half is to be taken: one of two for each, and the errors go on as well."""
+        """Return which integers take the upper half. Errors are carried here as well."""
         lower = integers >> 1
         lowest, highest = np.maximum(lower, -LARGEST_HALF), np.minimum(lower + np.int8(1), LARGEST_HALF)
         halves = self._round(weight / (2 * scales[:, None]), lowest, highest)

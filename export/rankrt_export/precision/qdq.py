@@ -1,9 +1,9 @@
 """8 bits for TensorRT, written out: rounding to 8 bits and back stands in the graph before every product.
 
-TensorRT's explicit quantization. A QuantizeLinear and a DequantizeLinear before a product, and a DequantizeLinear
-behind its weights, tell it to multiply in 8 bits; between the layers all is half precision as in `Float16`. Layers that
-read the same activations share one QuantizeLinear, and each has a DequantizeLinear of its own: TensorRT looks for one
-product behind it. Weights lie as MatMul reads them, (n_in, n_out), so there is no Transpose between. Zero points are
+TensorRT's explicit quantization. A QuantizeLinear and a DequantizeLinear before a product, and a DequantizeLinear after
+its weights, tell it to multiply in 8 bits. Between the layers all is half precision as in `Float16`. Layers that read
+the same activations share one QuantizeLinear. Each has a DequantizeLinear of its own, since TensorRT looks for one
+product after it. Weights are stored as MatMul reads them, (n_in, n_out), without a Transpose between. Zero points are
 written, all of them 0: they say which 8 bits are meant.
 """
 

@@ -30,7 +30,7 @@ from rankrt_export.precision.int8_numbers import (
     weight_scales,
 )
 
-# 0 is no divisors at all; SmoothQuant recommends 0.5, and 0.75 for models with strong outliers.
+# 0 means without divisors; SmoothQuant recommends 0.5, and 0.75 for models with strong outliers.
 STRENGTHS = (0.0, 0.3, 0.5, 0.65, 0.8)
 # Rows of activations by which the divisors of a group are chosen.
 _N_SAMPLED_ROWS = 256

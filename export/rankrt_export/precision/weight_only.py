@@ -1,12 +1,13 @@
-"""Weights in 8 or 4 bits, in blocks along the input that share a scale: for memory, and for fidelity that int8 lacks.
+"""Weights in 8 or 4 bits, in blocks along the input that share a scale. They save memory, and drift less than int8.
 
-MatMulNBits rounds the activations as it multiplies, to 8 bits and block by block as well, so a token's outlier coarsens
+MatMulNBits rounds the activations as it multiplies, to 8 bits and block by block as well. So a token's outlier coarsens
 the other channels of its block only. A product of random weights with 2,048 inputs, six of them outliers, is off by
-.005 with 8-bit weights, where int8 is by .022, and by .06 with 4-bit ones, activations rounded or not. With activations
-in fp32 (accuracy_level 0) 4-bit products are slower and 8-bit ones run at a tenth of the speed.
+.005 with 8-bit weights, and by .022 in int8. With 4-bit weights it is off by .06, activations rounded or not. With
+activations in fp32 (accuracy_level 0) 4-bit products are slower, and 8-bit ones run at a tenth of the speed.
 
-Blocks of 32: with 128 a product is a quarter faster, but its last bits depend on how many tokens are multiplied
-together (with 64 those of 4-bit weights). Tables of vectors are stored with 8 bits, each row with a scale of its own.
+Blocks have 32 inputs. With 128 a product is a quarter faster, but its last bits depend on how many tokens are
+multiplied together. With 64 that holds of 4-bit weights. Tables of vectors are stored with 8 bits, each row with a
+scale of its own.
 """
 
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ class WeightOnly:
     def round(self, weight: Float32Array) -> tuple[UInt8Array, Float32Array]:
         """Return weights as steps, (n_out, n_blocks, block_size), and the scales, (n_out, n_blocks).
 
-        As many steps to either side of what stands for zero, the middle of what the bits can hold.
+        Zero is the middle of what the bits can hold, with as many steps on either side.
         """
         n_out, n_in = weight.shape
         zero = 1 << (self.bits - 1)

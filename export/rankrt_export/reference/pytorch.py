@@ -106,7 +106,7 @@ def config_of(checkpoint: Checkpoint) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says first; transformers goes on with advice on its own options."""
+    """Return the first line of an error. transformers adds advice on its own options."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -1,10 +1,10 @@
-"""How much memory this host has left, so that an export that cannot fit says so before it begins."""
+"""How much memory this host has left, so that an export that cannot fit is refused early."""
 
 from pathlib import Path
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Return what may still be used: what the kernel counts as available, or a cgroup's rest; None if unknown."""
+    """Return the bytes that the kernel counts as available, or a cgroup's rest. None if unknown."""
     found = [n for n in (_of_kernel(root / "proc/meminfo"), _of_cgroup(root / "sys/fs/cgroup")) if n is not None]
     return min(found) if found else None
 
@@ -15,7 +15,7 @@ def _of_kernel(path: Path) -> int | None:
 
 
 def _of_cgroup(folder: Path) -> int | None:
-    """Return the limit of cgroup v2 less what is in use; the page cache is given back when it is needed."""
+    """Return the limit of cgroup v2 less what is in use. The page cache counts as free."""
     limit, used, stat = (folder / name for name in ("memory.max", "memory.current", "memory.stat"))
     if not (limit.exists() and used.exists() and stat.exists()) or limit.read_text().strip() == "max":
         return None

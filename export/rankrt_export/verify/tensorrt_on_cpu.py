@@ -80,7 +80,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _rounded_node(node: onnx.NodeProto, types: dict[str, int], tables: set[str]) -> Sequence[onnx.NodeProto]:
-    """Return a node in fp32, and the casts behind it. A table that is looked up stays half precision itself."""
+    """Return a node in fp32, and the casts after it. A table that is looked up stays half precision itself."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     for i, name in enumerate(node.input):

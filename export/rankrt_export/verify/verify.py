@@ -67,7 +67,7 @@ class Reference:
 
     @classmethod
     def of(cls, texts: Texts, examples: Sequence[Pair], logits: Float32Array) -> Self:
-        """Divide logits, (..., n_pairs + n_examples), of the texts' pairs and of examples behind them."""
+        """Divide logits, (..., n_pairs + n_examples), of the texts' pairs and of examples after them."""
         ours, theirs = np.split(logits, [len(texts.pairs)], axis=-1)
         at_end = theirs if theirs.ndim == 1 else theirs[-1]
         shown = tuple(
@@ -151,7 +151,7 @@ def _check_ids(theirs: Sequence[Sequence[int]], rows: RowMaker, pairs: Sequence[
             n = equal.index(False) if False in equal else len(equal)
             raise VerificationError(
                 f"tokenizer.json and transformers do not agree: of the query {pair[0]!r:.80} and the passage"
-                f" {pair[1]!r:.80} transformers makes {len(expected)} tokens, the artifact {len(found)}; behind the"
+                f" {pair[1]!r:.80} transformers makes {len(expected)} tokens, the artifact {len(found)}; after the"
                 f" first {n} they are {expected[n : n + 8]} and {found[n : n + 8]}; nothing was written"
             )
 

@@ -7,7 +7,7 @@ from rankrt.artifact.precisions import TARGETS
 
 
 def describe(artifact: Artifact) -> str:
-    """Return lines about an artifact: where it came from, what it takes, its variants and how they were verified."""
+    """Return lines about an artifact: its origin, what it takes, its variants and their verification."""
     manifest = artifact.manifest
     revision = f" at {manifest.source.revision}" if manifest.source.revision else ""
     lines = [
@@ -27,7 +27,7 @@ def describe(artifact: Artifact) -> str:
 
 
 def _about(manifest: Manifest) -> Iterable[str]:
-    """Say how the model is asked, what a score is, and what its model card says of languages and licence."""
+    """Say how the model is asked and what a score is. Add languages and licence of its model card."""
     if (prompt := manifest.template.prompt) is not None and prompt.style:
         place = "takes an instruction" if prompt.instructed_format else "takes no instruction"
         named = f": {', '.join(prompt.instructions)} by name" if prompt.instructions else ""
@@ -59,18 +59,18 @@ def _row(artifact: Artifact, variant: Variant) -> tuple[str, ...]:
 
 
 def _exits(variant: Variant) -> Iterable[str]:
-    """Say behind which layers scores can be read, if there are several, and how these compare with PyTorch."""
+    """Say after which layers scores can be read, if there are several, and how far they differ from PyTorch."""
     if len(variant.exits) < 2:
         return
     yield ""
-    yield f"{variant.name}: scores can be read behind these layers"
+    yield f"{variant.name}: scores can be read after these layers"
     for end in variant.exits:
         found = end.verification
         yield f"  {end.layer:>3}  " + (f"max diff {found.max_difference:.1e}" if found else "not verified")
 
 
 def _on_gpus(artifact: Artifact) -> Iterable[str]:
-    """Say how variants for GPUs are checked on one: of TensorRT's the graph was verified, on a CPU, and no engine."""
+    """Say how variants for GPUs are checked on one. Of TensorRT's only the graph was verified, on a CPU."""
     targets = dict.fromkeys(variant.target for variant in artifact.manifest.variants)
     for target in [target for target in targets if TARGETS[target].is_gpu]:
         yield f"{target}: checked on the GPU itself by rankrt prepare {artifact.folder} --device {target}"

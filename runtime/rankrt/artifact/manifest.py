@@ -19,12 +19,12 @@ from rankrt.files.rights import unreadable
 FORMAT_VERSION = 4
 MANIFEST = "rankrt.json"
 
-# How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; flat and causal, in
-# segments of layers that may begin behind a prefix which several rows share; flat, with the places that a GPU's
-# attention wants; or a matrix whose rows are filled up to the longest, with their lengths.
+# How a graph takes its rows. "packed": one flat sequence, with offsets. "stacked": a matrix of rows of one length.
+# "causal": flat, in segments of layers, after a prefix that several rows may share. "varlen": flat, with the places
+# that a GPU's attention takes. "padded": a matrix of rows that are padded to the longest, with their lengths.
 Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
 
-# How many exits a variant may have. On a GPU a decoder is one graph, which ends behind one.
+# How many exits a variant may have. On a GPU a decoder is one graph, which ends after one.
 _N_EXITS: Mapping[Layout, Container[int]] = {"causal": range(1, 1 << 16), "padded": (0, 1)}
 
 
@@ -89,8 +89,8 @@ class Template(_Record, frozen=True):
     def room(self, max_length: int) -> int:
         """Return how many tokens query and passage may have together.
 
-        What is special is counted, except around a question: FlagEmbedding counts neither separators nor question
-        there, and allows the question's length once more (its `encode_max_length`).
+        Special tokens count, except around a question. FlagEmbedding counts neither separators nor question there,
+        and allows the question's length once more (its `encode_max_length`).
         """
         if self.prompt is None or self.prompt.question is None:
             return max_length - self.n_special
@@ -146,8 +146,8 @@ class Quantization(_Record, frozen=True):
 class Margins(_Record, frozen=True):
     """How scores at an exit change until the last one, measured on the text of the verification.
 
-    shares, gaps  of all pairs of passages of a query, this share has one that is at most this much behind the other
-                  here and ends above it; in ascending order
+    shares, gaps  in this share of the pairs of passages, one is at most this much below the other here and ends
+                  above it; in ascending order
     rise          how much higher than here a score was at the end, at most
     """
 
@@ -161,7 +161,7 @@ class Margins(_Record, frozen=True):
 
 
 class Exit(_Record, frozen=True):
-    """A layer behind which a score can be read, and the graph that leads there from the exit before."""
+    """A layer after which a score can be read, and the graph that leads there from the exit before."""
 
     layer: int
     graph: str

@@ -182,7 +182,7 @@ class VariantKey:
 
     @property
     def row(self) -> PrecisionRow:
-        """What is known of its precision."""
+        """The row of its precision."""
         return PRECISIONS[self.precision]
 
 

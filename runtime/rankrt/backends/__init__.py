@@ -14,7 +14,7 @@ from rankrt.text.pairs import Encoded
 class Logits:
     """The logits of rows, and what they took.
 
-    values          (n_exits, n_rows); NaN at an exit that a row did not go on to
+    values          (n_exits, n_rows); NaN at an exit that a row did not reach
     n_saved_tokens  the tokens that were not computed, because rows begin alike
     """
 
@@ -42,7 +42,7 @@ class Backend(Protocol):
     def logits(self, encoded: Encoded, exits: Sequence[int] = (), keep: Keep | None = None) -> Logits:
         """Divide rows into runs and return their logits.
 
-        With `keep`, rows go on to the next exit only as far as it says. A model with one exit never asks it.
+        With `keep`, only the rows that it names run to the next exit. A model with one exit never asks it.
         """
         ...
 

@@ -1,7 +1,7 @@
 """The arrays that a graph takes for the rows of one run, by the graph's layout.
 
-All layouts have token_type_ids, in the shape of input_ids: 0 in the query, 1 in the passage, each with the special
-tokens after it. Few models know them, so the backends give a graph those arrays only that it declares.
+All layouts have token_type_ids, in the shape of input_ids. They are 0 in the query and 1 in the passage, each with the
+special tokens after it. Few models know them, so the backends give a graph those arrays only that it declares.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,9 +38,10 @@ def stacked(encoded: Encoded, rows: Int64Array) -> dict[str, Int64Array]:
 def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
     """Concatenate rows, with the position of each token, and its place in a matrix of the rows.
 
-    token_offset (n_rows, longest) holds the places of all tokens in such a matrix, filled up to the longest row, in
-    order, and after them the places that are padding. token_rows (n_tokens,) holds the row of each token, and blocks
-    (n_blocks,) the numbers of the blocks of tokens, for windowed attention.
+    token_offset  (n_rows, longest) the places of all tokens in a matrix padded to the longest row, in order, and after
+                  them the places that are padding
+    token_rows    (n_tokens,) the row of each token
+    blocks        (n_blocks,) the numbers of the blocks of tokens, for windowed attention
     """
     lengths = encoded.lengths[rows]
     is_token = np.arange(int(lengths.max())) < lengths[:, None]

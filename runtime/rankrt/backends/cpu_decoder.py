@@ -1,8 +1,8 @@
 """Decoders on the CPU: a session for each segment of layers, hidden states handed from one to the next.
 
-A segment takes token ids or hidden states, and the keys and values of a prefix that its rows have in common (none is a
-prefix of no tokens); it gives a logit a row, hidden states for the next segment, and the keys and values of the tokens
-that another run is to find before its own. docs/artifact.md describes the inputs.
+A segment takes token ids or hidden states. It also takes the keys and values of a prefix that its rows share, which may
+have no tokens. It gives a logit for each row, and hidden states for the next segment. It gives the keys and values of
+those tokens, too, that another run will find before its own. docs/artifact.md describes the inputs.
 """
 
 from collections.abc import Callable, Mapping, Sequence

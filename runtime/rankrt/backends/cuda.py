@@ -36,8 +36,8 @@ def open_cuda(
 def cuda_settings(device: Device, memory_bytes: int | None = None) -> dict[str, str]:
     """Return the provider's options; the arena for runs may take `memory_bytes`, weights apart.
 
-    The arena doubles, as by default. One that grows by what each run asks for cannot merge its pieces: after 150 runs
-    of mixed lengths it held 3,393 MB instead of 1,149, and with a limit of 2 GB a run failed.
+    The arena doubles, as by default. One that grows by what each run asks for cannot merge its pieces. After 150 runs
+    of mixed lengths it held 3,393 MB instead of 1,149. With a limit of 2 GB a run failed.
     """
     settings = {
         "sdpa_kernel": str(_ATTENTION_KERNELS),

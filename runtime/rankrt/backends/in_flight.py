@@ -1,8 +1,8 @@
-"""Runs of a session on a device: buffers that are used again, and several runs on their way at a time.
+"""Runs of a session on a device, several in flight at a time, in buffers that are used again.
 
 While one run computes, the next is prepared and sent. ONNX Runtime's Python interface runs outside the GIL and returns
-when the scores are here, so a thread for each run in flight is all it takes. Memory that is called "cpu" works alike,
-which is how the tests see what happens here.
+when the scores are here. So it takes a thread for each run in flight. Memory that is called "cpu" works alike, and the
+tests use it.
 """
 
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ class Memory:
 
 
 class Slot:
-    """What one run at a time needs: a buffer on the device for all inputs together, and a binding.
+    """A place for one run at a time: a buffer on the device for all inputs together, and a binding.
 
-    The inputs are concatenated and sent by one copy. Host memory is not pinned: the Python interface of
-    ONNX Runtime 1.31 and 1.32 allocates none, and a run's inputs are half a megabyte at most, sent while the run before
-    computes.
+    The inputs are concatenated and sent by one copy. Host memory is not pinned, since the Python interface of
+    ONNX Runtime 1.31 and 1.32 allocates none. A run's inputs are half a megabyte at most, and are sent while the run
+    before computes.
     """
 
     def __init__(self, session: Any, memory: Memory) -> None:
@@ -63,7 +63,7 @@ class Slot:
             self._binding.bind_input(name, self._memory.kind, self._memory.index, np.int32, list(array.shape), place)
 
     def _buffer(self, n: int) -> tuple[Int32Array, Any]:
-        """Return a buffer for so many numbers on the host and its twin on the device; there is one a power of two."""
+        """Return a buffer for so many numbers on the host, and its twin on the device. Sizes are powers of two."""
         size = max(_SMALLEST_BUFFER, 1 << (n - 1).bit_length())
         if size not in self._buffers:
             new = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type

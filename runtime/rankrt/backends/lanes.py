@@ -1,4 +1,4 @@
-"""The threads that runs go on: wide ones one after the other, narrow ones side by side."""
+"""The threads of runs: wide runs one after the other, narrow ones side by side."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -24,7 +24,7 @@ class Lanes:
         self._side_by_side(narrow, plan.narrow)
 
     def close(self) -> None:
-        """Release the threads, after the runs that they have. Nobody wakes who waits for one that a pool cancelled."""
+        """Release the threads after their runs. A pool that cancelled a run would never wake its caller."""
         self._pool.shutdown()
 
     def _side_by_side(self, run: Callable[[Int64Array], None], runs: Sequence[Int64Array]) -> None:

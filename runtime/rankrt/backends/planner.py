@@ -16,8 +16,8 @@ from rankrt.arrays import Int64Array
 from rankrt.artifact.manifest import Layout
 
 # A run streams all weights through the caches once, so short rows share one. Tokens against share of the matrix rate,
-# XLM-R-large, 1 thread of a Zen 4: 16 74 %, 32 88 %, 64 95 %, 128 98 %, 256 100 %; from 1,024 on activations leave the
-# last-level cache and it falls to 91 %.
+# XLM-R-large, 1 thread of a Zen 4: 16 74 %, 32 88 %, 64 95 %, 128 98 %, 256 100 %. From 1,024 tokens on, activations
+# leave the last-level cache, and it falls to 91 %.
 RUN_TOKENS = 256
 # What streaming the weights costs, in tokens of one thread's time; it fits the shares above to 2 %.
 _RUN_OVERHEAD_TOKENS = 5

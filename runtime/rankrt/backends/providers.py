@@ -1,7 +1,7 @@
 """ONNX Runtime's providers: which one a device needs, and what keeps this host from it.
 
-Finds out before a session is made, because ONNX Runtime itself goes on without a provider whose libraries it cannot
-load. Every refusal is a DeviceError with the reason and what to do.
+It finds out before a session is made. ONNX Runtime itself continues without a provider whose libraries it cannot load.
+Every refusal is a DeviceError with the reason and what to do.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _TENSORRT_LIBRARIES = re.compile(rb"lib(?:cudnn|nvinfer|nvonnxparser)\.so\.\d+")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A provider's name, and what ONNX Runtime calls the memory that its inputs lie in."""
+    """A provider's name, and what ONNX Runtime calls the memory of its inputs."""
 
     name: str
     memory: str

@@ -1,4 +1,4 @@
-"""What all ONNX Runtime backends share: finding the engine, the options of a session, and what a fork does to one."""
+"""The common part of all ONNX Runtime backends: finding the engine, options of a session, and forks."""
 
 import ctypes
 import os
@@ -20,9 +20,9 @@ _sessions: WeakSet[Any] = WeakSet()
 
 
 def _keep_sessions_for_ever() -> None:
-    """Keep a forked child from ever destroying a session: it would wait for the session's threads, which it has not.
+    """Keep a forked child from ever destroying a session. It would wait for the session's threads, which it lacks.
 
-    Not even at its end, so it takes a reference that Python does not know of.
+    That holds at its end as well, so the child takes a reference that Python does not know of.
     """
     for session in _sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
@@ -64,9 +64,9 @@ def installed_engines() -> dict[str, str]:
 def session_options(n_threads: int, *, is_prepared: bool = False, emulates_vnni: bool = False) -> Any:
     """Return options for one sequential run at a time on that many threads.
 
-    With `emulates_vnni` a graph for VNNI is exact on a processor without it: weights become unsigned, which costs all
-    that int8 gains. Not with VNNI, where ONNX Runtime would do it as well (its test for saturation is whether the two
-    kernels differ): v2-m3 took 0.75 of fp32's time that way on Zen 5, where the graph for AVX2 took 0.42.
+    With `emulates_vnni` a graph for VNNI is exact on a processor without it. Weights become unsigned, which costs all
+    that int8 gains. With VNNI it must be off, because ONNX Runtime would do the same there. Its test for saturation is
+    whether the two kernels differ. v2-m3 took 0.75 of fp32's time that way on Zen 5, and 0.42 with the graph for AVX2.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -87,7 +87,7 @@ def session_options(n_threads: int, *, is_prepared: bool = False, emulates_vnni:
 
 
 def gpu_session_options(level: str, *, is_strict: bool = True) -> Any:
-    """Return options for a session on a GPU, where, if it is strict, a node that cannot be there is an error.
+    """Return options for a session on a GPU. If it is strict, a node that cannot be there is an error.
 
     `level` names ONNX Runtime's optimisations: "ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", before nodes are placed, or more.
     """
@@ -109,7 +109,7 @@ def open_session(
 ) -> Any:
     """Load a graph on one provider and no other.
 
-    Raises ArtifactError, with the engine's words, if it cannot be loaded, and DeviceError if it would run elsewhere.
+    Raises ArtifactError with ONNX Runtime's words if it cannot be loaded. Raises DeviceError if it would run elsewhere.
     """
     ort = import_onnxruntime()
     try:

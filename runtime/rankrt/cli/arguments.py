@@ -130,7 +130,7 @@ class Several(Kind):
         return True
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return how the last value may go on."""
+        """Return how the last value may end."""
         before, comma, last = incomplete.rpartition(",")
         return [CompletionItem(f"{before}{comma}{item.value}") for item in self.each.shell_complete(ctx, param, last)]
 

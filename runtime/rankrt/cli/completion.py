@@ -1,4 +1,4 @@
-"""`rankrt completion`: the script by which a shell asks `rankrt` how a line may go on."""
+"""`rankrt completion`: the script by which a shell asks `rankrt` what may follow on a line."""
 
 import click
 from click.shell_completion import get_completion_class

@@ -1,4 +1,4 @@
-"""What a GPU needs and what of it is here: driver, wheels, libraries; and what of a variant really runs, and how."""
+"""What a GPU needs, and what of it is here: driver, wheels, libraries. And how a variant really runs."""
 
 import importlib.metadata
 import json
@@ -39,7 +39,7 @@ _WHEEL = re.compile(r"onnxruntime(-gpu)?|nvidia-.+|tensorrt.*")
 # The CUDA release that a wheel is made for; from CUDA 13 on most wheels say it by their own version instead.
 _NAMED_CUDA = re.compile(r"-cu(\d+)\b")
 _VERSIONED_BY_CUDA = ("nvidia-cublas", "nvidia-cuda-runtime", "nvidia-cuda-nvrtc")
-# What is run to see how much memory it takes: four full runs, of rows of the usual length.
+# Four full runs, of rows of the usual length, show how much memory is taken.
 _MEMORY_TOKENS, _MEMORY_ROW_TOKENS = 4 * GPU_RUN_TOKENS, 512
 # ONNX Runtime's line for each attention node that runs.
 _KERNEL = re.compile(r"Operator=(\S+).*?SdpaKernel=(\w+)")
@@ -55,7 +55,7 @@ def examine_gpu(device: Device) -> Iterator[Finding]:
 
 
 def examine_variant(artifact: Artifact, variant: Variant, device: Device) -> Iterator[Finding]:
-    """Look at what a variant has become on a device: its record, where its nodes run, by which kernel it attends."""
+    """Examine a variant on a device: its record, where its nodes run, and the kernel of its attention."""
     host = this_host()
 
     def placed() -> Placement:
@@ -72,7 +72,7 @@ def examine_variant(artifact: Artifact, variant: Variant, device: Device) -> Ite
 
 
 def misfits(wheels: Mapping[str, str], cuda: int | None, tensorrt: int | None) -> list[str]:
-    """Return which wheels do not go with an onnxruntime that was built for these major versions, in words."""
+    """Return which wheels do not fit an onnxruntime built for these major versions, in words."""
     found = []
     if {"onnxruntime", "onnxruntime-gpu"} <= wheels.keys():
         found.append("onnxruntime and onnxruntime-gpu write the same files: uninstall both, install one")
@@ -87,7 +87,7 @@ def misfits(wheels: Mapping[str, str], cuda: int | None, tensorrt: int | None) -
 
 
 def kernels_of(output: str) -> list[tuple[str, str]]:
-    """Return attention operators and the kernels that they took, each once, from what ONNX Runtime prints of them."""
+    """Return attention operators and their kernels, each once, from what ONNX Runtime prints."""
     return sorted(set(_KERNEL.findall(output)))
 
 
@@ -142,7 +142,7 @@ def _nodes(placement: Placement) -> str:
 
 
 def _memory(placement: Placement) -> str:
-    """Load, and score as many rows of the greatest length as keep two runs in flight for a while."""
+    """Load, and score as many of the longest rows as keep two runs in flight for a while."""
     index = placement.device.index
     before = gpus.used_bytes(index)
     with _opened(placement) as backend:
@@ -165,12 +165,12 @@ def _opened(placement: Placement) -> Iterator[GpuBackend]:
 
 
 def _has_flash(placement: Placement) -> bool:
-    """Tell whether ONNX Runtime has a flash kernel for this: in half precision, from compute capability 8.0 on."""
+    """Tell whether ONNX Runtime has a flash kernel: in half precision, from compute capability 8.0 on."""
     return placement.variant.precision == "fp16" and placement.gpu is not None and placement.gpu.version >= (8, 0)
 
 
 def _attention(placement: Placement) -> Finding:
-    """Score in a process of its own that prints the kernels, as ONNX Runtime asks for that once a process."""
+    """Score in another process that prints the kernels. ONNX Runtime reads that setting once a process."""
     process = subprocess.run(
         child_command(
             "rankrt.cli.main",

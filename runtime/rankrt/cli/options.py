@@ -22,7 +22,7 @@ _Command: TypeAlias = Callable[..., Any]
 class Words:
     """What the help says of an option.
 
-    otherwise   what is taken where the option is left out, if the field's default does not say it
+    otherwise   the value where the option is left out, if the field's default does not say it
     """
 
     help: str

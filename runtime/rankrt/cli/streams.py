@@ -1,4 +1,4 @@
-"""The standard streams as processes get them: closed, in another encoding, full, or a pipe whose reader has left."""
+"""The standard streams as processes get them: closed, in another encoding, full, or without a reader."""
 
 import codecs
 import contextlib
@@ -8,11 +8,10 @@ import sys
 
 
 def mend() -> None:
-    """Make the standard streams safe to use: what is closed fails when it is used, and every character can be written.
+    """Make the standard streams safe: a closed one fails when it is used, and every character can be written.
 
-    A stream that is closed has a free descriptor, which the next file to be opened would get, and `print` would write
-    errors to standard output. Of an encoding that cannot hold a character, as ASCII, it is written as \\uXXXX: inside
-    a JSON string that is the same text.
+    A closed stream has a free descriptor. The next file to be opened would get it, and receive what is printed. Where
+    the encoding has no such character, as ASCII, \\uXXXX is written. Inside a JSON string that is the same text.
     """
     # Opened the wrong way around, the descriptors of input and output answer EBADF, as those that are closed do.
     for name, mode in (("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
@@ -25,7 +24,7 @@ def mend() -> None:
 
 
 def abandon_output() -> None:
-    """Let what could not be written vanish, so that Python does not complain about it once more when it exits."""
+    """Drop what could not be written, so that Python does not complain once more when it exits."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

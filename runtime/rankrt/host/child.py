@@ -1,8 +1,8 @@
 """Processes that run a module of ours, and import nothing from the folder that the caller is in.
 
 `python -m` puts the current folder in front of the import path, `python FILE` the file's. A `random.py` or a `numpy/`
-that lies there would run in place of the library. A child is this file, started by its absolute path: it gets its
-import path from its parent, without these folders, and rankrt from where the parent has it.
+in it would run in place of the library. A child is this file, started by its absolute path. It gets its import path
+from its parent, without these folders. It takes rankrt from the parent's folder.
 """
 
 import json
@@ -23,7 +23,7 @@ def child_command(module: str, *arguments: str) -> list[str]:
 def _import_path(module: str) -> list[str]:
     """Return the folders to import from: those of this process, without the caller's, and the module's own.
 
-    The caller's are the current folder and that of the script that runs; PYTHONPATH may ask for them by name.
+    The caller's are the current folder and that of the running script. PYTHONPATH may ask for them by name.
     """
     named = {os.path.realpath(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder}
     main = sys.modules["__main__"]

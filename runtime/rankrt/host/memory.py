@@ -1,9 +1,9 @@
 """The memory that a process keeps between runs, and how it is given back. Linux; elsewhere nothing happens here.
 
-Two things stay after a run that are not needed. The C library keeps the activations' memory for the next run, which is
-what makes that one fast. And of a model's files, the word table is read a row here and a row there, and the kernel maps
-15 pages beside each that are in the page cache anyway: 170 MB of v2-m3's table of 256 MB after 1,000 pairs, for 24 MB
-of rows. Given back, they are mapped again when they are read.
+Two things stay after a run that are not needed. The C library keeps the activations' memory, which makes the next run
+fast. And of the word table the kernel maps 15 pages beside each that is read, as they are in the page cache anyway.
+That was 170 MB of v2-m3's table of 256 MB after 1,000 pairs, for 24 MB of rows. Given back, they are mapped again when
+they are read.
 """
 
 import ctypes
@@ -42,10 +42,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class Mapping(NamedTuple):
-    """A range of addresses, the file that lies there, empty for none, and two of the kernel's figures for it.
+    """A range of addresses, the file that is mapped there, empty for none, and two of the kernel's figures.
 
-    pss_kb        what is resident, what processes share by this one's share
-    anonymous_kb  what this process alone has: what it wrote, where there is a file
+    pss_kb        the resident pages; of those that processes share, this one's share
+    anonymous_kb  the pages that this process alone has: those that it wrote, where there is a file
     """
 
     start: int
@@ -56,26 +56,26 @@ class Mapping(NamedTuple):
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the blocks that runs free, instead of asking the system for them in every run again.
+    """Let the C library keep the blocks that runs free, instead of asking the system again in every run.
 
-    Activations come from the C library, not from ONNX Runtime's arena, which gives nothing back: 100 of 155 private MB
-    of int8 v2-m3. The tiny model's 32 passages take 0.96 of the arena's time with this, 1.07 without.
+    Activations come from the C library, not from ONNX Runtime's arena. The arena gives nothing back: it held 100 of 155
+    private MB of int8 v2-m3. The tiny model's 32 passages take 0.96 of the arena's time with this, 1.07 without.
     """
     np.empty(_LARGEST_KEPT_BYTES, np.uint8)  # never touched; freed on the spot
 
 
 def release_free_memory() -> None:
-    """Give pages that the C library keeps for later allocations back to the system, where it can (glibc)."""
+    """Give the C library's free pages back to the system, where it can (glibc)."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
 def unmap_largest(folder: Path) -> None:
-    """Let go of the resident pages of the largest tensor that is mapped from a folder, each time that it is mapped.
+    """Unmap the resident pages of the largest tensor that is mapped from a folder, in each mapping of it.
 
-    In every reranker that is the word table: a vocabulary is larger than four times the width. What was written into a
-    mapping would be lost, so one with pages of its own stays as it is; ONNX Runtime maps its weights so that it might.
-    Nothing happens while a session is opened or goes: what is mapped next at its addresses would lose its content.
+    In every reranker that is the word table, since a vocabulary is larger than four times the width. A mapping with
+    pages of its own stays as it is, because what was written would be lost. ONNX Runtime maps its weights so that it
+    might write. Nothing happens while a session opens or closes. A new mapping at its addresses would lose its content.
     """
     with _lock:
         n_changes = _n_changes

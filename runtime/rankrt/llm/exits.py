@@ -13,7 +13,7 @@ from rankrt.errors import InputError
 from rankrt.options import check_whole, is_whole
 
 # Called after each exit with its number, the rows that came there and their logits, (n_rows,). Returns the rows that
-# go on to the next exit.
+# run to the next exit.
 Keep: TypeAlias = Callable[[int, Int64Array, Float32Array], Int64Array]
 
 

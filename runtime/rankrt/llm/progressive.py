@@ -21,8 +21,8 @@ Progressive: TypeAlias = bool | float | Literal["exact"]
 
 # What True stands for: margins that this share of the overtaken gaps does not exceed.
 DEFAULT_SHARE = 0.99
-# Scores rows, by their numbers, at the exits after these layers, as far as `Keep` lets each go on; without one all rows
-# go to the last exit. Returns the scores there.
+# Scores rows, by their numbers, at the exits after these layers. `Keep` says how far each runs; without it all rows run
+# to the last exit. Returns the scores there.
 Score: TypeAlias = Callable[[Int64Array, Sequence[int], Keep | None], Float32Array]
 
 
@@ -31,7 +31,7 @@ class Policy:
     """By which margins rows stop, at each exit but the last, and whether those that stopped are checked at the end.
 
     layers   of each exit
-    margins  (n_exits - 1,) how far below the bar a row may be and go on
+    margins  (n_exits - 1,) how far below the bar a row may be without stopping
     rises    (n_exits - 1,) how much higher a score may be at the end; None where nothing is checked
     """
 

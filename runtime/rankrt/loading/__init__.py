@@ -1,1 +1,1 @@
-"""From an artifact to a model that runs: choose a variant, prepare it for this host, open it."""
+"""From an artifact to a running model. Choose a variant, prepare it for this host, open it."""

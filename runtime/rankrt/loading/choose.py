@@ -30,7 +30,7 @@ _logger = logging.getLogger("rankrt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is wanted: a device, None for "auto", a precision, and an instruction set of int8 on a CPU."""
+    """A device, None for "auto", a precision, and an instruction set of int8 on a CPU, as the caller asked."""
 
     device: Device | None = None
     precision: Wanted = "auto"

@@ -12,7 +12,7 @@ from rankrt.host.host import Host
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What was prepared for a GPU, and how it compares with the PyTorch model's logits in the manifest.
+    """A variant as it was prepared for a GPU, and how it compares with PyTorch's logits in the manifest.
 
     key             what it depends on: artifact, GPU, driver and all software
     max_length      the most tokens of a row that the engines take; None is whatever the model takes
@@ -40,7 +40,7 @@ class Placement:
     """All that opening a variant here needs to know.
 
     gpu     the GPU, whose libraries this process has loaded; None on a CPU
-    record  what was prepared for that GPU, if anything was
+    record  of the variant as it was prepared for that GPU, if it was
     """
 
     artifact: Artifact

@@ -9,7 +9,7 @@ _logger = logging.getLogger("rankrt.server")
 
 
 class Background:
-    """The tasks of one event loop that go on by themselves."""
+    """The tasks of one event loop that run by themselves."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps no hold of them
@@ -30,7 +30,7 @@ class Background:
         return task
 
     async def close(self) -> None:
-        """Cancel what goes on, and wait until it has ended."""
+        """Cancel the tasks, and wait until they have ended."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

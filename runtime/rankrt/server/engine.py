@@ -67,7 +67,7 @@ class Ask:
 class Timings:
     """Seconds: in the tokenizer, waiting for the first run, from there to the last score, and all together.
 
-    The tokenizer goes on while the first rows run. `compute` counts that time once: all together without the waiting.
+    The tokenizer still works while the first rows run. `compute` counts that time once: all without the waiting.
     """
 
     tokenization: float
@@ -120,7 +120,7 @@ class Engine:
         self.scheduler = scheduler
         self.limits = limits
         self.n_threads = n_tokenizer_threads
-        # What begins does not wait behind the rest of a request of 500 documents.
+        # A request that begins does not wait for the rest of one with 500 documents.
         self._first_blocks = ThreadPoolExecutor(n_tokenizer_threads, thread_name_prefix="tokenizer")
         self._later_blocks = ThreadPoolExecutor(max(1, n_tokenizer_threads // 2), thread_name_prefix="later tokenizer")
 

@@ -1,4 +1,4 @@
-"""The models that are served, by the names that requests call them by; replaced while requests go on."""
+"""The served models, by the names that requests call them by. They can be replaced while requests run."""
 
 import asyncio
 import hashlib
@@ -138,7 +138,7 @@ class Models:
                 model.is_retired.set()
 
     async def load(self, warm_up: Callable[[Model], None]) -> None:
-        """Load what changed since the last time, and replace it when it is warm; requests go on meanwhile.
+        """Load what changed since the last time, and replace it when it is warm. Requests still run meanwhile.
 
         If one cannot be loaded, all of before stay, and nothing of the others is kept.
         """

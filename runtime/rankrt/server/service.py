@@ -1,4 +1,4 @@
-"""Everything behind the routes, started, reloaded and stopped as one."""
+"""Everything that the routes use, started, reloaded and stopped as one."""
 
 import asyncio
 import contextlib

@@ -122,7 +122,7 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
-        """Release everything; a run that goes on is lost."""
+        """Release everything; a run in flight is lost."""
         ...
 
 

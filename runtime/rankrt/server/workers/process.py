@@ -296,7 +296,7 @@ class ProcessWorker:
                     if key not in child.loaded:
                         self._load(child, files)
                 self._outage = None
-        except Exception as error:  # noqa: BLE001  whatever it is, the keeper has to go on
+        except Exception as error:  # noqa: BLE001  whatever it is, the keeper must not end
             unexpected = WorkerLost(f"{type(error).__name__}: {error}")
             self._outage = copy(error) if isinstance(error, RankrtError) else unexpected  # without its frames, see _ask
             if not self._is_closed:
