@@ -1,8 +1,8 @@
-"""Files that are made block by block: a process that is killed loses one block, and the next one continues.
+"""Files that are made block by block. A process that is killed loses one block, and the next one continues.
 
-While FILE is made, its lines are in `.unfinished-FILE/lines`, beside a record of the inputs that it is made from. When
-the last block is written, the lines take the name FILE. So FILE is whole or it is not there, and it has the same bytes
-whether its maker was interrupted or not.
+While FILE is made, its lines are in `.unfinished-FILE/lines`, beside a record of the inputs that it is made from. At
+the end the lines take the name FILE. So FILE is whole or it is not there. It has the same bytes whether its maker was
+interrupted or not.
 """
 
 import json
@@ -32,10 +32,10 @@ def write_blocks(out: Path, *, made_from: Mapping[str, Any], block_size: int, ma
     if out.exists():
         raise InputError(f"{out} exists. Choose another name, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f"{UNFINISHED}{out.name}"
+    folder = unfinished(out)
     try:
         with FileLock(lock_of(out), timeout=0):
-            _check_inputs(folder, out, made_from)
+            check_inputs(folder, out, made_from)
             _continue(folder / "lines", block_size, lambda n_blocks: make(n_blocks, folder))
             (folder / "lines").replace(out)
             shutil.rmtree(folder)
@@ -43,8 +43,13 @@ def write_blocks(out: Path, *, made_from: Mapping[str, Any], block_size: int, ma
         raise InputError(f"{out} is being made by another process. Wait for it, or choose another name") from error
 
 
-def _check_inputs(folder: Path, out: Path, made_from: Mapping[str, Any]) -> None:
-    """Record the inputs, or compare them with those that the file was begun from."""
+def unfinished(out: Path) -> Path:
+    """Return the folder in which something is made that will get this name."""
+    return out.parent / f"{UNFINISHED}{out.name}"
+
+
+def check_inputs(folder: Path, out: Path, made_from: Mapping[str, Any]) -> None:
+    """Record the inputs, or compare them with those that were recorded. Raises InputError if they are others."""
     record = folder / "made_from.json"
     now = json.loads(json.dumps(made_from))
     if not record.exists():

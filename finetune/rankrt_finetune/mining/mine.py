@@ -35,7 +35,7 @@ class Choice:
     """Which of the passages that are found become negatives.
 
     n_negatives      how many of them
-    first, last      the ranks that are considered, from 1. The very first are often answers that nobody has marked
+    first, last      the ranks that are considered, from 1. The first ones are often answers that are not marked as such
     pick             "top" takes the best of them, "random" draws
     max_score        no passage with a higher score
     margin           no passage whose score is not at least so much below the lowest of a positive
