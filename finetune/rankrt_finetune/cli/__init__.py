@@ -1,0 +1,1 @@
+"""The commands of fine-tuning: their options, progress, and what they say at the end."""
