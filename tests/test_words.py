@@ -16,6 +16,9 @@ from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
+    "runtime/rankrt/calls.py",
+    "runtime/rankrt/cancellation.py",
+    "runtime/rankrt/compat/sentence_transformers.py",
     "runtime/rankrt/files",
     "runtime/rankrt/server/dialects",
     "runtime/rankrt/server/failures.py",

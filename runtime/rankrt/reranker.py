@@ -1,10 +1,11 @@
 """The reranker: a loaded model, the rules by which rows are cut, and the calls that rank and score with them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial, update_wrapper
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact.precisions import PRECISIONS, InstructionSet, Precision
@@ -23,8 +24,26 @@ from rankrt.text.containers import documents_of, pairs_of
 from rankrt.text.options import RuleOptions, Rules
 from rankrt.text.pairs import Encoded, Pair
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _RULES = tuple(field.name for field in fields(Rules))
 _OPTIONS = (*_RULES, *(field.name for field in fields(LoadOptions)), "cutoff_layer")
+
+
+def _awaited(
+    call: Callable[Concatenate["Reranker", _P], _T],
+) -> Callable[Concatenate["Reranker", _P], Coroutine[Any, Any, _T]]:
+    """Return the same call for an event loop, which goes on meanwhile."""
+
+    async def awaited(reranker: "Reranker", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await reranker._model.run(partial(call, reranker, *args, **kwargs))
+
+    update_wrapper(awaited, call)
+    awaited.__name__ = f"a{call.__name__}"
+    awaited.__qualname__ = f"Reranker.{awaited.__name__}"
+    awaited.__doc__ = f"Await `{call.__name__}`, with the same options; the class says what that means."
+    return awaited
 
 
 class Reranker:
@@ -36,6 +55,11 @@ class Reranker:
     A child that is forked from a process with a reranker may use it too: it loads the model again when it first needs
     it. On a GPU that is a DeviceError. A reranker is pickled by its source and its options, and loaded again where it
     is unpickled; `copy.deepcopy` gives one over the same loaded model.
+
+    `await arank(...)` and `await ascore(...)` are `rank` and `score` for an event loop, which goes on meanwhile. Two
+    calls of a model run at a time, each in a thread, and others wait for their turn. If a task is cancelled, its call
+    computes no further than to the end of the present run of the model. A call that waits for its turn when the
+    reranker is closed is a ClosedError. `on_progress` is called in the call's thread.
     """
 
     def __init__(
@@ -220,6 +244,9 @@ class Reranker:
         check_flag("normalize", normalize)
         logits = self.evaluate(pairs).logits if cutoff_layers is None else self.logits_at(cutoff_layers, pairs)
         return sigmoid(logits) if normalize else logits
+
+    arank = _awaited(rank)
+    ascore = _awaited(score)
 
     def evaluate(self, pairs: Sequence[Pair], *, on_progress: OnProgress | None = None) -> Scored:
         """Score pairs and report what it took. An empty query is scored like any other text.

@@ -1,5 +1,6 @@
 """What the caller's process does to a reranker: closing it in use, forking, pickling and copying."""
 
+import asyncio
 import copy
 import ctypes
 import faulthandler
@@ -134,6 +135,17 @@ def test_a_child_that_is_forked_after_use_scores_the_same(artifact: Artifact, n_
 
         assert _in_child(work) == 0
         assert reranker.score(pairs).tobytes() == expected
+
+
+@needs_fork
+def test_a_child_that_is_forked_after_awaited_calls_awaits_its_own(two_threads: Reranker):
+    expected = two_threads.score(PAIRS).tobytes()
+
+    def work() -> None:
+        assert asyncio.run(two_threads.ascore(PAIRS)).tobytes() == expected
+
+    work()
+    assert _in_child(work) == 0
 
 
 @needs_fork

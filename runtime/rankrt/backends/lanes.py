@@ -5,6 +5,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from rankrt.arrays import Int64Array
 from rankrt.backends.planner import Plan
+from rankrt.cancellation import until_cancelled
 
 
 class Lanes:
@@ -17,8 +18,9 @@ class Lanes:
     def run(self, plan: Plan, wide: Callable[[Int64Array], None], narrow: Callable[[Int64Array], None]) -> None:
         """Call `wide` with each wide run in turn, then `narrow` with the others, as many at a time as there are lanes.
 
-        The first exception stops what has not begun, and is raised.
+        The first exception stops what has not begun, and is raised. So is Cancelled, before the next run.
         """
+        wide, narrow = until_cancelled(wide), until_cancelled(narrow)
         for rows in plan.wide:
             wide(rows)
         self._side_by_side(narrow, plan.narrow)

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakSet
 
 from rankrt.artifact.precisions import Precision
 from rankrt.backends import Backend
+from rankrt.calls import Calls
 from rankrt.errors import ClosedError, DeviceError
 from rankrt.loading.placement import Placement
 from rankrt.options import LoadOptions
 from rankrt.text.pairs import PairTokenizer
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,11 @@ class Model:
                 self._n_users -= 1
                 self._release_if_closed()
 
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Do the work in a thread of this model, for an event loop. Raises ClosedError if the model was closed."""
+        with self.use():
+            return await self._calls.run(work)
+
     def backend(self, placement: Placement) -> Backend:
         """Return a loaded variant, to a caller that is in `use`; after a fork it is another than before."""
         name = placement.variant.name
@@ -103,10 +112,12 @@ class Model:
 
     def _begin(self) -> None:
         self._n_users = 0
+        self._calls = Calls()
         self._lock, self._loading = threading.Lock(), threading.Lock()
 
     def _release_if_closed(self) -> None:
         if self._is_closed and not self._n_users:
+            self._calls.close()
             for name in list(self._backends):
                 self._backends.pop(name).close()
 
