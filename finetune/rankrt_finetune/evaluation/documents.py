@@ -1,0 +1,55 @@
+"""The texts of documents by their ids, in a temporary file: memory holds the ids and where each text begins."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+
+
+class Documents:
+    """Texts that are added once and read in any order. It is a context manager; the file vanishes with it."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="rankrt-documents-")
+        self._places: dict[str, tuple[int, int]] = {}
+        self._n_bytes = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, text: str) -> None:
+        """Keep the text of an id that is new."""
+        assert name not in self._places
+        content = text.encode()
+        self._file.seek(self._n_bytes)
+        self._file.write(content)
+        self._places[name] = (self._n_bytes, len(content))
+        self._n_bytes += len(content)
+        self._digest.update(f"{name}\0{len(content)}\0".encode() + content)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def text(self, name: str) -> str:
+        """Return the text of an id that is there."""
+        place, n_bytes = self._places[name]
+        self._file.seek(place)
+        return self._file.read(n_bytes).decode()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all ids and texts, in the order in which they were added."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Documents":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
