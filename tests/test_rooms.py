@@ -21,7 +21,7 @@ ORDER = {
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
         " pipeline cli"
     ),
-    "finetune/rankrt_finetune": "reports",
+    "finetune/rankrt_finetune": "reports data resuming teaching mining evaluation cli",
     "benchmarks": "systems records harness studies suites gpu run prepare",
 }
 # Each imports only those on its right.

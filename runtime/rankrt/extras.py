@@ -29,6 +29,19 @@ EXTRAS = {
         module="rankrt.server.cli",
         pip="rankrt[cpu,server]",
     ),
+    "mine": Extra(
+        help="Find hard negatives in a corpus.", module="rankrt_finetune.cli.mine", pip="rankrt[cpu,finetune]"
+    ),
+    "teach": Extra(
+        help="Add a reranker's scores to examples to train with.",
+        module="rankrt_finetune.cli.teach",
+        pip="rankrt[cpu,finetune]",
+    ),
+    "finetune": Extra(
+        help="Fine-tune a reranker on your own examples.",
+        module="rankrt_finetune.cli.finetune",
+        pip="rankrt[cpu,finetune]",
+    ),
 }
 _EXPORTER = "rankrt_export.pipeline"
 
