@@ -9,7 +9,6 @@ Candidates come from a TREC run, from the lines of a JSONL, or from BM25 over th
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -79,16 +78,16 @@ class Files:
     drops_itself: bool = False
 
 
-@contextmanager
-def open_dataset(
+def read_dataset(
     source: str | Files,
+    documents: Documents,
     *,
     split: str = "test",
     run: Path | None = None,
     top_k: int | None = None,
     on_read: OnRead = lambda n_documents: None,
-) -> Iterator[Dataset]:
-    """Yield a data set; its documents are in a temporary file as long.
+) -> Dataset:
+    """Read a data set. The texts of its candidates go to `documents`, which has to be open as long as it is used.
 
     source   LAYOUT:PATH, a path whose layout shows, or three files
     split    which queries, where a layout has several parts
@@ -97,15 +96,13 @@ def open_dataset(
 
     Raises InputError, which says what was expected and what is there.
     """
-    with Documents() as documents:
-        files = locate(source, split) if isinstance(source, str) else source
-        if isinstance(files, Files):
-            yield _from_files(files, documents, run=run, top_k=top_k, on_read=on_read)
-        elif run is not None or top_k is not None:
-            given = "--run" if run is not None else "--top-k"
-            raise InputError(f"{given} is for a corpus with judgements; in {files} each line has its own candidates")
-        else:
-            yield _from_examples(files, documents, on_read)
+    files = locate(source, split) if isinstance(source, str) else source
+    if isinstance(files, Files):
+        return _from_files(files, documents, run=run, top_k=top_k, on_read=on_read)
+    if run is not None or top_k is not None:
+        given = "--top-k" if run is None else "--run"
+        raise InputError(f"{given} is for a corpus with judgements; in {files} each line has its own candidates")
+    return _from_examples(files, documents, on_read)
 
 
 def locate(source: str, split: str) -> Files | Path:
@@ -174,9 +171,7 @@ def _part(folder: Path, layout: str, pattern: str, split: str) -> Path:
     return _there(folder, layout, pattern.format(split))
 
 
-def _from_files(
-    files: Files, documents: Documents, *, run: Path | None, top_k: int | None, on_read: OnRead
-) -> Dataset:
+def _from_files(files: Files, documents: Documents, *, run: Path | None, top_k: int | None, on_read: OnRead) -> Dataset:
     qrels, texts = read_qrels(files.qrels), read_queries(files.queries)
     if unknown := [query for query in qrels if query not in texts]:
         raise InputError(
@@ -232,17 +227,16 @@ def _first(candidates: Candidates, n: int | None) -> Candidates:
 
 def _without(name: str, candidates: Candidates) -> Candidates:
     kept = [i for i, found in enumerate(candidates.ids) if found != name]
-    return Candidates(
-        ids=tuple(candidates.ids[i] for i in kept), scores=tuple(candidates.scores[i] for i in kept)
-    )
+    return Candidates(ids=tuple(candidates.ids[i] for i in kept), scores=tuple(candidates.scores[i] for i in kept))
 
 
 def _counted(corpus: Path, on_read: OnRead) -> Iterator[tuple[str, str]]:
-    n = 0
-    for n, document in enumerate(read_corpus(corpus), 1):
+    is_empty = True
+    for document in read_corpus(corpus):
+        is_empty = False
         on_read(1)
         yield document.id, document.text
-    if not n:
+    if is_empty:
         raise InputError(f"{corpus} has no documents")
 
 

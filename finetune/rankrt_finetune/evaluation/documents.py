@@ -9,7 +9,7 @@ class Documents:
     """Texts that are added once and read in any order. It is a context manager; the file vanishes with it."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="rankrt-documents-")
+        self._file = tempfile.TemporaryFile(prefix="rankrt-documents-")  # noqa: SIM115 - closed by close
         self._places: dict[str, tuple[int, int]] = {}
         self._n_bytes = 0
         self._digest = hashlib.sha256()

@@ -89,7 +89,9 @@ def read_run(path: Path) -> tuple[str, dict[str, Candidates]]:
     for place, line in _lines(path):
         cells = line.split()
         if len(cells) != 6 or not _is_number(cells[4]):
-            raise InputError(f"{place}: expected a TREC run's six columns (query Q0 document rank score name), got {line:.80}")
+            raise InputError(
+                f"{place}: expected a run's six columns (query Q0 document rank score name), got {line:.80}"
+            )
         query, document, tag = cells[0], cells[2], cells[5]
         of_query = found.setdefault(query, {})
         if document in of_query:

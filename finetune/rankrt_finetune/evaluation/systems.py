@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -20,7 +20,7 @@ from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact.manifest import MANIFEST
 from rankrt.artifact.precisions import Precision
 from rankrt.artifact.source import local_folder
-from rankrt.errors import DeviceError, InputError, MissingExtra, ScoreError
+from rankrt.errors import InputError, MissingExtra, ScoreError
 from rankrt.host.host import this_host
 from rankrt.llm.exits import checked_exits, verification_at
 from rankrt.llm.progressive import Policy, Progressive
@@ -130,7 +130,7 @@ class RankrtSystem:
     @property
     def identity(self) -> Mapping[str, str]:
         """The files, the rules and the programs. Threads are not among them: scores do not depend on them."""
-        exact = replace_precision(self, self.refine) if self.refine is not None else None
+        exact = _in_precision(self, self.refine) if self.refine is not None else None
         return {
             "artifact": fingerprint(self.placement),
             "variant": self.placement.variant.name,
@@ -159,8 +159,7 @@ class RankrtSystem:
     @contextmanager
     def open(self) -> Iterator[Rank]:
         """Load the model."""
-        options = {name: getattr(self.options, name) for name in LoadOptions.__dataclass_fields__}
-        rules = {name: getattr(self.rules, name) for name in Rules.__dataclass_fields__}
+        options, rules = ({f.name: getattr(of, f.name) for f in fields(of)} for of in (self.options, self.rules))
         with Reranker.load(self.source, cutoff_layer=self.cutoff_layer, **options, **rules) as reranker:
             if self.top_n is None:
                 yield lambda asked: _ranked_by_scores(reranker, asked)
@@ -231,9 +230,7 @@ class TorchSystem:
             torch.set_num_threads(n_threads)
 
 
-def systems_of(
-    sources: Sequence[str], wanted: Wanted, options: LoadOptions, rules: Mapping[str, Any]
-) -> list[System]:
+def systems_of(sources: Sequence[str], wanted: Wanted, options: LoadOptions, rules: Mapping[str, Any]) -> list[System]:
     """Return a system for each row: each model in the order given, its precisions, then its ways of ranking.
 
     A folder with a rankrt.json is an artifact; another folder is a checkpoint, and so is a name after "torch:". A Hub
@@ -299,11 +296,11 @@ def _refined(plain: RankrtSystem, wanted: Wanted) -> RankrtSystem:
     if verification_at(None, plain.placement.variant) is None:
         raise InputError(f"refine needs a drift that was measured, and {plain.name} was not verified")
     assert wanted.refine is not None
-    replace_precision(found, wanted.refine)
+    _in_precision(found, wanted.refine)
     return found
 
 
-def replace_precision(system: RankrtSystem, precision: Precision) -> Placement:
+def _in_precision(system: RankrtSystem, precision: Precision) -> Placement:
     """Return where the same artifact runs in another precision. Raises DeviceError if it has none."""
     options = replace(system.options, precision=precision, device=str(system.placement.device))
     return find(system.source, options, this_host())
@@ -317,8 +314,12 @@ def _torch(source: str, label: str, options: LoadOptions, rules: Mapping[str, An
             f"{source} is a checkpoint, which sentence-transformers runs: pip install 'rankrt[finetune]'. Or export it"
             f" first: rankrt export {source} ./{Path(source).name}.rk"
         ) from error
-    ignored = [name for name, value in rules.items() if name != "max_length" and value != getattr(Rules, name, None)]
-    del ignored
+    for field in fields(Rules):
+        if field.name != "max_length" and rules.get(field.name, field.default) != field.default:
+            raise InputError(
+                f"{field.name}={rules[field.name]!r:.80} is for artifacts, but {source} is a checkpoint, which"
+                " sentence-transformers cuts as it does. Leave one of them out"
+            )
     folder = local_folder(source)
     if folder is not None:
         _check_head(folder)
@@ -338,13 +339,13 @@ def _check_head(folder: Path) -> None:
     try:
         architectures = json.loads((folder / "config.json").read_bytes()).get("architectures") or []
     except FileNotFoundError as error:
-        raise InputError(f"{folder} is neither an artifact (no {MANIFEST}) nor a checkpoint (no config.json)") from error
+        raise InputError(f"{folder} is neither an artifact ({MANIFEST}) nor a checkpoint (config.json)") from error
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'} is not JSON: {error}") from error
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise InputError(
-            f"{folder} is a checkpoint of {', '.join(architectures) or 'no known class'}, to which sentence-transformers"
-            " would add a head of random numbers. Export it with rankrt export and evaluate the artifact"
+            f"{folder} is a checkpoint of {', '.join(architectures) or 'no known class'}. sentence-transformers would"
+            " give it a head of random numbers. Export it with rankrt export, and evaluate the artifact"
         )
 
 
@@ -394,6 +395,3 @@ def _engine() -> str:
 def digest_of(identity: Mapping[str, str]) -> str:
     """Return a short digest of what scores depend on."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-__all__ = ["Asked", "DeviceError", "Rank", "Ranked", "System", "Wanted", "digest_of", "systems_of"]
