@@ -29,7 +29,7 @@ def table(found: Evaluation) -> Table:
     columns[f"difference in {main}"] = [_difference(row) for row in found.rows]
     columns["p"] = [_p_value(row) for row in found.rows]
     columns["pairs/s"] = [figure(row.pairs_per_s) for row in found.rows]
-    columns["truncated"] = [_NOTHING if row.is_first_stage else _share(row.n_truncated, row.n_pairs) for row in found.rows]
+    columns["truncated"] = [_truncated(row) for row in found.rows]
     columns["max drift"] = [figure(None if row.likeness is None else row.likeness.max_drift, 2) for row in found.rows]
     columns["tau"] = [_NOTHING if row.likeness is None else f"{row.likeness.tau:.4f}" for row in found.rows]
     shown = {name: cells for name, cells in columns.items() if any(cell != _NOTHING for cell in cells)}
@@ -211,5 +211,5 @@ def _signed(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:+.4f}"
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / max(1, whole):.1%}"
+def _truncated(row: Row) -> str:
+    return _NOTHING if row.is_first_stage else f"{row.n_truncated / max(1, row.n_pairs):.1%}"
