@@ -16,8 +16,8 @@ from rankrt_finetune.evaluation.systems import Ranked
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 9999
-# Values that are resampled at once: 8 MB.
-_BATCH_VALUES = 1_000_000
+# Values that are resampled at once: 2 MB, of which scipy has a few copies.
+_BATCH_VALUES = 250_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,8 @@ _NAMES = {
     "hits": "Success",
 }
 _DEFAULT_CUTOFF = 10
+# ir-measures takes dictionaries, some 100 bytes a document, so that it gets some queries at a time.
+_BLOCK_QUERIES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +60,32 @@ class Measures:
         ir-measures orders by scores, and ties by ids. Here the scores are ranks, so the order is the one that is given.
         A judged query that has no ranking counts as 0.
         """
+        found = np.zeros((len(qrels), len(self.by_name)))
+        for start in range(0, len(qrels), _BLOCK_QUERIES):
+            block = list(qrels)[start : start + _BLOCK_QUERIES]
+            self._fill(found[start : start + _BLOCK_QUERIES], block, qrels, run)
+        return found
+
+    def _fill(
+        self,
+        values: Float64Array,
+        queries: Sequence[str],
+        qrels: Mapping[str, Mapping[str, int]],
+        run: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Write the values of some queries, (n_queries, n_measures)."""
+        rows = {query: i for i, query in enumerate(queries)}
         scored = {
             query: {document: float(len(ids) - rank) for rank, document in enumerate(ids)}
-            for query, ids in run.items()
-            if ids
+            for query in queries
+            if (ids := run.get(query))
         }
-        rows = {query: i for i, query in enumerate(qrels)}
-        columns = {measure: i for i, measure in enumerate(self.by_name.values())}
-        found = np.zeros((len(rows), len(columns)))
-        grades = {query: dict(of_query) for query, of_query in qrels.items()}
-        for metric in ir_measures.evaluator(list(columns), grades).iter_calc(scored):
-            found[rows[metric.query_id], columns[metric.measure]] = metric.value
-        return found[:, [columns[measure] for measure in self.by_name.values()]]
+        grades = {query: dict(qrels[query]) for query in queries}
+        evaluator = ir_measures.evaluator(list(dict.fromkeys(self.by_name.values())), grades)
+        for metric in evaluator.iter_calc(scored):
+            for column, measure in enumerate(self.by_name.values()):
+                if measure == metric.measure:
+                    values[rows[metric.query_id], column] = metric.value
 
 
 def _measure(name: str) -> Any:
