@@ -1,1 +1,1 @@
-"""The commands `rankrt mine`, `rankrt teach` and `rankrt finetune`: options, progress, and what they say at the end."""
+"""The commands: their options, the progress that they show, and what they say at the end."""

@@ -117,8 +117,8 @@ class _Measure(Kind):
     each=_Measure(),
     default=list(DEFAULT),
     group="Output",
-    metavar="M,M",
-    help="Measures of ir-measures, the main one first, with commas between them.",
+    metavar="M...",
+    help="Measures of ir-measures, the main one first, with commas or spaces.",
 )
 @option("--json", "as_json", is_flag=True, group="Output", help="Print JSON in place of the table.")
 @option("--markdown", "as_markdown", is_flag=True, group="Output", help="Print Markdown in place of the table.")

@@ -1,7 +1,7 @@
-"""Two systems on the same queries: how far their means are apart, whether that can be chance, how alike scores are.
+"""Two systems on the same queries: how far their means are apart, whether by chance, and how alike their scores are.
 
-The interval is a paired bootstrap's over the queries, the p-value a randomisation test's that swaps the two systems'
-values of a query. Both are scipy's.
+The interval is that of a paired bootstrap over the queries. The p-value is that of a randomisation test, which swaps
+the two systems' values of a query. Both are scipy's.
 """
 
 from collections.abc import Mapping
@@ -103,7 +103,7 @@ def _interval(values: Float64Array) -> tuple[float, float]:
 
 
 def _p_value(deltas: Float64Array) -> float:
-    """Return the two-sided p-value; exact if all swaps are no more than the resamples."""
+    """Return the two-sided p-value. It is exact if there are fewer swaps than resamples."""
     found = permutation_test(
         (deltas, np.zeros_like(deltas)),
         lambda a, b, axis: np.mean(a - b, axis=axis),

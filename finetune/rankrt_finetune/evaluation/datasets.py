@@ -27,13 +27,13 @@ OnRead: TypeAlias = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """What is evaluated on.
+    """Judged queries with their candidates.
 
     name         for people
     queries      the texts of the judged queries by their ids
     qrels        the grade of each judged document, by query and document; every query has some
-    candidates   what is ranked, by query, in the order of the first stage, which equal scores keep
-    first_stage  what made that order
+    candidates   the documents to rank, by query, in the first stage's order, which equal scores keep
+    first_stage  the name of what made that order
     documents    the texts of all candidates
     notes        sentences on what is unusual about the data
     """
@@ -277,7 +277,7 @@ def _read_documents(
 
 
 def _from_examples(path: Path, documents: Documents, on_read: OnRead) -> Dataset:
-    """Read lines with their own candidates, and order these by BM25; of equals the wrong one is first."""
+    """Read lines with their own candidates. BM25 orders these; of equals the wrong one is first."""
     queries, qrels, given, n_easy = dict[str, str](), dict[str, dict[str, int]](), dict[str, tuple[str, ...]](), 0
     for example in read_examples(path):
         name = str(example.place.number)

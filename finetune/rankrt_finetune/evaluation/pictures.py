@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from rankrt_finetune.evaluation.evaluation import Evaluation
 from rankrt_finetune.reports.pictures import HEIGHT, INK, mark, picture
 
 
 def quality_beside_speed(found: Evaluation) -> str | None:
-    """Draw the first measure of each system with its interval over its speed, and the first stage as a line."""
+    """Draw the first measure of each system over its speed. The first stage is a line."""
     systems = [(i, row, row.pairs_per_s) for i, row in enumerate(found.rows) if row.pairs_per_s is not None]
 
     def draw(axes: Axes) -> None:
@@ -23,6 +23,7 @@ def quality_beside_speed(found: Evaluation) -> str | None:
         first = found.rows[-1]
         axes.axhline(first.means[0], c=INK, lw=1, ls=":", label=first.name)
         axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
         axes.set_xlabel("pairs a second, here")
@@ -52,7 +53,7 @@ def differences(found: Evaluation) -> str | None:
 
 
 def wins_and_losses(found: Evaluation) -> str | None:
-    """Draw the difference of each query from the first row, from the greatest gain to the greatest loss."""
+    """Draw how far each query is from the first row, the greatest gain first."""
     rows = [(i, row) for i, row in enumerate(found.rows) if row.differences is not None and not row.is_first_stage]
 
     def draw(axes: Axes) -> None:

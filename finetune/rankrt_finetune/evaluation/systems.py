@@ -1,4 +1,4 @@
-"""What is evaluated: variants of artifacts with rankrt, and checkpoints in PyTorch. Each ranks candidates of queries.
+"""The systems of an evaluation: variants of artifacts, and checkpoints in PyTorch. Each ranks candidates of queries.
 
 Everything that can be refused is refused when a system is described, before anything is scored.
 """
@@ -236,6 +236,8 @@ def systems_of(sources: Sequence[str], wanted: Wanted, options: LoadOptions, rul
     A folder with a rankrt.json is an artifact; another folder is a checkpoint, and so is a name after "torch:". A Hub
     id is what `Reranker.load` takes it for.
     """
+    if twice := [source for source in sources if sources.count(source) > 1]:
+        raise InputError(f"{twice[0]} is given twice. Leave one of them out")
     found: list[System] = []
     for source, label in zip(sources, _labels(sources), strict=True):
         if (checkpoint := _checkpoint(source)) is not None:
