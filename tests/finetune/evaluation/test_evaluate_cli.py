@@ -180,26 +180,26 @@ def test_evaluating_artifacts_imports_no_torch(here: Path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_ctrl_c_loses_only_what_is_running(here: Path, capsys: pytest.CaptureFixture[str]):
-    """A process is stopped between two queries. The same command scores the rest, and says what an unbroken one says."""
-    queries = {f"q{i}": "one two" for i in range(600)}
+    """A process is stopped between two queries. The same command scores the rest, with the same result."""
+    queries = {f"q{i}": "one two" for i in range(300)}
     write_beir(here / "long", queries=queries, qrels={query: {"d1": 1} for query in queries})
     run = write_run(here / "all.trec", {query: list(DOCUMENTS) for query in queries})
     options = ["bge-m3", "--data", "long", "--run", str(run), "--precision", "fp32", "--refine", "fp16", "--json"]
     command = [sys.executable, "-m", "rankrt", "evaluate", *options, "--output", "out"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None and n_kept(here / "out") < 610:
-        time.sleep(0.002)
+    while time.monotonic() < deadline and process.poll() is None and n_kept(here / "out") < 310:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.skip("it finished before it could be interrupted")
     assert process.returncode == 130
     assert "the scores so far are in out; the same command continues" in said
-    assert 610 <= n_kept(here / "out") < 1200
+    assert 310 <= n_kept(here / "out") < 600
     assert evaluate(*options, "--output", "out") == 0
     continued = json.loads(capsys.readouterr().out)
-    assert n_kept(here / "out") == 1200
+    assert n_kept(here / "out") == 600
     assert evaluate(*options) == 0
     for one, other in zip(continued["rows"], json.loads(capsys.readouterr().out)["rows"], strict=True):
         assert (one["means"], one["likeness"]) == (other["means"], other["likeness"])

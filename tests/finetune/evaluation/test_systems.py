@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from rankrt import InputError, Reranker
+from rankrt.artifact.manifest import Margins, write_manifest
 from rankrt.options import LoadOptions
 from rankrt_finetune.evaluation.evaluation import evaluate
 from rankrt_finetune.evaluation.measures import Measures
@@ -37,8 +39,16 @@ def artifact(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def layerwise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layerwise model with margins so wide that no document stops early: measuring real ones takes a minute."""
     folder = tmp_path_factory.mktemp("layerwise")
-    return export(str(make_layerwise(folder / "minicpm")), folder / "a", Options(cutoff_layers=[3, 6])).folder
+    options = Options(cutoff_layers=[3, 6], is_verified=False)
+    made = export(str(make_layerwise(folder / "minicpm")), folder / "a", options)
+    (variant,) = made.manifest.variants
+    margins = Margins(shares=(1.0,), gaps=(1e6,), rise=1e6)
+    exits = tuple(msgspec.structs.replace(end, margins=margins) for end in variant.exits)
+    measured = msgspec.structs.replace(variant, exits=exits)
+    write_manifest(msgspec.structs.replace(made.manifest, variants=(measured,)), made.folder)
+    return made.folder
 
 
 def test_an_artifact_is_compared_with_the_checkpoint_that_it_came_from(
@@ -58,20 +68,20 @@ def test_an_artifact_is_compared_with_the_checkpoint_that_it_came_from(
 
 def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
     folder = write_bert(tmp_path / "embedder", is_embedder=True)
-    with pytest.raises(InputError, match="is a checkpoint of BertModel.*a head of random numbers"):
+    with pytest.raises(InputError, match=r"is a checkpoint of BertModel.*a head of random numbers"):
         systems_of([str(folder)], Wanted(), LoadOptions(), {})
 
 
 def test_rules_of_rankrt_are_not_for_a_checkpoint(checkpoint: Path):
-    with pytest.raises(InputError, match="truncation='longest_first' is for artifacts, but .* is a checkpoint"):
+    with pytest.raises(InputError, match=r"truncation='longest_first' is for artifacts, but .* is a checkpoint"):
         systems_of([str(checkpoint)], Wanted(), LoadOptions(), {"max_length": 32, "truncation": "longest_first"})
 
 
 def test_layers_and_stopping_early_are_rows(layerwise: Path, tmp_path: Path):
-    wanted = Wanted(cutoff_layers=[3], progressive="exact", top_n=2)
+    wanted = Wanted(precisions=["fp32"], cutoff_layers=[3], progressive="exact", top_n=2)
     chosen = systems_of([str(layerwise)], wanted, LoadOptions(), {})
     source = write_beir(tmp_path / "data", DOCUMENTS, {"q0": "about bears"}, {"q0": {"d0": 1}})
-    with dataset(source) as data, Reranker.load(layerwise) as reranker:
+    with dataset(source) as data, Reranker.load(layerwise, precision="fp32") as reranker:
         found = evaluate(data, chosen, Measures.of(["nDCG@2"]), folder=tmp_path / "scores", bar=no_bar)
         texts = [data.documents.text(name) for name in data.candidates["q0"].ids]
         whole = reranker.score([("about bears", text) for text in texts])
@@ -85,5 +95,5 @@ def test_layers_and_stopping_early_are_rows(layerwise: Path, tmp_path: Path):
 
 
 def test_a_layer_that_was_not_exported_is_refused(layerwise: Path):
-    with pytest.raises(InputError, match="cutoff layer 4: .* was exported with 3, 6"):
-        systems_of([str(layerwise)], Wanted(cutoff_layers=[4]), LoadOptions(), {})
+    with pytest.raises(InputError, match=r"cutoff layer 4: .* was exported with 3, 6"):
+        systems_of([str(layerwise)], Wanted(precisions=["fp32"], cutoff_layers=[4]), LoadOptions(), {})
