@@ -20,13 +20,13 @@ import numpy as np
 from benchmarks.records.record import Record, Row, read_record, schema
 from benchmarks.records.report import markdown
 from benchmarks.records.statistics import ratio
-from benchmarks.records.tables import Table, figure
 from benchmarks.studies.int8_drift import table as int8_drift_table
 from benchmarks.studies.llm_speed import table as llm_speed_table
 from benchmarks.studies.progressive import table as progressive_table
 from benchmarks.studies.resident import table as resident_table
 from rankrt.cli.main import main as rankrt
 from rankrt.cli.main import program
+from rankrt_finetune.reports.tables import Table, figure
 from tiny_reranker.evaluation import table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ ORDER = {
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
         " pipeline cli"
     ),
-    "finetune/rankrt_finetune": "errors data resuming teaching mining training cli",
+    "finetune/rankrt_finetune": "errors reports data resuming teaching mining training evaluation cli",
     "benchmarks": "systems records harness studies suites gpu run prepare",
 }
 # Each imports only those on its right.

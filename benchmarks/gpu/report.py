@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.records.tables import Table, figure
+from rankrt_finetune.reports.tables import Table, figure
 
 # Names of lines, as the stages give them.
 RANKRT, PRODUCTS = "rankrt fp16", "products of a layer"

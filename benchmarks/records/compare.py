@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.records.record import Record, RecordError, Row, read_record
 from benchmarks.records.statistics import Change, change, mean_change
-from benchmarks.records.tables import Table
+from rankrt_finetune.reports.tables import Table
 
 _LIMIT = 0.05
 

@@ -1,43 +1,14 @@
-"""The report's pictures, drawn by matplotlib as SVG. They keep their text as text and fit a phone's width.
+"""The report's pictures: speed, latency, memory, and how close each system comes to the machine's own limits."""
 
-The page gives the colours: text and axes have the colour of its text, and colour i is var(--ci). So a dark page has its
-own.
-"""
-
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
 from benchmarks.records.record import Record, Row
 from benchmarks.systems import SYSTEMS
-
-# Inches: on a phone of 360 CSS pixels a point of type is about a pixel.
-_WIDTH, _HEIGHT = 5.0, 3.9
-COLORS = ("#0b6e4f", "#c1440e", "#2b59c3", "#8f2d91", "#b8860b", "#00838f", "#5d4037", "#d81b60", "#607d8b", "#7cb342")
-_INK = "#1b1f23"
-_MARKERS = "os^Dv<>PX*"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "svg.hashsalt": "rankrt",
-}
+from rankrt_finetune.reports.pictures import COLORS, HEIGHT, INK, mark, picture
 
 
 def latency_over_load(record: Record) -> str | None:
@@ -51,7 +22,7 @@ def latency_over_load(record: Record) -> str | None:
             axes.plot(*zip(*tail, strict=True), ls=":", c=style["c"]) if tail else None
         _labels(axes, "requests offered a second", "latency, ms (dotted: p95)")
 
-    return _draw(draw) if _measured(record, "load") else None
+    return picture(draw) if _measured(record, "load") else None
 
 
 def throughput_over_length(record: Record) -> str | None:
@@ -66,7 +37,7 @@ def throughput_over_length(record: Record) -> str | None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _labels(axes, "tokens of a row", "tokens a second")
 
-    return _draw(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
+    return picture(draw, height=HEIGHT + 0.14 * _n_systems(rows)) if rows else None
 
 
 def speed_against_quality(record: Record) -> str | None:
@@ -86,7 +57,7 @@ def speed_against_quality(record: Record) -> str | None:
         axes.set_xscale("log")
         _labels(axes, "mean drift of a logit from PyTorch fp32 (left is better)", "pairs a second")
 
-    return _draw(draw, height=_HEIGHT + 0.14 * len(points)) if points else None
+    return picture(draw, height=HEIGHT + 0.14 * len(points)) if points else None
 
 
 def memory(record: Record) -> str | None:
@@ -112,7 +83,7 @@ def memory(record: Record) -> str | None:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("MB in all")
 
-    return _draw(draw, height=1.4 + 0.45 * len(systems)) if rows else None
+    return picture(draw, height=1.4 + 0.45 * len(systems)) if rows else None
 
 
 def roofline(record: Record) -> str | None:
@@ -124,7 +95,7 @@ def roofline(record: Record) -> str | None:
         bandwidth = max(row.metrics["bandwidth_gb_per_s"] or 0.0 for row in rows)
         intensities = [row.metrics["intensity"] or 0.0 for row in rows]
         x = [min(*intensities, peak / bandwidth) / 2, peak / bandwidth, max(*intensities, peak / bandwidth) * 2]
-        axes.plot(x, [min(peak, bandwidth * at) for at in x], c=_INK, lw=1.5)
+        axes.plot(x, [min(peak, bandwidth * at) for at in x], c=INK, lw=1.5)
         axes.annotate(
             f"{peak:.0f} GFLOP/s, {bandwidth:.0f} GB/s", (x[1], peak), xytext=(4, 5), textcoords="offset points"
         )
@@ -134,7 +105,7 @@ def roofline(record: Record) -> str | None:
         axes.set_xscale("log")
         _labels(axes, "operations a byte of weights", "GFLOP/s")
 
-    return _draw(draw, height=_HEIGHT + 0.14 * _n_systems(rows)) if rows else None
+    return picture(draw, height=HEIGHT + 0.14 * _n_systems(rows)) if rows else None
 
 
 PLOTS: Mapping[str, Callable[[Record], str | None]] = {
@@ -153,32 +124,6 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
         if not front or speed > points[front[-1]][1]:
             front.append(name)
     return front
-
-
-def _draw(draw: Callable[[Axes], None], height: float = _HEIGHT) -> str:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        if axes.get_legend_handles_labels()[1]:
-            figure.legend(loc="outside lower center", ncols=2)
-        output = io.StringIO()
-        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
-    svg = output.getvalue()
-    # The page sets the width; the picture keeps its proportions.
-    fitting = re.sub(
-        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|height="[^"]*" width="[^"]*"',
-        r"\1",
-        svg[svg.index("<svg") :],
-        count=1,
-    )
-    return _in_colours_of_the_page(fitting)
-
-
-def _in_colours_of_the_page(svg: str) -> str:
-    for i, colour in enumerate(COLORS):
-        svg = svg.replace(colour, f"var(--c{i})")
-    return svg.replace(_INK, "currentColor")
 
 
 def _labels(axes: Axes, x: str, y: str) -> None:
@@ -208,8 +153,7 @@ def _systems(rows: Sequence[Row]) -> list[tuple[dict[str, Any], tuple[str, list[
 
 def _mark(system: str) -> dict[str, Any]:
     """Return a system's colour and marker, the same in every picture."""
-    i = list(SYSTEMS).index(system) if system in SYSTEMS else 0
-    return {"c": COLORS[i % len(COLORS)], "marker": _MARKERS[(i + i // len(COLORS)) % len(_MARKERS)]}
+    return mark(list(SYSTEMS).index(system) if system in SYSTEMS else 0)
 
 
 def _n_systems(rows: Sequence[Row]) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment
 from markupsafe import Markup
 
-from benchmarks.records.plots import COLORS, PLOTS
+from benchmarks.records.plots import PLOTS
 from benchmarks.records.record import Record, RecordError, Row, read_record
-from benchmarks.records.tables import Table, figure
+from rankrt_finetune.reports.pages import page as report_page
+from rankrt_finetune.reports.tables import Table, figure
 
 _PAGE = Path(__file__).with_name("report.html.jinja")
 
@@ -111,10 +111,9 @@ def markdown(records: Sequence[Record]) -> str:
 
 def page(records: Sequence[Record]) -> str:
     """Return all records as one HTML page, the pictures first."""
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE.read_text())
-    return template.render(
+    return report_page(
+        _PAGE,
         records=records,
-        colors=COLORS,
         conditions=conditions,
         tables=lambda record: {name: Markup(table.html()) for name, table in tables(record).items()},
         plots=lambda record: {name: Markup(svg) for name, draw in PLOTS.items() if (svg := draw(record))},

@@ -25,7 +25,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from tqdm import tqdm
 
 from benchmarks.records.record import describe_machine
-from benchmarks.records.tables import Table
 from rankrt import Reranker
 from rankrt.arrays import Float32Array
 from rankrt.artifact.source import Hub
@@ -35,6 +34,7 @@ from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import VerificationError
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.ranks import tau
+from rankrt_finetune.reports.tables import Table
 from tiny_reranker.corpus import Question, questions_of
 from tiny_reranker.evaluation import labels_by_score
 from tiny_reranker.ranking import ndcg

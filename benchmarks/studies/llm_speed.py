@@ -26,7 +26,6 @@ from benchmarks.harness.lab import pinned_cpus, sha256_of_files
 from benchmarks.harness.worker import Budget, Worker
 from benchmarks.harness.workloads import Source, Workload, read
 from benchmarks.records.statistics import ratio
-from benchmarks.records.tables import Table, figure
 from benchmarks.systems import DECODERS, entry_of
 from rankrt.artifact.manifest import open_artifact
 from rankrt.artifact.precisions import PRECISIONS, Precision
@@ -35,6 +34,7 @@ from rankrt.host.cpu import this_machine
 from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.decoders.readouts import LAYERWISE
 from rankrt_export.pipeline import Options, export
+from rankrt_finetune.reports.tables import Table, figure
 
 BASELINE = "llm-rankrt"
 TITLES = {

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.records.tables import Table
 from rankrt import Reranker
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.llm.exits import Keep
 from rankrt.llm.progressive import Policy, Progressive, Score, run
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import Texts, parse
+from rankrt_finetune.reports.tables import Table
 from tiny_reranker.corpus import Part, questions_of
 from tiny_reranker.ranking import ndcg
 

@@ -13,9 +13,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.records.tables import Table
 from rankrt.host.child import child_command
 from rankrt.text.pairs import Pair
+from rankrt_finetune.reports.tables import Table
 from tiny_reranker.corpus import questions_of
 
 

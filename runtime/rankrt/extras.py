@@ -42,6 +42,11 @@ EXTRAS = {
         module="rankrt_finetune.cli.finetune",
         pip="rankrt[cpu,finetune]",
     ),
+    "evaluate": Extra(
+        help="Measure rerankers on judged data, side by side.",
+        module="rankrt_finetune.cli.evaluate",
+        pip="rankrt[cpu,evaluate]",
+    ),
 }
 _EXPORTER = "rankrt_export.pipeline"
 

@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from benchmarks.records import compare, report
-from benchmarks.records.plots import COLORS, pareto
+from benchmarks.records.plots import pareto
 from benchmarks.records.record import Record, RecordError, describe_accelerator, read_record, write_record
-from benchmarks.records.tables import Table, figure
 from benchmarks.run import main
+from rankrt_finetune.reports.pictures import COLORS
+from rankrt_finetune.reports.tables import Table, figure
 from tests.benchmarks.conftest import CHECKPOINT, ROOT, STEADY
 
 SLOWER, CRASHES = "tests.benchmarks.fakes:Slower", "tests.benchmarks.fakes:Crashes"

@@ -14,7 +14,7 @@ from rankrt.cli.options import cutoff_layer, load_options
 from rankrt.cli.scoring import ranked
 from rankrt.llm.progressive import Progressive
 
-_PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exact": "exact"}
+PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exact": "exact"}
 
 
 @click.command(
@@ -114,7 +114,7 @@ def rerank(
             top_n=top_n,
             normalize=normalize,
             refine=refine,
-            progressive=_PROGRESSIVE[progressive],
+            progressive=PROGRESSIVE[progressive],
             on_progress=None if bar.disable else bar.update,
         )
         for line in style.lines(answers):

@@ -1,4 +1,4 @@
-"""Tables as Markdown and as HTML: a heading and rows of cells."""
+"""Tables as text, as Markdown and as HTML: a heading and rows of cells."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,11 @@ class Table:
     heading: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    def text(self) -> str:
+        """Return the table for a terminal: columns of one width, the first one to the left, with a line end."""
+        widths = [max(map(len, column)) for column in zip(self.heading, *self.rows, strict=True)]
+        return "".join(f"{_aligned(cells, widths)}\n" for cells in (self.heading, *self.rows))
+
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown, with a line end."""
         return _line(self.heading) + "|---" * len(self.heading) + "|\n" + "".join(map(_line, self.rows))
@@ -22,6 +27,11 @@ class Table:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in self.heading)
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in self.rows)
         return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    figures = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return "  ".join([cells[0].ljust(widths[0]), *figures]).rstrip()
 
 
 def _line(cells: Iterable[str]) -> str:
