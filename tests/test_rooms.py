@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {
     "runtime/rankrt": (
-        "errors arrays extras files refinement artifact host options text llm backends loading scoring ranking reranker"
+        "errors arrays extras files refinement artifact host options text llm backends loading scoring scale ranking reranker"
         " compat cli server __main__"
     ),
     "export/rankrt_export": (

@@ -86,6 +86,15 @@ def check_positive(name: str, value: object, *, none_is: str) -> None:
         raise InputError(f"{name}={_shown(value)}, expected more than 0{_or_none(none_is)}")
 
 
+def check_number(name: str, value: object, *, none_is: str) -> None:
+    """Raise InputError unless an option is a finite number; or None, which stands for something."""
+    if value is None:
+        return
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or not np.isfinite(value):
+        raise InputError(f"{name}={_shown(value)}, expected a finite number{_or_none(none_is)}")
+
+
 def check_flag(name: str, value: object) -> None:
     """Raise InputError unless an option is True or False, numpy's among them."""
     if not isinstance(value, bool | np.bool_):
