@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {
     "runtime/rankrt": (
-        "errors arrays extras files refinement artifact host options text llm backends loading scoring scale ranking reranker"
-        " compat cli server __main__"
+        "errors arrays extras files refinement artifact host options text llm backends loading scoring scale ranking"
+        " reranker compat cli server __main__"
     ),
     "export/rankrt_export": (
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
         " pipeline cli"
     ),
-    "finetune/rankrt_finetune": "",
+    "finetune/rankrt_finetune": "calibrate",
     "benchmarks": "systems records harness studies suites gpu run prepare",
 }
 # Each imports only those on its right.

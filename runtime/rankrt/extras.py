@@ -1,6 +1,6 @@
-"""The two halves of rankrt that are installed apart: which module each begins at, and what brings it.
+"""The parts of rankrt that are installed apart: which module each command begins at, and what brings it.
 
-They are imported by name and only when they are needed, so that scoring never needs either.
+They are imported by name and only when they are needed, so that scoring needs none of them.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from rankrt.errors import MissingExtra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """A half of rankrt: the command that it brings, the module of that command, and what installs it."""
+    """A part of rankrt: the command that it brings, the module of that command, and what installs it."""
 
     help: str
     module: str
@@ -23,6 +23,11 @@ class Extra:
 EXTRAS = {
     "export": Extra(
         help="Turn a Hugging Face checkpoint into an artifact.", module="rankrt_export.cli", pip="rankrt[cpu,export]"
+    ),
+    "calibrate": Extra(
+        help="Fit a map from scores to probabilities to labelled pairs.",
+        module="rankrt_finetune.calibrate.cli",
+        pip="rankrt[cpu,finetune]",
     ),
     "serve": Extra(
         help="Answer rerank requests over HTTP, in the dialect of each client.",
@@ -40,7 +45,7 @@ def exporter() -> Callable[..., None]:
 
 
 def load(name: str, module: str) -> Any:
-    """Import a module of a half. Raises MissingExtra, with the pip command, if something of it is not installed."""
+    """Import a module of a part. Raises MissingExtra, with the pip command, if something of it is not installed."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -48,5 +53,5 @@ def load(name: str, module: str) -> Any:
 
 
 def missing(name: str, error: ModuleNotFoundError) -> MissingExtra:
-    """Say which module a half lacks and how to get it."""
+    """Say which module a part lacks and how to get it."""
     return MissingExtra(f"rankrt {name} needs {error.name}, which is not installed: pip install '{EXTRAS[name].pip}'")

@@ -18,10 +18,7 @@ from rankrt.scoring import sigmoid
 # What the model computes; that squeezed between 0 and 1; or the share of pairs with such a score that are relevant.
 ScoreKind: TypeAlias = Literal["logit", "sigmoid", "probability"]
 
-_KINDS = {
-    "sigmoid": "scores are sigmoids of logits, from 0 to 1; leave normalize out to compare with logits",
-    "probability": "scores are probabilities, from 0 to 1; leave calibrated out to compare with logits",
-}
+_BETWEEN_0_AND_1 = {"sigmoid": "sigmoids of logits", "probability": "probabilities"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +59,10 @@ def check_threshold(threshold: float | None, kind: ScoreKind) -> None:
     """Raise InputError for a threshold that is not a number, or that no score of this kind can be on both sides of."""
     check_number("score_threshold", threshold, none_is="all scores")
     if threshold is not None and kind != "logit" and not 0 <= threshold <= 1:
-        raise InputError(f"score_threshold={threshold:g} is not between 0 and 1, but {_KINDS[kind]}")
+        raise InputError(
+            f"score_threshold={threshold:g} is not between 0 and 1, but the scores asked for are"
+            f" {_BETWEEN_0_AND_1[kind]}. Ask for logits to compare with them, or lower it"
+        )
 
 
 def reaches(scores: Float32Array, threshold: float | None) -> BoolArray:

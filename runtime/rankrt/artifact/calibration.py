@@ -1,7 +1,7 @@
 """An artifact's calibration: the map from its logits to probabilities, as plain numbers in a file beside the manifest.
 
-`rankrt calibrate` fits it to labelled pairs and writes the file. It belongs to the data of its user and not to the model,
-so the manifest does not name it, and it changes neither the artifact's identity nor its scores.
+`rankrt calibrate` fits it to labelled pairs and writes the file. It belongs to its user's data and not to the model. So
+the manifest does not name it, and it changes neither the artifact's identity nor its logits.
 """
 
 from pathlib import Path
@@ -101,7 +101,7 @@ def read_calibration(folder: Path, identity: str) -> Calibration | None:
     Raises ArtifactError for a file that is damaged, that a newer rankrt wrote, or that is another artifact's.
     """
     path = folder / CALIBRATION
-    again = "Remove the file, or fit it again with `rankrt calibrate`"
+    again = "Remove the file. `rankrt calibrate` fits another one"
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
