@@ -24,15 +24,15 @@ EXTRAS = {
     "export": Extra(
         help="Turn a Hugging Face checkpoint into an artifact.", module="rankrt_export.cli", pip="rankrt[cpu,export]"
     ),
-    "calibrate": Extra(
-        help="Fit a map from scores to probabilities to labelled pairs.",
-        module="rankrt_finetune.calibrate.cli",
-        pip="rankrt[cpu,finetune]",
-    ),
     "serve": Extra(
         help="Answer rerank requests over HTTP, in the dialect of each client.",
         module="rankrt.server.cli",
         pip="rankrt[cpu,server]",
+    ),
+    "calibrate": Extra(
+        help="Fit a map from scores to probabilities to labelled pairs.",
+        module="rankrt_finetune.calibrate.cli",
+        pip="rankrt[cpu,finetune]",
     ),
 }
 _EXPORTER = "rankrt_export.pipeline"

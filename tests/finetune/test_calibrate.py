@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the extra finetune")
 
-from rankrt import InputError, Reranker  # noqa: E402
-from rankrt.artifact.manifest import Artifact  # noqa: E402
-from rankrt.cli.main import main  # noqa: E402
-from rankrt.scoring import sigmoid  # noqa: E402
-from rankrt_finetune.calibrate.fit import METHODS, Method, fit, reliability, thresholds  # noqa: E402
-from rankrt_finetune.calibrate.labelled import read_labelled  # noqa: E402
+from rankrt import InputError, Reranker
+from rankrt.artifact.manifest import Artifact
+from rankrt.cli.main import main
+from rankrt.scoring import sigmoid
+from rankrt_finetune.calibrate.fit import METHODS, Method, fit, reliability, thresholds
+from rankrt_finetune.calibrate.labelled import read_labelled
 
 N_PAIRS = 4000
 
@@ -42,7 +42,7 @@ def test_the_slope_is_finite_where_labels_are_told_apart():
     logits = np.linspace(-5, 5, 40, dtype=np.float32)
     fitted = fit(logits, logits > 0, np.arange(40), "platt")
     probabilities = fitted.map.probabilities(logits)
-    assert (np.diff(probabilities) > 0).all() and 0 < probabilities[0] and probabilities[-1] < 1
+    assert (np.diff(probabilities) > 0).all() and probabilities[0] > 0 and probabilities[-1] < 1
 
 
 def test_the_error_is_the_mean_distance_of_bins_from_the_diagonal():
@@ -77,7 +77,7 @@ def test_a_precision_that_no_threshold_reaches_is_left_out():
 
 def test_labels_the_wrong_way_around_are_refused(drawn):
     logits, is_relevant, queries = drawn
-    with pytest.raises(InputError, match="do not score higher.*the right way around"):
+    with pytest.raises(InputError, match=r"do not score higher.*the right way around"):
         fit(-logits, is_relevant, queries, "platt")
 
 
