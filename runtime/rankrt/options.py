@@ -90,8 +90,7 @@ def check_number(name: str, value: object, *, none_is: str) -> None:
     """Raise InputError unless an option is a finite number; or None, which stands for something."""
     if value is None:
         return
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not is_number or not np.isfinite(value):
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not np.isfinite(float(value)):
         raise InputError(f"{name}={_shown(value)}, expected a finite number{_or_none(none_is)}")
 
 

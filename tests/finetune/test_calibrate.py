@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_labels_the_wrong_way_around_are_refused(drawn):
 
 
 def test_both_kinds_of_lines_and_cells_are_read(tmp_path: Path):
-    lines = [{"query": f"q{i}", "pos": ["yes"], "neg": ["no", "never"]} for i in range(9)]
+    lines: list[dict[str, Any]] = [{"query": f"q{i}", "pos": ["yes"], "neg": ["no", "never"]} for i in range(9)]
     lines += [{"query": "q9", "passage": "yes", "label": label} for label in (1, True, 0, 0.0)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_labelled(str(tmp_path / "data.jsonl"))

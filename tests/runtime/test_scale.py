@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def calibrated(artifact: Artifact) -> Iterator[Reranker]:
 
 
 def test_every_hit_says_what_its_score_is(calibrated: Reranker):
-    kinds = {"logit": {}, "sigmoid": {"normalize": True}, "probability": {"calibrated": True}}
+    kinds: dict[str, Any] = {"logit": {}, "sigmoid": {"normalize": True}, "probability": {"calibrated": True}}
     for kind, options in kinds.items():
         ranking = calibrated.rank("zero", ["one", "three"], **options)
         assert (ranking.score_kind, {hit.score_kind for hit in ranking}) == (kind, {kind})

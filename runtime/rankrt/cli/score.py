@@ -13,6 +13,7 @@ from rankrt.cli.bulk import job
 from rankrt.cli.bulk.chunks import Names
 from rankrt.cli.bulk.selection import Selection
 from rankrt.cli.options import calibrated, cutoff_layer, load_options, normalize, score_threshold
+from rankrt.cli.outputs import ScoreFormat
 from rankrt.host.host import this_host
 from rankrt.scale import Scale, check_threshold
 
@@ -86,8 +87,10 @@ def score(
     if query_column == passage_column:
         raise InputError(f"--query-column and --passage-column are both {query_column!r}")
     path = None if out is None else Path(out)
-    format_out = job.output_format(path, output_format)
-    if path is not None:
+    if path is None:
+        job.line_format(output_format)
+    else:
+        job.file_format(path, output_format)
         job.check_output(path)
     source = job.Source(name=pairs, format=format, names=Names(query=query_column, passage=passage_column))
     if n_processes > 1 and load["n_threads"] is None:
@@ -101,16 +104,16 @@ def score(
         )
         check_threshold(score_threshold, selection.scale.kind)
         if path is not None:
-            n_pairs = job.score_to_file(reranker, source, selection, path, format_out, n_processes)
+            n_pairs = job.score_to_file(
+                reranker, source, selection, path, job.file_format(path, output_format), n_processes
+            )
         else:
-            n_pairs = _print(reranker, source, selection, format_out, n_processes)
+            n_pairs = _print(reranker, source, selection, job.line_format(output_format), n_processes)
     if not n_pairs:
         terminal.note_empty(pairs, "pairs")
 
 
-def _print(
-    reranker: Reranker, source: job.Source, selection: Selection, format: job.OutputFormat, n_processes: int
-) -> int:
+def _print(reranker: Reranker, source: job.Source, selection: Selection, format: ScoreFormat, n_processes: int) -> int:
     """Print lines as they are there, and return how many pairs were scored."""
     with terminal.bar(_count_lines(source.name), "pair") as bar:
         counter = terminal.Counter(bar)

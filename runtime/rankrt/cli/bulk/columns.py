@@ -19,6 +19,7 @@ from rankrt.text.pairs import Pair
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from typing_extensions import TypeIs
 
 ColumnFormat: TypeAlias = Literal["parquet", "arrow"]
 COLUMN_FORMATS: tuple[ColumnFormat, ...] = get_args(ColumnFormat)
@@ -37,6 +38,11 @@ def column_format_of(name: str) -> ColumnFormat | None:
     except (OSError, ValueError):
         return None
     return next((format for mark, format in _MARKS.items() if head.startswith(mark)), None)
+
+
+def is_columns(format: object) -> TypeIs[ColumnFormat]:
+    """Tell whether a format has columns."""
+    return format in COLUMN_FORMATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

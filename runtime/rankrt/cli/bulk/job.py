@@ -12,7 +12,15 @@ from rankrt.arrays import BoolArray, Float32Array
 from rankrt.cli import inputs, outputs, terminal
 from rankrt.cli.bulk.checkpoint import Checkpoint, open_checkpoint
 from rankrt.cli.bulk.chunks import Chunk, Names, read_rows
-from rankrt.cli.bulk.columns import COLUMN_FORMATS, ColumnFormat, Columns, ColumnWriter, column_format_of, read_columns
+from rankrt.cli.bulk.columns import (
+    COLUMN_FORMATS,
+    ColumnFormat,
+    Columns,
+    ColumnWriter,
+    column_format_of,
+    is_columns,
+    read_columns,
+)
 from rankrt.cli.bulk.scoring import chunk_size, score_chunks, score_in_processes
 from rankrt.cli.bulk.selection import Scored, Selection, Told
 from rankrt.cli.inputs import Format
@@ -38,19 +46,22 @@ class Source:
     def chunks(self, size: int, *, has_all: bool = True) -> Iterator[Chunk]:
         """Yield the pairs from the beginning; without `has_all` columns beside the texts may be left out."""
         format = self.format or column_format_of(self.name)
-        if format in COLUMN_FORMATS:
+        if is_columns(format):
             yield from read_columns(self.name, format, self.names, size, has_all=has_all)
             return
         with terminal.open_input(self.name) as file:
             yield from read_rows(file, self.name, format, self.names, size)
 
 
-def output_format(out: Path | None, asked: OutputFormat | None) -> OutputFormat:
-    """Return the format to write. Raises InputError for columns without a file, and for a name that tells nothing."""
-    if out is None:
-        if asked in COLUMN_FORMATS:
-            raise InputError(f"{asked} is not written to standard output; name a file with --out")
-        return asked or "jsonl"
+def line_format(asked: OutputFormat | None) -> ScoreFormat:
+    """Return the format for standard output. Raises InputError for one with columns."""
+    if is_columns(asked):
+        raise InputError(f"{asked} is not written to standard output; name a file with --out")
+    return asked or "jsonl"
+
+
+def file_format(out: Path, asked: OutputFormat | None) -> OutputFormat:
+    """Return the format of a file. Raises InputError for a name that tells none."""
     found = asked or _OUTPUT_ENDINGS.get(out.suffix.lower()) or column_format_of(out.name)
     if found is None:
         raise InputError(
@@ -191,7 +202,7 @@ def _write(
     selection: Selection,
     found: Iterable[tuple[Chunk, Float32Array, BoolArray]],
 ) -> None:
-    if format not in COLUMN_FORMATS:
+    if not is_columns(format):
         with path.open("w", encoding="utf-8", newline="") as file:
             for lines in outputs.score_lines(_all_rows(selection, found), format):
                 file.write(f"{lines}\n")
