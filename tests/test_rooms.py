@@ -19,7 +19,7 @@ ORDER = {
     ),
     "export/rankrt_export": (
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
-        " pipeline cli"
+        " portable pipeline push cli"
     ),
     "finetune/rankrt_finetune": "calibrate",
     "benchmarks": "systems records harness studies suites gpu run prepare",
