@@ -64,24 +64,28 @@ def _checked(options: Options) -> Sequence[PortablePrecision]:
     """Return the precisions that are wanted. Raises OptionsError for what has no meaning here."""
     if set(options.targets) != {"portable"}:
         others = ", ".join(target for target in options.targets if target != "portable")
-        raise OptionsError(f"portable is a folder of its own; export {others} into another one")
+        raise OptionsError(f"--target portable writes a folder of its own. Export {others} into another one")
     if unknown := [precision for precision in options.precisions if precision not in PORTABLE_PRECISIONS]:
         raise OptionsError(f"portable has no {' or '.join(unknown)}; it has {', '.join(PORTABLE_PRECISIONS)}")
     for name in ("cutoff_layers", "prompt", "calibration"):
         if getattr(options, name) is not None:
-            raise OptionsError(f"{name} is not for portable; leave it out")
+            raise OptionsError(f"--{name.replace('_', '-')} is not for --target portable. Leave it out")
+    if not options.is_verified and (options.max_difference, options.min_tau) != (None, None):
+        raise OptionsError("--max-drift and --min-tau have no effect with --no-verify. Leave one of them out")
     return [precision for precision in PORTABLE_PRECISIONS if precision in options.precisions]
 
 
 def _check_checkpoint(checkpoint: Checkpoint) -> None:
     if checkpoint.is_decoder:
         raise CheckpointError(
-            f"{checkpoint.id} is a {checkpoint.architecture}, a decoder; portable is for encoders: what other engines"
-            " expect of a decoder is another contract"
+            f"{checkpoint.id} is a {checkpoint.architecture}, a decoder. --target portable is for encoders: other"
+            " engines expect other inputs and outputs of a decoder"
         )
     if checkpoint.architecture not in ARCHITECTURES:
         encoders = ", ".join(name for name in ARCHITECTURES if name.endswith("ForSequenceClassification"))
-        raise CheckpointError(f"{checkpoint.architecture} is not written for portable; it is for {encoders}")
+        raise CheckpointError(
+            f"{checkpoint.architecture} is not implemented for --target portable, which is for {encoders}"
+        )
 
 
 class _Writer:
