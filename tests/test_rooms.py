@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = {
     "runtime/rankrt": (
         "errors arrays extras cancellation calls files refinement artifact host options text llm backends loading"
-        " scoring ranking reranker compat cli server __main__"
+        " scoring scale ranking reranker compat cli server __main__"
     ),
     "export/rankrt_export": (
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
-        " pipeline cli"
+        " portable pipeline push cli"
     ),
-    "finetune/rankrt_finetune": "errors reports data resuming teaching mining training evaluation cli",
+    "finetune/rankrt_finetune": "errors reports data resuming teaching mining training evaluation calibrate cli",
     "benchmarks": "systems records harness studies suites gpu run prepare",
 }
 # Each imports only those on its right.

@@ -16,7 +16,7 @@ from rankrt.artifact.source import Hub
 from rankrt.cli.arguments import Choice, Command, Real, Whole, file_argument, file_option, list_option, option
 from rankrt_export.decoders.styles import STYLES
 from rankrt_export.errors import OptionsError
-from rankrt_export.job.options import precisions_of
+from rankrt_export.job.options import PORTABLE, Options, precisions_of
 
 # The precisions that are calibrated.
 _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_calibrated]
@@ -60,12 +60,13 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
 @list_option(
     "--target",
     "targets",
-    each=Choice(TARGETS),
+    each=Choice([*TARGETS, PORTABLE]),
     default=["cpu"],
     group="Variants",
     metavar="T...",
     help="Where it will run. Each target gets those of the precisions that it has:"
-    f" {'; '.join(f'{target} {precisions_of(target)}' for target in TARGETS)}. TensorRT is experimental.",
+    f" {'; '.join(f'{target} {precisions_of(target)}' for target in TARGETS)}. TensorRT is experimental."
+    " portable is plain ONNX for other engines (fp32, fp16, int8), in a folder of its own.",
 )
 @list_option(
     "--cutoff-layers",
@@ -108,6 +109,7 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     group="Verification",
     help="Do not compare with PyTorch. --precision auto will not load the result.",
 )
+@option("--push", "repository", group="Hub", metavar="REPO", help="Repository to upload the result to, with a card.")
 def export(
     model: str,
     out: str,
@@ -122,6 +124,7 @@ def export(
     min_tau: float | None,
     verify_with: str | None,
     no_verify: bool,
+    repository: str | None,
 ) -> None:
     """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
     limits = [name for name, value in (("--max-drift", max_drift), ("--min-tau", min_tau)) if value is not None]
@@ -132,7 +135,7 @@ def export(
     _check_calibration(precisions, limits, calibration=calibration)
     if no_verify:
         _check_unverified(precisions, limits, verify_with=verify_with)
-    from rankrt_export import pipeline
+    from rankrt_export import pipeline, push
     from rankrt_export.decoders.prompt_files import read_prompt_file
     from rankrt_export.errors import PartialError
     from rankrt_export.text.texts import read_texts
@@ -148,6 +151,11 @@ def export(
         cutoff_layers=cutoff_layers,
         prompt=read_prompt_file(Path(prompt_file)) if prompt_file else prompt,
     )
+    if repository is not None:
+        push.check_login(repository)
+    if PORTABLE in targets:
+        _export_portable(model, Path(out), options, Hub(revision=revision), repository)
+        return
     try:
         artifact = pipeline.export(model, Path(out), options, hub=Hub(revision=revision), bar=_bar)
     except PartialError as error:
@@ -157,6 +165,23 @@ def export(
     if options.is_verified:
         for notice in notices(artifact):
             print(notice, file=sys.stderr)
+    if repository is not None:
+        print(f"pushed to {push.push(artifact.folder, repository, push.artifact_card(artifact))}")
+
+
+def _export_portable(model: str, out: Path, options: Options, hub: Hub, repository: str | None) -> None:
+    """Export plain ONNX, and print what was made."""
+    from rankrt_export.portable.export import export_portable
+    from rankrt_export.push import push
+
+    found = export_portable(model, out, options, hub=hub, bar=_bar)
+    for file in found.files:
+        compared = "not verified"
+        if (figures := file.verification) is not None:
+            compared = f"max diff {figures.max_difference:.1e}, tau {figures.mean_tau:.4f}"
+        print(f"{file.path:<28} {file.n_bytes / 1e6:>8,.0f} MB  {compared}")
+    if repository is not None:
+        print(f"pushed to {push(found.folder, repository)}")
 
 
 def _check_calibration(precisions: Sequence[Precision], limits: Sequence[str], *, calibration: str | None) -> None:

@@ -1,6 +1,6 @@
-"""The two halves of rankrt that are installed apart: which module each begins at, and what brings it.
+"""The parts of rankrt that are installed apart: which module each command begins at, and what brings it.
 
-They are imported by name and only when they are needed, so that scoring never needs either.
+They are imported by name and only when they are needed, so that scoring needs none of them.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from rankrt.errors import MissingExtra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """A half of rankrt: the command that it brings, the module of that command, and what installs it."""
+    """A part of rankrt: the command that it brings, the module of that command, and what installs it."""
 
     help: str
     module: str
@@ -47,6 +47,11 @@ EXTRAS = {
         module="rankrt_finetune.cli.evaluate",
         pip="rankrt[cpu,evaluate]",
     ),
+    "calibrate": Extra(
+        help="Fit a map from scores to probabilities to labelled pairs.",
+        module="rankrt_finetune.calibrate.cli",
+        pip="rankrt[cpu,finetune]",
+    ),
 }
 _EXPORTER = "rankrt_export.pipeline"
 
@@ -58,7 +63,7 @@ def exporter() -> Callable[..., None]:
 
 
 def load(name: str, module: str) -> Any:
-    """Import a module of a half. Raises MissingExtra, with the pip command, if something of it is not installed."""
+    """Import a module of a part. Raises MissingExtra, with the pip command, if something of it is not installed."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -66,5 +71,5 @@ def load(name: str, module: str) -> Any:
 
 
 def missing(name: str, error: ModuleNotFoundError) -> MissingExtra:
-    """Say which module a half lacks and how to get it."""
+    """Say which module a part lacks and how to get it."""
     return MissingExtra(f"rankrt {name} needs {error.name}, which is not installed: pip install '{EXTRAS[name].pip}'")

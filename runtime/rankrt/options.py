@@ -86,6 +86,14 @@ def check_positive(name: str, value: object, *, none_is: str) -> None:
         raise InputError(f"{name}={_shown(value)}, expected more than 0{_or_none(none_is)}")
 
 
+def check_number(name: str, value: object, *, none_is: str) -> None:
+    """Raise InputError unless an option is a finite number; or None, which stands for something."""
+    if value is None:
+        return
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not np.isfinite(float(value)):
+        raise InputError(f"{name}={_shown(value)}, expected a finite number{_or_none(none_is)}")
+
+
 def check_flag(name: str, value: object) -> None:
     """Raise InputError unless an option is True or False, numpy's among them."""
     if not isinstance(value, bool | np.bool_):

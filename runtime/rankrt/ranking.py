@@ -12,7 +12,8 @@ import numpy as np
 from rankrt import refinement
 from rankrt.arrays import Float32Array, Int64Array
 from rankrt.llm.progressive import Policy
-from rankrt.scoring import OnProgress, Scored, Scorer, sigmoid
+from rankrt.scale import Scale, ScoreKind, reaches
+from rankrt.scoring import OnProgress, Scored, Scorer
 from rankrt.text.options import Span
 
 
@@ -21,9 +22,10 @@ class Hit:
     """A document and its score.
 
     index      its place in the list that was given
-    score      the model's logit, or its sigmoid if `normalize` was asked for
+    score      the model's logit; its sigmoid if `normalize` was asked for, a probability if `calibrated` was
     truncated  whether the model saw only its beginning
     span       the characters of the window that scored best, where long documents are chunked
+    score_kind  what `score` is: a logit, the sigmoid of one, or a probability
     """
 
     index: int
@@ -31,6 +33,7 @@ class Hit:
     document: str
     truncated: bool
     span: Span | None = None
+    score_kind: ScoreKind = "logit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +56,13 @@ class Stages:
 class Ranking(Sequence[Hit]):
     """Hits, the most relevant first; equal scores keep the order in which they were given.
 
-    n_documents      how many documents were scored, of which `hits` may be the top n
+    n_documents      how many documents were scored; hits may be the top n only, or those that reach a threshold
     n_tokens         how many tokens the model computed, in whichever precision
     n_saved_tokens   how many tokens it did not have to, because all rows of a query begin alike
     n_refined        how many documents were scored again in the precision that `refine` named
     query_truncated  whether the model saw only the beginning of the query
     progress         what was computed, where the ranking was progressive
+    score_kind       what the hits' scores are, as each of them says
     """
 
     hits: tuple[Hit, ...]
@@ -68,6 +72,7 @@ class Ranking(Sequence[Hit]):
     n_refined: int = 0
     n_saved_tokens: int = 0
     progress: Stages | None = None
+    score_kind: ScoreKind = "logit"
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -92,10 +97,12 @@ class Ordered:
     n_refined: int = 0
     progress: Stages | None = None
 
-    def ranking(self, documents: Sequence[str], *, normalize: bool, has_spans: bool) -> Ranking:
-        """Return the hits, with the sigmoid of their logits if `normalize`, and with the windows that scored best."""
-        scored = self.scored
-        scores = sigmoid(scored.logits) if normalize else scored.logits
+    def ranking(
+        self, documents: Sequence[str], scale: Scale, *, threshold: float | None = None, has_spans: bool = False
+    ) -> Ranking:
+        """Return the hits that reach a threshold on a scale, with the windows that scored best if there are any."""
+        scored, scores = self.scored, scale.scores(self.scored.logits)
+        kept = self.order[reaches(scores[self.order], threshold)]
         return Ranking(
             hits=tuple(
                 Hit(
@@ -104,8 +111,9 @@ class Ordered:
                     document=documents[i],
                     truncated=bool(scored.truncated[i]),
                     span=(int(scored.spans[i, 0]), int(scored.spans[i, 1])) if has_spans else None,
+                    score_kind=scale.kind,
                 )
-                for i in map(int, self.order)
+                for i in map(int, kept)
             ),
             n_documents=len(documents),
             n_tokens=scored.n_tokens,
@@ -113,6 +121,7 @@ class Ordered:
             query_truncated=bool(scored.query_truncated.any()),
             n_refined=self.n_refined,
             progress=self.progress,
+            score_kind=scale.kind,
         )
 
 

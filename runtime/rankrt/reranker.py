@@ -17,9 +17,10 @@ from rankrt.loading.model import Model, Origin
 from rankrt.loading.open import fingerprint, open_again, open_model, rules_for
 from rankrt.loading.placement import Placement
 from rankrt.loading.prepared import prepare_command
-from rankrt.options import LoadOptions, check_choice, check_flag, check_names, check_whole
+from rankrt.options import LoadOptions, check_choice, check_names, check_whole
 from rankrt.ranking import Ordered, Ranking, order_plainly, order_progressively, order_refined
-from rankrt.scoring import OnProgress, Scored, Scorer, sigmoid
+from rankrt.scale import Scale, check_threshold
+from rankrt.scoring import OnProgress, Scored, Scorer
 from rankrt.text.containers import documents_of, pairs_of
 from rankrt.text.options import RuleOptions, Rules
 from rankrt.text.pairs import Encoded, Pair
@@ -170,6 +171,8 @@ class Reranker:
         *,
         top_n: int | None = None,
         normalize: bool = False,
+        calibrated: bool = False,
+        score_threshold: float | None = None,
         refine: Precision | None = None,
         progressive: Progressive = False,
         instruction: str | None = None,
@@ -178,7 +181,9 @@ class Reranker:
     ) -> Ranking:
         """Order documents by how well they answer the query; keep the best `top_n`, or all.
 
-        Scores are logits, or their sigmoid with `normalize`. With `refine`, a precision, the documents that can still
+        Scores are logits, their sigmoid with `normalize`, or probabilities with `calibrated`, if the artifact has a
+        calibration; each hit says which. With `score_threshold`, a number of that kind, only documents that reach it
+        are hits. With `refine`, a precision, the documents that can still
         be among the best `top_n`, by the drift that was measured when the variant was verified, are scored again in it.
         With `progressive`, of a layerwise model, a document that cannot be among the best `top_n` any more runs no
         further than to the exit where that shows, by margins that were measured on text at export: True, or the share
@@ -198,6 +203,8 @@ class Reranker:
                 documents,
                 top_n=top_n,
                 normalize=normalize,
+                calibrated=calibrated,
+                score_threshold=score_threshold,
                 refine=refine,
                 progressive=progressive,
                 on_progress=on_progress,
@@ -205,7 +212,8 @@ class Reranker:
         documents = documents_of(documents)
         _check_query(query)
         check_whole("top_n", top_n, least=1, none_is="all")
-        check_flag("normalize", normalize)
+        scale = Scale.of(self.artifact, self.cutoff_layer, normalize=normalize, calibrated=calibrated)
+        check_threshold(score_threshold, scale.kind)
         check_choice("refine", refine, PRECISIONS, none_is="no second pass")
         with self._model.use():
             if progressive is not False:
@@ -214,19 +222,22 @@ class Reranker:
                 ordered = self._order_refined(query, documents, top_n, refine, on_progress)
             else:
                 ordered = order_plainly(self._scorer(), query, documents, top_n, on_progress)
-        return ordered.ranking(documents, normalize=normalize, has_spans=self.rules.long_documents == "chunk")
+        has_spans = self.rules.long_documents == "chunk"
+        return ordered.ranking(documents, scale, threshold=score_threshold, has_spans=has_spans)
 
     def score(
         self,
         pairs: Iterable[Pair],
         *,
         normalize: bool = False,
+        calibrated: bool = False,
         cutoff_layers: Iterable[int] | None = None,
         instruction: str | None = None,
         prompt_name: str | None = None,
     ) -> Float32Array:
-        """Return a score for each (query, passage), in their order, shape (n_pairs,): logits, or their sigmoid.
+        """Return a score for each (query, passage), in their order, shape (n_pairs,).
 
+        Scores are logits, their sigmoid with `normalize`, or probabilities with `calibrated`, as those of `rank`.
         With `cutoff_layers`, of a layerwise model, shape (n_cutoffs, n_pairs): the scores of each of these layers in
         ascending order, duplicates dropped; the deepest is the last that is computed.
         `instruction` and `prompt_name` are those of `rank`.
@@ -237,13 +248,16 @@ class Reranker:
         """
         if instruction is not None or prompt_name is not None:
             told = self.with_rules(instruction=instruction, prompt_name=prompt_name)
-            return told.score(pairs, normalize=normalize, cutoff_layers=cutoff_layers)
+            return told.score(pairs, normalize=normalize, calibrated=calibrated, cutoff_layers=cutoff_layers)
         pairs = pairs_of(pairs)
         for query in dict.fromkeys(query for query, _ in pairs):
             _check_query(query)
-        check_flag("normalize", normalize)
-        logits = self.evaluate(pairs).logits if cutoff_layers is None else self.logits_at(cutoff_layers, pairs)
-        return sigmoid(logits) if normalize else logits
+        if calibrated and cutoff_layers is not None:
+            raise InputError("calibrated is for the scores of one layer; give cutoff_layer to Reranker.load instead")
+        scale = Scale.of(self.artifact, self.cutoff_layer, normalize=normalize, calibrated=calibrated)
+        return scale.scores(
+            self.evaluate(pairs).logits if cutoff_layers is None else self.logits_at(cutoff_layers, pairs)
+        )
 
     arank = _awaited(rank)
     ascore = _awaited(score)

@@ -14,7 +14,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 from tokenizers import Tokenizer  # noqa: E402
 
 from tests.server.support import serving  # noqa: E402
-from tests.support import tiny_artifact, tiny_tokenizer  # noqa: E402
+from tests.support import calibrate, tiny_artifact, tiny_tokenizer  # noqa: E402
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
 
@@ -279,6 +279,43 @@ def test_rankrt_s_own_tells_everything(client: Any):
     assert set(found["milliseconds"]) == {"tokenization", "queue", "inference", "total"}
     normalized = post(client, "/rankrt/rerank", {"query": "one", "documents": ["two"], "normalize": True})
     assert normalized["results"][0]["score"] == sigmoid(3)
+
+
+def test_rankrt_s_own_says_what_its_scores_are_and_keeps_those_that_reach_a_threshold(client: Any):
+    body = {"query": "one", "documents": DOCUMENTS}
+    for kind, flags, threshold in [("logit", {}, 2.5), ("sigmoid", {"normalize": True}, 0.9)]:
+        found = post(client, "/rankrt/rerank", body | flags | {"score_threshold": threshold})
+        assert (found["score_kind"], [hit["index"] for hit in found["results"]]) == (kind, [1, 0])
+        assert found["n_documents"] == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"normalize": True, "score_threshold": 3}, "score_threshold=3 is not between 0 and 1"),
+        ({"calibrated": True}, "calibrated needs a calibration, and tiny has none"),
+        ({"calibrated": True, "normalize": True}, "normalize and calibrated both say"),
+        ({"score_threshold": "high"}, "`$.score_threshold`"),
+    ],
+)
+def test_a_scale_that_cannot_be_had_is_refused(client: Any, fields: dict[str, Any], message: str):
+    status, error = refused(client, "/rankrt/rerank", {"query": "one", "documents": ["two"]} | fields)
+    assert (status, error["kind"]) == (422, "invalid")
+    assert message in error["message"]
+
+
+def test_a_threshold_elsewhere_is_refused_with_the_path_that_has_one(client: Any):
+    _, error = refused(client, "/v1/rerank", {"query": "one", "documents": ["two"], "score_threshold": 0.5})
+    assert "POST /rankrt/rerank" in error["detail"]
+
+
+def test_rankrt_s_own_answers_probabilities_of_a_calibrated_artifact(tmp_path: Path):
+    calibrate(tiny_artifact(tmp_path / "tiny"))  # a logit of 3 is even odds
+    body = {"query": "one", "documents": DOCUMENTS, "calibrated": True, "score_threshold": 0.5}
+    with serving(tmp_path / "tiny") as address, httpx.Client(base_url=address) as own:
+        found = post(own, "/rankrt/rerank", body)
+    assert found["score_kind"] == "probability"
+    assert [(hit["index"], hit["score"]) for hit in found["results"]] == [(1, sigmoid(2)), (0, 0.5)]
 
 
 def test_llama_cpp_takes_texts_and_answers_as_tei(client: Any):

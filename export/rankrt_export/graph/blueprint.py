@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
@@ -12,6 +12,9 @@ from rankrt.artifact.precisions import Target
 from rankrt_export.checkpoint.head import Head
 from rankrt_export.checkpoint.weights import Weights
 from rankrt_export.graph.graph import Graph
+
+# What a graph is written for: a target of the runtime, or any other engine.
+GraphTarget: TypeAlias = Target | Literal["portable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ class Blueprint:
 
     config: Mapping[str, Any]
     weights: Weights
-    target: Target
+    target: GraphTarget
     readouts: Sequence[Readout]
     max_length: int
     new_graph: Callable[[], Graph]

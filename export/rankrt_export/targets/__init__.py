@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from rankrt.artifact.precisions import Target
+from rankrt_export.graph.blueprint import GraphTarget
 from rankrt_export.graph.graph import CausalEngine, Engine, Graph, RotaryEngine
 from rankrt_export.targets.cpu import CpuEngine
 from rankrt_export.targets.cpu_causal import CausalCpuEngine
@@ -10,23 +10,26 @@ from rankrt_export.targets.cpu_rotary import RotaryCpuEngine
 from rankrt_export.targets.cuda import CudaEngine
 from rankrt_export.targets.cuda_causal import CausalCudaEngine
 from rankrt_export.targets.cuda_rotary import RotaryCudaEngine
+from rankrt_export.targets.portable import PortableEngine, RotaryPortableEngine
 from rankrt_export.targets.segment import SegmentShape
 from rankrt_export.targets.tensorrt import TensorRtEngine
 from rankrt_export.targets.tensorrt_causal import CausalTensorRtEngine
 from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtEngine
 
-TARGETS: Mapping[Target, Callable[[Graph], Engine]] = {
+TARGETS: Mapping[GraphTarget, Callable[[Graph], Engine]] = {
     "cpu": CpuEngine,
     "cuda": CudaEngine,
     "tensorrt": TensorRtEngine,
+    "portable": PortableEngine,
 }
 # The numbers are those of the heads, and of the features of each.
-ROTARY_TARGETS: Mapping[Target, Callable[[Graph, int, int], RotaryEngine]] = {
+ROTARY_TARGETS: Mapping[GraphTarget, Callable[[Graph, int, int], RotaryEngine]] = {
     "cpu": RotaryCpuEngine,
     "cuda": RotaryCudaEngine,
     "tensorrt": RotaryTensorRtEngine,
+    "portable": RotaryPortableEngine,
 }
-CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
+CAUSAL_TARGETS: Mapping[GraphTarget, Callable[[Graph, SegmentShape], CausalEngine]] = {
     "cpu": CausalCpuEngine,
     "cuda": CausalCudaEngine,
     "tensorrt": CausalTensorRtEngine,

@@ -12,16 +12,20 @@ class PaddedRows:
     """Inputs input_ids (n_rows, longest), lengths (n_rows,) and if need be token_type_ids, as input_ids; all int32."""
 
     layout: Layout = "padded"
+    _integers = ir.DataType.INT32
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        int32 = ir.DataType.INT32
-        self.ids = graph.input("input_ids", int32, ["n_rows", "longest"])
-        self._lengths = graph.input("lengths", int32, ["n_rows"])
+        self.ids = graph.input("input_ids", self._integers, ["n_rows", "longest"])
         self._places = plain.places(graph, self.ids)
-        # (n_rows, longest)
-        self._is_there = graph.op("Less", self._places, graph.op("Unsqueeze", self._lengths, graph.ints(1)))
+        # (n_rows,) and (n_rows, longest)
+        self._lengths, self._is_there = self._extent()
         self._mask = plain.mask(graph, self._is_there, axes=(1, 2))
+
+    def _extent(self) -> tuple[ir.Value, ir.Value]:
+        """Declare the lengths of the rows. Return them, and which places have a token."""
+        lengths = self._graph.input("lengths", self._integers, ["n_rows"])
+        return lengths, self._graph.op("Less", self._places, self._graph.op("Unsqueeze", lengths, self._graph.ints(1)))
 
     def positions(self, table: Float32Array, name: str) -> ir.Value:
         """Return the first rows of the table, (longest, n_features), which are the same for all rows of the run."""
@@ -29,7 +33,7 @@ class PaddedRows:
 
     def token_types(self, table: Float32Array, name: str) -> ir.Value:
         """Return the table's row for each token's type, (n_rows, longest, n_features)."""
-        types = self._graph.input("token_type_ids", ir.DataType.INT32, ["n_rows", "longest"])
+        types = self._graph.input("token_type_ids", self._integers, ["n_rows", "longest"])
         return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), types)
 
     def first_tokens(self, hidden: ir.Value) -> ir.Value:

@@ -14,6 +14,7 @@ def describe(artifact: Artifact) -> str:
         f"{manifest.name}: {manifest.architecture}, up to {manifest.max_length} tokens",
         f"exported from {manifest.source.id}{revision} by {manifest.producer}",
         *_about(manifest),
+        *_calibrated(artifact),
         f"identity {artifact.identity[:16]}, {len(manifest.files)} files of {_megabytes(artifact, manifest.files)}",
         "",
         *_table([_HEADER, *(_row(artifact, variant) for variant in manifest.variants)]),
@@ -39,6 +40,17 @@ def _about(manifest: Manifest) -> Iterable[str]:
     card = {"languages": ", ".join(manifest.source.languages), "license": manifest.source.license}
     if found := [f"{name} {value}" for name, value in card.items() if value]:
         yield f"by its model card: {'; '.join(found)}"
+
+
+def _calibrated(artifact: Artifact) -> Iterable[str]:
+    """Say what probabilities were fitted to, and how well they fit."""
+    if (found := artifact.calibration) is not None:
+        layer = "" if found.cutoff_layer is None else f" after layer {found.cutoff_layer}"
+        yield (
+            f"calibrated ({found.method}) on {found.data.n_pairs} pairs of {found.data.n_queries} queries, by"
+            f" {found.variant}{layer}: expected calibration error {found.error_after:.3f}, {found.error_before:.3f}"
+            " of the sigmoid"
+        )
 
 
 _HEADER = ("variant", "size", "max diff", "mean diff", "tau (min)", "overlap")

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from rankrt.artifact.calibration import Calibration, read_calibration
 from rankrt.artifact.precisions import InstructionSet, Precision, Target, VariantKey
 from rankrt.errors import ArtifactError
 from rankrt.files.rights import unreadable
@@ -259,11 +260,15 @@ class Manifest(_Record, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Artifact:
-    """A folder whose manifest was understood. `identity` is the SHA-256 of rankrt.json, which holds all the others."""
+    """A folder whose manifest was understood. `identity` is the SHA-256 of rankrt.json, which holds all the others.
+
+    calibration   what turns logits into probabilities, if it was fitted; the identity does not cover it
+    """
 
     folder: Path
     manifest: Manifest
     identity: str
+    calibration: Calibration | None = None
 
     def path(self, name: str) -> Path:
         """Return where the file of that name is; it need not exist."""
@@ -310,7 +315,7 @@ class Artifact:
 def open_artifact(folder: Path) -> Artifact:
     """Read the manifest of the artifact in that folder.
 
-    Raises ArtifactError if there is none, if it is damaged, or if a newer rankrt wrote it.
+    Raises ArtifactError if there is none, if it or a calibration beside it is damaged, or if a newer rankrt wrote it.
     """
     path = folder / MANIFEST
     try:
@@ -321,7 +326,9 @@ def open_artifact(folder: Path) -> Artifact:
         raise ArtifactError(unreadable(path, error)) from error
     except ValueError as error:  # a name with a NUL
         raise ArtifactError(f"{str(folder)!r} is not the name of a folder: {error}") from error
-    return Artifact(folder=folder, manifest=parse_manifest(content, path), identity=hashlib.sha256(content).hexdigest())
+    manifest, identity = parse_manifest(content, path), hashlib.sha256(content).hexdigest()
+    calibration = read_calibration(folder, identity)
+    return Artifact(folder=folder, manifest=manifest, identity=identity, calibration=calibration)
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from rankrt.artifact.calibration import CALIBRATION
 from rankrt.artifact.hashes import FileHashes
 from rankrt.artifact.manifest import FORMAT_VERSION, MANIFEST, Artifact, open_artifact
 from rankrt.errors import ArtifactError, CacheError, InputError, MissingExtra
@@ -125,7 +126,7 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def _from_hub(repository: str, hub: Hub, choose: Callable[[Artifact], _Chosen]) -> _Chosen:
-    folder = hub.fetch(repository, [MANIFEST, _CHECKPOINT])
+    folder = hub.fetch(repository, [MANIFEST, CALIBRATION, _CHECKPOINT])
     if not (folder / MANIFEST).exists():
         with _as_checkpoint(repository):
             artifact = _exported(repository, HostCache(), hub, content=f"{repository}@{folder.name}")

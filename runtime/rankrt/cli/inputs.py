@@ -190,13 +190,22 @@ def with_documents(queries: Sequence[Query], documents: Sequence[Document] | Non
     return [replace(query, documents=tuple(documents)) for query in queries]
 
 
-def read_pairs(file: io.BufferedIOBase, name: str, format: Format | None = None) -> Iterator[PlacedPair]:
-    """Yield the pairs of a file as they are read: objects with "query" and "passage". A blank line is an error.
+def read_pairs(
+    file: io.BufferedIOBase,
+    name: str,
+    format: Format | None = None,
+    *,
+    query: str = "query",
+    passage: str = "passage",
+) -> Iterator[PlacedPair]:
+    """Yield the pairs of a file as they are read: objects with a query and a passage. A blank line is an error.
 
-    format   by default what the name tells, else JSON
+    format          by default what the name tells, else JSON
+    query, passage  their keys or columns
     """
     format = format or format_of(name) or "json"
-    return map(_pair, records(lines(file, name), name, format, skips_blank=False))
+    numbered = lines(file, name)
+    return (_pair(record, query, passage) for record in records(numbered, name, format, skips_blank=False))
 
 
 def records(
@@ -457,15 +466,15 @@ def _candidates(documents: Any, place: Place) -> tuple[Document, ...]:
     )
 
 
-def _pair(record: Record) -> PlacedPair:
+def _pair(record: Record, query_key: str, passage_key: str) -> PlacedPair:
     content, place = record.content, record.place
-    query, passage = (content.get(key) if isinstance(content, dict) else None for key in ("query", "passage"))
+    query, passage = (content.get(key) if isinstance(content, dict) else None for key in (query_key, passage_key))
     if not isinstance(query, str) or not isinstance(passage, str) or not query.strip():
         raise InputError(
-            f'{place}: expected {{"query": ..., "passage": ...}} with a query that is not empty,'
+            f'{place}: expected {{"{query_key}": ..., "{passage_key}": ...}} with a query that is not empty,'
             f" got {_excerpt(content)}"
         )
-    return PlacedPair(pair=(query, passage), place=place, fields=_others(content, "query", "passage"))
+    return PlacedPair(pair=(query, passage), place=place, fields=_others(content, query_key, passage_key))
 
 
 def _id_of(fields: Mapping[str, Any], index: int) -> str:

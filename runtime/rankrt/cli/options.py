@@ -65,6 +65,22 @@ cutoff_layer = option(
 )
 
 
+normalize = option("--normalize", is_flag=True, group="Output", help="Print the sigmoid of the logits, from 0 to 1.")
+calibrated = option(
+    "--calibrated",
+    is_flag=True,
+    group="Output",
+    help="Print probabilities, by the calibration that rankrt calibrate gave the artifact.",
+)
+score_threshold = option(
+    "--score-threshold",
+    type=Real(),
+    group="Output",
+    metavar="X",
+    help="Leave out what scores below X: a logit, or a number from 0 to 1 with --normalize or --calibrated.",
+)
+
+
 def load_options(*, without: Iterable[str] = ()) -> Callable[[_Command], _Command]:
     """Declare what `Reranker.load` takes besides the model. The command gets it as `load`, by those keywords."""
     model, text = ({name: said[name] for name in said if name not in without} for said in (_MODEL, _TEXT))

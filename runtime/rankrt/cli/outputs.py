@@ -158,6 +158,7 @@ def _as_object(answer: Answer, *, names_query: bool) -> dict[str, Any]:
     ours = {
         **({"query": answer.query.text} if names_query else {}),
         "results": [_with_fields(answer, hit) for hit in ranking],
+        "score_kind": ranking.score_kind,
         "n_documents": ranking.n_documents,
         "n_tokens": ranking.n_tokens,
         "n_refined": ranking.n_refined,

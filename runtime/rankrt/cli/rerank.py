@@ -10,7 +10,7 @@ from rankrt.artifact.precisions import PRECISIONS
 from rankrt.cli import inputs, outputs, terminal
 from rankrt.cli.arguments import Choice, Command, Whole, file_argument, file_option, option
 from rankrt.cli.inputs import STANDARD_INPUT, Document, Query
-from rankrt.cli.options import cutoff_layer, load_options
+from rankrt.cli.options import calibrated, cutoff_layer, load_options, normalize, score_threshold
 from rankrt.cli.scoring import ranked
 from rankrt.llm.progressive import Progressive
 
@@ -50,7 +50,9 @@ PROGRESSIVE: dict[str | None, Progressive] = {None: False, "margins": True, "exa
     show_default="text, document, passage or content",
 )
 @option("--top-n", type=Whole(), group="Output", metavar="N", help="Print the best N only.", show_default="all")
-@option("--normalize", is_flag=True, group="Output", help="Print the sigmoid of the logits, from 0 to 1.")
+@normalize
+@calibrated
+@score_threshold
 @option(
     "--output-format",
     type=Choice(outputs.RANKING_FORMATS),
@@ -84,6 +86,8 @@ def rerank(
     column: str | None,
     top_n: int | None,
     normalize: bool,
+    calibrated: bool,
+    score_threshold: float | None,
     output_format: outputs.RankingFormat | None,
     as_json: bool,
     refine: Any,
@@ -113,6 +117,8 @@ def rerank(
             found,
             top_n=top_n,
             normalize=normalize,
+            calibrated=calibrated,
+            score_threshold=score_threshold,
             refine=refine,
             progressive=PROGRESSIVE[progressive],
             on_progress=None if bar.disable else bar.update,

@@ -1,4 +1,4 @@
-"""`rankrt score`: a score for each pair of a file, line by line."""
+"""`rankrt score`: a score for each pair of a file, to standard output or into a file of any size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,64 +6,127 @@ from typing import Any
 
 import click
 
-from rankrt import Reranker
-from rankrt.cli import inputs, outputs, streams, terminal
-from rankrt.cli.arguments import Choice, Command, file_argument, option
-from rankrt.cli.options import cutoff_layer, load_options
-from rankrt.cli.scoring import scored
+from rankrt import InputError, Reranker
+from rankrt.cli import inputs, streams, terminal
+from rankrt.cli.arguments import Choice, Command, Whole, file_argument, file_option, option
+from rankrt.cli.bulk import job
+from rankrt.cli.bulk.chunks import Names
+from rankrt.cli.bulk.selection import Selection
+from rankrt.cli.options import calibrated, cutoff_layer, load_options, normalize, score_threshold
+from rankrt.cli.outputs import ScoreFormat
+from rankrt.host.host import this_host
+from rankrt.scale import Scale, check_threshold
 
 
-@click.command("score", cls=Command, epilog="Example: rankrt score ./bge-m3 pairs.jsonl > scores.jsonl")
+@click.command(
+    "score",
+    cls=Command,
+    epilog="Example: rankrt score ./bge-m3 pairs.parquet --out scores.parquet --top-n 10",
+)
 @file_argument("model", help="An artifact's folder, or a Hub id.")
 @file_argument(
     "pairs",
-    help='JSON Lines, JSON or CSV with "query" and "passage". Other fields are kept. - is standard input.',
+    help='JSON Lines, JSON, CSV, TSV, Parquet or Arrow with "query" and "passage". Other fields are kept. - is'
+    " standard input.",
 )
 @option(
     "--format",
-    type=Choice(format for format in inputs.FORMATS if format != "text"),
+    type=Choice(job.INPUT_FORMATS),
     group="Input",
     help="Format of the pairs.",
-    show_default="by the file's name (.jsonl, .json, .csv, .tsv), else jsonl",
+    show_default="by the file's name, else jsonl",
 )
-@option("--normalize", is_flag=True, group="Output", help="Print the sigmoid of the logits, from 0 to 1.")
+@option("--query-column", group="Input", metavar="NAME", default="query", help="Key or column of the query.")
+@option("--passage-column", group="Input", metavar="NAME", default="passage", help="Key or column of the passage.")
+@file_option(
+    "--out",
+    group="Output",
+    help="File to write, in the format that its name tells. If the command is killed, the same command continues.",
+)
+@option("--top-n", type=Whole(), group="Output", metavar="N", help="Keep the best N of each query.", show_default="all")
+@normalize
+@calibrated
+@score_threshold
+@option("--keep-text", is_flag=True, group="Output", help="Write query and passage, too.")
 @option(
     "--output-format",
-    type=Choice(outputs.SCORE_FORMATS),
-    default="jsonl",
+    type=Choice(job.OUTPUT_FORMATS),
     group="Output",
-    help="Format of the scores.",
+    help="Format of the scores. Parquet and Arrow need --out.",
+    show_default="by the name of --out, else jsonl",
+)
+@option(
+    "--processes",
+    "n_processes",
+    type=Whole(),
+    default=1,
+    group="Model",
+    metavar="N",
+    help="Processes that score on the CPU, with one copy of the weights. Each has its share of the cores.",
 )
 @cutoff_layer
 @load_options()
 def score(
     model: str,
     pairs: str,
-    format: inputs.Format | None,
+    format: job.InputFormat | None,
+    query_column: str,
+    passage_column: str,
+    out: str | None,
+    top_n: int | None,
     normalize: bool,
-    output_format: outputs.ScoreFormat,
+    calibrated: bool,
+    score_threshold: float | None,
+    keep_text: bool,
+    output_format: job.OutputFormat | None,
+    n_processes: int,
     cutoff_layer: int | None,
     load: Mapping[str, Any],
 ) -> None:
-    """Print the score of each pair, in the file's order."""
-    n_pairs = _count_lines(pairs)
-    is_empty = True
-    with (
-        terminal.open_input(pairs) as file,
-        Reranker.load(model, cutoff_layer=cutoff_layer, **load) as reranker,
-        terminal.bar(n_pairs, "pair") as bar,
-    ):
-        blocks = scored(reranker, inputs.read_pairs(file, pairs, format), normalize=normalize, on_progress=bar.update)
-        for lines in outputs.score_lines(blocks, output_format):
-            terminal.write(lines, bar)  # a block at once, so that Ctrl-C loses nothing of one that was scored
-            is_empty = False
-    if is_empty:
+    """Print the score of each pair, or write it into a file, in the order of the pairs."""
+    if query_column == passage_column:
+        raise InputError(f"--query-column and --passage-column are both {query_column!r}")
+    path = None if out is None else Path(out)
+    if path is None:
+        job.line_format(output_format)
+    else:
+        job.file_format(path, output_format)
+        job.check_output(path)
+    source = job.Source(name=pairs, format=format, names=Names(query=query_column, passage=passage_column))
+    if n_processes > 1 and load["n_threads"] is None:
+        load = {**load, "n_threads": max(1, this_host().machine.cores.n // n_processes)}
+    with Reranker.load(model, cutoff_layer=cutoff_layer, **load) as reranker:
+        selection = Selection(
+            scale=Scale.of(reranker.artifact, cutoff_layer, normalize=normalize, calibrated=calibrated),
+            threshold=score_threshold,
+            top_n=top_n,
+            has_text=keep_text,
+        )
+        check_threshold(score_threshold, selection.scale.kind)
+        if path is not None:
+            n_pairs = job.score_to_file(
+                reranker, source, selection, path, job.file_format(path, output_format), n_processes
+            )
+        else:
+            n_pairs = _print(reranker, source, selection, job.line_format(output_format), n_processes)
+    if not n_pairs:
         terminal.note_empty(pairs, "pairs")
+
+
+def _print(reranker: Reranker, source: job.Source, selection: Selection, format: ScoreFormat, n_processes: int) -> int:
+    """Print lines as they are there, and return how many pairs were scored."""
+    with terminal.bar(_count_lines(source.name), "pair") as bar:
+        counter = terminal.Counter(bar)
+        # A chunk at once, so that Ctrl-C loses nothing of one that was scored.
+        for lines in job.score_to_lines(reranker, source, selection, format, n_processes, counter):
+            terminal.write(lines, bar)
+        return counter.n_done
 
 
 def _count_lines(name: str) -> int | None:
     """Return how many pairs a file may have, for the progress; None if that is not known without reading it twice."""
-    if name == inputs.STANDARD_INPUT or not Path(name).is_file() or not streams.is_terminal():
+    is_text = name.lower().endswith((".jsonl", ".ndjson", ".csv", ".tsv"))
+    if name == inputs.STANDARD_INPUT or not is_text or not Path(name).is_file() or not streams.is_terminal():
         return None
     with open(name, "rb") as file:
         return sum(1 for _ in file)

@@ -2,11 +2,17 @@
 
 import io
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 from rankrt.cli import inputs, streams
+
+# How often a job without a terminal says how far it is.
+_LINE_S = 60.0
 
 
 def open_input(name: str) -> io.BufferedReader:
@@ -20,6 +26,49 @@ def open_input(name: str) -> io.BufferedReader:
 def bar(total: int | None, unit: str) -> Any:
     """Return a bar that shows progress on a terminal, and nothing elsewhere."""
     return tqdm(total=total, unit=unit, leave=False, disable=not streams.is_terminal())
+
+
+class Counter:
+    """A bar that also counts, where there is no terminal, too."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self.n_done = 0
+
+    def update(self, n: int) -> None:
+        """Count more."""
+        self.n_done += n
+        self._bar.update(n)
+
+
+@contextmanager
+def progress(total: int, n_done: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show the rate and the time left of a long job: a bar on a terminal, elsewhere a line a minute and one at the end.
+
+    n_done   what was done before: it counts for the total and not for the rate
+    """
+    if streams.is_terminal():
+        with tqdm(total=total, initial=n_done, unit=unit, leave=False) as bar:
+            yield lambda n: bar.update(n) and None
+        return
+    started = said = time.monotonic()
+    first, now = n_done, n_done
+
+    def update(n: int) -> None:
+        nonlocal now, said
+        now += n
+        if (moment := time.monotonic()) - said >= _LINE_S:
+            said = moment
+            rate = (now - first) / (moment - started)
+            left = tqdm.format_interval((total - now) / rate)
+            print(f"rankrt: {now:,} of {total:,} {unit}s, {rate:,.1f} a second, {left} left", file=sys.stderr)
+
+    yield update
+    seconds = time.monotonic() - started
+    if now > first:
+        rate = (now - first) / max(seconds, 1e-3)
+        took = tqdm.format_interval(seconds)
+        print(f"rankrt: scored {now - first:,} {unit}s in {took}, {rate:,.1f} a second", file=sys.stderr)
 
 
 def write(lines: str, bar: Any) -> None:

@@ -21,6 +21,7 @@ from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.backends.planner import RUN_TOKENS, by_length
 from rankrt.errors import RankrtError
 from rankrt.llm.prefixes import shared_prefixes
+from rankrt.scale import Scale
 from rankrt.scoring import best_rows
 from rankrt.server.failures import Failure
 from rankrt.server.limits import Limits
@@ -45,6 +46,7 @@ class Ask:
     rules        fields of `Rules` that are other than the server's; max_length is lowered to the model's limit
     instruction, prompt_name  what the model is told to look for, or the name of such a text
     cutoff_layer  of a layerwise model: the layer whose score is wanted, if it is another than the server's
+    is_calibrated  whether the answer is told as probabilities, for which the model needs a calibration
     may_cut      whether texts may be truncated; if not, one that does not fit is an error
     priority     lower goes first
     timeout_ms   until it has to be answered
@@ -57,6 +59,7 @@ class Ask:
     instruction: str | None = None
     prompt_name: str | None = None
     cutoff_layer: int | None = None
+    is_calibrated: bool = False
     may_cut: bool = True
     priority: int = 0
     timeout_ms: int | None = None
@@ -81,6 +84,7 @@ class Timings:
 class Answer:
     """The scores of the pairs, and what they took.
 
+    scale            that of `Ask.is_calibrated`: logits, or probabilities
     logits           (n_pairs,) NaN where a pair was not scored before the deadline
     truncated        (n_pairs,) whether some of the passage was not seen
     query_truncated  (n_pairs,) whether some of the query was not seen
@@ -89,6 +93,7 @@ class Answer:
     """
 
     model: Model
+    scale: Scale
     logits: Float32Array
     truncated: BoolArray
     query_truncated: BoolArray
@@ -237,6 +242,7 @@ class _Evaluation:
         self.ask = ask
         self.model = model
         self.rules = _rules(model, ask)
+        self.scale = Scale.of(model.artifact, model.layer(ask.cutoff_layer), calibrated=ask.is_calibrated)
         self.job = Job(
             model=model.up_to(ask.cutoff_layer),
             priority=ask.priority,
@@ -303,6 +309,7 @@ class _Evaluation:
         lengths, pair_of_row = self._rows()
         return Answer(
             model=self.model,
+            scale=self.scale,
             logits=self._of_pairs(logits, pair_of_row[: len(logits)]),
             truncated=_flags([block.truncated for block in self._blocks], n_pairs),
             query_truncated=_flags([block.query_truncated for block in self._blocks], n_pairs),

@@ -74,6 +74,10 @@ class Model:
             self.artifact.manifest.max_length, self.served.capacity.longest_row or self.artifact.manifest.max_length
         )
 
+    def layer(self, asked: int | None) -> int | None:
+        """Return the layer whose score a request gets: the one that it asks for, or the server's; None is the last."""
+        return asked if asked is not None else next(iter(self.served.exits), None)
+
     def up_to(self, layer: int | None) -> ServedModel:
         """Return the model up to a layer; None is the server's choice. Raises InputError for one that is not an exit.
 
@@ -178,7 +182,7 @@ class Models:
         check_cutoff(options.cutoff_layer, variant)
         name = name_of(artifact, served)
         known = self._models.get(name)
-        if known is not None and (known.artifact.identity, known.variant) == (artifact.identity, variant):
+        if known is not None and _content(known.artifact, known.variant) == _content(artifact, variant):
             return known
         rules, key = rules_of(artifact, options), next(self._keys)
         tokenizer = open_pair_tokenizer(placement, prepare=options.prepare)
@@ -243,6 +247,11 @@ class Models:
 
 def _replaced(name: str) -> WorkerLost:
     return WorkerLost(f"{name} was replaced while no worker could score; ask again")
+
+
+def _content(artifact: Artifact, variant: Variant) -> tuple[object, ...]:
+    """Return what makes a model another one than before."""
+    return artifact.identity, artifact.calibration, variant
 
 
 def name_of(artifact: Artifact, served: Served) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from rankrt.arrays import Float64Array
+from rankrt.arrays import Float32Array, Float64Array
 from rankrt.scoring import sigmoid
 from rankrt.server.dialects import fields
 from rankrt.server.dialects.texts import Document, QueryDocument, check_query, texts_of
@@ -191,11 +191,16 @@ def common_of(request: Request) -> dict[str, Any]:
 
 
 def scores_of(answer: Answer, *, raw: bool) -> Float64Array:
-    """Return logits, or their sigmoid, as the doubles with the fewest digits that give the same float32.
+    """Return logits, or their sigmoid, in their shortest form."""
+    return shortest(answer.logits if raw else sigmoid(answer.logits))
+
+
+def shortest(scores: Float32Array) -> Float64Array:
+    """Return scores as the doubles with the fewest digits that give the same float32.
 
     Otherwise JSON writes a float32 with the digits of a double: 0.12345670163631439 for 0.1234567.
     """
-    return (answer.logits if raw else sigmoid(answer.logits)).astype(np.str_).astype(np.float64)
+    return scores.astype(np.str_).astype(np.float64)
 
 
 def rank(answer: Answer, n_best: int | None = None) -> list[int]:

@@ -49,7 +49,7 @@ _ACTIVATIONS = "it would change the scores"
 _WINDOWS = "the server's option --long-documents decides how long documents are read"
 _LENGTHS = "it would change how much of a text is read"
 _MEDIA = "this server ranks text only"
-_THRESHOLDS = "compare the scores of the answer yourself"
+_THRESHOLDS = "compare the scores of the answer yourself, or send `score_threshold` to POST /rankrt/rerank"
 
 # Fields that change scores or answers, and have no meaning here unless a Struct gives them one.
 REFUSED: Mapping[str, str] = {

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from rankrt.scale import Scale, ScoreKind, check_threshold, kind_of, reaches
 from rankrt.server.dialects import (
     Dialect,
     Endpoint,
@@ -15,7 +16,7 @@ from rankrt.server.dialects import (
     is_set,
     rank,
     rerank_ask,
-    scores_of,
+    shortest,
 )
 from rankrt.server.dialects.fields import REFUSED
 from rankrt.server.dialects.openai import models_of
@@ -26,13 +27,17 @@ from rankrt.server.engine import Answer, Ask
 class Rerank(Limited, frozen=True, kw_only=True):
     """POST /rankrt/rerank. `max_length` and similar fields are those of `rankrt.Rules`.
 
-    `cutoff_layer` is the layer of a layerwise model whose score is wanted.
+    `cutoff_layer` is the layer of a layerwise model whose score is wanted. Scores are logits, their sigmoid with
+    `normalize`, or probabilities with `calibrated`, if the artifact has a calibration. Documents whose score is below
+    `score_threshold`, a number of that kind, are left out of the answer.
     """
 
     query: QueryDocument
     documents: Documents
     model: str | None = None
     normalize: Flag = None
+    calibrated: Flag = None
+    score_threshold: float | None = None
     return_documents: Flag = None
     max_length: Some | None = None
     query_max_length: Some | None = None
@@ -43,7 +48,7 @@ class Rerank(Limited, frozen=True, kw_only=True):
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A document in the order of relevance; `score` is the logit, or its sigmoid with `normalize`."""
+    """A document in the order of relevance; `score_kind` of the ranking says what its score is."""
 
     index: int
     score: float
@@ -62,12 +67,16 @@ class Milliseconds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ranking(msgspec.Struct, frozen=True, kw_only=True):
-    """The documents in the order of relevance. `is_partial` is true if the deadline came first."""
+    """The documents in the order of relevance. `is_partial` is true if the deadline came first.
+
+    `score_kind` is `logit`, `sigmoid` (of the logit, from 0 to 1), or `probability` (by the artifact's calibration).
+    """
 
     id: str
     model: str
     variant: str
     artifact: str
+    score_kind: ScoreKind
     results: list[Ranked]
     n_documents: int
     n_tokens: int
@@ -93,7 +102,12 @@ RANKRT = Dialect(
 )
 
 
+def _kind(request: Rerank) -> ScoreKind:
+    return kind_of(normalize=is_set(request.normalize), calibrated=is_set(request.calibrated))
+
+
 def _ask(request: Rerank) -> Ask:
+    check_threshold(request.score_threshold, _kind(request))
     wanted: dict[str, Any] = {
         "max_length": request.max_length,
         "query_max_length": request.query_max_length,
@@ -106,28 +120,33 @@ def _ask(request: Rerank) -> Ask:
         model=request.model,
         priority=request.priority or 0,
         cutoff_layer=request.cutoff_layer,
+        is_calibrated=is_set(request.calibrated),
         rules={name: value for name, value in wanted.items() if value is not None},
         **common_of(request),
     )
 
 
 def _answer(request: Rerank, answer: Answer, request_id: str) -> Ranking:
-    scores, texts = scores_of(answer, raw=not is_set(request.normalize)), texts_of(request.documents)
+    scale = answer.scale if is_set(request.calibrated) else Scale(kind=_kind(request))
+    scores, texts = scale.scores(answer.logits), texts_of(request.documents)
+    is_kept, told = reaches(scores, request.score_threshold), shortest(scores)
     timings, echo = answer.timings, is_set(request.return_documents)
     return Ranking(
         id=request_id,
         model=answer.model.name,
         variant=answer.model.variant.name,
         artifact=answer.model.artifact.identity,
+        score_kind=scale.kind,
         results=[
             Ranked(
                 index=i,
-                score=float(scores[i]),
+                score=float(told[i]),
                 n_tokens=int(answer.pair_tokens[i]),
                 truncated=bool(answer.truncated[i]),
                 document=texts[i] if echo else None,
             )
             for i in rank(answer, request.n_best)
+            if is_kept[i]
         ],
         n_documents=len(texts),
         n_tokens=answer.n_tokens,

@@ -1,0 +1,127 @@
+"""Which of the scored pairs are written, and in which order: all, those that reach a threshold, the best of a query."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rankrt.arrays import BoolArray, Float32Array, Int64Array
+from rankrt.cli.bulk.chunks import Chunk
+from rankrt.errors import InputError
+from rankrt.scale import Scale, reaches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A chunk with the logits of its pairs. `first` is the number of its first pair in the file, from 0."""
+
+    chunk: Chunk
+    first: int
+    logits: Float32Array
+    truncated: BoolArray
+
+    def cut(self, start: int, stop: int) -> "Scored":
+        """Return the pairs from one number up to another."""
+        return Scored(
+            chunk=self.chunk.cut(start, stop),
+            first=self.first + start,
+            logits=self.logits[start:stop],
+            truncated=self.truncated[start:stop],
+        )
+
+    def joined(self, other: "Scored") -> "Scored":
+        """Return these pairs with the next ones of the file."""
+        return Scored(
+            chunk=self.chunk.joined(other.chunk),
+            first=self.first,
+            logits=np.concatenate([self.logits, other.logits]),
+            truncated=np.concatenate([self.truncated, other.truncated]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Pairs to write: our columns by their names, and the chunk with the input's."""
+
+    ours: dict[str, Any]
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What is written.
+
+    threshold   pairs that score below it on the scale are left out
+    top_n       the most pairs of a query, best first; the pairs of a query have to follow each other
+    has_text    whether the texts are written, too
+    """
+
+    scale: Scale
+    threshold: float | None = None
+    top_n: int | None = None
+    has_text: bool = False
+
+    def in_order(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Yield chunks whose queries can be told apart: for the best of each, a query has all its pairs in one place.
+
+        Raises InputError for a query that comes again. Remembers a hash a query, some 60 MB for a million.
+        """
+        ended, last = set[int](), None
+        for chunk in chunks:
+            for number, (query, _) in enumerate(chunk.pairs if self.top_n is not None else ()):
+                if query == last:
+                    continue
+                if hash(query) in ended:
+                    raise InputError(
+                        f"{chunk.place(number)}: this query has pairs further up, after which others come. For the"
+                        " best of each query (top_n) the pairs of a query have to follow each other; sort the file by"
+                        " query"
+                    )
+                ended.add(hash(last))
+                last = query
+            yield chunk
+
+    def told(self, scored: Iterable[Scored]) -> Iterator[Told]:
+        """Yield what is written, in the order of the file."""
+        for part in scored if self.top_n is None else _whole_queries(scored):
+            scores = self.scale.scores(part.logits)
+            order, ranks = (np.arange(len(scores)), None) if self.top_n is None else _best(part, self.top_n)
+            is_kept = reaches(scores[order], self.threshold)
+            order = order[is_kept]
+            ours: dict[str, Any] = {}
+            if self.top_n is not None or self.threshold is not None:
+                ours["index"] = part.first + order
+            if ranks is not None:
+                ours["rank"] = ranks[is_kept]
+            ours |= {"score": scores[order], "truncated": part.truncated[order]}
+            yield Told(ours=ours, chunk=part.chunk.take(order))
+
+
+def _best(part: Scored, n: int) -> tuple[Int64Array, Int64Array]:
+    """Return the numbers of the best pairs of each query, and their ranks; equal scores stay in the file's order."""
+    orders, ranks = [], []
+    for start, stop in _runs([query for query, _ in part.chunk.pairs]):
+        order = start + np.argsort(-part.logits[start:stop], kind="stable")[:n]
+        orders.append(order)
+        ranks.append(np.arange(1, len(order) + 1))
+    return np.concatenate(orders), np.concatenate(ranks)
+
+
+def _whole_queries(scored: Iterable[Scored]) -> Iterator[Scored]:
+    """Yield chunks that end where a query ends."""
+    waiting: Scored | None = None
+    for part in scored:
+        waiting = part if waiting is None else waiting.joined(part)
+        *_, (last, stop) = _runs([query for query, _ in waiting.chunk.pairs])
+        if last > 0:
+            yield waiting.cut(0, last)
+            waiting = waiting.cut(last, stop)
+    if waiting is not None:
+        yield waiting
+
+
+def _runs(queries: list[str]) -> list[tuple[int, int]]:
+    """Return where each run of equal queries starts and stops."""
+    starts = [i for i, query in enumerate(queries) if i == 0 or query != queries[i - 1]]
+    return list(zip(starts, [*starts[1:], len(queries)], strict=True))
