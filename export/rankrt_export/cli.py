@@ -75,6 +75,22 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     help="Layers of a layerwise model after which scores can be read.",
     show_default="every fourth that has a head",
 )
+@list_option(
+    "--compress-layers",
+    each=Whole(),
+    group="Variants",
+    metavar="N...",
+    help="Layers of a lightweight model after which tokens of a passage are merged, before the last cutoff layer.",
+    show_default="8",
+)
+@option(
+    "--compress-ratio",
+    type=Whole(),
+    group="Variants",
+    metavar="N",
+    help="How many tokens of a passage become one after each of these layers: 1, 2, 4 or 8.",
+    show_default="1, which merges none",
+)
 @file_option(
     "--calibration",
     group="Calibration",
@@ -117,6 +133,8 @@ def export(
     precisions: Sequence[Any],
     targets: Sequence[Any],
     cutoff_layers: Sequence[int] | None,
+    compress_layers: Sequence[int] | None,
+    compress_ratio: int | None,
     calibration: str | None,
     max_drift: float | None,
     min_tau: float | None,
@@ -146,6 +164,8 @@ def export(
         max_difference=max_drift,
         min_tau=min_tau,
         cutoff_layers=cutoff_layers,
+        compress_layers=compress_layers,
+        compress_ratio=compress_ratio,
         prompt=read_prompt_file(Path(prompt_file)) if prompt_file else prompt,
     )
     try:

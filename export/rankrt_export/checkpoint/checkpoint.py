@@ -14,7 +14,7 @@ from rankrt.artifact.source import Hub
 from rankrt_export.checkpoint import adapter, modules
 from rankrt_export.checkpoint.card import CARD, Card, read_card
 from rankrt_export.checkpoint.counterparts import counterpart_of, translated
-from rankrt_export.checkpoint.families import DECODERS
+from rankrt_export.checkpoint.families import DECODERS, LAYERWISE, LIGHTWEIGHT
 from rankrt_export.checkpoint.fields import Fields, read_config, read_object
 from rankrt_export.checkpoint.modules import Saved, read_saved
 from rankrt_export.checkpoint.renamed import RenamedWeights
@@ -28,7 +28,7 @@ _HUB_FILES += ["spm.model", "spiece.model", "model*.safetensors", "model.safeten
 _HUB_FILES += ["pytorch_model*.bin", "pytorch_model.bin.index.json", "chat_template.jinja", MANIFEST]
 _HUB_FILES += [CARD, *modules.FILES]
 # Classes that come with code which rankrt has written itself.
-_OWN = ("LayerWiseMiniCPMForCausalLM",)
+_OWN = (LAYERWISE, LIGHTWEIGHT)
 # By what transformers chooses a class, and so the reference; of the classes that are written.
 _MODEL_TYPES = {
     "Bert": "bert",
@@ -39,7 +39,9 @@ _MODEL_TYPES = {
     "XLMRoberta": "xlm-roberta",
     "Roberta": "roberta",
     "Camembert": "camembert",
+    "CostWiseGemma": "cost_wise_gemma",
     "Gemma": "gemma",
+    "Gemma2": "gemma2",
     "LayerWiseMiniCPM": "minicpm",
     "Llama": "llama",
     "Mistral": "mistral",
@@ -86,6 +88,11 @@ class Checkpoint:
     def is_decoder(self) -> bool:
         """Whether a row is a question that the model answers behind its last token."""
         return self.architecture in DECODERS
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has heads that give scores, instead of a vocabulary of answers."""
+        return self.architecture.endswith("ForSequenceClassification") or self.architecture == LIGHTWEIGHT
 
     @property
     def max_length(self) -> int:

@@ -160,10 +160,13 @@ class CausalEngine(Protocol):
         """
         ...
 
-    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Attend to each token itself and all before it in its row and the row's prefix.
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+    ) -> ir.Value:
+        """Attend to each token itself and those before it in its row and the row's prefix.
 
-        Returned are the tokens that go on if `is_last`, and asked is from those that are asking; else all of them.
+        With a `window` a token sees so many tokens, itself counted. Returned are the tokens that go on if `is_last`,
+        and asked is from those that are asking; else all of them.
         """
         ...
 
