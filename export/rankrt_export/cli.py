@@ -47,6 +47,13 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     group="Checkpoint",
     help="The same in your own words: TOML with text, instructed and answers (docs/llm-rerankers.md).",
 )
+@option(
+    "--label",
+    group="Checkpoint",
+    metavar="NAME",
+    help="The label of a classifier with two labels that says that a passage answers the query. A score is its logit"
+    " less the other's.",
+)
 @list_option(
     "--precision",
     "precisions",
@@ -130,6 +137,7 @@ def export(
     revision: str | None,
     prompt: str | None,
     prompt_file: str | None,
+    label: str | None,
     precisions: Sequence[Any],
     targets: Sequence[Any],
     cutoff_layers: Sequence[int] | None,
@@ -163,6 +171,7 @@ def export(
         is_verified=not no_verify,
         max_difference=max_drift,
         min_tau=min_tau,
+        label=label,
         cutoff_layers=cutoff_layers,
         compress_layers=compress_layers,
         compress_ratio=compress_ratio,

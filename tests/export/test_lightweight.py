@@ -305,9 +305,9 @@ def test_the_class_follows_from_the_name(
 
 
 def test_an_unknown_name_or_class_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"FlagEmbedding knows no class for a model of that name. Name one as model_cl"):
+    with pytest.raises(InputError, match=r"FlagEmbedding knows no class for a model of that name. Name one as"):
         FlagAutoReranker.from_finetuned(str(tmp_path / "mine"))
-    with pytest.raises(InputError, match=r"model_class='encoder': expected one of encoder-only-base, decoder-only-base"):
+    with pytest.raises(InputError, match=r"model_class='encoder': expected one of encoder-only-base"):
         FlagAutoReranker.from_finetuned(str(tmp_path), model_class="encoder")
     with pytest.raises(TypeError, match=r"use FlagAutoReranker.from_finetuned"):
         FlagAutoReranker()

@@ -89,7 +89,7 @@ def make_job(checkpoint: Checkpoint, variants: Iterable[VariantKey], options: Op
             for key in variants
         },
         template=template,
-        score=Score(answers=answers, activation=saved.activation),
+        score=Score(answers=answers or checkpoint.labels, activation=saved.activation),
         style=style,
         readouts=readouts,
         compressions=compressions,

@@ -104,8 +104,8 @@ class Template(_Record, frozen=True):
 class Score(_Record, frozen=True):
     """What a logit of the model is.
 
-    answers     the tokens of a decoder's vocabulary that it is made of: the first one's logit, less the second one's if
-                there are two; none for a model with a head of its own
+    answers     the tokens of a decoder's vocabulary, or the labels of a classifier, that it is made of: the first one's
+                logit, less the second one's if there are two; none for a model with a head of its own
     activation  what sentence-transformers puts it through by default; None if the checkpoint does not say
     """
 
