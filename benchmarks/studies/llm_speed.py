@@ -32,7 +32,7 @@ from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.artifact.source import Hub
 from rankrt.host.cpu import this_machine
 from rankrt_export.checkpoint.checkpoint import open_checkpoint
-from rankrt_export.decoders.readouts import LAYERWISE
+from rankrt_export.checkpoint.families import LAYERWISE
 from rankrt_export.pipeline import Options, export
 from rankrt_finetune.reports.tables import Table, figure
 

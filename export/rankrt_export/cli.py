@@ -47,6 +47,13 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     group="Checkpoint",
     help="The same in your own words: TOML with text, instructed and answers (docs/llm-rerankers.md).",
 )
+@option(
+    "--label",
+    group="Checkpoint",
+    metavar="NAME",
+    help="The label of a classifier with two labels that says that a passage answers the query. A score is its logit"
+    " less the other's.",
+)
 @list_option(
     "--precision",
     "precisions",
@@ -75,6 +82,22 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     metavar="N...",
     help="Layers of a layerwise model after which scores can be read.",
     show_default="every fourth that has a head",
+)
+@list_option(
+    "--compress-layers",
+    each=Whole(),
+    group="Variants",
+    metavar="N...",
+    help="Layers of a lightweight model after which tokens of a passage are merged, before the last cutoff layer.",
+    show_default="8",
+)
+@option(
+    "--compress-ratio",
+    type=Whole(),
+    group="Variants",
+    metavar="N",
+    help="How many tokens of a passage become one after each of these layers: 1, 2, 4 or 8.",
+    show_default="1, which merges none",
 )
 @file_option(
     "--calibration",
@@ -116,9 +139,12 @@ def export(
     revision: str | None,
     prompt: str | None,
     prompt_file: str | None,
+    label: str | None,
     precisions: Sequence[Any],
     targets: Sequence[Any],
     cutoff_layers: Sequence[int] | None,
+    compress_layers: Sequence[int] | None,
+    compress_ratio: int | None,
     calibration: str | None,
     max_drift: float | None,
     min_tau: float | None,
@@ -148,7 +174,10 @@ def export(
         is_verified=not no_verify,
         max_difference=max_drift,
         min_tau=min_tau,
+        label=label,
         cutoff_layers=cutoff_layers,
+        compress_layers=compress_layers,
+        compress_ratio=compress_ratio,
         prompt=read_prompt_file(Path(prompt_file)) if prompt_file else prompt,
     )
     if repository is not None:

@@ -59,7 +59,7 @@ def open_job(source: str, options: Options, hub: Hub, out: Path) -> Job:
     """Open a checkpoint, and refuse before anything is computed what cannot be written to `out`."""
     check_limits(options)
     variants = asked_variants(options.targets, options.precisions)
-    checkpoint = open_checkpoint(source, hub)
+    checkpoint = open_checkpoint(source, hub, options.label)
     check_checkpoint(checkpoint, variants, options)
     job = make_job(checkpoint, variants, options)
     check_has_room(job, out)

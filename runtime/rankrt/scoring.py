@@ -119,7 +119,8 @@ class Scorer:
         def score(rows: Int64Array, exits: Sequence[int], keep: Keep | None) -> Float32Array:
             nonlocal n_saved
             if keep is None:
-                chosen = Encoded.of_rows([encoded.row(row) for row in rows], encoded.passage_starts[rows].tolist())
+                starts = encoded.passage_starts[rows].tolist()
+                chosen = Encoded.of_rows([encoded.row(row) for row in rows], starts, encoded.n_suffix)
                 return self.backend.logits(chosen, exits).last
             found = self.backend.logits(encoded, exits, keep)
             n_saved = found.n_saved_tokens

@@ -29,8 +29,18 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+# Windows of 40 tokens, so that rows of a test are longer; caps that bite on random weights.
+GEMMA2: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 40,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma": {"num_key_value_heads": 1, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "Gemma2": GEMMA2 | {"tie_word_embeddings": True},
     "Llama": {"tie_word_embeddings": False},
     "Mistral": {"sliding_window": None, "tie_word_embeddings": False},
     "Qwen2": {"head_dim": 12, "tie_word_embeddings": True},
@@ -98,6 +108,28 @@ def make_layerwise(folder: Path, **changes: Any) -> Path:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
+    return folder
+
+
+def make_lightweight(folder: Path, **changes: Any) -> Path:
+    """Write a CostWiseGemma, FlagEmbedding's Gemma 2 with a head for each layer from the start layer on."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    config = SHAPE | GEMMA2 | {"start_layer": 2, "layer_sep": 1, "layer_wise": True} | changes
+    model = transformers.Gemma2Model(transformers.Gemma2Config(**(SHAPE | GEMMA2 | changes)))
+    _spread(model)
+    tensors = {f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    for head in range(len(range(config["start_layer"], config["num_hidden_layers"] + 1, config["layer_sep"]))):
+        tensors[f"lm_head.{head}.linear_head.weight"] = torch.randn(1, config["hidden_size"])
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    named: dict[str, Any] = {"architectures": ["CostWiseGemmaForCausalLM"], "model_type": "cost_wise_gemma"}
+    named |= {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
+    (folder / "config.json").write_text(json.dumps(config | named))
+    write_tokenizer(folder)
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
     return folder
 
 

@@ -15,8 +15,9 @@ from rankrt.files.rights import exists, unreadable
 from rankrt_export.checkpoint import adapter, modules
 from rankrt_export.checkpoint.card import CARD, Card, read_card
 from rankrt_export.checkpoint.counterparts import counterpart_of, translated
-from rankrt_export.checkpoint.families import DECODERS
+from rankrt_export.checkpoint.families import DECODERS, LAYERWISE, LIGHTWEIGHT
 from rankrt_export.checkpoint.fields import Fields, read_config, read_object
+from rankrt_export.checkpoint.labels import HEADS, LabelWeights, labels_of, with_label
 from rankrt_export.checkpoint.modules import Saved, read_saved
 from rankrt_export.checkpoint.renamed import RenamedWeights
 from rankrt_export.checkpoint.weights import Weights, open_weights
@@ -29,7 +30,7 @@ _HUB_FILES += ["spm.model", "spiece.model", "model*.safetensors", "model.safeten
 _HUB_FILES += ["pytorch_model*.bin", "pytorch_model.bin.index.json", "chat_template.jinja", MANIFEST]
 _HUB_FILES += [CARD, *modules.FILES]
 # Classes that come with code which rankrt has written itself.
-_OWN = ("LayerWiseMiniCPMForCausalLM",)
+_OWN = (LAYERWISE, LIGHTWEIGHT)
 # By what transformers chooses a class, and so the reference; of the classes that are written.
 _MODEL_TYPES = {
     "Bert": "bert",
@@ -40,7 +41,9 @@ _MODEL_TYPES = {
     "XLMRoberta": "xlm-roberta",
     "Roberta": "roberta",
     "Camembert": "camembert",
+    "CostWiseGemma": "cost_wise_gemma",
     "Gemma": "gemma",
+    "Gemma2": "gemma2",
     "LayerWiseMiniCPM": "minicpm",
     "Llama": "llama",
     "Mistral": "mistral",
@@ -59,6 +62,7 @@ class Checkpoint:
     config, tokenizer_config   what these files say
     saved      what sentence-transformers says beside them
     card       what the model card says
+    labels     of a classifier with two labels the one whose logit a score is, and the one whose logit is subtracted
     is_loadable  transformers reads the folder's weights itself, under the names that they have there
     """
 
@@ -71,6 +75,7 @@ class Checkpoint:
     saved: Saved
     card: Card
     weights: Weights
+    labels: tuple[str, ...] = ()
     is_loadable: bool = True
 
     @property
@@ -89,6 +94,11 @@ class Checkpoint:
         return self.architecture in DECODERS
 
     @property
+    def has_head(self) -> bool:
+        """Whether it has heads that give scores, instead of a vocabulary of answers."""
+        return self.architecture.endswith("ForSequenceClassification") or self.architecture == LIGHTWEIGHT
+
+    @property
     def max_length(self) -> int:
         """The most tokens that a row may have: what the positions allow, or the tokenizer's limit if it is lower.
 
@@ -104,10 +114,11 @@ class Checkpoint:
         return max(1, int(min([n_positions, *filter(None, lengths)])))
 
 
-def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
+def open_checkpoint(source: str, hub: Hub, label: str | None = None) -> Checkpoint:
     """Open a local folder, or a hub repository, which is downloaded. An adapter is merged into the base that it names.
 
-    Raises CheckpointError if it is damaged, or not a reranker with one score.
+    `label` is one of the two labels of a classifier, which is a reranker then. Raises CheckpointError if the checkpoint
+    is damaged, or not a reranker with one score.
     """
     folder = Path(source).expanduser()
     is_local = folder.is_dir()
@@ -121,18 +132,25 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
             " was made from"
         )
     if _has(folder, adapter.CONFIG) and not _has(folder, "config.json"):
+        if label is not None:
+            raise CheckpointError(f"--label {label} is for classifiers; {source} is an adapter. Leave it out")
         return replace(_merged(folder, hub), id=id_, revision=revision)
     config = read_config(folder / "config.json")
     if (counterpart := counterpart_of(config)) is not None:
         config = translated(config, counterpart)
     check_asks_for_no_code(config, source)
     check_names(config)
+    labels: tuple[str, ...] = ()
+    if label is not None:
+        config, labels, number = with_label(config, label, source)
     saved = read_saved(folder, config)
     check_is_reranker(config, source, saved)
     tokenizer_config = _read_tokenizer_config(folder)
     weights = open_weights(folder)
     if counterpart is not None:
         weights = RenamedWeights(weights, counterpart.naming)
+    if labels:
+        weights = LabelWeights(weights, number)
     check_head(config, weights, folder)
     return Checkpoint(
         id=id_,
@@ -144,7 +162,8 @@ def open_checkpoint(source: str, hub: Hub) -> Checkpoint:
         saved=saved,
         card=read_card(folder),
         weights=weights,
-        is_loadable=counterpart is None or counterpart.is_known,
+        labels=labels,
+        is_loadable=not labels and (counterpart is None or counterpart.is_known),
     )
 
 
@@ -199,7 +218,7 @@ def check_names(config: Fields) -> None:
         raise CheckpointError(f"{config.path} names no {' and no '.join(missing)}: is it a model's?")
 
 
-def check_is_reranker(config: Mapping[str, Any], source: str, saved: Saved) -> None:
+def check_is_reranker(config: Fields, source: str, saved: Saved) -> None:
     """Raise CheckpointError unless the configuration is that of a decoder, or of a classifier with one label."""
     architecture = str(config["architectures"][0])
     if "quantization_config" in config:
@@ -228,24 +247,20 @@ def check_is_reranker(config: Mapping[str, Any], source: str, saved: Saved) -> N
             f"{source} is a {architecture}: it has no classifier head, so it gives no scores. An embedding or base"
             " model is not a reranker; the cross-encoder fine-tuned from it is a ...ForSequenceClassification"
         )
-    # Where nothing is said transformers makes two labels.
-    n_labels = config.get("num_labels", len(config.get("id2label") or {0: "", 1: ""}))
-    if n_labels != 1:
-        raise CheckpointError(
-            f"{source} has {n_labels} labels{_labels(config)}: it is a classifier. A reranker has one, its score"
+    if (n_labels := len(labels := labels_of(config))) != 1:
+        advice = (
+            f". If one of them says that the passage answers the query, name it: --label {labels[1]}. A score is then"
+            " its logit less the other's"
         )
-
-
-def _labels(config: Mapping[str, Any]) -> str:
-    """Return what the labels are called, if they have names; transformers' own are LABEL_0 and so on."""
-    names = [str(name) for name in (config.get("id2label") or {}).values()]
-    told = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-    return f" ({told})" if names and not any(name.startswith("LABEL_") for name in names) else ""
+        raise CheckpointError(
+            f"{source} has {n_labels} labels ({', '.join(labels[:5])}{', ...' * (n_labels > 5)}): it is a classifier. A"
+            f" reranker has one, its score{advice * (n_labels == 2)}"
+        )
 
 
 def check_head(config: Mapping[str, Any], weights: Weights, folder: Path) -> None:
     """Raise CheckpointError if the weights are those of a model with more outputs or layers than config.json says."""
-    for name in ("classifier.out_proj.weight", "classifier.weight", "score.weight"):
+    for name in [f"{head}.weight" for head in HEADS]:
         if name in weights.names and (n := (*weights.shape(name), 1)[0]) != 1:
             raise CheckpointError(f"{folder} has {n} rows in {name}: it is a classifier. A reranker has one, its score")
     numbers = [int(found[1]) for name in weights.names if (found := _LAYER.search(name))]

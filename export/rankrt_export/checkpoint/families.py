@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from typing import Literal
 
-DecoderFamily = Literal["gemma", "llama", "qwen3"]
+DecoderFamily = Literal["gemma", "gemma2", "llama", "qwen3"]
+# FlagEmbedding's classes, of bge-reranker-v2-minicpm-layerwise and bge-reranker-v2.5-gemma2-lightweight.
+LAYERWISE, LIGHTWEIGHT = "LayerWiseMiniCPMForCausalLM", "CostWiseGemmaForCausalLM"
 
 DECODERS: Mapping[str, DecoderFamily] = {
+    LIGHTWEIGHT: "gemma2",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma2ForSequenceClassification": "gemma2",
     "GemmaForCausalLM": "gemma",
     "GemmaForSequenceClassification": "gemma",
-    "LayerWiseMiniCPMForCausalLM": "llama",
+    LAYERWISE: "llama",
     "LlamaForCausalLM": "llama",
     "LlamaForSequenceClassification": "llama",
     "MistralForCausalLM": "llama",

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from rankrt.artifact.manifest import Template
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.families import LAYERWISE, LIGHTWEIGHT
 from rankrt_export.checkpoint.fields import token_of
 from rankrt_export.checkpoint.modules import MODULES, TRANSFORMER
 from rankrt_export.decoders.chats import chat_template, rendered, whole_of_chat
@@ -22,8 +23,8 @@ from rankrt_export.decoders.styles import PUBLISHED, STYLES, Style
 from rankrt_export.decoders.wordings import PROBES, taken_apart
 from rankrt_export.errors import CheckpointError, OptionsError
 
-# A class of FlagEmbedding's own, which no other way of asking has.
-_LAYERWISE = "LayerWiseMiniCPMForCausalLM"
+# Classes of FlagEmbedding's own, and how their models are asked.
+_OF_CLASSES = {LAYERWISE: "flagembedding", LIGHTWEIGHT: "flagembedding-lightweight"}
 
 
 def style_for(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | PromptFile | None) -> Style:
@@ -60,7 +61,7 @@ _ADVICE = (
 
 
 def _given(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | PromptFile) -> Style:
-    has_head = checkpoint.architecture.endswith("ForSequenceClassification")
+    has_head = checkpoint.has_head
     if isinstance(given, str):
         style = _said_by(STYLES[given], f"--prompt {given}")
     else:
@@ -74,8 +75,8 @@ def _given(checkpoint: Checkpoint, tokenizer: Tokenizer, given: str | PromptFile
 
 
 def _style_of_name(checkpoint: Checkpoint) -> Style | None:
-    if checkpoint.architecture == _LAYERWISE:
-        return _said_by(STYLES["flagembedding"], f"the class {_LAYERWISE}")
+    if (style := _OF_CLASSES.get(checkpoint.architecture)) is not None:
+        return _with_head(checkpoint, _said_by(STYLES[style], f"the class {checkpoint.architecture}"))
     name = checkpoint.base.rpartition("/")[2].lower().removesuffix("-seq-cls")
     families, style = PUBLISHED.get(name, ((), ""))
     if checkpoint.architecture.partition("For")[0] not in families:
@@ -135,7 +136,7 @@ def _said_by(style: Style, said_by: str) -> Style:
 
 
 def _with_head(checkpoint: Checkpoint, style: Style) -> Style:
-    return replace(style, answers=()) if checkpoint.architecture.endswith("ForSequenceClassification") else style
+    return replace(style, answers=()) if checkpoint.has_head else style
 
 
 def _check_answers(checkpoint: Checkpoint, tokenizer: Tokenizer, style: Style) -> None:

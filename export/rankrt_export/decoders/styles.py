@@ -55,6 +55,7 @@ _QUESTION = (
     "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a"
     " prediction of either 'Yes' or 'No'."
 )
+_SHORT_QUESTION = "Predict whether passage B contains an answer to query A."
 STYLES: Mapping[str, Style] = {
     # FlagEmbedding 1.4.2, inference/reranker/decoder_only/base.py: separator and question follow the passage too.
     "flagembedding": Style(
@@ -69,6 +70,22 @@ STYLES: Mapping[str, Style] = {
         begins=True,
         separator="\n",
         suffix=("\n", _QUESTION),
+        is_joint=False,
+        answers=("Yes",),
+    ),
+    # FlagEmbedding 1.4.2, inference/reranker/decoder_only/lightweight.py.
+    "flagembedding-lightweight": Style(
+        prompt=Prompt(
+            query_instruction="A: ",
+            query_format="{}{}",
+            passage_instruction="B: ",
+            passage_format="{}{}",
+            question=_SHORT_QUESTION,
+            style="flagembedding-lightweight",
+        ),
+        begins=True,
+        separator="\n",
+        suffix=("\n", _SHORT_QUESTION),
         is_joint=False,
         answers=("Yes",),
     ),

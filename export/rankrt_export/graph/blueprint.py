@@ -19,10 +19,16 @@ GraphTarget: TypeAlias = Target | Literal["portable"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readout:
-    """How a causal model's score is read after a layer: the product of a row's last state with a vector."""
+    """How a causal model's score is read after a layer: the product of a row's last state with a vector.
+
+    cap         the bound of logits, as cap * tanh(logit / cap); None without one
+    subtracted  the vector of a second logit, which is subtracted; None if `vector` is a difference or has no second
+    """
 
     layer: int
     vector: Float32Array
+    cap: float | None = None
+    subtracted: Float32Array | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,7 @@ class Blueprint:
 
     config      its config.json
     readouts    of a causal model, in ascending order of their layers; of any other none
+    cuts        other layers of a causal model after which a graph ends, before the last readout
     max_length  the most tokens that a row may have
     has_token_types  the passage of a row is of another type than the query, which the model can tell
     head        of an encoder, in place of the one that its class has
@@ -43,6 +50,7 @@ class Blueprint:
     readouts: Sequence[Readout]
     max_length: int
     new_graph: Callable[[], Graph]
+    cuts: Sequence[int] = ()
     has_token_types: bool = False
     head: Head | None = None
 

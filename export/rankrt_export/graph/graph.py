@@ -159,10 +159,13 @@ class CausalEngine(Protocol):
         """
         ...
 
-    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Attend to each token itself and all before it in its row and the row's prefix.
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+    ) -> ir.Value:
+        """Attend to each token itself and those before it in its row and the row's prefix.
 
-        If `is_last`, queries are those of `asking`, and only the tokens that leave the segment are returned.
+        With a `window` a token sees so many tokens, itself counted. If `is_last`, queries are those of `asking`, and
+        only the tokens that leave the segment are returned.
         """
         ...
 

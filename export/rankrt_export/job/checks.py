@@ -7,6 +7,7 @@ from pathlib import Path
 from rankrt.artifact.precisions import TARGETS, VariantKey
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint.checkpoint import Checkpoint
+from rankrt_export.checkpoint.families import DECODERS
 from rankrt_export.checkpoint.modules import MODULES
 from rankrt_export.errors import CheckpointError, OptionsError, OutputError
 from rankrt_export.job.job import Job
@@ -34,9 +35,14 @@ def check_limits(options: Options) -> None:
 
 def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], options: Options) -> None:
     """Raise CheckpointError if a checkpoint cannot be written in one of the variants, or an option is not for it."""
-    for name in ("cutoff_layers", "prompt"):
+    for name in ("cutoff_layers", "compress_layers", "compress_ratio", "prompt"):
         if getattr(options, name) is not None and not checkpoint.is_decoder:
             raise CheckpointError(f"{name} is for decoders; {checkpoint.id} is a {checkpoint.architecture}")
+    if DECODERS.get(checkpoint.architecture) == "gemma2" and (on_gpus := _gpus(variants)):
+        raise CheckpointError(
+            f"{checkpoint.id} is a {checkpoint.architecture}, which is written for CPUs only, not for {on_gpus}. The"
+            " attention of the graphs for GPUs has neither Gemma 2's windows nor its bounds"
+        )
     if checkpoint.architecture in ARCHITECTURES:
         return
     if checkpoint.saved.head is not None:  # transformers, which tracing needs, cannot load it
@@ -46,15 +52,20 @@ def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], opt
         )
     if set(variants) <= {TRACED}:
         return
-    if others := {key.target: None for key in variants if TARGETS[key.target].is_gpu}:
+    if on_gpus := _gpus(variants):
         raise CheckpointError(
-            f"{checkpoint.architecture} is exported by tracing, for the CPU only, not for {' and '.join(others)};"
+            f"{checkpoint.architecture} is exported by tracing, for the CPU only, not for {on_gpus};"
             f" GPU targets are for {', '.join(ARCHITECTURES)}"
         )
     raise CheckpointError(
         f"{checkpoint.architecture} is exported by tracing, for the CPU in {TRACED.precision} only; other precisions"
         f" are for {', '.join(ARCHITECTURES)}"
     )
+
+
+def _gpus(variants: Sequence[VariantKey]) -> str:
+    """Return the names of the targets that are GPUs, in words; empty if there are none."""
+    return " and ".join(dict.fromkeys(key.target for key in variants if TARGETS[key.target].is_gpu))
 
 
 def check_has_room(job: Job, out: Path) -> None:

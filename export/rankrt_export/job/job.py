@@ -10,6 +10,7 @@ from rankrt.artifact.precisions import VariantKey
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.checkpoint.tokenizer import read_tokenizer, template_of
+from rankrt_export.decoders.compressions import compressions_of
 from rankrt_export.decoders.prompts import answer_tokens, prompted_template, style_for
 from rankrt_export.decoders.readouts import readouts_of
 from rankrt_export.decoders.styles import Style
@@ -28,6 +29,7 @@ class Job:
     score        what a score is
     style        how a decoder is asked; None for any other model
     readouts     after which layers a decoder's score is read, in ascending order; of any other model none
+    compressions  how many tokens of a passage become one, by the layer after which they do
     sample       the text that comes with rankrt, which examples for other hosts are taken from
     texts        what to verify on; None to leave that out
     calibration  the text that 8 bits are calibrated on
@@ -40,6 +42,7 @@ class Job:
     score: Score
     style: Style | None
     readouts: Sequence[Readout]
+    compressions: Mapping[int, int]
     sample: Texts
     texts: Texts | None
     calibration: Texts
@@ -73,8 +76,10 @@ def make_job(checkpoint: Checkpoint, variants: Iterable[VariantKey], options: Op
         template = prompted_template(tokenizer, style, checkpoint.tokenizer_config)
         answers = answer_tokens(tokenizer, style)
         readouts = readouts_of(checkpoint, tokenizer, style, options.cutoff_layers)
+        exits = [readout.layer for readout in readouts]
+        compressions = compressions_of(checkpoint, exits, options.compress_layers, options.compress_ratio)
     else:
-        style, template, answers, readouts = None, template_of(tokenizer, saved), (), []
+        style, template, answers, readouts, compressions = None, template_of(tokenizer, saved), (), [], {}
     ours = sample()
     texts = ours + options.texts if options.texts else ours
     return Job(
@@ -84,9 +89,10 @@ def make_job(checkpoint: Checkpoint, variants: Iterable[VariantKey], options: Op
             for key in variants
         },
         template=template,
-        score=Score(answers=answers, activation=saved.activation),
+        score=Score(answers=answers or checkpoint.labels, activation=saved.activation),
         style=style,
         readouts=readouts,
+        compressions=compressions,
         sample=ours,
         texts=texts if options.is_verified else None,
         calibration=options.calibration or ours,

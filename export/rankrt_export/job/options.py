@@ -32,6 +32,8 @@ class Options:
     is_verified   False writes variants that only an explicit precision will load
     max_difference, min_tau   limits in place of the precisions' own; fp32's are fixed
     cutoff_layers  after which layers a layerwise model's scores can be read; by default every fourth that has a head
+    compress_layers, compress_ratio  after which layers of a lightweight model how many tokens of a passage become one
+    label          which of the two labels of a classifier says that a passage answers the query
     prompt         how a decoder is asked, a name of `styles.STYLES` or a file; by default as its files or its name say
     """
 
@@ -43,6 +45,9 @@ class Options:
     max_difference: float | None = None
     min_tau: float | None = None
     cutoff_layers: Sequence[int] | None = None
+    compress_layers: Sequence[int] | None = None
+    compress_ratio: int | None = None
+    label: str | None = None
     prompt: str | PromptFile | None = None
 
 

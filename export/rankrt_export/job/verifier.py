@@ -61,4 +61,5 @@ class Verifier:
         with self._bar("PyTorch", len(texts.pairs) + len(examples), "pair") as progress:
             if job.style is None:
                 return reference(job.checkpoint, rows, texts, examples, progress)
-            return decoder_reference(job.checkpoint, rows, job.style, job.readouts, texts, examples, progress)
+            asked = (job.style, job.readouts, job.compressions)
+            return decoder_reference(job.checkpoint, rows, *asked, texts, examples, progress)

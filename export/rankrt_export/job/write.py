@@ -1,11 +1,21 @@
 """Writing the files of an artifact, and the manifest that describes them. Verifies nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from rankrt.artifact.manifest import FORMAT_VERSION, Exit, File, Layout, Manifest, Source, Variant, sha256_of
+from rankrt.artifact.manifest import (
+    FORMAT_VERSION,
+    Compression,
+    Exit,
+    File,
+    Layout,
+    Manifest,
+    Source,
+    Variant,
+    sha256_of,
+)
 from rankrt.artifact.precisions import VariantKey
 from rankrt_export.architectures import ARCHITECTURES, traced
 from rankrt_export.checkpoint.tokenizer import has_token_types, write_tokenizer
@@ -68,6 +78,7 @@ def _write_graphs(job: Job, plan: Plan, folder: Path, bar: Bar) -> tuple[list[Va
                 weights=checkpoint.weights,
                 target=key.target,
                 readouts=job.readouts,
+                cuts=list(job.compressions),
                 max_length=checkpoint.max_length,
                 has_token_types=has_token_types(checkpoint),
                 head=checkpoint.saved.head,
@@ -77,22 +88,35 @@ def _write_graphs(job: Job, plan: Plan, folder: Path, bar: Bar) -> tuple[list[Va
                 sections = ARCHITECTURES[checkpoint.architecture](blueprint)
             except RangeError as error:
                 raise VariantError(str(error), variant=key) from error
-            variants.append(_save_graphs(sections, folder, key, recipe))
+            variants.append(_save_graphs(sections, job.compressions, folder, key, recipe))
     return variants, data.files
 
 
-def _save_graphs(sections: Sequence[Section], folder: Path, key: VariantKey, recipe: Recipe | None) -> Variant:
-    """Save the graphs of a variant; those of one with exits are named after the layer where they end."""
+def _save_graphs(
+    sections: Sequence[Section], ratios: Mapping[int, int], folder: Path, key: VariantKey, recipe: Recipe | None
+) -> Variant:
+    """Save the graphs of a variant; those of one with exits are named after the layer where they end.
+
+    `ratios` are those by which passages are compressed, by layer.
+    """
     names = [f"{key}.onnx" if section.layer is None else f"{key}-{section.layer}.onnx" for section in sections]
     for section, name in zip(sections, names, strict=True):
         section.graph.save(folder / name, **section.outputs)
     exits = [
         Exit(layer=section.layer, graph=name, verification=None, margins=None)
         for section, name in zip(sections, names, strict=True)
-        if section.layer is not None
+        if section.layer is not None and "logits" in section.outputs
+    ]
+    at_exits, named = (
+        {end.layer for end in exits},
+        {section.layer: name for section, name in zip(sections, names, strict=True)},
+    )
+    compressions = [
+        Compression(layer=layer, ratio=ratio, graph=None if layer in at_exits else named[layer])
+        for layer, ratio in ratios.items()
     ]
     data = {file for section in sections for file in section.graph.data_files}
-    return _describe_variant(key, names[0], sections[0].layout, data, recipe, exits)
+    return _describe_variant(key, names[0], sections[0].layout, data, recipe, exits, compressions)
 
 
 def _trace(job: Job, folder: Path, bar: Bar) -> tuple[list[Variant], dict[str, File]]:
@@ -101,12 +125,18 @@ def _trace(job: Job, folder: Path, bar: Bar) -> tuple[list[Variant], dict[str, F
     with bar("tracing", 1, "model") as progress:
         traced.trace(job.checkpoint, folder / name)
         progress(1)
-    variant = _describe_variant(TRACED, name, "stacked", [traced.DATA], None, [])
+    variant = _describe_variant(TRACED, name, "stacked", [traced.DATA])
     return [variant], {traced.DATA: _describe_file(folder / traced.DATA)}
 
 
 def _describe_variant(
-    key: VariantKey, graph: str, layout: Layout, data: Iterable[str], recipe: Recipe | None, exits: Iterable[Exit]
+    key: VariantKey,
+    graph: str,
+    layout: Layout,
+    data: Iterable[str],
+    recipe: Recipe | None = None,
+    exits: Iterable[Exit] = (),
+    compressions: Iterable[Compression] = (),
 ) -> Variant:
     return Variant(
         target=key.target,
@@ -118,6 +148,7 @@ def _describe_variant(
         verification=None,
         quantization=recipe.summary if recipe else None,
         exits=tuple(exits),
+        compressions=tuple(compressions),
     )
 
 

@@ -73,9 +73,14 @@ class CausalCpuEngine:
         turned = graph.op("RotaryEmbedding", *tokens, *tables.stored(graph), domain=MICROSOFT, num_heads=n_heads)
         return graph.op("Squeeze", turned, one)
 
-    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+    ) -> ir.Value:
         """Attend from all tokens, or from the kept ones, to the tokens before them in prefix and row."""
-        graph, zero = self._graph, self._graph.ints(0)
+        graph, zero, shape = self._graph, self._graph.ints(0), self._shape
+        attributes: dict[str, float] = {"num_heads": n_heads, "kv_num_heads": shape.n_kv_heads, "scale": shape.scale}
+        attributes |= {} if shape.cap is None else {"softcap": shape.cap}
+        attributes |= {} if window is None else {"local_window_size": window}
         query = self._filled(query, n_heads)
         key, value = (self._filled(x, self._shape.n_kv_heads) for x in (key, value))
         prefixes = self._prefixes()
@@ -101,10 +106,9 @@ class CausalCpuEngine:
             n_total = tape.op("Add", [n_before, tape.op("Sub", [row.stop, middle])])
             last = tape.op("Cast", [tape.op("Sub", [n_total, graph.ints(1)])], {"to": ir.DataType.INT32})
             total = tape.op("Cast", [tape.op("Squeeze", [n_total, zero])], {"to": ir.DataType.INT32})
-            heads = {"num_heads": n_heads, "kv_num_heads": self._shape.n_kv_heads, "scale": self._shape.head_size**-0.5}
             # The outputs for keys and values are needed, although unused: the flash kernel joins them there.
             attended, _, _ = tape.op_multi_out(
-                "GroupQueryAttention", [*parts, *before, last, total], heads, domain=MICROSOFT, num_outputs=3
+                "GroupQueryAttention", [*parts, *before, last, total], attributes, domain=MICROSOFT, num_outputs=3
             )
             return tape.op("Squeeze", [attended, zero])
 

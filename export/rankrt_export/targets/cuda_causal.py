@@ -29,8 +29,11 @@ class CausalCudaEngine(PaddedCausalEngine):
         stored = tables.stored(graph, graph.states)
         return graph.op("RotaryEmbedding", x, graph.ints(0), *stored, domain=MICROSOFT, num_heads=n_heads)
 
-    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+    ) -> ir.Value:
         """Attend from every token to itself and those before it; return only the last ones if `is_last`."""
+        self.check_sees_all(window)
         states = (query, self.for_each_head(key, n_heads), self.for_each_head(value, n_heads))
         attended = self.graph.op("MultiHeadAttention", *states, domain=MICROSOFT, num_heads=n_heads, unidirectional=1)
         return self.going_on(attended) if is_last else attended

@@ -41,6 +41,11 @@ class PaddedCausalEngine:
         """Return no outputs: no run hands anything to another."""
         return {}
 
+    def check_sees_all(self, window: int | None) -> None:
+        """Assert that attention is of the kind that is written for GPUs; other models are refused before."""
+        shape = self.shape
+        assert window is None and shape.cap is None and shape.scale == shape.head_size**-0.5, "written for CPUs only"
+
     def for_each_head(self, x: ir.Value, n_heads: int) -> ir.Value:
         """Return keys or values, (n_rows, n, n_kv_heads * size), repeated for each head of queries."""
         graph, n_kv_heads, size = self.graph, self.shape.n_kv_heads, self.shape.head_size

@@ -34,8 +34,11 @@ class CausalTensorRtEngine(PaddedCausalEngine):
         """Rotate the features of each head by the token's position, in float32."""
         return plain.rotated(self.graph, x, tables, self.last if is_last else self._places, n_heads=n_heads)
 
-    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool) -> ir.Value:
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+    ) -> ir.Value:
         """Attend from each token, or from each row's last one, to itself and the tokens before it."""
+        self.check_sees_all(window)
         key, value = self.for_each_head(key, n_heads), self.for_each_head(value, n_heads)
         mask = self._own if is_last else self._causal
         return plain.attention(self.graph, query, key, value, mask, self.shape.head_size)

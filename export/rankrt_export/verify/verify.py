@@ -5,7 +5,7 @@ checkpoint's own tokenizer's, so a wrong template is found here as well as a wro
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -115,15 +115,19 @@ def decoder_reference(
     rows: RowMaker,
     style: Style,
     readouts: Sequence[Readout],
+    ratios: Mapping[int, int],
     texts: Texts,
     examples: Sequence[Pair],
     progress: Progress,
 ) -> Reference:
-    """Score all pairs with the PyTorch model of a decoder, layer by layer; `progress` is told of each pair done."""
+    """Score all pairs with the PyTorch model of a decoder, layer by layer; `progress` is told of each pair done.
+
+    `ratios` are those by which passages are compressed, by layer.
+    """
     pairs = [*texts.pairs, *examples]
     theirs = asked_rows(checkpoint, style, pairs, rows.rules.max_length)
-    _check_ids(theirs, rows, pairs)
-    return Reference.of(texts, examples, decoder_logits(checkpoint, readouts, theirs, progress))
+    _check_ids([row.ids for row in theirs], rows, pairs)
+    return Reference.of(texts, examples, decoder_logits(checkpoint, readouts, ratios, theirs, progress))
 
 
 def _versions() -> str:

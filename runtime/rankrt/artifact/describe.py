@@ -71,7 +71,11 @@ def _row(artifact: Artifact, variant: Variant) -> tuple[str, ...]:
 
 
 def _exits(variant: Variant) -> Iterable[str]:
-    """Say after which layers scores can be read, if there are several, and how far they differ from PyTorch."""
+    """Say where passages are compressed, and at which of several layers scores can be read, compared with PyTorch."""
+    if shorter := variant.compressions:
+        yield ""
+        layers = ", ".join(str(one.layer) for one in shorter)
+        yield f"{variant.name}: every {shorter[0].ratio} tokens of a passage become one after layer {layers}"
     if len(variant.exits) < 2:
         return
     yield ""

@@ -5,7 +5,7 @@ a weight: an artifact is names, numbers and hashes.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -105,8 +105,8 @@ class Template(_Record, frozen=True):
 class Score(_Record, frozen=True):
     """What a logit of the model is.
 
-    answers     the tokens of a decoder's vocabulary that it is made of: the first one's logit, less the second one's if
-                there are two; none for a model with a head of its own
+    answers     the tokens of a decoder's vocabulary, or the labels of a classifier, that it is made of: the first one's
+                logit, less the second one's if there are two; none for a model with a head of its own
     activation  what sentence-transformers puts it through by default; None if the checkpoint does not say
     """
 
@@ -170,8 +170,21 @@ class Exit(_Record, frozen=True):
     margins: Margins | None
 
 
+class Compression(_Record, frozen=True):
+    """A layer after which passages become shorter: the mean of each `ratio` states takes their place.
+
+    `graph` leads there from the exit or the compression before. It is None if the layer is an exit, which has a graph.
+    """
+
+    layer: int
+    ratio: int
+    graph: str | None
+
+
 class Variant(_Record, frozen=True):
-    """The model for one target in one precision: one graph, or several in a row that each end in an exit.
+    """The model for one target in one precision: one graph, or several in a row.
+
+    Each of several graphs ends at an exit or where passages are compressed.
 
     `graph` is the first to run. `verification` is that of the last exit. `instruction_set` is None where any processor
     will do, and in int8 of format 2 and before, whose only graph is exact on all.
@@ -186,6 +199,7 @@ class Variant(_Record, frozen=True):
     quantization: Quantization | None
     exits: tuple[Exit, ...] = ()
     instruction_set: InstructionSet | None = None
+    compressions: tuple[Compression, ...] = ()
 
     @property
     def key(self) -> VariantKey:
@@ -205,7 +219,14 @@ class Variant(_Record, frozen=True):
     @property
     def graphs(self) -> tuple[str, ...]:
         """The graphs, in the order in which they run."""
-        return tuple(found.graph for found in self.exits) or (self.graph,)
+        return tuple(self.graphs_by_layer.values()) or (self.graph,)
+
+    @property
+    def graphs_by_layer(self) -> Mapping[int, str]:
+        """The graphs of a variant with exits, by the layer after which each ends, in the order in which they run."""
+        named = {end.layer: end.graph for end in self.exits}
+        named |= {found.layer: found.graph for found in self.compressions if found.graph is not None}
+        return dict(sorted(named.items()))
 
 
 class File(_Record, frozen=True):
@@ -256,6 +277,17 @@ class Manifest(_Record, frozen=True):
                     "`exits` of a causal variant are its exits in ascending order, of a padded one the last if it is a"
                     " decoder's, of any other none"
                 )
+            _check_compressions(variant.compressions, layers, variant.layout)
+
+
+def _check_compressions(found: Sequence[Compression], exits: Sequence[int], layout: Layout) -> None:
+    """Raise ValueError unless passages are compressed on the way to the last exit of a causal variant."""
+    layers = [one.layer for one in found]
+    if found and (layout != "causal" or layers != sorted(set(layers)) or not 0 < layers[0] <= layers[-1] < exits[-1]):
+        raise ValueError("`compressions` are those of a causal variant, in ascending order, before its last exit")
+    for one in found:
+        if one.ratio < 2 or (one.graph is None) != (one.layer in exits):
+            raise ValueError("a compression has a `ratio` above 1, and a `graph` unless its layer is an exit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)

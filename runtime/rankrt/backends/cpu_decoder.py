@@ -6,7 +6,7 @@ those tokens, too, that another run will find before its own. docs/artifact.md d
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -45,14 +45,61 @@ class Batch:
 
     states     ids, int32 (n_tokens,), or hidden states, float32 (n_tokens, n_features)
     offsets    int32 (n_pieces + 1,)
-    positions  int64 (n_tokens,) of each token in its row
-    before     int32 (n_pieces, 2) the tokens of this run that stand before a piece; none where both are 0
+    starts     int64 (n_pieces,) the position of each piece's first token in its row
+    after      int64 (n_pieces,) the piece that stands before a piece; -1 for none in this run
+    n_passage  int64 (n_pieces,) how many of a piece's first tokens are a passage's
     """
 
     states: Any
     offsets: Int32Array
-    positions: Int64Array
-    before: Int32Array
+    starts: Int64Array
+    after: Int64Array
+    n_passage: Int64Array
+
+    @classmethod
+    def of(cls, pieces: Sequence["Piece"]) -> "Batch":
+        """Concatenate pieces."""
+        return cls(
+            states=np.concatenate([piece.states for piece in pieces]),
+            offsets=_offsets([len(piece.states) for piece in pieces]),
+            starts=np.array([piece.start for piece in pieces], np.int64),
+            after=np.array([-1 if piece.after is None else piece.after for piece in pieces], np.int64),
+            n_passage=np.array([piece.n_passage for piece in pieces], np.int64),
+        )
+
+    @property
+    def positions(self) -> Int64Array:
+        """The position of each token in its row, (n_tokens,)."""
+        shifts = self.starts - self.offsets[:-1]
+        return np.arange(self.offsets[-1]) + np.repeat(shifts, np.diff(self.offsets))
+
+    @property
+    def before(self) -> Int32Array:
+        """The tokens of this run that stand before each piece, (n_pieces, 2); none where both are 0."""
+        stops = np.stack([self.offsets[:-1], self.offsets[1:]], axis=1)
+        return np.where(self.after[:, None] < 0, 0, stops[self.after]).astype(np.int32)
+
+    def compressed(self, ratio: int) -> "Batch":
+        """Return the batch with the mean of each `ratio` hidden states of a passage in their place.
+
+        The last mean of a passage may be of fewer. Each is summed token by token, so its bits are the same in any run.
+        """
+        if not self.n_passage.any():
+            return self
+        lengths, n_means = np.diff(self.offsets), -(-self.n_passage // ratio)
+        offsets = _offsets(n_means + lengths - self.n_passage)
+        places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+        n_means, n_passage = (np.repeat(counts, np.diff(offsets)) for counts in (n_means, self.n_passage))
+        is_mean = places < n_means
+        firsts = np.where(is_mean, places * ratio, places - n_means + n_passage)
+        counts = np.where(is_mean, np.minimum(ratio, n_passage - firsts), 1)
+        firsts += np.repeat(self.offsets[:-1], np.diff(offsets))
+        weights = (np.float32(1) / counts.astype(np.float32))[:, None]
+        states = self.states[firsts] * weights
+        for i in range(1, ratio):
+            more = counts > i
+            states[more] += self.states[firsts[more] + i] * weights[more]
+        return replace(self, states=states, offsets=offsets, n_passage=-(-self.n_passage // ratio))
 
     @property
     def last_tokens(self) -> tuple[Int64Array, Int32Array]:
@@ -69,42 +116,52 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passed:
-    """What a run through some segments gave: logits by exit, (n_pieces,), and what was asked to be kept."""
+    """What a run through some segments gave: logits by exit, (n_pieces,), the pieces after it, and what was kept."""
 
     logits: dict[int, Float32Array]
-    hidden: OrtValue
+    batch: Batch
     kept: Past
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Tokens of a row: its prefix, or the rest. `start` is its first position, `after` the piece that precedes it."""
+    """Tokens of a row: its prefix, or the rest, which begins with the passage's `n_passage` tokens.
+
+    `start` is its first position, `after` the piece that precedes it.
+    """
 
     states: Any
     start: int = 0
     after: int | None = None
+    n_passage: int = 0
 
 
 class CpuDecoder:
-    """A causal model on the CPU, cut after the layers `exits`. Threads may share it."""
+    """A causal model on the CPU, cut after the layers `ends`. Threads may share it."""
 
     def __init__(
         self,
         graphs: Sequence[Path],
-        exits: Sequence[int],
+        ends: Sequence[int],
         *,
+        ratios: Mapping[int, int] = MappingProxyType({}),
         n_threads: int,
         is_prepared: bool,
         emulates_vnni: bool = False,
         shares_prefixes: bool = True,
     ) -> None:
-        """Load the graphs of all segments. Without `shares_prefixes` every row computes all its tokens."""
+        """Load the graphs of all segments, which end after the layers `ends`.
+
+        `ratios` are those by which passages are compressed, by layer. Without `shares_prefixes` every row computes all
+        its tokens.
+        """
         self._shares_prefixes = shares_prefixes
         self._prefixes = shared_prefixes if shares_prefixes else own_prefixes
         self._kept = KeptPrefixes(_PREFIX_BYTES)
         self._segments = Segments(
             graphs,
-            exits,
+            ends,
+            ratios=ratios,
             n_threads=n_threads,
             is_prepared=is_prepared,
             emulates_vnni=emulates_vnni,
@@ -118,7 +175,7 @@ class CpuDecoder:
 
     def logits(self, encoded: Encoded, exits: Sequence[int] = (), keep: Keep | None = None) -> Logits:
         """Divide rows into runs and return their logits; no layer after the last exit is computed."""
-        exits, prefixes = exits or self._segments.exits[-1:], self._prefixes(encoded)
+        exits, prefixes = exits or self._segments.ends[-1:], self._prefixes(encoded)
         if keep is not None:
             return self._by_stages(encoded, exits, prefixes, keep)
         values = np.empty((len(exits), encoded.n_rows), np.float32)
@@ -134,7 +191,7 @@ class CpuDecoder:
 
         The prefix of a run that has only one is kept for later runs, until none has come for a second.
         """
-        exits = exits or self._segments.exits[-1:]
+        exits = exits or self._segments.ends[-1:]
         common = common_prefix(encoded) if self._shares_prefixes else None
         prefixes, past, on_prefix = common or self._prefixes(encoded), None, None
         if common is not None:
@@ -175,8 +232,9 @@ class Segments:
     def __init__(
         self,
         graphs: Sequence[Path],
-        exits: Sequence[int],
+        ends: Sequence[int],
         *,
+        ratios: Mapping[int, int],
         n_threads: int,
         is_prepared: bool,
         emulates_vnni: bool,
@@ -184,7 +242,8 @@ class Segments:
     ) -> None:
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
         self.capacity = Capacity(layout="causal", n_threads=n_threads, n_narrow=n_narrow)
-        self.exits = tuple(exits)
+        self.ends = tuple(ends)
+        self._ratios = ratios
         self._ort = import_onnxruntime()
 
         def load(n: int) -> list[Any]:
@@ -209,7 +268,7 @@ class Segments:
 
     def stop(self, layer: int) -> int:
         """Return how many segments lead to an exit."""
-        return self.exits.index(layer) + 1
+        return self.ends.index(layer) + 1
 
     def through(
         self,
@@ -225,15 +284,18 @@ class Segments:
     ) -> Passed:
         """Run a batch through the segments first to stop - 1, each after its part of a prefix.
 
-        In the last one only what the logits need is computed, unless its hidden states are kept.
+        In the last one only what the logits need is computed, unless its hidden states are kept. Passages are
+        compressed between two segments, after what is read at the end of the first.
         """
-        logits, kept, states = {}, [], batch.states
+        logits, kept = {}, []
         for segment in range(first, stop):
+            if segment > 0 and (ratio := self._ratios.get(self.ends[segment - 1])) is not None:
+                batch = _in_numpy(batch).compressed(ratio)
             goes_on = segment < stop - 1 or keep_hidden
             tokens, offsets = batch.all_tokens if goes_on else batch.last_tokens
-            wanted = {"logits": self.exits[segment] in exits, "hidden": goes_on, "kept": n_kept > 0}
+            wanted = {"logits": self.ends[segment] in exits, "hidden": goes_on, "kept": n_kept > 0}
             feed = {
-                "input_ids" if segment == 0 else "states": states,
+                "input_ids" if segment == 0 else "states": batch.states,
                 "row_offsets": batch.offsets,
                 "tokens_before": batch.before,
                 "positions": batch.positions,
@@ -244,11 +306,11 @@ class Segments:
             }
             found = self._outputs(sessions[segment], feed, [name for name, is_wanted in wanted.items() if is_wanted])
             if "logits" in found:
-                logits[self.exits[segment]] = found["logits"].numpy()
+                logits[self.ends[segment]] = found["logits"].numpy()
             if "kept" in found:
                 kept.append(found["kept"])
-            states = found.get("hidden")
-        return Passed(logits=logits, hidden=states, kept=tuple(kept))
+            batch = replace(batch, states=found.get("hidden"))
+        return Passed(logits=logits, batch=batch, kept=tuple(kept))
 
     def ort_value(self, array: Any) -> OrtValue:
         """Hand an array to ONNX Runtime."""
@@ -309,7 +371,7 @@ class Walk:
         ids = [self._prefixes.ids[number] for number in shared]
 
         def compute(chosen: Int64Array, sessions: Sequence[Any]) -> None:
-            batch = _batch([Piece(states=ids[i]) for i in chosen])
+            batch = Batch.of([Piece(states=ids[i]) for i in chosen])
             passed = self._segments.through(
                 sessions, batch, self._segments.no_prefix, (), stop=self._stops[-1], n_kept=int(batch.offsets[-1])
             )
@@ -350,7 +412,7 @@ class Walk:
                 sessions, batch, self._past(rows), (layer,), first=first, stop=stop, keep_hidden=goes_on
             )
             if goes_on:
-                parts = np.split(passed.hidden.numpy(), batch.offsets[1:][ends][:-1])
+                parts = np.split(passed.batch.states.numpy(), passed.batch.offsets[1:][ends][:-1])
                 self._hidden |= {int(row): part for row, part in zip(rows, parts, strict=True)}
             values[number, rows] = passed.logits[layer][ends]
 
@@ -371,9 +433,11 @@ class Walk:
                 place_of[number] = len(pieces)
                 pieces.append(Piece(states=prefix))
             after = place_of[number] if len(prefix) else None
-            pieces.append(Piece(states=rest, start=n_prefix, after=after))
+            # A row without a prefix has too few tokens after it for a passage.
+            n_passage = max(0, len(rest) - self._encoded.n_suffix) if n_prefix else 0
+            pieces.append(Piece(states=rest, start=n_prefix, after=after, n_passage=n_passage))
             ends.append(len(pieces) - 1)
-        return _batch(pieces), ends
+        return Batch.of(pieces), ends
 
     def _states(self, row: int, number: int, n_prefix: int) -> tuple[Any, Any]:
         """Return a row's states as far as this walk computes them: those of its prefix, if it does, and of the rest."""
@@ -393,15 +457,8 @@ def _blocks(encoded: Encoded) -> list[Int64Array]:
     return [np.flatnonzero(block_of_row == block) for block in np.unique(block_of_row)]
 
 
-def _batch(pieces: Sequence[Piece]) -> Batch:
-    offsets = _offsets([len(piece.states) for piece in pieces])
-    before = [(0, 0) if p.after is None else (offsets[p.after], offsets[p.after + 1]) for p in pieces]
-    return Batch(
-        states=np.concatenate([piece.states for piece in pieces]),
-        offsets=offsets,
-        positions=np.concatenate([np.arange(p.start, p.start + len(p.states), dtype=np.int64) for p in pieces]),
-        before=np.array(before, np.int32),
-    )
+def _in_numpy(batch: Batch) -> Batch:
+    return batch if isinstance(batch.states, np.ndarray) else replace(batch, states=batch.states.numpy())
 
 
 def _offsets(lengths: Any) -> Int32Array:

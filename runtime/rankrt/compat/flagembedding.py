@@ -1,7 +1,7 @@
 """FlagEmbedding's interface over rankrt: change the import, keep the rest.
 
-Follows FlagEmbedding 1.4's encoder-only, LLM and layerwise rerankers on one device: the same constructors, ids, scores
-and result shapes. What it ignores without a word, and what cannot be honoured here, is an error.
+Follows FlagEmbedding 1.4's encoder-only, LLM, layerwise and lightweight rerankers on one device: the same constructors,
+ids, scores and result shapes. What it ignores without a word, and what cannot be honoured here, is an error.
 
 Pairs may come as arrays and frames, too (see `rankrt.text.containers`).
 A reranker is pickled and copied as a `Reranker` is.
@@ -9,13 +9,18 @@ One thing differs: of a checkpoint whose tokenizer_class is PreTrainedTokenizerF
 without special tokens; transformers and rankrt put in those that tokenizer.json names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from rankrt.arrays import Float32Array
+from rankrt.artifact.manifest import MANIFEST, open_artifact
 from rankrt.errors import DeviceError, InputError
+from rankrt.llm.exits import checked_exits
 from rankrt.options import check_flag, check_whole, is_whole
 from rankrt.reranker import Reranker
 from rankrt.text.containers import is_one_pair, pairs_of
@@ -233,12 +238,164 @@ class LayerWiseFlagLLMReranker(FlagLLMReranker):
         check_whole("batch_size", batch_size, least=1, none_is="the constructor's")
         reranker, pairs = self._asking(max_length, query_max_length, prompt), _as_pairs(sentence_pairs)
         is_normalized = self._is_normalized(normalize)
-        asked = self.cutoff_layers if cutoff_layers is None else cutoff_layers
-        if asked is None:
+        if (layers := self._layers(cutoff_layers)) is None:
             return self._listed(reranker.evaluate(pairs).logits, is_normalized)
-        layers: Any = [asked] if is_whole(asked) else asked
         found = self._listed(reranker.logits_at(layers, pairs), is_normalized)
         return found[0] if len(found) == 1 else found
+
+    def _layers(self, cutoff_layers: Sequence[int] | int | None) -> Any:
+        """Return the layers of a call, or else the constructor's, as a list; None where neither names any."""
+        asked = self.cutoff_layers if cutoff_layers is None else cutoff_layers
+        return [asked] if is_whole(asked) else asked
+
+
+class LightWeightFlagLLMReranker(LayerWiseFlagLLMReranker):
+    """Scores pairs as FlagEmbedding.LightWeightFlagLLMReranker does on a CPU, where it computes in fp32.
+
+    `rankrt export` fixes which head reads which layer, and how passages are compressed. So `cutoff_layers` are the
+    first of those that were exported, `compress_layers` and `compress_ratio` those of the export. None takes what was
+    exported. Everything else is an error, because FlagEmbedding's scores would be others.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *args: Any,
+        cutoff_layers: Sequence[int] | int | None = None,
+        compress_layers: Sequence[int] | None = None,
+        compress_ratio: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model_name_or_path, *args, cutoff_layers=cutoff_layers, **kwargs)
+        self.compress_layers, self.compress_ratio = compress_layers, compress_ratio
+        self._check(self._layers(None), compress_layers, compress_ratio)
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[Sequence[str]] | Sequence[str],
+        *,
+        cutoff_layers: Sequence[int] | int | None = None,
+        compress_layer: Sequence[int] | None = None,
+        compress_layers: Sequence[int] | None = None,
+        compress_ratio: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the score of each pair: a list for one cutoff layer, a list of lists, by layer, for several.
+
+        Options are those of LayerWiseFlagLLMReranker. `compress_layer` is the old name of `compress_layers`.
+        """
+        layers = compress_layers if compress_layer is None else compress_layer
+        self._check(
+            self._layers(cutoff_layers),
+            self.compress_layers if layers is None else layers,
+            self.compress_ratio if compress_ratio is None else compress_ratio,
+        )
+        return super().compute_score(sentence_pairs, cutoff_layers=cutoff_layers, **kwargs)
+
+    def _check(self, cutoff_layers: Any, compress_layers: Sequence[int] | None, compress_ratio: int | None) -> None:
+        """Raise InputError unless FlagEmbedding would compute what was exported."""
+        variant = self._reranker.variant
+        exits = [end.layer for end in variant.exits]
+        asked = exits[-1:] if cutoff_layers is None else checked_exits(cutoff_layers, variant)
+        if asked != exits[: len(asked)]:
+            raise InputError(
+                f"cutoff_layers={cutoff_layers}: FlagEmbedding reads the first layer that is asked for by the first"
+                f" head, and this artifact was exported with the layers {_joined(exits)}. Ask for the first of them, or"
+                f" export the model with --cutoff-layers {_joined(asked, ' ')}"
+            )
+        if compress_layers is None and compress_ratio is None:
+            return
+        layers, ratio = compress_layers, 1 if compress_ratio is None else compress_ratio
+        if layers is None or ratio == 1:  # FlagEmbedding's defaults: after layer 8, and not at all
+            layers = (8,) if ratio != 1 else ()
+        given = {layer: ratio for layer in layers if 0 < layer < asked[-1]}
+        if given != {one.layer: one.ratio for one in variant.compressions if one.layer < asked[-1]}:
+            has = [f"{one.ratio} tokens to one after layer {one.layer}" for one in variant.compressions]
+            raise InputError(
+                f"compress_layers={compress_layers}, compress_ratio={compress_ratio}: this artifact compresses"
+                f" {_joined(has) or 'nothing'}, which is fixed at export. Leave the options out, or export the model"
+                " with --compress-layers and --compress-ratio"
+            )
+
+
+_CLASSES: Mapping[str, type[FlagReranker | FlagLLMReranker]] = MappingProxyType(
+    {
+        "encoder-only-base": FlagReranker,
+        "decoder-only-base": FlagLLMReranker,
+        "decoder-only-layerwise": LayerWiseFlagLLMReranker,
+        "decoder-only-lightweight": LightWeightFlagLLMReranker,
+    }
+)
+# FlagEmbedding 1.4.2, inference/reranker/model_mapping.py.
+_KNOWN: Mapping[str, type[FlagReranker | FlagLLMReranker]] = MappingProxyType(
+    {
+        "bge-reranker-v2-gemma": FlagLLMReranker,
+        "bge-reranker-v2-minicpm-layerwise": LayerWiseFlagLLMReranker,
+        "bge-reranker-v2.5-gemma2-lightweight": LightWeightFlagLLMReranker,
+        **dict.fromkeys(
+            [
+                "bge-reranker-base",
+                "bge-reranker-large",
+                "bge-reranker-v2-m3",
+                "jina-reranker-v2-base-multilingual",
+                "gte-multilingual-reranker-base",
+                "bce-reranker-base_v1",
+                "jina-reranker-v1-turbo-en",
+            ],
+            FlagReranker,
+        ),
+    }
+)
+
+
+class FlagAutoReranker:
+    """Chooses the class of a reranker, as FlagEmbedding.FlagAutoReranker does."""
+
+    def __init__(self) -> None:
+        raise TypeError("FlagAutoReranker is not made by its constructor; use FlagAutoReranker.from_finetuned")
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        model_name_or_path: str,
+        model_class: str | Enum | None = None,
+        use_fp16: bool = False,
+        trust_remote_code: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return a reranker of the class `model_class`, or of the class that fits a model's name.
+
+        An artifact says itself which model it is, whatever its name. Options are those of the class. Raises InputError
+        if the class is unknown.
+        """
+        return _class_of(model_name_or_path, model_class)(
+            model_name_or_path, use_fp16=use_fp16, trust_remote_code=bool(trust_remote_code), **kwargs
+        )
+
+
+def _class_of(model: str, model_class: str | Enum | None) -> type[FlagReranker | FlagLLMReranker]:
+    if model_class is not None:
+        name = str(model_class.value if isinstance(model_class, Enum) else model_class)
+        if name not in _CLASSES:
+            raise InputError(f"model_class={name!r}: expected one of {_joined(_CLASSES)}")
+        return _CLASSES[name]
+    folder = Path(model)
+    if (folder / MANIFEST).exists():
+        manifest = open_artifact(folder).manifest
+        own = {"LayerWiseMiniCPMForCausalLM": LayerWiseFlagLLMReranker}
+        own |= {"CostWiseGemmaForCausalLM": LightWeightFlagLLMReranker}
+        return own.get(manifest.architecture, FlagReranker if manifest.template.prompt is None else FlagLLMReranker)
+    name = folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
+    if name not in _KNOWN:
+        raise InputError(
+            f"{model}: FlagEmbedding knows no class for a model of that name. Name one as model_class:"
+            f" {_joined(_CLASSES)}"
+        )
+    return _KNOWN[name]
+
+
+def _joined(words: Iterable[Any], separator: str = ", ") -> str:
+    return separator.join(map(str, words))
 
 
 def _as_pairs(given: Any) -> list[Pair]:

@@ -195,7 +195,8 @@ def _opened(
     if variant.exits:
         return CpuDecoder(
             graphs,
-            [end.layer for end in variant.exits],
+            list(variant.graphs_by_layer),
+            ratios={found.layer: found.ratio for found in variant.compressions},
             n_threads=n_threads,
             is_prepared=is_prepared,
             emulates_vnni=emulates_vnni,

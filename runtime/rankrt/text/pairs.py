@@ -36,6 +36,7 @@ class Encoded:
     spans           (n_rows, 2) first and last + 1 character of the passage in a chunk; zeros without chunks
     truncated       (n_pairs,) whether some of the passage is in no row
     query_truncated (n_pairs,) whether some of the query is in no row
+    n_suffix        how many tokens come after the passage in each row, or after the query if the passage is first
     """
 
     ids: Int32Array
@@ -45,9 +46,12 @@ class Encoded:
     spans: Int64Array
     truncated: BoolArray
     query_truncated: BoolArray
+    n_suffix: int = 0
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Int32Array], passage_starts: Sequence[int] | None = None) -> "Encoded":
+    def of_rows(
+        cls, rows: Sequence[Int32Array], passage_starts: Sequence[int] | None = None, n_suffix: int = 0
+    ) -> "Encoded":
         """Return rows whose ids alone are known. Each is a pair of its own, without cuts."""
         n_rows = len(rows)
         return cls(
@@ -58,6 +62,7 @@ class Encoded:
             spans=np.zeros((n_rows, 2), np.int64),
             truncated=np.zeros(n_rows, bool),
             query_truncated=np.zeros(n_rows, bool),
+            n_suffix=n_suffix,
         )
 
     @property
@@ -286,6 +291,7 @@ class PairTokenizer:
             spans=np.array([row.span for row in rows], np.int64).reshape(-1, 2),
             truncated=truncated,
             query_truncated=query_truncated,
+            n_suffix=len(suffix),
         )
 
     def _ids(self, texts: Sequence[str]) -> list[Int32Array]:

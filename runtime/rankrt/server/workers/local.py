@@ -134,6 +134,7 @@ class LocalWorker:
     def __init__(self, n_threads: int) -> None:
         self.n_lanes = n_threads
         self._backends: dict[str, Backend] = {}
+        self._n_suffix: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def watch(self, on_change: Callable[[], None]) -> None:
@@ -144,12 +145,14 @@ class LocalWorker:
         backend = _open(files, self.n_lanes)
         with self._lock:
             self._backends[files.key] = backend
+            self._n_suffix[files.key] = len(files.artifact.manifest.template.suffix)
         return backend.capacity
 
     def unload(self, key: str) -> None:
         """Release a model."""
         with self._lock:
             backend = self._backends.pop(key, None)
+            self._n_suffix.pop(key, None)
         if backend is not None:
             backend.close()
 
@@ -159,8 +162,8 @@ class LocalWorker:
 
     def run(self, lane: int, run: Run) -> Float32Array:
         """Return a logit for each row."""
-        encoded = Encoded.of_rows(run.rows, run.passage_starts)
         try:
+            encoded = Encoded.of_rows(run.rows, run.passage_starts, self._n_suffix[run.key])
             return self._backends[run.key].run(encoded, run.exits, is_wide=run.is_wide).last
         except Exception as error:  # the engine's exceptions share no base of their own
             raise RunFailed(f"the engine failed on {len(run.rows)} rows: {error}") from error
