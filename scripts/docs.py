@@ -107,7 +107,7 @@ def speed() -> str:
     """Return rankrt beside what people use, as a table."""
     record = read_record(RESULTS / f"{FULL}.json")
     shown = f"{_throughput(record, SHOWN).markdown()}\n{_conditions(record)}"
-    return f"{shown} The processor decides how far PyTorch falls behind: [all systems, and how](docs/benchmarks.md).\n"
+    return f"{shown} The processor decides how slow PyTorch is: [all systems, and how](docs/benchmarks.md).\n"
 
 
 def all_speeds() -> str:

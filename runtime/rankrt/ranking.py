@@ -61,7 +61,7 @@ class Ranking(Sequence[Hit]):
     n_saved_tokens   how many tokens it did not have to, because all rows of a query begin alike
     n_refined        how many documents were scored again in the precision that `refine` named
     query_truncated  whether the model saw only the beginning of the query
-    progress         what was computed, where the ranking was progressive
+    progress         the work at each exit, where the ranking was progressive
     score_kind       what the hits' scores are, as each of them says
     """
 

@@ -1,4 +1,4 @@
-"""The reranker: a loaded model, the rules by which rows are cut, and the calls that rank and score with them."""
+"""The reranker: a loaded model, the rules by which rows are cut, and the calls that rank and score."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import fields, replace
@@ -35,7 +35,7 @@ _OPTIONS = (*_RULES, *(field.name for field in fields(LoadOptions)), "cutoff_lay
 def _awaited(
     call: Callable[Concatenate["Reranker", _P], _T],
 ) -> Callable[Concatenate["Reranker", _P], Coroutine[Any, Any, _T]]:
-    """Return the same call for an event loop, which goes on meanwhile."""
+    """Return the same call for an event loop, which is free meanwhile."""
 
     async def awaited(reranker: "Reranker", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await reranker._model.run(partial(call, reranker, *args, **kwargs))
@@ -50,14 +50,14 @@ def _awaited(
 class Reranker:
     """A loaded model that scores how well passages answer a query. Threads may share one.
 
-    A score depends on its pair only: on a CPU it is bit-identical alone, in a batch, in any order, from any thread. A
-    GPU's kernels are chosen by the shape of a run, so there it is the same within rounding.
+    A score depends on its pair only. On a CPU it is bit-identical alone, in a batch, in any order, from any thread. A
+    GPU chooses kernels by the shape of a run, so there it is the same within rounding.
 
-    A child that is forked from a process with a reranker may use it too: it loads the model again when it first needs
+    A child that is forked from a process with a reranker may use it, too. It loads the model again when it first needs
     it. On a GPU that is a DeviceError. A reranker is pickled by its source and its options, and loaded again where it
-    is unpickled; `copy.deepcopy` gives one over the same loaded model.
+    is unpickled. `copy.deepcopy` gives one over the same loaded model.
 
-    `await arank(...)` and `await ascore(...)` are `rank` and `score` for an event loop, which goes on meanwhile. Two
+    `await arank(...)` and `await ascore(...)` are `rank` and `score` for an event loop, which is free meanwhile. Two
     calls of a model run at a time, each in a thread, and others wait for their turn. If a task is cancelled, its call
     computes no further than to the end of the present run of the model. A call that waits for its turn when the
     reranker is closed is a ClosedError. `on_progress` is called in the call's thread.
@@ -96,19 +96,19 @@ class Reranker:
     ) -> Self:
         """Load an artifact and make it ready to score.
 
-        source      a folder with an artifact, a hub id whose repository holds one, or a checkpoint of either kind,
-                    which is exported into the cache once (needs the export extra)
-        device      "cpu"; "cuda" or "tensorrt", with the number of the GPU as in "cuda:1"; "auto" takes a GPU if there
-                    is one that can be used and the artifact has a verified variant for it, else the CPU
+        source      a folder with an artifact, or a hub id whose repository holds one. A checkpoint of either kind is
+                    exported into the cache once, which needs the export extra
+        device      "cpu"; "cuda" or "tensorrt", with the number of the GPU as in "cuda:1". "auto" takes a GPU that can
+                    be used if the artifact has a verified variant for it, else the CPU
         precision   "auto" takes on a CPU int8 if the artifact has verified it and this processor gains from it, else
-                    fp32; on a GPU fp16, then fp32, and 8 bits only where there is nothing else
-        instruction_set  of int8 on a CPU: take the graph for "vnni" or "avx2"; by default the one for this processor
+                    fp32. On a GPU it takes fp16, then fp32, and 8 bits only where there is nothing else
+        instruction_set  of int8 on a CPU, "vnni" or "avx2"; by default that of this processor
         n_threads   threads for the model; by default the physical cores that affinity and cgroup quota leave
         max_length  tokens of a row, special ones counted; by default 512 or the model's limit
         revision    branch, tag or commit of a hub repository
         cache_dir   where hub downloads are kept; by default where huggingface_hub keeps them
-        prepare     use the host's cache of prepared models (`rankrt cache`): a new model is packed into it once, then
-                    loads in under a second and shares its memory with other processes
+        prepare     use the host's cache of prepared models (`rankrt cache`). A new model is packed into it once. Then
+                    it loads in under a second and shares its memory with other processes
         cutoff_layer  of a layerwise model: the layer whose score is returned; later ones are not computed. By default
                     the last exit
         gpu_memory_gb  the most that CUDA may take of the GPU's memory, weights counted; by default what is needed
@@ -179,23 +179,25 @@ class Reranker:
         prompt_name: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Ranking:
-        """Order documents by how well they answer the query; keep the best `top_n`, or all.
+        """Order documents by how well they answer the query.
 
-        Scores are logits, their sigmoid with `normalize`, or probabilities with `calibrated`, if the artifact has a
-        calibration; each hit says which. With `score_threshold`, a number of that kind, only documents that reach it
-        are hits. With `refine`, a precision, the documents that can still
-        be among the best `top_n`, by the drift that was measured when the variant was verified, are scored again in it.
-        With `progressive`, of a layerwise model, a document that cannot be among the best `top_n` any more runs no
-        further than to the exit where that shows, by margins that were measured on text at export: True, or the share
-        of cases that a margin covered there; "exact" takes the largest that was seen, and runs those to the end after
-        all that might still be above the last hit. `ranking.progress` says what was saved.
-        `instruction` tells the model what to look for, and `prompt_name` names such a text of the artifact; only for a
-        model that was trained with a place for it.
-        `on_progress` is called with the number of documents of every block that was scored, but not by `progressive`.
-        Documents are a list, a tuple, a generator, an array or a column of texts; none give an empty ranking.
+        documents        a list, a tuple, a generator, an array or a column of texts; none give an empty ranking
+        top_n            keep so many of the best; by default all
+        normalize        return the sigmoid of logits
+        calibrated       return probabilities, if the artifact has a calibration. Each hit says which kind it has
+        score_threshold  keep only documents that reach it, a number of that kind
+        refine           score again in this precision the documents that can still be among the best `top_n`. How far
+                         a score may be off was measured when the variant was verified
+        progressive      of a layerwise model: stop a document at the exit where it cannot be among the best `top_n` any
+                         more. Margins were measured on text at export. True, or the share of cases that a margin
+                         covered. "exact" takes the largest that was seen, and runs those to the end that might still be
+                         above the last hit. `ranking.progress` says what was saved
+        instruction      tell the model what to look for, if it was trained with a place for it
+        prompt_name      take such a text of the artifact, by its name
+        on_progress      is called with the number of documents of each scored block, but not with `progressive`
 
-        Raises InputError, before anything is scored, for an empty query, for what is not text and for an option that
-        cannot be honoured; ClosedError after `close`.
+        Raises InputError before anything is scored: for an empty query, for documents that are not text, and for an
+        option that cannot be honoured. Raises ClosedError after `close`.
         """
         if instruction is not None or prompt_name is not None:
             return self.with_rules(instruction=instruction, prompt_name=prompt_name).rank(
@@ -238,13 +240,12 @@ class Reranker:
         """Return a score for each (query, passage), in their order, shape (n_pairs,).
 
         Scores are logits, their sigmoid with `normalize`, or probabilities with `calibrated`, as those of `rank`.
-        With `cutoff_layers`, of a layerwise model, shape (n_cutoffs, n_pairs): the scores of each of these layers in
-        ascending order, duplicates dropped; the deepest is the last that is computed.
-        `instruction` and `prompt_name` are those of `rank`.
+        With `cutoff_layers`, of a layerwise model, the shape is (n_cutoffs, n_pairs). Layers are in ascending order,
+        without duplicates. Nothing is computed after the deepest. `instruction` and `prompt_name` are those of `rank`.
 
-        Pairs are tuples, lists or rows of an array, in any of the containers that documents may be in, or a frame of
-        two columns. Raises InputError, before anything is scored, for an empty query, for what is not text, and for a
-        layer without a head; ClosedError after `close`.
+        Pairs are tuples, lists or rows of an array, in any of the containers that documents may be in. They may be a
+        frame of two columns, too. Raises InputError before anything is scored: for an empty query, for pairs that are
+        not text, and for a layer without a head. Raises ClosedError after `close`.
         """
         if instruction is not None or prompt_name is not None:
             told = self.with_rules(instruction=instruction, prompt_name=prompt_name)
@@ -281,7 +282,7 @@ class Reranker:
         return self._model.tokenizer.encode(pairs, self.rules)
 
     def close(self) -> None:
-        """Release the model, once the calls that other threads are in have ended; any later call is a ClosedError.
+        """Release the model, after the calls of other threads have ended. A later call is a ClosedError.
 
         Rerankers made by `with_rules`, `with_cutoff`, `with_precision` and `copy` share the model, so they are closed,
         too. Closing twice is fine.

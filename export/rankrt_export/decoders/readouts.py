@@ -78,14 +78,14 @@ def _check_layers(layers: Sequence[int], known: range) -> None:
     if wrong := [layer for layer in layers if layer not in known]:
         every = f", every {known.step} layers" if known.step > 1 else ""
         raise CheckpointError(
-            f"cutoff layers {_listed(wrong)}: this model has heads behind layers {known[0]} to {known[-1]}{every}"
+            f"cutoff layers {_listed(wrong)}: this model has heads after layers {known[0]} to {known[-1]}{every}"
         )
 
 
 def _check_heads(checkpoint: Checkpoint, names: Sequence[str]) -> None:
     if missing := [name for name in names if name not in checkpoint.weights.names]:
         raise CheckpointError(
-            f"{checkpoint.folder} lacks the heads {', '.join(missing)}: it is no layerwise reranker, or a base model"
+            f"{checkpoint.folder} lacks the heads {', '.join(missing)}: it is a base model, or not a layerwise reranker"
         )
 
 

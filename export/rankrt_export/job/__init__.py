@@ -1,1 +1,1 @@
-"""An export as a job: its options, the facts that were found first, and each of its steps."""
+"""An export as a job: its options, the facts that were found first, and its steps."""

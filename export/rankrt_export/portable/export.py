@@ -27,7 +27,7 @@ from rankrt_export.verify.rows import VERIFIED_LENGTH, RowMaker
 from rankrt_export.verify.verify import Limits, Reference, limits_for, reference
 
 GRAPHS = "onnx"
-# What is rounded to int8: tables of vectors too, which are most of a small multilingual model; then without them.
+# int8 rounds tables of vectors, too, which are most of a small multilingual model. If that drifts, it leaves them out.
 _ROUNDED = (("MatMul", "Gather"), ("MatMul",))
 
 

@@ -39,7 +39,7 @@ def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
     tokens = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False).special_tokens_map
     named = {name: token for name, token in tokens.items() if isinstance(token, str)}
     config = dict(read_object(checkpoint.folder / "config.json"))
-    config.pop("auto_map", None)  # the code that it names stays behind, and no graph needs it
+    config.pop("auto_map", None)  # the code that it names is left out; graphs need none of it
     config.setdefault("pad_token_id", 0)
     said = {**named, **checkpoint.tokenizer_config, "model_max_length": checkpoint.max_length}
     _write(folder / "config.json", config)
