@@ -97,3 +97,10 @@ def test_layers_and_stopping_early_are_rows(layerwise: Path, tmp_path: Path):
 def test_a_layer_that_was_not_exported_is_refused(layerwise: Path):
     with pytest.raises(InputError, match=r"cutoff layer 4: .* was exported with 3, 6"):
         systems_of([str(layerwise)], Wanted(precisions=["fp32"], cutoff_layers=[4]), LoadOptions(), {})
+
+
+def test_a_classifier_of_pairs_is_refused(tmp_path: Path):
+    folder = write_bert(tmp_path / "nli", num_labels=3)
+    (system,) = systems_of([str(folder)], Wanted(), LoadOptions(), {})
+    with pytest.raises(InputError, match="gives 3 scores for a pair; a reranker gives one"), system.open():
+        pass
