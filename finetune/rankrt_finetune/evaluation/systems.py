@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -181,7 +182,10 @@ class RankrtSystem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchSystem:
-    """A checkpoint in PyTorch, by sentence-transformers' CrossEncoder in fp32. It scores logits, as rankrt does."""
+    """A checkpoint in PyTorch, by sentence-transformers' CrossEncoder in fp32. Its scores are logits, as rankrt's.
+
+    Rows have 512 tokens or the model's limit, unless `max_length` says otherwise, as for rankrt.
+    """
 
     label: str
     source: str
@@ -216,9 +220,8 @@ class TorchSystem:
 
         n_threads = torch.get_num_threads()
         torch.set_num_threads(self.n_threads or n_threads)
-        model = CrossEncoder(
-            self.source, max_length=self.max_length, device=self.device, model_kwargs={"dtype": torch.float32}
-        )
+        model = CrossEncoder(self.source, device=self.device, model_kwargs={"dtype": torch.float32})
+        model.max_seq_length = self.max_length or min(DEFAULT_LENGTH, model.max_seq_length or DEFAULT_LENGTH)
 
         def rank(asked: Sequence[Asked]) -> list[Ranked]:
             pairs = [(one.query, document) for one in asked for document in one.documents]
@@ -260,7 +263,7 @@ def systems_of(sources: Sequence[str], wanted: Wanted, options: LoadOptions, rul
 def _labels(sources: Sequence[str]) -> list[str]:
     """Return the last part of each name, or the whole of one whose last part others have too."""
     whole = [source.removeprefix(TORCH).rstrip("/") for source in sources]
-    short = [Path(name).name for name in whole]
+    short = [Path(name).name or name for name in whole]
     return [last if short.count(last) == 1 else name for last, name in zip(short, whole, strict=True)]
 
 
@@ -312,13 +315,11 @@ def _in_precision(system: RankrtSystem, precision: Precision) -> Placement:
 
 
 def _torch(source: str, label: str, options: LoadOptions, rules: Mapping[str, Any]) -> TorchSystem:
-    try:
-        import sentence_transformers  # noqa: F401
-    except ModuleNotFoundError as error:
+    if find_spec("sentence_transformers") is None:
         raise MissingExtra(
-            f"{source} is a checkpoint, which sentence-transformers runs: pip install 'rankrt[finetune]'. Or export it"
-            f" first: rankrt export {source} ./{Path(source).name}.rk"
-        ) from error
+            f"{source} is a checkpoint, which sentence-transformers runs: pip install 'rankrt[cpu,finetune]'. Or export"
+            f" it first: rankrt export {source} ./{Path(source).name}.rk"
+        )
     for field in fields(Rules):
         if field.name != "max_length" and rules.get(field.name, field.default) != field.default:
             raise InputError(
@@ -331,7 +332,7 @@ def _torch(source: str, label: str, options: LoadOptions, rules: Mapping[str, An
     return TorchSystem(
         label=label,
         source=source,
-        max_length=rules.get("max_length") or DEFAULT_LENGTH,
+        max_length=rules.get("max_length"),
         device=None if options.device == AUTO else options.device.replace("tensorrt", "cuda"),
         n_threads=options.n_threads,
         weights=source if folder is None else _weights_of(folder),

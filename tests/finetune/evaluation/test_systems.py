@@ -11,7 +11,7 @@ from rankrt.artifact.manifest import Margins, write_manifest
 from rankrt.options import LoadOptions
 from rankrt_finetune.evaluation.evaluation import evaluate
 from rankrt_finetune.evaluation.measures import Measures
-from rankrt_finetune.evaluation.systems import Wanted, systems_of
+from rankrt_finetune.evaluation.systems import Asked, Wanted, systems_of
 from tests.finetune.evaluation.data import dataset, no_bar, write_beir
 
 pytest.importorskip("torch", reason="needs the export extra")
@@ -64,6 +64,15 @@ def test_an_artifact_is_compared_with_the_checkpoint_that_it_came_from(
     assert found.rows[1].likeness is not None
     assert 0 <= found.rows[1].likeness.max_drift < 1e-4  # the limit of fp32
     assert found.rows[1].means == again.rows[1].means == pytest.approx(found.rows[0].means, abs=1e-3)
+
+
+def test_long_documents_are_cut_to_the_model_s_limit(checkpoint: Path):
+    """The tiny model has 64 positions, and the default is 512."""
+    (system,) = systems_of([str(checkpoint)], Wanted(), LoadOptions(), {})
+    long = " ".join(FILLERS * 10)
+    with system.open() as rank:
+        whole, cut = rank([Asked(query="about bears", documents=[long, " ".join(long.split()[:80])])])[0].scores
+    assert whole == pytest.approx(cut, abs=1e-6)  # PyTorch's sums depend on the batch
 
 
 def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
