@@ -33,6 +33,8 @@ from rankrt.text.options import DEFAULT_LENGTH, Rules
 
 # Names a checkpoint that PyTorch runs, where a Hub id alone would be run by rankrt.
 TORCH = "torch:"
+# The rules that a checkpoint follows as well: sentence-transformers cuts the longer text first, whatever is asked.
+_OF_TORCH = ("max_length", "truncation")
 # Enough pairs for the planner to put rows of one length side by side, few enough that Ctrl-C loses seconds.
 _BLOCK_PAIRS, _GPU_BLOCK_PAIRS = 256, 1024
 
@@ -321,10 +323,10 @@ def _torch(source: str, label: str, options: LoadOptions, rules: Mapping[str, An
             f" it first: rankrt export {source} ./{Path(source).name}.rk"
         )
     for field in fields(Rules):
-        if field.name != "max_length" and rules.get(field.name, field.default) != field.default:
+        if field.name not in _OF_TORCH and rules.get(field.name, field.default) != field.default:
             raise InputError(
                 f"{field.name}={rules[field.name]!r:.80} is for artifacts, but {source} is a checkpoint, which"
-                " sentence-transformers cuts as it does. Leave one of them out"
+                " sentence-transformers runs without it. Leave one of them out"
             )
     folder = local_folder(source)
     if folder is not None:

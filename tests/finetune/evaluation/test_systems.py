@@ -82,8 +82,8 @@ def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
 
 
 def test_rules_of_rankrt_are_not_for_a_checkpoint(checkpoint: Path):
-    with pytest.raises(InputError, match=r"truncation='longest_first' is for artifacts, but .* is a checkpoint"):
-        systems_of([str(checkpoint)], Wanted(), LoadOptions(), {"max_length": 32, "truncation": "longest_first"})
+    with pytest.raises(InputError, match=r"long_documents='chunk' is for artifacts, but .* is a checkpoint"):
+        systems_of([str(checkpoint)], Wanted(), LoadOptions(), {"max_length": 32, "long_documents": "chunk"})
 
 
 def test_layers_and_stopping_early_are_rows(layerwise: Path, tmp_path: Path):
