@@ -324,7 +324,7 @@ def test_an_error_is_one_sentence_and_exit_status_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frobnicate"], "'frobnicate' is not one of export, serve, "),
+        (["frobnicate"], "'frobnicate' is not one of export, serve"),
         (["rerank", "x"], "give one of --query and --queries"),
         (["rerank", "x", "--query", "one", "--documents", "d", "--top-n", "0"], "--top-n: 0 is less than 1"),
         (["rerank", "x", "--query", "one", "--max-length", "0"], "--max-length: 0 is less than 1"),

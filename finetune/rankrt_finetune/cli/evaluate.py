@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,8 @@ def evaluate(
     """Evaluate, print the table, and write what is asked for."""
     if as_json and as_markdown:
         raise click.UsageError("--json and --markdown exclude each other", click.get_current_context())
+    if html is not None:
+        import_module("rankrt_finetune.evaluation.pictures")  # what it lacks is said before hours of scoring
     source = _source(data, corpus, queries, qrels)
     measures = Measures.of(metrics)
     wanted = Wanted(

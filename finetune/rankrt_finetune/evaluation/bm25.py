@@ -30,8 +30,9 @@ class Bm25:
             rows.append(array("i", [self._words.setdefault(word, len(self._words)) for word in words(text)]))
         self._places = {name: i for i, name in enumerate(self.ids)}
         self._index = bm25s.BM25()
-        # A word that no document has, last: bm25s cannot be without words.
-        self._index.index((rows, {**self._words, "": len(self._words)}), show_progress=False)
+        if self._words:  # without a word in any document bm25s would divide by 0
+            # The last word stands for those that no document has.
+            self._index.index((rows, {**self._words, "": len(self._words)}), show_progress=False)
 
     def search(self, query: str, n: int, *, without: str | None = None) -> Candidates:
         """Return the best n documents that share a word with a query; never the one whose id is `without`."""

@@ -52,9 +52,10 @@ class Row:
         return sum(len(ranked.order) for ranked in self.rankings.values())
 
     @property
-    def n_truncated(self) -> int:
-        """How many of them were cut."""
-        return sum(ranked.n_truncated for ranked in self.rankings.values())
+    def n_truncated(self) -> int | None:
+        """How many of them were cut; None where that is not known."""
+        known = [ranked.n_truncated for ranked in self.rankings.values() if ranked.n_truncated is not None]
+        return sum(known) if known else None
 
     @property
     def pairs_per_s(self) -> float | None:

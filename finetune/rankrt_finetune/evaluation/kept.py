@@ -27,7 +27,7 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     query: str
     order: list[int]
     scores: list[float | None]
-    n_truncated: int
+    n_truncated: int | None
     seconds: float
 
 

@@ -17,6 +17,8 @@ from rankrt.cli.inputs import Place, format_of, lines, open_input, records
 from rankrt.errors import InputError
 
 _IDS = ("_id", "id", "docid", "doc_id", "docno", "pid", "qid", "query_id")
+# The first word of a heading, which BEIR's judgements have.
+_HEADINGS = ("query-id", "query_id", "qid", "query")
 _CORPUS = '{"_id": str, "title": str, "text": str}'
 _QUERIES = '{"_id": str, "text": str}'
 _JUDGEMENT = '{"qid": str, "docid": str, "relevance": int}'
@@ -64,8 +66,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     for place, line in _lines(path):
         is_json = line.startswith("{")
         cells = _cells_of_json(line, place) if is_json else line.split()
-        if place.number == 1 and not is_json and not _is_whole(cells[-1]):
-            continue  # BEIR's heading
+        if place.number == 1 and cells[0].lower() in _HEADINGS:
+            continue
         if len(cells) not in (3, 4) or not _is_whole(cells[-1]):
             raise InputError(
                 f"{place}: expected a query, a document and a whole number as its grade, got {line:.80}. Judgements are"

@@ -212,4 +212,4 @@ def _signed(value: float | None) -> str:
 
 
 def _truncated(row: Row) -> str:
-    return _NOTHING if row.is_first_stage else f"{row.n_truncated / max(1, row.n_pairs):.1%}"
+    return _NOTHING if row.n_truncated is None else f"{row.n_truncated / max(1, row.n_pairs):.1%}"

@@ -10,27 +10,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from rankrt import Reranker
-from rankrt.arrays import Float32Array, Int64Array
+from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.artifact.manifest import MANIFEST
 from rankrt.artifact.precisions import Precision
 from rankrt.artifact.source import local_folder
 from rankrt.errors import InputError, MissingExtra, ScoreError
+from rankrt.host.device import AUTO
 from rankrt.host.host import this_host
 from rankrt.llm.exits import checked_exits, verification_at
 from rankrt.llm.progressive import Policy, Progressive
 from rankrt.loading.open import find, fingerprint, rules_for
 from rankrt.loading.placement import Placement
 from rankrt.options import LoadOptions
-from rankrt.text.options import Rules
+from rankrt.text.options import DEFAULT_LENGTH, Rules
 
 # Names a checkpoint that PyTorch runs, where a Hub id alone would be run by rankrt.
 TORCH = "torch:"
+# The rules that a checkpoint follows as well: sentence-transformers cuts the longer text first, whatever is asked.
+_OF_TORCH = ("max_length", "truncation")
 # Enough pairs for the planner to put rows of one length side by side, few enough that Ctrl-C loses seconds.
 _BLOCK_PAIRS, _GPU_BLOCK_PAIRS = 256, 1024
 
@@ -49,12 +53,12 @@ class Ranked:
 
     order        (n,) candidates by their places, best first
     scores       (n,) the score of each candidate, in their own order; NaN for one that got none
-    n_truncated  how many pairs were cut; 0 where that is not known
+    n_truncated  how many pairs were cut; None where that is not known
     """
 
     order: Int64Array
     scores: Float32Array
-    n_truncated: int = 0
+    n_truncated: int | None = None
 
 
 # Ranks the candidates of some queries.
@@ -175,20 +179,20 @@ class RankrtSystem:
         best = [hit.index for hit in hits]
         scores[best] = [hit.score for hit in hits]
         rest = np.setdiff1d(np.arange(len(scores)), best)
-        return Ranked(
-            order=np.concatenate([np.array(best, np.int64), rest]),
-            scores=scores,
-            n_truncated=sum(hit.truncated for hit in hits),
-        )
+        return Ranked(order=np.concatenate([np.array(best, np.int64), rest]), scores=scores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchSystem:
-    """A checkpoint in PyTorch, by sentence-transformers' CrossEncoder in fp32. It scores logits, as rankrt does."""
+    """A checkpoint in PyTorch, by sentence-transformers' CrossEncoder in fp32. Its scores are logits, as rankrt's.
+
+    Rows have 512 tokens or the model's limit, unless `max_length` says otherwise, as for rankrt.
+    """
 
     label: str
     source: str
     max_length: int | None
+    device: str | None
     n_threads: int | None
     weights: str
     block_pairs: int = _BLOCK_PAIRS
@@ -206,24 +210,28 @@ class TorchSystem:
             "checkpoint": self.source,
             "weights": self.weights,
             "max_length": str(self.max_length),
+            "device": str(self.device),
             "programs": ", ".join(f"{name} {version(name)}" for name in programs),
         }
 
     @contextmanager
     def open(self) -> Iterator[Rank]:
-        """Load the model on the CPU, or on a GPU if PyTorch sees one."""
+        """Load the model on the device; by default on a GPU if PyTorch sees one."""
         import torch
         from sentence_transformers import CrossEncoder
 
         n_threads = torch.get_num_threads()
         torch.set_num_threads(self.n_threads or n_threads)
-        model = CrossEncoder(self.source, max_length=self.max_length, model_kwargs={"dtype": torch.float32})
+        model = CrossEncoder(self.source, device=self.device, model_kwargs={"dtype": torch.float32})
+        model.max_seq_length = self.max_length or min(DEFAULT_LENGTH, model.max_seq_length or DEFAULT_LENGTH)
 
         def rank(asked: Sequence[Asked]) -> list[Ranked]:
             pairs = [(one.query, document) for one in asked for document in one.documents]
             logits = model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False) if pairs else []
-            return _split(np.asarray(logits, np.float32), np.zeros(len(pairs), bool), asked)
+            return _split(np.asarray(logits, np.float32), None, asked)
 
+        if (n_labels := model.config.num_labels) != 1:
+            raise InputError(f"{self.source} gives {n_labels} scores for a pair; a reranker gives one")
         try:
             yield rank
         finally:
@@ -257,7 +265,7 @@ def systems_of(sources: Sequence[str], wanted: Wanted, options: LoadOptions, rul
 def _labels(sources: Sequence[str]) -> list[str]:
     """Return the last part of each name, or the whole of one whose last part others have too."""
     whole = [source.removeprefix(TORCH).rstrip("/") for source in sources]
-    short = [Path(name).name for name in whole]
+    short = [Path(name).name or name for name in whole]
     return [last if short.count(last) == 1 else name for last, name in zip(short, whole, strict=True)]
 
 
@@ -309,18 +317,16 @@ def _in_precision(system: RankrtSystem, precision: Precision) -> Placement:
 
 
 def _torch(source: str, label: str, options: LoadOptions, rules: Mapping[str, Any]) -> TorchSystem:
-    try:
-        import sentence_transformers  # noqa: F401
-    except ModuleNotFoundError as error:
+    if find_spec("sentence_transformers") is None:
         raise MissingExtra(
-            f"{source} is a checkpoint, which sentence-transformers runs: pip install 'rankrt[finetune]'. Or export it"
-            f" first: rankrt export {source} ./{Path(source).name}.rk"
-        ) from error
+            f"{source} is a checkpoint, which sentence-transformers runs: pip install 'rankrt[cpu,finetune]'. Or export"
+            f" it first: rankrt export {source} ./{Path(source).name}.rk"
+        )
     for field in fields(Rules):
-        if field.name != "max_length" and rules.get(field.name, field.default) != field.default:
+        if field.name not in _OF_TORCH and rules.get(field.name, field.default) != field.default:
             raise InputError(
                 f"{field.name}={rules[field.name]!r:.80} is for artifacts, but {source} is a checkpoint, which"
-                " sentence-transformers cuts as it does. Leave one of them out"
+                " sentence-transformers runs without it. Leave one of them out"
             )
     folder = local_folder(source)
     if folder is not None:
@@ -328,7 +334,8 @@ def _torch(source: str, label: str, options: LoadOptions, rules: Mapping[str, An
     return TorchSystem(
         label=label,
         source=source,
-        max_length=rules.get("max_length") or 512,
+        max_length=rules.get("max_length"),
+        device=None if options.device == AUTO else options.device.replace("tensorrt", "cuda"),
         n_threads=options.n_threads,
         weights=source if folder is None else _weights_of(folder),
     )
@@ -368,13 +375,20 @@ def _ranked_by_scores(reranker: Reranker, asked: Sequence[Asked]) -> list[Ranked
     return _split(found.logits, found.truncated, asked)
 
 
-def _split(logits: Float32Array, truncated: Any, asked: Sequence[Asked]) -> list[Ranked]:
+def _split(logits: Float32Array, truncated: BoolArray | None, asked: Sequence[Asked]) -> list[Ranked]:
     """Return the rankings of queries by the scores of all their pairs; equal scores keep the candidates' order."""
-    ends = np.cumsum([len(one.documents) for one in asked])[:-1]
-    return [
-        Ranked(order=np.argsort(-scores, kind="stable"), scores=scores, n_truncated=int(cut.sum()))
-        for scores, cut in zip(np.split(logits, ends), np.split(truncated, ends), strict=True)
-    ]
+    found, start = list[Ranked](), 0
+    for one in asked:
+        of_query = slice(start, start + len(one.documents))
+        found.append(
+            Ranked(
+                order=np.argsort(-logits[of_query], kind="stable"),
+                scores=logits[of_query],
+                n_truncated=None if truncated is None else int(truncated[of_query].sum()),
+            )
+        )
+        start = of_query.stop
+    return found
 
 
 def _named(error: Exception, asked: Sequence[Asked]) -> str:

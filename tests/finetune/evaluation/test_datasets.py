@@ -144,7 +144,7 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "queries.jsonl").write_text(""), "queries.jsonl has no queries"),
     (lambda f: (f / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n"), "test.tsv has no judgements"),
     (
-        lambda f: (f / "qrels" / "test.tsv").write_text("a b c\nq1 d1 x\n"),
+        lambda f: (f / "qrels" / "test.tsv").write_text("query-id corpus-id score\nq1 d1 x\n"),
         "line 2: expected a query, a document and a whole",
     ),
     (

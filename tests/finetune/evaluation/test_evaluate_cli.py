@@ -108,6 +108,13 @@ def test_lines_with_their_own_candidates_are_evaluated(here: Path, capsys: pytes
     assert stage["means"]["MRR@10"] < 1
 
 
+def test_bm25_alone_is_a_row(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert evaluate("--data", "scifact") == 0
+    head, row, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["system", "nDCG@10", "MRR@10", "MAP", "R@10"]
+    assert row.startswith("BM25")
+
+
 def test_one_query_says_that_nothing_can_be_tested(here: Path, capsys: pytest.CaptureFixture[str]):
     lines(here / "dev.jsonl", [{"query": "one", "pos": ["four four"], "neg": ["zero", "one"]}])
     assert evaluate("bge-m3", "--data", "dev.jsonl", "--html", "page.html") == 0

@@ -13,6 +13,7 @@ import pytest
 
 from rankrt import DeviceError, InputError, Reranker, ScoreError
 from rankrt.artifact.manifest import Artifact
+from rankrt.artifact.precisions import Precision
 from rankrt_finetune.evaluation.evaluation import evaluate
 from rankrt_finetune.evaluation.kept import Kept, alone_in
 from rankrt_finetune.evaluation.measures import Measures
@@ -62,7 +63,8 @@ def order(found: Any, row: int, query: str) -> list[str]:
 def test_rows_are_the_order_of_rankrt_itself(two: Artifact, source: Path, run: Path):
     found = evaluated(two, source, run=run, precisions=["fp32", "fp16"])
     assert [row.name for row in found.rows] == ["two fp32", "two fp16", "first"]
-    for i, precision in enumerate(("fp32", "fp16")):
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    for i, precision in enumerate(precisions):
         with Reranker.load(two.folder, precision=precision) as reranker:
             for query, text in QUERIES.items():
                 ranking = reranker.rank(text, list(DOCUMENTS.values()))
@@ -104,6 +106,13 @@ def test_one_query_has_no_test(artifact: Artifact, tmp_path: Path):
     found = evaluated(artifact, source)
     assert not found.can_be_tested
     assert found.rows[1].differences is not None and found.rows[1].differences[0].p is None
+
+
+def test_queries_without_candidates_are_ranked_as_nothing(artifact: Artifact, source: Path, tmp_path: Path):
+    for candidates in ({"q2": ["d3"]}, {"q1": ["d4"]}, {"q3": ["d2", "d5"]}):
+        run = write_run(tmp_path / "some.trec", candidates)
+        values = evaluated(artifact, source, run=run, metrics=["RR"]).rows[0].values[:, 0].tolist()
+        assert values == [float(query in candidates) for query in QUERIES]
 
 
 def test_the_first_stage_can_be_measured_alone(source: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ from rankrt.artifact.manifest import Margins, write_manifest
 from rankrt.options import LoadOptions
 from rankrt_finetune.evaluation.evaluation import evaluate
 from rankrt_finetune.evaluation.measures import Measures
-from rankrt_finetune.evaluation.systems import Wanted, systems_of
+from rankrt_finetune.evaluation.systems import Asked, Wanted, systems_of
 from tests.finetune.evaluation.data import dataset, no_bar, write_beir
 
 pytest.importorskip("torch", reason="needs the export extra")
@@ -66,6 +66,15 @@ def test_an_artifact_is_compared_with_the_checkpoint_that_it_came_from(
     assert found.rows[1].means == again.rows[1].means == pytest.approx(found.rows[0].means, abs=1e-3)
 
 
+def test_long_documents_are_cut_to_the_model_s_limit(checkpoint: Path):
+    """The tiny model has 64 positions, and the default is 512."""
+    (system,) = systems_of([str(checkpoint)], Wanted(), LoadOptions(), {})
+    long = " ".join(FILLERS * 10)
+    with system.open() as rank:
+        whole, cut = rank([Asked(query="about bears", documents=[long, " ".join(long.split()[:80])])])[0].scores
+    assert whole == pytest.approx(cut, abs=1e-6)  # PyTorch's sums depend on the batch
+
+
 def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
     folder = write_bert(tmp_path / "embedder", is_embedder=True)
     with pytest.raises(InputError, match=r"is a checkpoint of BertModel.*a head of random numbers"):
@@ -73,8 +82,8 @@ def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
 
 
 def test_rules_of_rankrt_are_not_for_a_checkpoint(checkpoint: Path):
-    with pytest.raises(InputError, match=r"truncation='longest_first' is for artifacts, but .* is a checkpoint"):
-        systems_of([str(checkpoint)], Wanted(), LoadOptions(), {"max_length": 32, "truncation": "longest_first"})
+    with pytest.raises(InputError, match=r"long_documents='chunk' is for artifacts, but .* is a checkpoint"):
+        systems_of([str(checkpoint)], Wanted(), LoadOptions(), {"max_length": 32, "long_documents": "chunk"})
 
 
 def test_layers_and_stopping_early_are_rows(layerwise: Path, tmp_path: Path):
@@ -97,3 +106,10 @@ def test_layers_and_stopping_early_are_rows(layerwise: Path, tmp_path: Path):
 def test_a_layer_that_was_not_exported_is_refused(layerwise: Path):
     with pytest.raises(InputError, match=r"cutoff layer 4: .* was exported with 3, 6"):
         systems_of([str(layerwise)], Wanted(precisions=["fp32"], cutoff_layers=[4]), LoadOptions(), {})
+
+
+def test_a_classifier_of_pairs_is_refused(tmp_path: Path):
+    folder = write_bert(tmp_path / "nli", num_labels=3)
+    (system,) = systems_of([str(folder)], Wanted(), LoadOptions(), {})
+    with pytest.raises(InputError, match="gives 3 scores for a pair; a reranker gives one"), system.open():
+        pass
