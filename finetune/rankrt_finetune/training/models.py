@@ -55,7 +55,7 @@ class Loaded:
 
     def add_lora(self, lora: Lora) -> None:
         """Freeze the model, and add adapters of peft to the linear layers of its blocks. A head is trained whole."""
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         names = _DECODER_LAYERS if self.style is not None else _ENCODER_LAYERS
         linear = {name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
@@ -67,11 +67,18 @@ class Loaded:
         ]
         if not targets:
             raise TrainingError(f"--lora finds none of the layers {', '.join(names)} in {self.folder}. Leave it out")
-        self.model.add_adapter(
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets))
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets)
         )
+        # transformers' own add_adapter asks for a newer peft than the one that is tested.
+        inject_adapter_in_model(config, self.model)
         for head in heads:
             getattr(self.model, head).requires_grad_(True)
+
+    def compute_activations_twice(self) -> None:
+        """Keep the states between blocks only; those within a block are computed again for the gradients."""
+        enable = getattr(self.model, "activation_checkpointing_enable", None)  # its name from transformers 5 on
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def save_trained(self, path: Path) -> None:
         """Write the weights that are trained, and no others."""
@@ -86,8 +93,7 @@ class Loaded:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint as the one that was loaded, with adapters merged into the weights."""
-        if getattr(self.model, "_hf_peft_config_loaded", False):
-            _merge_lora(self.model)
+        _merge_lora(self.model)
         if (self.folder / "modules.json").exists() and self.style is None and _is_cross_encoder(self.folder):
             self.encoder.save_pretrained(str(folder), create_model_card=False)
             return
@@ -237,7 +243,7 @@ class AskedDecoder(Module):
 
 
 def _merge_lora(model: Any) -> None:
-    """Add the adapters to the weights, and leave the model as it was before it had any."""
+    """Add adapters to the weights, and leave a model as if it had never had any."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):
@@ -245,5 +251,3 @@ def _merge_lora(model: Any) -> None:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
-    model._hf_peft_config_loaded = False
-    del model.peft_config
