@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,6 +270,10 @@ def test_the_commands_run_one_after_the_other(folder: Path, tmp_path: Path, caps
     assert main(command) == 0
     assert "after" in capsys.readouterr().out
     assert main(["export", tuned, artifact, "--precision", "fp32", "int8", "--calibration", mined]) == 0
+    capsys.readouterr()
+    strict = ["--precision", "int8", "--max-drift", "1e-9", "--calibration", mined]
+    assert main(["export", tuned, str(tmp_path / "strict"), *strict]) == 1
+    assert re.search("Allow more with --max-drift.*depends on --calibration", capsys.readouterr().err)
     assert main(["teach", mined, "--teacher", artifact, "-o", str(tmp_path / "taught.jsonl")]) == 0
     assert all(example.scores for example in read_examples(tmp_path / "taught.jsonl"))
     assert main(command) == 1
