@@ -13,6 +13,10 @@ torch = pytest.importorskip("torch", reason="needs the finetune extra")
 transformers = pytest.importorskip("transformers", reason="needs the finetune extra")
 pytest.importorskip("sentence_transformers", reason="needs the finetune extra")
 
+# For products this small, threads wait for each other longer than they compute; those of other processes share the
+# processors. A run takes a second of one.
+torch.set_num_threads(1)
+
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 TOPICS = ["bears", "cars", "trees", "fish", "stars", "ships"]
 FILLERS = [f"word{i}" for i in range(24)]

@@ -49,7 +49,7 @@ def test_bm25_finds_what_shares_words_only():
 
 
 def test_answers_and_negatives_that_are_there_are_not_mined_again(tmp_path: Path, corpus: Path):
-    examples = [
+    examples: list[dict[str, Any]] = [
         {"query": "one", "pos": ["one two"], "neg": ["one three"], "pos_scores": [1], "neg_scores": [0], "id": 3},
         {"query": "ONE", "pos": ["one four"], "neg": []},
     ]

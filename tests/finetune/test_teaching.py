@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Stopped(Exception):
     """Stands for a kill: nothing after it runs."""
 
 
-def stop_after(n_examples: int):  # type: ignore[no-untyped-def]
+def stop_after(n_examples: int) -> Callable[[int], None]:
     seen = 0
 
     def on_progress(n: int) -> None:
@@ -82,7 +83,7 @@ def test_a_file_that_exists_or_is_being_made_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="there exists"):
         write_blocks(tmp_path / "there", made_from={}, block_size=1, make=lambda n, folder: iter([]))
 
-    def make_again(n_blocks: int, folder: Path):  # type: ignore[no-untyped-def]
+    def make_again(n_blocks: int, folder: Path) -> Iterator[list[str]]:
         with pytest.raises(InputError, match="being made by another process"):
             write_blocks(tmp_path / "new", made_from={}, block_size=1, make=lambda n, folder: iter([]))
         yield ["line"]

@@ -66,4 +66,7 @@ class Plan:
         """How a precision that is missing could be had."""
         if all(math.isinf(error.excess) for error in self.missing):
             return "Choose other precisions with --precision"
-        return "Allow more with --max-drift and --min-tau, or choose other precisions with --precision"
+        others = "Allow more with --max-drift and --min-tau, or choose other precisions with --precision"
+        if not any(error.variant.row.is_calibrated for error in self.missing):
+            return others
+        return f"{others}. Which layers are rounded depends on --calibration: give text like that of your users"

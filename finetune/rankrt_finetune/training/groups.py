@@ -6,6 +6,7 @@ what it would have seen without a stop.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, Value, disable_progress_bars
 from datasets import List as ListOf
+from datasets.exceptions import DatasetGenerationError
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from rankrt.errors import InputError
+from rankrt.errors import InputError, RankrtError
 from rankrt_finetune.data.examples import Example
 from rankrt_finetune.training.recipe import FROM_SCORES, LossName
 
@@ -30,9 +32,11 @@ _FEATURES = Features(
 def stored(examples: Iterator[Example], folder: Path) -> Dataset:
     """Write examples into a folder, from which they are read as they are needed: they may be larger than memory."""
     disable_progress_bars()
+    if (first := next(examples, None)) is None:
+        return Dataset.from_dict({name: [] for name in _FEATURES}, features=_FEATURES)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number, example in enumerate(examples):
+        for number, example in enumerate(chain([first], examples)):
             yield {
                 "number": number,
                 "query": example.query,
@@ -42,7 +46,12 @@ def stored(examples: Iterator[Example], folder: Path) -> Dataset:
                 "neg_scores": example.neg_scores or (),
             }
 
-    return Dataset.from_generator(rows, features=_FEATURES, cache_dir=str(folder), fingerprint="examples")
+    try:
+        return Dataset.from_generator(rows, features=_FEATURES, cache_dir=str(folder), fingerprint="examples")
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, RankrtError):
+            raise error.__cause__ from error
+        raise
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Module, Transformer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rankrt.artifact.source import Hub, local_folder
 from rankrt.text.options import Rules
@@ -31,6 +31,9 @@ from rankrt_finetune.training.recipe import Lora
 
 _LAYERWISE = "LayerWiseMiniCPMForCausalLM"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md"]
+# Copied as they are: transformers 5 writes tokenizers that transformers 4, and so FlagEmbedding, cannot read.
+_TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"]
+_DECODER_FILES = ["chat_template.jinja", "generation_config.json", "modules.json", "*sentence*.json", "*_LogitScore"]
 _ENCODER_LAYERS = ["query", "key", "value", "dense", "Wqkv", "Wi", "Wo", "qkv_proj", "o_proj"]
 _DECODER_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -55,7 +58,7 @@ class Loaded:
 
     def add_lora(self, lora: Lora) -> None:
         """Freeze the model, and add adapters of peft to the linear layers of its blocks. A head is trained whole."""
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         names = _DECODER_LAYERS if self.style is not None else _ENCODER_LAYERS
         linear = {name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
@@ -67,11 +70,18 @@ class Loaded:
         ]
         if not targets:
             raise TrainingError(f"--lora finds none of the layers {', '.join(names)} in {self.folder}. Leave it out")
-        self.model.add_adapter(
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets))
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets)
         )
+        # transformers' own add_adapter asks for a newer peft than the one that is tested.
+        inject_adapter_in_model(config, self.model)
         for head in heads:
             getattr(self.model, head).requires_grad_(True)
+
+    def compute_activations_twice(self) -> None:
+        """Keep the states between blocks only; those within a block are computed again for the gradients."""
+        enable = getattr(self.model, "activation_checkpointing_enable", None)  # its name from transformers 5 on
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def save_trained(self, path: Path) -> None:
         """Write the weights that are trained, and no others."""
@@ -86,19 +96,14 @@ class Loaded:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint as the one that was loaded, with adapters merged into the weights."""
-        if getattr(self.model, "_hf_peft_config_loaded", False):
-            _merge_lora(self.model)
+        _merge_lora(self.model)
         if (self.folder / "modules.json").exists() and self.style is None and _is_cross_encoder(self.folder):
             self.encoder.save_pretrained(str(folder), create_model_card=False)
-            return
-        self.model.save_pretrained(folder)
-        self.encoder[0].tokenizer.save_pretrained(folder)
-        if self.style is not None:
-            for file in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
-                if (self.folder / file).exists():
-                    shutil.copy(self.folder / file, folder)
-            for module in self.folder.glob("*_LogitScore"):
-                shutil.copytree(module, folder / module.name)
+        else:
+            self.model.save_pretrained(folder)
+        copied = _TOKENIZER_FILES if self.style is None else [*_TOKENIZER_FILES, *_DECODER_FILES]
+        for file in {file for pattern in copied for file in self.folder.glob(pattern)}:
+            (shutil.copytree if file.is_dir() else shutil.copy)(file, folder / file.name)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self.encoder.named_parameters() if value.requires_grad}
@@ -177,7 +182,6 @@ def _load_decoder(checkpoint: Checkpoint, *, max_length: int, prompt: str | None
     kind = AutoModelForSequenceClassification if has_head else AutoModelForCausalLM
     module = AskedDecoder(
         model=kind.from_pretrained(checkpoint.folder, dtype=torch.float32),
-        tokenizer=AutoTokenizer.from_pretrained(checkpoint.folder),
         pairs=PairTokenizer(LibraryTokenizer(tokenizer), template),
         rules=rules,
         answers=answer_ids(tokenizer, style),
@@ -190,12 +194,9 @@ def _load_decoder(checkpoint: Checkpoint, *, max_length: int, prompt: str | None
 class AskedDecoder(Module):
     """A decoder whose score is the logit of an answer, less that of another if there are two, or that of its head."""
 
-    def __init__(
-        self, *, model: Any, tokenizer: Any, pairs: PairTokenizer, rules: Rules, answers: Sequence[int]
-    ) -> None:
+    def __init__(self, *, model: Any, pairs: PairTokenizer, rules: Rules, answers: Sequence[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
-        self.tokenizer = tokenizer
         self.max_seq_length = rules.max_length
         self._pairs = pairs
         self._rules = rules
@@ -225,9 +226,8 @@ class AskedDecoder(Module):
         return {**features, "scores": (states @ self._vector().to(states.dtype))[:, None]}
 
     def save(self, output_path: str, *arguments: Any, safe_serialization: bool = True, **options: Any) -> None:
-        """Write model and tokenizer."""
+        """Write the model."""
         self.model.save_pretrained(output_path)
-        self.tokenizer.save_pretrained(output_path)
 
     def _vector(self) -> Tensor:
         if not self._answers:
@@ -237,7 +237,7 @@ class AskedDecoder(Module):
 
 
 def _merge_lora(model: Any) -> None:
-    """Add the adapters to the weights, and leave the model as it was before it had any."""
+    """Add adapters to the weights, and leave a model as if it had never had any."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):
@@ -245,5 +245,3 @@ def _merge_lora(model: Any) -> None:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
-    model._hf_peft_config_loaded = False
-    del model.peft_config

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ir_measures
+import numpy as np
 from ir_measures import RR, nDCG
 from sentence_transformers.base.evaluation import BaseEvaluator
 
@@ -19,10 +20,12 @@ _MEASURES = {NDCG: nDCG @ 10, MRR: RR @ 10}
 
 def quality(labels: Sequence[Sequence[int]], scores: Sequence[Sequence[float]]) -> dict[str, float]:
     """Return the means over queries, of the labels and scores of their passages."""
-    # Equal scores are ordered by id, descending: a negative's begins with 1.
-    names = [[f"{1 - label} {i}" for i, label in enumerate(of_query)] for of_query in labels]
-    qrels = {str(q): dict(zip(names[q], of_query, strict=True)) for q, of_query in enumerate(labels)}
-    run = {str(q): dict(zip(names[q], of_query, strict=True)) for q, of_query in enumerate(scores)}
+    qrels, run = {}, {}
+    for query, (of_labels, of_scores) in enumerate(zip(labels, scores, strict=True)):
+        # Places in the order, in the stead of scores: what libraries do with equal scores differs.
+        order = np.lexsort((np.asarray(of_labels), -np.asarray(of_scores)))
+        qrels[str(query)] = {str(passage): int(label) for passage, label in enumerate(of_labels)}
+        run[str(query)] = {str(passage): -float(place) for place, passage in enumerate(order)}
     found = ir_measures.calc_aggregate(list(_MEASURES.values()), qrels, run)
     return {name: float(found[measure]) for name, measure in _MEASURES.items()}
 

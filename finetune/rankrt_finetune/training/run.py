@@ -61,6 +61,8 @@ def finetune(
     )
     if recipe.lora is not None:
         loaded.add_lora(recipe.lora)
+    if recipe.checkpointing:
+        loaded.compute_activations_twice()
     evaluator = Evaluator(held_out, recipe.batch_size * recipe.group_size) if held_out else None
     trainer = _trainer(loaded, dataset, evaluator, recipe, folder, on_progress)
     before = _before(folder, loaded, evaluator)
@@ -194,7 +196,6 @@ def _trainer(
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulate,
-        gradient_checkpointing=recipe.checkpointing,
         learning_rate=recipe.rate,
         warmup_steps=ceil(n_steps * recipe.warmup),
         weight_decay=recipe.weight_decay,
