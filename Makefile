@@ -15,7 +15,7 @@ GPU_EXTRAS ?= gpu,tensorrt
 FAKE_GPU_VENV := $(VENV)-fake-gpu
 FAKE_GPU_READY := $(FAKE_GPU_VENV)/.ready
 
-# The clients that people have bring packages that no other test should meet; the site's tools need nothing of ours.
+# Clients and frameworks bring packages that no other test should meet; the site's tools need nothing of ours.
 CLIENTS_VENV := $(VENV)-clients
 CLIENTS_READY := $(CLIENTS_VENV)/.ready
 SITE_VENV := $(VENV)-site
@@ -42,8 +42,8 @@ test: test-suite test-clients test-fake-gpu  ## all tests that can run here; wha
 test-suite: $(READY)  ## all tests but those with an environment of their own; ARGUMENTS= for pytest
 	$(BIN)/python $(PYTEST) --durations=30 --ignore=tests/server/test_clients.py --ignore=tests/gpu/test_fake_cuda.py $(ARGUMENTS)
 
-test-clients: $(CLIENTS_READY)  ## the clients that people have, against the server
-	$(CLIENTS_VENV)/bin/python -m pytest -q -rfEs --durations=5 tests/server/test_clients.py
+test-clients: $(CLIENTS_READY)  ## the clients and frameworks that people have, against the server and in process
+	$(CLIENTS_VENV)/bin/python -m pytest -q -rfEs --durations=5 tests/server/test_clients.py tests/integrations
 
 test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
 	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -q -rfEs --durations=5 tests/gpu/test_fake_cuda.py

@@ -205,7 +205,7 @@ def steps(shop: Workshop) -> list[Step]:
         ),
         Step(
             name="clients",
-            title="the clients that people have, against the server",
+            title="the clients and frameworks that people have, against the server and in process",
             limit_s=300,
             needs=("clients",),
             commands=((*make, "test-clients"),),

@@ -30,6 +30,9 @@ PROBE = """
     for module in pkgutil.walk_packages(rankrt.__path__, "rankrt."):
         try:
             importlib.import_module(module.name)
+        except rankrt.MissingExtra:
+            if not module.name.startswith("rankrt.integrations."):
+                raise
         except ModuleNotFoundError as error:
             if not module.name.startswith("rankrt.server.") or error.name not in OF_THE_EXTRA:
                 raise

@@ -20,6 +20,7 @@ ROOMS = (
     "runtime/rankrt/cancellation.py",
     "runtime/rankrt/compat/sentence_transformers.py",
     "runtime/rankrt/files",
+    "runtime/rankrt/integrations",
     "runtime/rankrt/server/dialects",
     "runtime/rankrt/server/failures.py",
     "runtime/rankrt/server/http",

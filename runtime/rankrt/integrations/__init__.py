@@ -1,0 +1,1 @@
+"""Adapters for frameworks, one file each. Only that file imports its framework."""
