@@ -16,7 +16,11 @@ from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
+    "runtime/rankrt/artifact/calibration.py",
+    "runtime/rankrt/cli/bulk",
+    "runtime/rankrt/cli/score.py",
     "runtime/rankrt/files",
+    "runtime/rankrt/scale.py",
     "runtime/rankrt/server/dialects",
     "runtime/rankrt/server/failures.py",
     "runtime/rankrt/server/http",
@@ -25,6 +29,8 @@ ROOMS = (
     "runtime/rankrt/server/scheduling",
     "runtime/rankrt/server/telemetry",
     "runtime/rankrt/text",
+    "export/rankrt_export/portable",
+    "export/rankrt_export/push.py",
     "export/rankrt_export/targets",
     "export/rankrt_export/text",
     "finetune",

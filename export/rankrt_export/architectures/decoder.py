@@ -91,6 +91,7 @@ class Config:
 
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return a section for each readout, for a GPU for the last; outputs are `logits` and what sections hand on."""
+    assert blueprint.target != "portable", "that is for encoders"
     shape, start, sections = Config.read(blueprint.config), 0, []
     for readout in blueprint.readouts if TARGETS[blueprint.target].has_exits else blueprint.readouts[-1:]:
         sections.append(_section(blueprint, shape, range(start, readout.layer), readout))

@@ -21,7 +21,7 @@ from rankrt.text.pairs import Pair
 # A chunk is scored before its scores are written: enough rows for the planner to fill its runs, few enough that a large
 # model on a CPU writes something every few seconds. A GPU encodes the next 512 pairs of a chunk while it scores.
 _CHUNK_PAIRS, _GPU_CHUNK_PAIRS = 256, 1024
-# Chunks that wait beside the one that each process scores: reading goes on while they do.
+# How many chunks a process has in hand: the next one is read while it scores.
 _WAITING = 2
 _Found: TypeAlias = tuple[Float32Array, BoolArray]
 
@@ -95,7 +95,7 @@ class _Process:
         self._process.terminate()
         self._process.wait()
         for pipe in (self._asks, self._answers):
-            with suppress(OSError):  # what was not sent to a process that has ended
+            with suppress(OSError):  # a process that has ended reads nothing more
                 pipe.close()
 
     def score(self, pairs: Sequence[Pair]) -> _Found:

@@ -50,7 +50,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is written.
+    """Which pairs are written, and on which scale their scores are.
 
     threshold   pairs that score below it on the scale are left out
     top_n       the most pairs of a query, best first; the pairs of a query have to follow each other
@@ -83,7 +83,7 @@ class Selection:
             yield chunk
 
     def told(self, scored: Iterable[Scored]) -> Iterator[Told]:
-        """Yield what is written, in the order of the file."""
+        """Yield the pairs to write, in the order of the file."""
         for part in scored if self.top_n is None else _whole_queries(scored):
             scores = self.scale.scores(part.logits)
             order, ranks = (np.arange(len(scores)), None) if self.top_n is None else _best(part, self.top_n)
