@@ -17,7 +17,7 @@ from rankrt_export.checkpoint.modules import CONFIG
 from rankrt_export.checkpoint.tokenizer import write_tokenizer
 from rankrt_export.portable.graphs import PortablePrecision
 
-# Folders of weights that sentence-transformers' own head needs are not part of a graph's files.
+# Libraries that do not read tokenizer.json read these.
 _COPIED = (CONFIG, "vocab.txt", "vocab.json", "merges.txt")
 
 
@@ -36,11 +36,11 @@ def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     write_tokenizer(checkpoint, folder / "tokenizer.json")
-    tokens = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False).special_tokens_map
-    named = {name: token for name, token in tokens.items() if isinstance(token, str)}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     config = dict(read_object(checkpoint.folder / "config.json"))
     config.pop("auto_map", None)  # no graph needs the code that it names
-    config.setdefault("pad_token_id", 0)
+    config.setdefault("pad_token_id", tokenizer.pad_token_id or 0)
     said = {**named, **checkpoint.tokenizer_config, "model_max_length": checkpoint.max_length}
     _write(folder / "config.json", config)
     _write(folder / "tokenizer_config.json", said)
