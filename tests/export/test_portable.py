@@ -17,11 +17,13 @@ import onnxruntime
 import pytest
 
 from rankrt.arrays import Float32Array
+from rankrt.artifact.source import Hub
 from rankrt.cli.main import main
+from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import CheckpointError, OptionsError, VerificationError
 from rankrt_export.job.options import Options
 from rankrt_export.portable.export import Portable, export_portable
-from rankrt_export.portable.graphs import write_graph
+from rankrt_export.portable.graphs import quantize, write_graph
 from tests.export.conftest import Make, torch, transformers
 
 pytestmark = pytest.mark.export
@@ -118,16 +120,16 @@ def test_graphs_are_of_an_old_opset_and_have_plain_operators(exported: Portable)
 def test_a_model_that_is_too_large_for_one_file_has_its_weights_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from rankrt.artifact.source import Hub
-    from rankrt_export.checkpoint.checkpoint import open_checkpoint
-
     monkeypatch.setattr("rankrt_export.portable.graphs._MOST_BYTES", 1 << 20)
     (tmp_path / "scratch").mkdir()
     path = tmp_path / "model.onnx"
     write_graph(open_checkpoint(str(TINY), Hub()), "fp32", path, tmp_path / "scratch", lambda n_bytes: None)
     assert (tmp_path / "model.onnx_data").stat().st_size > 10 * path.stat().st_size
     shutil.rmtree(tmp_path / "scratch")
-    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    quantize(path, tmp_path / "model_quantized.onnx", ("MatMul", "Gather"))
+    for graph in ("model.onnx", "model_quantized.onnx"):
+        onnxruntime.InferenceSession(tmp_path / graph, providers=["CPUExecutionProvider"])
+    assert {found.name for found in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data", "model_quantized.onnx"}
 
 
 def test_the_card_says_where_it_came_from_and_what_was_measured(exported: Portable):
