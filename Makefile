@@ -20,6 +20,9 @@ CLIENTS_VENV := $(VENV)-clients
 CLIENTS_READY := $(CLIENTS_VENV)/.ready
 SITE_VENV := $(VENV)-site
 SITE_READY := $(SITE_VENV)/.ready
+# Programs that load plain ONNX. optimum-onnx needs an older transformers than everything else here.
+PORTABLE_VENV := $(VENV)-portable
+PORTABLE_READY := $(PORTABLE_VENV)/.ready
 RELEASE_VENV := $(VENV)-release
 RELEASE_READY := $(RELEASE_VENV)/.ready
 
@@ -29,7 +32,7 @@ PYTEST := -m pytest -q -rfEs -n $(JOBS) --dist loadfile
 INSTALL := -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-suite test-clients test-fake-gpu test-fast test-gpu check check-systems docs site dist bench bench-prepare bench-full bench-gpu env env-clients env-fake-gpu env-site clean
+.PHONY: help demo test test-suite test-clients test-fake-gpu test-portable test-fast test-gpu check check-systems docs site dist bench bench-prepare bench-full bench-gpu env env-clients env-fake-gpu env-portable env-site clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -47,6 +50,10 @@ test-clients: $(CLIENTS_READY)  ## the clients and frameworks that people have, 
 
 test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
 	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -q -rfEs --durations=5 tests/gpu/test_fake_cuda.py
+
+test-portable: $(READY) $(PORTABLE_READY)  ## --target portable in fastembed, sentence-transformers and a browser's ONNX Runtime
+	npm install --silent --no-save --ignore-scripts --prefix $(PORTABLE_VENV) onnxruntime-web || true
+	RANKRT_PORTABLE_PYTHON=$(abspath $(PORTABLE_VENV))/bin/python NODE_PATH=$(abspath $(PORTABLE_VENV))/node_modules $(BIN)/python -m pytest -q -rfEs --durations=5 tests/export/test_portable.py
 
 test-fast: $(READY)  ## the runtime's tests but the slow ones, in a minute
 	$(BIN)/python $(PYTEST) -m "not slow" tests/runtime tests/test_wall.py
@@ -108,10 +115,11 @@ bench-gpu: $(GPU_READY)  ## a session of seven minutes on an NVIDIA GPU, beside 
 env: $(READY)  ## make the environment of most targets, .venv
 env-clients: $(CLIENTS_READY)  ## make that of test-clients
 env-fake-gpu: $(FAKE_GPU_READY)  ## make that of test-fake-gpu
+env-portable: $(PORTABLE_READY)  ## make that of test-portable
 env-site: $(SITE_READY)  ## make that of site
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV) $(CLIENTS_VENV) $(SITE_VENV) $(RELEASE_VENV)
+	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV) $(CLIENTS_VENV) $(PORTABLE_VENV) $(SITE_VENV) $(RELEASE_VENV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -123,6 +131,12 @@ $(CLIENTS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(CLIENTS_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server]' --group clients
+	touch $@
+
+$(PORTABLE_READY): pyproject.toml
+	$(PYTHON) -m venv $(PORTABLE_VENV)
+	$(PORTABLE_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PORTABLE_VENV)/bin/python $(INSTALL) --group portable
 	touch $@
 
 $(SITE_READY): pyproject.toml constraints.txt

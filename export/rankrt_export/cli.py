@@ -16,8 +16,10 @@ from rankrt.artifact.source import Hub
 from rankrt.cli.arguments import Choice, Command, Real, Whole, file_argument, file_option, list_option, option
 from rankrt_export.decoders.styles import STYLES
 from rankrt_export.errors import OptionsError
-from rankrt_export.job.options import PORTABLE, Options, precisions_of
+from rankrt_export.job.options import Options, precisions_of
 
+# Not a target of the runtime: plain ONNX for other engines.
+_PORTABLE = "portable"
 # The precisions that are calibrated.
 _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_calibrated]
 
@@ -67,7 +69,7 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
 @list_option(
     "--target",
     "targets",
-    each=Choice([*TARGETS, PORTABLE]),
+    each=Choice([*TARGETS, _PORTABLE]),
     default=["cpu"],
     group="Variants",
     metavar="T...",
@@ -154,6 +156,8 @@ def export(
 ) -> None:
     """Export, verify, and print what was made. Raises OptionsError for an option that would change nothing."""
     limits = [name for name, value in (("--max-drift", max_drift), ("--min-tau", min_tau)) if value is not None]
+    if _PORTABLE in targets and (others := [target for target in targets if target != _PORTABLE]):
+        raise OptionsError(f"--target portable writes a folder of its own. Export {', '.join(others)} into another one")
     if prompt and prompt_file:
         raise OptionsError("--prompt and --prompt-file both say how the model is asked. Leave one of them out")
     if revision is not None and Path(model).expanduser().is_dir():
@@ -168,7 +172,7 @@ def export(
 
     options = pipeline.Options(
         precisions=tuple(dict.fromkeys(precisions)),
-        targets=tuple(dict.fromkeys(targets)),
+        targets=tuple(target for target in dict.fromkeys(targets) if target != _PORTABLE),
         texts=read_texts(Path(verify_with)) if verify_with else None,
         calibration=read_texts(Path(calibration)) if calibration else None,
         is_verified=not no_verify,
@@ -182,7 +186,7 @@ def export(
     )
     if repository is not None:
         push.check_login(repository)
-    if PORTABLE in targets:
+    if _PORTABLE in targets:
         _export_portable(model, Path(out), options, Hub(revision=revision), repository)
         return
     try:

@@ -17,11 +17,13 @@ import onnxruntime
 import pytest
 
 from rankrt.arrays import Float32Array
+from rankrt.artifact.source import Hub
 from rankrt.cli.main import main
+from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import CheckpointError, OptionsError, VerificationError
 from rankrt_export.job.options import Options
 from rankrt_export.portable.export import Portable, export_portable
-from rankrt_export.portable.graphs import write_graph
+from rankrt_export.portable.graphs import quantize, write_graph
 from tests.export.conftest import Make, torch, transformers
 
 pytestmark = pytest.mark.export
@@ -39,7 +41,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Portable:
-    options = Options(targets=("portable",), precisions=("fp32", "fp16", "int8"))
+    options = Options(precisions=("fp32", "fp16", "int8"))
     return export_portable(str(TINY), tmp_path_factory.mktemp("portable") / "tiny", options)
 
 
@@ -94,7 +96,7 @@ def test_each_precision_has_the_logits_that_its_figures_say(exported: Portable):
 def test_every_family_has_the_logits_of_transformers_on_padded_rows(make_checkpoint: Make, tmp_path: Path, name: str):
     config, changes = FAMILIES[name]
     checkpoint = make_checkpoint(config, **changes)
-    options = Options(targets=("portable",), precisions=("fp32", "fp16"), is_verified=False)
+    options = Options(precisions=("fp32", "fp16"), is_verified=False)
     folder = export_portable(str(checkpoint), tmp_path / "out", options).folder
     expected = of_transformers(checkpoint)
     assert expected.std() > 0.1
@@ -118,16 +120,16 @@ def test_graphs_are_of_an_old_opset_and_have_plain_operators(exported: Portable)
 def test_a_model_that_is_too_large_for_one_file_has_its_weights_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from rankrt.artifact.source import Hub
-    from rankrt_export.checkpoint.checkpoint import open_checkpoint
-
     monkeypatch.setattr("rankrt_export.portable.graphs._MOST_BYTES", 1 << 20)
     (tmp_path / "scratch").mkdir()
     path = tmp_path / "model.onnx"
     write_graph(open_checkpoint(str(TINY), Hub()), "fp32", path, tmp_path / "scratch", lambda n_bytes: None)
     assert (tmp_path / "model.onnx_data").stat().st_size > 10 * path.stat().st_size
     shutil.rmtree(tmp_path / "scratch")
-    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    quantize(path, tmp_path / "model_quantized.onnx", ("MatMul", "Gather"))
+    for graph in ("model.onnx", "model_quantized.onnx"):
+        onnxruntime.InferenceSession(tmp_path / graph, providers=["CPUExecutionProvider"])
+    assert {found.name for found in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data", "model_quantized.onnx"}
 
 
 def test_the_card_says_where_it_came_from_and_what_was_measured(exported: Portable):
@@ -140,7 +142,6 @@ def test_the_card_says_where_it_came_from_and_what_was_measured(exported: Portab
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": ("portable", "cpu")}, "--target portable writes a folder of its own. Export cpu into another"),
         ({"precisions": ("fp32", "int4")}, "portable has no int4; it has fp32, fp16, int8"),
         ({"cutoff_layers": (1,)}, "--cutoff-layers is not for --target portable"),
         ({"is_verified": False, "max_difference": 1.0}, "have no effect with --no-verify"),
@@ -148,17 +149,17 @@ def test_the_card_says_where_it_came_from_and_what_was_measured(exported: Portab
 )
 def test_what_has_no_meaning_is_refused(tmp_path: Path, options: dict[str, Any], message: str):
     with pytest.raises(OptionsError, match=message):
-        export_portable(str(TINY), tmp_path / "out", Options(**({"targets": ("portable",)} | options)))
+        export_portable(str(TINY), tmp_path / "out", Options(**options))
 
 
 def test_other_classes_and_graphs_outside_their_limits_are_refused(make_checkpoint: Make, tmp_path: Path):
     albert = make_checkpoint("AlbertConfig", embedding_size=16)
-    options = Options(targets=("portable",))
+    options = Options()
     with pytest.raises(
         CheckpointError, match="AlbertForSequenceClassification is not implemented for --target portable"
     ):
         export_portable(str(albert), tmp_path / "out", options)
-    tight = Options(targets=("portable",), precisions=("fp16",), max_difference=1e-6)
+    tight = Options(precisions=("fp16",), max_difference=1e-6)
     with pytest.raises(
         VerificationError, match=r"model_fp16.onnx differs from PyTorch by up to .* nothing was written"
     ):
@@ -170,6 +171,8 @@ def test_the_command_prints_what_was_written(make_checkpoint: Make, tmp_path: Pa
     arguments = ["export", str(make_checkpoint()), str(tmp_path / "out"), "--target", "portable", "--no-verify"]
     assert main(arguments) == 0
     assert "onnx/model.onnx" in capsys.readouterr().out
+    assert main([*arguments, "--target", "cpu"]) == 1
+    assert "--target portable writes a folder of its own. Export cpu into another one" in capsys.readouterr().err
 
 
 FASTEMBED = """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from rankrt import InputError
 from rankrt.artifact.manifest import Artifact
+from rankrt.cli import terminal
 from rankrt.cli.bulk.checkpoint import open_checkpoint
 from rankrt.cli.bulk.chunks import Names
 from rankrt.cli.bulk.columns import read_columns
@@ -278,6 +280,17 @@ def test_a_job_that_was_killed_continues_and_ends_with_the_same_bytes(
     assert n_scored < 40_000 - 1_000
     assert out.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
+
+
+def test_a_job_without_a_terminal_says_its_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: Output):
+    monkeypatch.setattr(terminal, "_LINE_S", 0.0)
+    with terminal.progress(1000, 200, "pair") as update:
+        time.sleep(0.1)
+        update(400)
+    said, done = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(r"rankrt: 600 of 1,000 pairs, ([\d,.]+) a second, 00:00 left", said)
+    assert found is not None and float(found[1].replace(",", "")) <= 4000  # the 200 of before do not count
+    assert done.startswith("rankrt: scored 400 pairs in 00:0")
 
 
 def test_a_block_that_was_cut_short_or_damaged_is_scored_again(tmp_path: Path):

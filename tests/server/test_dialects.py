@@ -290,6 +290,27 @@ def test_rankrt_s_own_says_what_its_scores_are_and_keeps_those_that_reach_a_thre
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/tei/rerank", {"texts": ["two"]}, "sigmoid"),
+        ("/tei/rerank", {"texts": ["two"], "raw_scores": True}, "logit"),
+        ("/jina/v1/rerank", {"documents": ["two"]}, "sigmoid"),
+        ("/infinity/rerank", {"documents": ["two"], "raw_scores": True}, "logit"),
+        ("/vllm/rerank", {"documents": ["two"], "use_activation": False}, "logit"),
+        ("/vllm/rerank", {"documents": ["two"]}, "sigmoid"),
+        ("/llamacpp/rerank", {"documents": ["two"]}, "logit"),
+        ("/rankrt/rerank", {"documents": ["two"]}, "logit"),
+        ("/rankrt/rerank", {"documents": ["two"], "normalize": True}, "sigmoid"),
+    ],
+)
+def test_a_header_says_what_the_scores_of_any_dialect_are(client: Any, path: str, body: dict[str, Any], kind: str):
+    response = client.post(path, json={"query": "one"} | body)
+    assert response.headers["x-rankrt-score-kind"] == kind
+    score = 3.0 if kind == "logit" else float(f"{1 / (1 + math.exp(-3)):.6f}")
+    assert str(score) in response.text
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"normalize": True, "score_threshold": 3}, "score_threshold=3 is not between 0 and 1"),

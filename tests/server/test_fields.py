@@ -267,7 +267,7 @@ def test_a_score_is_written_as_the_shortest_float32(value: float):
     class Answer:
         logits = np.array([value], np.float32)
 
-    (found,) = scores_of(Answer(), raw=True)  # type: ignore[arg-type]
+    (found,) = scores_of(Answer(), "logit")  # type: ignore[arg-type]
     assert msgspec.json.encode(float(found)) == msgspec.json.encode(value)
     assert np.float32(found) == np.float32(value)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from rankrt.artifact.precisions import PRECISIONS, Precision, Target, VariantKey, variant_keys
 from rankrt_export.decoders.prompt_files import PromptFile
@@ -12,9 +12,6 @@ from rankrt_export.text.texts import Texts
 
 # Opens a progress bar for a step: its title, its total and its unit; the bar is told what was done.
 Bar: TypeAlias = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
-
-# Not a target of the runtime: plain ONNX for other engines.
-PORTABLE: Literal["portable"] = "portable"
 
 
 def no_bar(title: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
@@ -26,7 +23,7 @@ def no_bar(title: str, total: int, unit: str) -> AbstractContextManager[Callable
 class Options:
     """What to export, and how to check it.
 
-    precisions, targets  each target gets those of the precisions that it has; portable stands alone
+    precisions, targets  each target gets those of the precisions that it has
     texts         what to verify on besides the sample that comes with rankrt
     calibration   what int8 and fp8 are calibrated on; by default the sample
     is_verified   False writes variants that only an explicit precision will load
@@ -38,7 +35,7 @@ class Options:
     """
 
     precisions: Sequence[Precision] = ("fp32",)
-    targets: Sequence[Target | Literal["portable"]] = ("cpu",)
+    targets: Sequence[Target] = ("cpu",)
     texts: Texts | None = None
     calibration: Texts | None = None
     is_verified: bool = True

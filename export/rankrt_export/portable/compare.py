@@ -19,7 +19,7 @@ _MOST_ROWS = 8
 
 
 def compare_graph(path: Path, rows: RowMaker, against: Reference, progress: Callable[[int], None]) -> Verification:
-    """Return how far a graph's logits are from the reference's; infinitely where it answers NaN."""
+    """Return how far a graph's logits are from the reference's. NaN counts as infinitely far."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = this_machine().cores.n

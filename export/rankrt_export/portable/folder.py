@@ -1,4 +1,4 @@
-"""The files beside the graphs: what other libraries read before they load one, and the model card."""
+"""The files beside the graphs: other libraries read them before they load a graph. Among them is the model card."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from rankrt_export.checkpoint.modules import CONFIG
 from rankrt_export.checkpoint.tokenizer import write_tokenizer
 from rankrt_export.portable.graphs import PortablePrecision
 
-# Folders of weights that sentence-transformers' own head needs are not part of a graph's files.
+# Libraries that do not read tokenizer.json read these.
 _COPIED = (CONFIG, "vocab.txt", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphFile:
-    """A graph that was written: its path below the folder, its bytes, and how it compares if it was verified."""
+    """A graph that was written: its path in the folder, its bytes, and its figures if it was verified."""
 
     precision: PortablePrecision
     path: str
@@ -36,11 +36,11 @@ def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     write_tokenizer(checkpoint, folder / "tokenizer.json")
-    tokens = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False).special_tokens_map
-    named = {name: token for name, token in tokens.items() if isinstance(token, str)}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     config = dict(read_object(checkpoint.folder / "config.json"))
-    config.pop("auto_map", None)  # the code that it names is left out; graphs need none of it
-    config.setdefault("pad_token_id", 0)
+    config.pop("auto_map", None)  # no graph needs the code that it names
+    config.setdefault("pad_token_id", tokenizer.pad_token_id or 0)
     said = {**named, **checkpoint.tokenizer_config, "model_max_length": checkpoint.max_length}
     _write(folder / "config.json", config)
     _write(folder / "tokenizer_config.json", said)
@@ -51,7 +51,7 @@ def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_card(checkpoint: Checkpoint, folder: Path, files: Sequence[GraphFile]) -> None:
-    """Write the model card: where the model came from, how each file was verified, and how it is loaded."""
+    """Write the model card: the model's source, the figures of each file, and how to load them."""
     (folder / CARD).write_text(f"---\n{_front_matter(checkpoint)}\n---\n{_text(checkpoint, files)}", encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from onnx_ir.tape import Tape
 
-# Of 2022; ONNX Runtime reads both from 1.14 on. LayerNormalization came with opset 17.
+# Of 2022, when LayerNormalization came. The oldest ONNX Runtime that was tried is 1.15.
 OPSET, IR_VERSION = 17, 8
 
 

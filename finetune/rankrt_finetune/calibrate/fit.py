@@ -101,7 +101,7 @@ def thresholds(
 ) -> Iterator[Threshold]:
     """Yield a threshold for each precision and recall that is wanted; one that no threshold reaches is left out.
 
-    A threshold lies in the middle between the lowest score that it keeps and the next one, so that it may be rounded.
+    A threshold is in the middle between the lowest score that it keeps and the next one, so that it may be rounded.
     """
     precision, recall, at = precision_recall_curve(is_relevant, logits)
     precision, recall = precision[:-1], recall[:-1]  # the last point keeps nothing

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from importlib.resources import files
+from string import Template
 
 import numpy as np
 
@@ -34,27 +36,16 @@ def page(name: str, calibration: Calibration, fitted: Fitted, thresholds: Sequen
     rows = "\n".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in _rows(calibration, thresholds)
     )
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Calibration of {escape(name)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
-td, th {{ padding: .2rem .8rem; text-align: right }}
-td:first-child, th:first-child {{ text-align: left }}
-svg {{ font-size: 11px }} .before {{ stroke: #b5651d; fill: #b5651d }} .after {{ stroke: #1d62b5; fill: #1d62b5 }}
-</style>
-<h1>Calibration of {escape(name)}</h1>
-<p>{escape(_summary(calibration))}.</p>
-<p>Expected calibration error: <b class="error">{fitted.after.error:.4f}</b> (cross-validated); {_before(fitted)}.</p>
-<h2>Reliability</h2>
-<p>A point is a bin of pairs with similar scores. It lies on the diagonal where the score is the share of relevant
-pairs. Blue: probabilities. Brown: the sigmoid of the logit. Larger points have more pairs.</p>
-{_diagram(fitted)}
-<h2>Thresholds</h2>
-<table><tr>{header}</tr>
-{rows}
-</table>
-</html>
-"""
+    template = Template(files("rankrt_finetune.calibrate").joinpath("report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        name=escape(name),
+        summary=escape(_summary(calibration)),
+        error=f"{fitted.after.error:.4f}",
+        before=_before(fitted),
+        diagram=_diagram(fitted),
+        header=header,
+        rows=rows,
+    )
 
 
 def _summary(calibration: Calibration) -> str:

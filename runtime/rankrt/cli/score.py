@@ -1,4 +1,4 @@
-"""`rankrt score`: a score for each pair of a file, to standard output or into a file of any size."""
+"""`rankrt score`: a score for each pair of a file. Files may have any size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,7 +124,7 @@ def _print(reranker: Reranker, source: job.Source, selection: Selection, format:
 
 
 def _count_lines(name: str) -> int | None:
-    """Return how many pairs a file may have, for the progress; None if that is not known without reading it twice."""
+    """Return how many pairs a file may have, for the progress. None is for those that cannot be counted by lines."""
     is_text = name.lower().endswith((".jsonl", ".ndjson", ".csv", ".tsv"))
     if name == inputs.STANDARD_INPUT or not is_text or not Path(name).is_file() or not streams.is_terminal():
         return None

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, Self, TypeVar
 
-from rankrt.arrays import Int64Array
+import numpy as np
+
+from rankrt.arrays import BoolArray, Float32Array, Int64Array
 from rankrt.cli import inputs
 from rankrt.cli.inputs import Format, PlacedPair
 from rankrt.errors import InputError
@@ -39,7 +41,7 @@ class Chunk(Protocol):
         """Return the pairs from one number up to another."""
         ...
 
-    def joined(self, other: Self) -> Self:
+    def joined(self, others: Sequence[Self]) -> Self:
         """Return these pairs with the next ones of the file."""
         ...
 
@@ -75,9 +77,9 @@ class Rows:
         """Return the pairs from one number up to another."""
         return Rows(placed=self.placed[start:stop], names=self.names)
 
-    def joined(self, other: "Rows") -> "Rows":
+    def joined(self, others: Sequence["Rows"]) -> "Rows":
         """Return these pairs with the next ones of the file."""
-        return Rows(placed=[*self.placed, *other.placed], names=self.names)
+        return Rows(placed=[*self.placed, *(placed for other in others for placed in other.placed)], names=self.names)
 
     def take(self, numbers: Int64Array) -> "Rows":
         """Return the pairs of these numbers, in this order."""
@@ -89,6 +91,34 @@ class Rows:
             return [placed.fields for placed in self.placed]
         names = (self.names.query, self.names.passage)
         return [{**dict(zip(names, placed.pair, strict=True)), **placed.fields} for placed in self.placed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A chunk with the logits of its pairs, and whether their passages were truncated."""
+
+    chunk: Chunk
+    logits: Float32Array
+    truncated: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.chunk)
+
+    def cut(self, start: int, stop: int) -> "Scored":
+        """Return the pairs from one number up to another."""
+        return Scored(
+            chunk=self.chunk.cut(start, stop), logits=self.logits[start:stop], truncated=self.truncated[start:stop]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scored"]) -> "Scored":
+        """Return pairs that follow each other as one chunk."""
+        first, *others = parts
+        return cls(
+            chunk=first.chunk.joined([other.chunk for other in others]),
+            logits=np.concatenate([part.logits for part in parts]),
+            truncated=np.concatenate([part.truncated for part in parts]),
+        )
 
 
 def read_rows(file: io.BufferedIOBase, name: str, format: Format | None, names: Names, size: int) -> Iterator[Rows]:

@@ -75,9 +75,9 @@ class Columns:
         """Return the pairs from one number up to another."""
         return self._with(self.table.slice(start, stop - start), self.first + start)
 
-    def joined(self, other: Columns) -> Columns:
+    def joined(self, others: Sequence[Columns]) -> Columns:
         """Return these pairs with the next ones of the file."""
-        return self._with(_pyarrow().concat_tables([self.table, other.table]), self.first)
+        return self._with(_pyarrow().concat_tables([self.table, *(other.table for other in others)]), self.first)
 
     def take(self, numbers: Int64Array) -> Columns:
         """Return the pairs of these numbers, in this order; messages about them have no place any more."""
@@ -147,10 +147,10 @@ def _arrow(source: Any) -> Any:
 
 
 class ColumnWriter:
-    """Writes tables of one schema, in groups of rows of one size, so that chunks do not show in the file."""
+    """Writes tables of one schema, some chunks at once: a group of a few rows is large and slow to read."""
 
-    # pyarrow reads and compresses well in groups of about this size, and memory stays below some 100 MB of text.
-    _GROUP_ROWS = 1 << 16
+    # Groups of about so many rows or bytes, whichever comes first. Rows of text are looked at for their types in parts.
+    _GROUP_ROWS, _GROUP_BYTES, _PART_ROWS = 1 << 16, 64 << 20, 1 << 12
 
     def __init__(self, path: Path, format: ColumnFormat) -> None:
         self._path = path
@@ -167,36 +167,38 @@ class ColumnWriter:
             while renamed in table.column_names:
                 renamed = f"input_{renamed}"
             table = table.append_column(beside.schema.field(name).with_name(renamed), beside.column(name))
-        self._tables.append(table)
-        if sum(waiting.num_rows for waiting in self._tables) >= self._GROUP_ROWS:
-            self._flush(is_last=False)
+        self._add(table)
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows; the first group says which columns there are, and of which types."""
+        """Write rows; the first some thousand say which columns there are, and of which types."""
         self._rows += rows
-        if len(self._rows) >= self._GROUP_ROWS:
-            self._flush(is_last=False)
+        if len(self._rows) >= self._PART_ROWS:
+            self._add_rows()
 
     def close(self) -> None:
         """Write what waits, and the file's end. A file without rows has our columns only."""
-        self._flush(is_last=True)
         pa = _pyarrow()
+        self._add_rows()
+        if self._tables:
+            self._flush()
         self._open(pa.schema([("score", pa.float32()), ("truncated", pa.bool_())]))
         self._writer.close()
 
-    def _flush(self, *, is_last: bool) -> None:
-        pa = _pyarrow()
+    def _add_rows(self) -> None:
         if self._rows:
-            self._tables.append(self._table(self._rows))
+            self._add(self._table(self._rows))
             self._rows = []
-        if not self._tables:
-            return
-        whole = pa.concat_tables(self._tables).combine_chunks()
-        n_rows = whole.num_rows if is_last else whole.num_rows - whole.num_rows % self._GROUP_ROWS
-        self._open(whole.schema)
-        for start in range(0, n_rows, self._GROUP_ROWS):
-            self._writer.write_table(whole.slice(start, min(self._GROUP_ROWS, n_rows - start)))
-        self._tables = [whole.slice(n_rows)] if n_rows < whole.num_rows else []
+
+    def _add(self, table: pa.Table) -> None:
+        self._open(table.schema)
+        self._tables.append(table)
+        n_rows, n_bytes = (sum(getattr(t, name) for t in self._tables) for name in ("num_rows", "nbytes"))
+        if n_rows >= self._GROUP_ROWS or n_bytes >= self._GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(_pyarrow().concat_tables(self._tables).combine_chunks())
+        self._tables = []
 
     def _table(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         pa = _pyarrow()
@@ -204,7 +206,7 @@ class ColumnWriter:
         names = dict.fromkeys(name for row in rows for name in row)
         if schema is not None and (other := [name for name in names if name not in schema.names]):
             raise InputError(
-                f"{other[0]!r} is not among the first {self._GROUP_ROWS:,} rows; write lines of text instead"
+                f"{other[0]!r} is not among the first {self._PART_ROWS:,} rows; write lines of text instead"
             )
         try:
             found = {

@@ -8,10 +8,9 @@ from typing import Any, TypeAlias, get_args
 
 import numpy as np
 
-from rankrt.arrays import BoolArray, Float32Array
 from rankrt.cli import inputs, outputs, terminal
 from rankrt.cli.bulk.checkpoint import Checkpoint, open_checkpoint
-from rankrt.cli.bulk.chunks import Chunk, Names, read_rows
+from rankrt.cli.bulk.chunks import Chunk, Names, Scored, read_rows
 from rankrt.cli.bulk.columns import (
     COLUMN_FORMATS,
     ColumnFormat,
@@ -22,7 +21,7 @@ from rankrt.cli.bulk.columns import (
     read_columns,
 )
 from rankrt.cli.bulk.scoring import chunk_size, score_chunks, score_in_processes
-from rankrt.cli.bulk.selection import Scored, Selection, Told
+from rankrt.cli.bulk.selection import Selection, Told
 from rankrt.cli.inputs import Format
 from rankrt.cli.outputs import ScoreFormat
 from rankrt.errors import InputError
@@ -75,8 +74,8 @@ def score_to_lines(
 ) -> Iterator[str]:
     """Yield the lines of all pairs, as they are scored."""
     chunks = selection.in_order(source.chunks(chunk_size(reranker)))
-    scored = _counted(_logits(reranker, n_processes, chunks), bar.update)
-    yield from outputs.score_lines(_all_rows(selection, scored), format)
+    scored = _counted(_scored(reranker, n_processes, chunks), bar.update)
+    yield from outputs.score_lines(_rows_of(selection, scored), format)
 
 
 def score_to_file(
@@ -96,9 +95,9 @@ def score_to_file(
     with open_checkpoint(Path(f"{out}.unfinished"), _job(reranker, source, size)) as checkpoint:
         with terminal.progress(n_pairs, checkpoint.n_pairs, "pair") as update:
             rest = _from(checkpoint.n_pairs, source.chunks(size, has_all=False))
-            for chunk, logits, truncated in _logits(reranker, n_processes, rest):
-                checkpoint.append(logits, truncated)
-                update(len(chunk))
+            for part in _scored(reranker, n_processes, rest):
+                checkpoint.append(part.logits, part.truncated)
+                update(len(part))
         unfinished = out.with_name(f".unfinished-{out.name}")
         try:
             _write(unfinished, format, selection, _read_again(source.chunks(size), checkpoint))
@@ -131,9 +130,7 @@ def _job(reranker: Reranker, source: Source, size: int) -> Mapping[str, Any]:
     }
 
 
-def _logits(
-    reranker: Reranker, n_processes: int, chunks: Iterable[Chunk]
-) -> Iterator[tuple[Chunk, Float32Array, BoolArray]]:
+def _scored(reranker: Reranker, n_processes: int, chunks: Iterable[Chunk]) -> Iterator[Scored]:
     if n_processes == 1:
         return score_chunks(reranker, chunks)
     if reranker.device.is_gpu:
@@ -150,65 +147,43 @@ def _from(n_done: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
             yield chunk.cut(n_skipped, len(chunk)) if n_skipped else chunk
 
 
-def _read_again(chunks: Iterable[Chunk], checkpoint: Checkpoint) -> Iterator[tuple[Chunk, Float32Array, BoolArray]]:
+def _read_again(chunks: Iterable[Chunk], checkpoint: Checkpoint) -> Iterator[Scored]:
     """Yield chunks with the logits that a checkpoint has for them, whose blocks may have other ends."""
-    blocks, waiting = checkpoint.blocks(), (np.zeros(0, np.float32), np.zeros(0, bool))
+    blocks, logits, truncated = checkpoint.blocks(), np.zeros(0, np.float32), np.zeros(0, bool)
     for chunk in chunks:
-        while len(waiting[0]) < len(chunk):
-            logits, truncated = next(blocks)
-            waiting = np.concatenate([waiting[0], logits]), np.concatenate([waiting[1], truncated])
-        yield chunk, waiting[0][: len(chunk)], waiting[1][: len(chunk)]
-        waiting = waiting[0][len(chunk) :], waiting[1][len(chunk) :]
+        n = len(chunk)
+        while len(logits) < n:
+            more_logits, more_truncated = next(blocks)
+            logits, truncated = np.concatenate([logits, more_logits]), np.concatenate([truncated, more_truncated])
+        yield Scored(chunk=chunk, logits=logits[:n], truncated=truncated[:n])
+        logits, truncated = logits[n:], truncated[n:]
 
 
-def _counted(
-    found: Iterable[tuple[Chunk, Float32Array, BoolArray]], update: Callable[[int], object]
-) -> Iterator[tuple[Chunk, Float32Array, BoolArray]]:
-    for chunk, logits, truncated in found:
-        yield chunk, logits, truncated
-        update(len(chunk))
+def _counted(scored: Iterable[Scored], update: Callable[[int], object]) -> Iterator[Scored]:
+    for part in scored:
+        yield part
+        update(len(part))
 
 
-def _told(selection: Selection, found: Iterable[tuple[Chunk, Float32Array, BoolArray]]) -> Iterator[Told]:
-    def numbered() -> Iterator[Scored]:
-        first = 0
-        for chunk, logits, truncated in found:
-            yield Scored(chunk=chunk, first=first, logits=logits, truncated=truncated)
-            first += len(chunk)
-
-    return selection.told(numbered())
-
-
-def _all_rows(
-    selection: Selection, found: Iterable[tuple[Chunk, Float32Array, BoolArray]]
-) -> Iterator[list[dict[str, Any]]]:
+def _rows_of(selection: Selection, scored: Iterable[Scored]) -> Iterator[list[dict[str, Any]]]:
     """Yield what is written of each chunk; none is empty."""
-    return filter(None, (_rows(told, has_text=selection.has_text) for told in _told(selection, found)))
+    return filter(None, (_rows(told, has_text=selection.has_text) for told in selection.told(scored)))
 
 
 def _rows(told: Told, *, has_text: bool) -> list[dict[str, Any]]:
-    ours = [dict(zip(told.ours, values, strict=True)) for values in zip(*map(_list, told.ours.values()), strict=True)]
+    columns = (column.tolist() for column in told.ours.values())
+    ours = [dict(zip(told.ours, values, strict=True)) for values in zip(*columns, strict=True)]
     return [outputs.beside(*row) for row in zip(ours, told.chunk.rows(has_text=has_text), strict=True)]
 
 
-def _list(values: Any) -> list[Any]:
-    found: list[Any] = values.tolist()
-    return found
-
-
-def _write(
-    path: Path,
-    format: OutputFormat,
-    selection: Selection,
-    found: Iterable[tuple[Chunk, Float32Array, BoolArray]],
-) -> None:
+def _write(path: Path, format: OutputFormat, selection: Selection, scored: Iterable[Scored]) -> None:
     if not is_columns(format):
         with path.open("w", encoding="utf-8", newline="") as file:
-            for lines in outputs.score_lines(_all_rows(selection, found), format):
+            for lines in outputs.score_lines(_rows_of(selection, scored), format):
                 file.write(f"{lines}\n")
         return
     writer = ColumnWriter(path, format)
-    for part in _told(selection, found):
+    for part in selection.told(scored):
         if isinstance(part.chunk, Columns):
             writer.write_beside(part.ours, part.chunk.beside(has_text=selection.has_text))
         else:

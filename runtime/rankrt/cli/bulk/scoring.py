@@ -11,7 +11,7 @@ from typing import Self, TypeAlias
 
 from rankrt.arrays import BoolArray, Float32Array
 from rankrt.cli.bulk import worker
-from rankrt.cli.bulk.chunks import Chunk
+from rankrt.cli.bulk.chunks import Chunk, Scored
 from rankrt.cli.scoring import placed
 from rankrt.errors import InputError, RankrtError, ScoreError
 from rankrt.host.child import child_command
@@ -21,7 +21,7 @@ from rankrt.text.pairs import Pair
 # A chunk is scored before its scores are written: enough rows for the planner to fill its runs, few enough that a large
 # model on a CPU writes something every few seconds. A GPU encodes the next 512 pairs of a chunk while it scores.
 _CHUNK_PAIRS, _GPU_CHUNK_PAIRS = 256, 1024
-# Chunks that wait beside the one that each process scores: reading goes on while they do.
+# How many chunks a process has in hand: the next one is read while it scores.
 _WAITING = 2
 _Found: TypeAlias = tuple[Float32Array, BoolArray]
 
@@ -31,7 +31,7 @@ def chunk_size(reranker: Reranker) -> int:
     return _GPU_CHUNK_PAIRS if reranker.device.is_gpu else _CHUNK_PAIRS
 
 
-def score_chunks(reranker: Reranker, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Float32Array, BoolArray]]:
+def score_chunks(reranker: Reranker, chunks: Iterable[Chunk]) -> Iterator[Scored]:
     """Yield chunks with their logits, and whether each passage was truncated.
 
     Raises InputError or ScoreError, with its place, at a pair that cannot be scored, after the pairs before it.
@@ -40,9 +40,7 @@ def score_chunks(reranker: Reranker, chunks: Iterable[Chunk]) -> Iterator[tuple[
         yield from _until_error(reranker, chunk)
 
 
-def score_in_processes(
-    reranker: Reranker, n_processes: int, chunks: Iterable[Chunk]
-) -> Iterator[tuple[Chunk, Float32Array, BoolArray]]:
+def score_in_processes(reranker: Reranker, n_processes: int, chunks: Iterable[Chunk]) -> Iterator[Scored]:
     """Yield chunks with their logits in order, scored by processes that each load the reranker's model.
 
     The processes end with this one, however it ends. Raises RankrtError if one of them is killed.
@@ -71,9 +69,10 @@ def score_in_processes(
             yield _result(*waiting.popleft())
 
 
-def _result(chunk: Chunk, future: Future[_Found]) -> tuple[Chunk, Float32Array, BoolArray]:
+def _result(chunk: Chunk, future: Future[_Found]) -> Scored:
     try:
-        return (chunk, *future.result())
+        logits, truncated = future.result()
+        return Scored(chunk=chunk, logits=logits, truncated=truncated)
     except (InputError, ScoreError) as error:
         raise type(error)(placed(error, _places(chunk))) from error
 
@@ -95,7 +94,7 @@ class _Process:
         self._process.terminate()
         self._process.wait()
         for pipe in (self._asks, self._answers):
-            with suppress(OSError):  # what was not sent to a process that has ended
+            with suppress(OSError):  # a process that has ended reads nothing more
                 pipe.close()
 
     def score(self, pairs: Sequence[Pair]) -> _Found:
@@ -116,7 +115,7 @@ class _Process:
         return found
 
 
-def _until_error(reranker: Reranker, chunk: Chunk) -> Iterator[tuple[Chunk, Float32Array, BoolArray]]:
+def _until_error(reranker: Reranker, chunk: Chunk) -> Iterator[Scored]:
     """Yield the scores of a chunk, in halves as long as one pair of it cannot be scored."""
     try:
         found = reranker.evaluate(chunk.pairs)
@@ -127,7 +126,7 @@ def _until_error(reranker: Reranker, chunk: Chunk) -> Iterator[tuple[Chunk, Floa
         yield from _until_error(reranker, chunk.cut(0, middle))
         yield from _until_error(reranker, chunk.cut(middle, len(chunk)))
         return
-    yield chunk, found.logits, found.truncated
+    yield Scored(chunk=chunk, logits=found.logits, truncated=found.truncated)
 
 
 def _places(chunk: Chunk) -> list[str]:

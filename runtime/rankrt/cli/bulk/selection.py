@@ -6,38 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rankrt.arrays import BoolArray, Float32Array, Int64Array
-from rankrt.cli.bulk.chunks import Chunk
+from rankrt.arrays import Int64Array
+from rankrt.cli.bulk.chunks import Chunk, Scored
 from rankrt.errors import InputError
 from rankrt.scale import Scale, reaches
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """A chunk with the logits of its pairs. `first` is the number of its first pair in the file, from 0."""
-
-    chunk: Chunk
-    first: int
-    logits: Float32Array
-    truncated: BoolArray
-
-    def cut(self, start: int, stop: int) -> "Scored":
-        """Return the pairs from one number up to another."""
-        return Scored(
-            chunk=self.chunk.cut(start, stop),
-            first=self.first + start,
-            logits=self.logits[start:stop],
-            truncated=self.truncated[start:stop],
-        )
-
-    def joined(self, other: "Scored") -> "Scored":
-        """Return these pairs with the next ones of the file."""
-        return Scored(
-            chunk=self.chunk.joined(other.chunk),
-            first=self.first,
-            logits=np.concatenate([self.logits, other.logits]),
-            truncated=np.concatenate([self.truncated, other.truncated]),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +22,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is written.
+    """Which pairs are written, and on which scale their scores are.
 
     threshold   pairs that score below it on the scale are left out
     top_n       the most pairs of a query, best first; the pairs of a query have to follow each other
@@ -83,19 +55,21 @@ class Selection:
             yield chunk
 
     def told(self, scored: Iterable[Scored]) -> Iterator[Told]:
-        """Yield what is written, in the order of the file."""
+        """Yield the pairs to write, in the order of the file."""
+        first = 0
         for part in scored if self.top_n is None else _whole_queries(scored):
             scores = self.scale.scores(part.logits)
-            order, ranks = (np.arange(len(scores)), None) if self.top_n is None else _best(part, self.top_n)
+            order, ranks = (np.arange(len(part)), None) if self.top_n is None else _best(part, self.top_n)
             is_kept = reaches(scores[order], self.threshold)
             order = order[is_kept]
             ours: dict[str, Any] = {}
             if self.top_n is not None or self.threshold is not None:
-                ours["index"] = part.first + order
+                ours["index"] = first + order
             if ranks is not None:
                 ours["rank"] = ranks[is_kept]
             ours |= {"score": scores[order], "truncated": part.truncated[order]}
             yield Told(ours=ours, chunk=part.chunk.take(order))
+            first += len(part)
 
 
 def _best(part: Scored, n: int) -> tuple[Int64Array, Int64Array]:
@@ -109,16 +83,20 @@ def _best(part: Scored, n: int) -> tuple[Int64Array, Int64Array]:
 
 
 def _whole_queries(scored: Iterable[Scored]) -> Iterator[Scored]:
-    """Yield chunks that end where a query ends."""
-    waiting: Scored | None = None
+    """Yield chunks that end where a query ends. Each pair is joined once, however many a query has."""
+    waiting: list[Scored] = []  # all of one query
+    last_query = None
     for part in scored:
-        waiting = part if waiting is None else waiting.joined(part)
-        *_, (last, stop) = _runs([query for query, _ in waiting.chunk.pairs])
-        if last > 0:
-            yield waiting.cut(0, last)
-            waiting = waiting.cut(last, stop)
-    if waiting is not None:
-        yield waiting
+        queries = [query for query, _ in part.chunk.pairs]
+        *_, (start, stop) = _runs(queries)
+        if start == 0 and queries[0] == last_query:
+            waiting.append(part)
+            continue
+        if ended := [*waiting, *([part.cut(0, start)] if start else [])]:
+            yield Scored.joined(ended)
+        waiting, last_query = [part.cut(start, stop)], queries[start]
+    if waiting:
+        yield Scored.joined(waiting)
 
 
 def _runs(queries: list[str]) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from rankrt.arrays import Float32Array, Float64Array
-from rankrt.scoring import sigmoid
+from rankrt.scale import Scale, ScoreKind
 from rankrt.server.dialects import fields
 from rankrt.server.dialects.texts import Document, QueryDocument, check_query, texts_of
 from rankrt.server.engine import Answer, Ask
@@ -139,6 +139,7 @@ class Endpoint:
     answer    turns the answer into its body, with an id for dialects that have one
     response  the type of that body
     example   a body to try
+    kind      returns what the scores of the answer to such a body are; of most APIs the sigmoid of the logit
     harmless  fields that are ignored silently
     refused   fields that are refused, each with the reason or the remedy
     """
@@ -151,6 +152,7 @@ class Endpoint:
     answer: Callable[[Any, Answer, str], Any]
     summary: str
     example: Mapping[str, Any]
+    kind: Callable[[Any], ScoreKind] = lambda request: "sigmoid"
     harmless: Collection[str] = fields.HARMLESS
     refused: Mapping[str, str] = field(default_factory=lambda: fields.REFUSED)
 
@@ -190,9 +192,9 @@ def common_of(request: Request) -> dict[str, Any]:
     }
 
 
-def scores_of(answer: Answer, *, raw: bool) -> Float64Array:
+def scores_of(answer: Answer, kind: Literal["logit", "sigmoid"]) -> Float64Array:
     """Return logits, or their sigmoid, in their shortest form."""
-    return shortest(answer.logits if raw else sigmoid(answer.logits))
+    return shortest(Scale(kind=kind).scores(answer.logits))
 
 
 def shortest(scores: Float32Array) -> Float64Array:

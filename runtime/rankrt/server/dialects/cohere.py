@@ -158,7 +158,7 @@ def _v1_answer(request: CohereRerankV1, answer: Answer, request_id: str) -> Cohe
 
 
 def _ranking(request: CohereRerankV1 | CohereRerankV2, answer: Answer, request_id: str, version: str) -> CohereRanking:
-    scores, echo = scores_of(answer, raw=False), is_set(request.return_documents)
+    scores, echo = scores_of(answer, "sigmoid"), is_set(request.return_documents)
     results = [
         CohereResult(
             index=i,

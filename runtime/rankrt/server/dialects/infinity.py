@@ -121,13 +121,17 @@ def _model(card: Card) -> InfinityModel:
     )
 
 
+def _kind(request: InfinityRerank) -> Literal["logit", "sigmoid"]:
+    return "logit" if is_set(request.raw_scores) else "sigmoid"
+
+
 def _ask(request: InfinityRerank) -> Ask:
     named = None if request.model == _ANY_MODEL else request.model
     return rerank_ask(request.query, request.documents, model=named, **common_of(request))
 
 
 def _answer(request: InfinityRerank, answer: Answer, request_id: str) -> InfinityRanking:
-    scores, echo = scores_of(answer, raw=is_set(request.raw_scores)), is_set(request.return_documents)
+    scores, echo = scores_of(answer, _kind(request)), is_set(request.return_documents)
     return InfinityRanking(
         results=[
             InfinityResult(
@@ -152,6 +156,7 @@ ENDPOINTS = (
         response=InfinityRanking,
         ask=_ask,
         answer=_answer,
+        kind=_kind,
         summary="rank documents by how well they answer a query",
         example={"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."], "raw_scores": True},
         refused={

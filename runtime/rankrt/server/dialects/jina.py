@@ -70,7 +70,7 @@ def _ask(request: JinaRerank) -> Ask:
 
 
 def _answer(request: JinaRerank, answer: Answer, request_id: str) -> JinaRanking:
-    scores, texts = scores_of(answer, raw=False), texts_of(request.documents)
+    scores, texts = scores_of(answer, "sigmoid"), texts_of(request.documents)
     echo = is_set(request.return_documents, otherwise=True)
     return JinaRanking(
         model=answer.model.name,

@@ -99,7 +99,7 @@ def _ask(request: LlamacppRerank) -> Ask:
 
 
 def _answer(request: LlamacppRerank, answer: Answer, request_id: str) -> LlamacppRanking | list[LlamacppRank]:
-    scores, order = scores_of(answer, raw=True), rank(answer, request.n_best)
+    scores, order = scores_of(answer, "logit"), rank(answer, request.n_best)
     if request.texts is not None:
         texts = texts_of(request.texts) if is_set(request.return_text) else None
         return [LlamacppRank(index=i, score=float(scores[i]), text=texts[i] if texts else None) for i in order]
@@ -117,6 +117,7 @@ ENDPOINTS = (
         response=LlamacppRanking | list[LlamacppRank],
         ask=_ask,
         answer=_answer,
+        kind=lambda request: "logit",
         summary="rank documents by how well they answer a query",
         example={"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."], "top_n": 1},
         refused={**REFUSED, **dict.fromkeys(("normalize", "softmax", "activation", "use_activation"), _LOGITS)},

@@ -70,7 +70,7 @@ def _ask(request: MixedbreadRerank) -> Ask:
 
 
 def _answer(request: MixedbreadRerank, answer: Answer, request_id: str) -> MixedbreadRanking:
-    scores, echo = scores_of(answer, raw=False), is_set(request.return_input)
+    scores, echo = scores_of(answer, "sigmoid"), is_set(request.return_input)
     best = rank(answer, request.n_best)
     return MixedbreadRanking(
         usage=usage_of(answer),

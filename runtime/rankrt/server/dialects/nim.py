@@ -66,7 +66,7 @@ def _ask(request: NimRerank) -> Ask:
 
 
 def _answer(request: NimRerank, answer: Answer, request_id: str) -> NimRanking:
-    scores = scores_of(answer, raw=True)
+    scores = scores_of(answer, "logit")
     rankings = [NimRank(index=i, logit=float(scores[i])) for i in rank(answer, request.n_best)]
     return NimRanking(rankings=rankings, usage=usage_of(answer))
 
@@ -79,6 +79,7 @@ ENDPOINTS = (
         response=NimRanking,
         ask=_ask,
         answer=_answer,
+        kind=lambda request: "logit",
         summary="rank passages by how well they answer a query, with logits",
         example={"query": {"text": "what is panda?"}, "passages": [{"text": "hi"}, {"text": "A bear."}]},
     ),

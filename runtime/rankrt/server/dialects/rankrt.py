@@ -170,6 +170,7 @@ ENDPOINTS = (
         response=Ranking,
         ask=_ask,
         answer=_answer,
+        kind=_kind,
         summary="rank documents, and report everything that is known about them",
         example={"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."], "normalize": True},
         harmless=(),

@@ -167,12 +167,16 @@ def _options(request: _Options) -> dict[str, Any]:
     }
 
 
+def _kind(request: _Options) -> Literal["logit", "sigmoid"]:
+    return "logit" if is_set(request.raw_scores) else "sigmoid"
+
+
 def _rerank_ask(request: TeiRerank) -> Ask:
     return rerank_ask(request.query, request.texts, **_options(request))
 
 
 def _rerank_answer(request: TeiRerank, answer: Answer, request_id: str) -> list[TeiRank]:
-    scores, echo = scores_of(answer, raw=is_set(request.raw_scores)), is_set(request.return_text)
+    scores, echo = scores_of(answer, _kind(request)), is_set(request.return_text)
     return [
         TeiRank(index=i, score=float(scores[i]), text=request.texts[i] if echo else None)
         for i in rank(answer, request.n_best)
@@ -191,7 +195,7 @@ def _predict_answer(
 ) -> list[TeiPrediction] | list[list[TeiPrediction]]:
     if not answer.is_complete:
         raise Failure("timeout", "not all pairs were scored in time, and this answer cannot say which")
-    scores = [TeiPrediction(score=float(score)) for score in scores_of(answer, raw=is_set(request.raw_scores))]
+    scores = [TeiPrediction(score=float(score)) for score in scores_of(answer, _kind(request))]
     return scores if isinstance(request.inputs[0], str) else [[score] for score in scores]
 
 
@@ -214,6 +218,7 @@ ENDPOINTS = (
         response=list[TeiRank],
         ask=_rerank_ask,
         answer=_rerank_answer,
+        kind=_kind,
         summary="rank texts by how well they answer a query",
         example={"query": "what is panda?", "texts": ["hi", "The giant panda is a bear."], "raw_scores": False},
         refused=_REFUSED,
@@ -225,6 +230,7 @@ ENDPOINTS = (
         response=list[TeiPrediction | list[TeiPrediction]],
         ask=_predict_ask,
         answer=_predict_answer,
+        kind=_kind,
         summary="score pairs of a query and a text",
         example={"inputs": [["what is panda?", "hi"], ["what is panda?", "The giant panda is a bear."]]},
         refused=_REFUSED,

@@ -162,8 +162,8 @@ def _documents(request: VllmRerank) -> Sequence[Document]:
     return request.documents if isinstance(request.documents, list) else [request.documents]
 
 
-def _is_raw(request: _Options) -> bool:
-    return not is_set(request.use_activation, otherwise=True)
+def _kind(request: _Options) -> Literal["logit", "sigmoid"]:
+    return "sigmoid" if is_set(request.use_activation, otherwise=True) else "logit"
 
 
 def _rerank_ask(request: VllmRerank) -> Ask:
@@ -171,7 +171,7 @@ def _rerank_ask(request: VllmRerank) -> Ask:
 
 
 def _rerank_answer(request: VllmRerank, answer: Answer, request_id: str) -> VllmRanking:
-    scores, texts = scores_of(answer, raw=_is_raw(request)), texts_of(_documents(request))
+    scores, texts = scores_of(answer, _kind(request)), texts_of(_documents(request))
     echo = is_set(request.return_documents, otherwise=True)
     return VllmRanking(
         id=f"rerank-{request.request_id or request_id}",
@@ -217,7 +217,7 @@ def _pairs(request: VllmScore) -> list[Pair]:
 
 
 def _score_answer(request: VllmScore, answer: Answer, request_id: str) -> VllmScores:
-    scores = scores_of(answer, raw=_is_raw(request))
+    scores = scores_of(answer, _kind(request))
     return VllmScores(
         id=f"score-{request.request_id or request_id}",
         created=int(time.time()),
@@ -238,6 +238,7 @@ ENDPOINTS = (
         response=VllmRanking,
         ask=_rerank_ask,
         answer=_rerank_answer,
+        kind=_kind,
         summary="rank documents by how well they answer a query",
         example={"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."], "top_n": 1},
         refused=_REFUSED,
@@ -249,6 +250,7 @@ ENDPOINTS = (
         response=VllmScores,
         ask=_score_ask,
         answer=_score_answer,
+        kind=_kind,
         summary="score pairs of texts",
         example={"text_1": "what is panda?", "text_2": ["hi", "The giant panda is a bear."]},
         refused=_REFUSED,

@@ -72,7 +72,7 @@ def _ask(request: VoyageRerank) -> Ask:
 
 
 def _answer(request: VoyageRerank, answer: Answer, request_id: str) -> VoyageRanking:
-    scores, echo = scores_of(answer, raw=False), is_set(request.return_documents)
+    scores, echo = scores_of(answer, "sigmoid"), is_set(request.return_documents)
     return VoyageRanking(
         data=[
             VoyageResult(relevance_score=float(scores[i]), index=i, document=request.documents[i] if echo else None)

@@ -153,7 +153,8 @@ class App:
             answer = await _unless_client_leaves(request, self._service.engine.evaluate(ask))
             exchange.answer = answer
             encoded = msgspec.json.encode(endpoint.answer(decoded, answer, exchange.id))
-            return Response(encoded, media_type="application/json", headers=_answer_headers(exchange, answer))
+            headers = _answer_headers(exchange, answer) | {"x-rankrt-score-kind": endpoint.kind(decoded)}
+            return Response(encoded, media_type="application/json", headers=headers)
 
     async def _stream(self, request: Request) -> Response:
         exchange = _exchange(request, JINA)

@@ -46,6 +46,7 @@ _HEADERS = {
     "x-request-id": "the id of the request, from the client or generated",
     "x-compute-tokens": "tokens of all rows",
     "x-total-time": "milliseconds, as in x-tokenization-time, x-queue-time and x-inference-time",
+    "x-rankrt-score-kind": "what the scores are: logit, sigmoid or probability",
     "x-rankrt-truncated": "documents that were truncated",
     "x-rankrt-query-truncated": "true if the query was truncated",
     "x-rankrt-partial": "scored documents / all documents, if the deadline came first",
