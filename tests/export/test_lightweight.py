@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rankrt import InputError, Reranker
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.cpu_decoder import Batch, Piece
 from rankrt.cli.main import main
 from rankrt.compat import FlagAutoReranker, FlagLLMReranker, LightWeightFlagLLMReranker
@@ -145,6 +146,19 @@ def test_a_compressed_score_is_bitwise_the_same_in_any_company_at_any_depth_pref
         full = {hit.index: hit.score for hit in reranker.rank("why?", many)}
         stopped = reranker.rank("why?", many, top_n=5, progressive="exact")
         assert all(hit.score == full[hit.index] for hit in stopped)
+
+
+@pytest.mark.parametrize("precision", ["w8", "int8"])
+def test_integers_compress_alike_in_every_company(checkpoint: Path, tmp_path: Path, precision: Precision):
+    """int8 is calibrated on passages that are not compressed, and compared with compressed ones."""
+    way: dict[str, Any] = {"cutoff_layers": [5], "compress_layers": [2], "compress_ratio": 4}
+    options = Options(precisions=["fp32", precision], max_difference=9.0, min_tau=-1.0, **way)
+    artifact = export(str(checkpoint), tmp_path / "artifact", options)
+    with Reranker.load(artifact.folder, precision=precision, n_threads=2) as reranker:
+        together = reranker.score(PAIRS)
+        assert np.concatenate([reranker.score([pair]) for pair in PAIRS]).tobytes() == together.tobytes()
+        with Reranker.load(artifact.folder, precision="fp32") as exact:
+            assert 0 < np.abs(together - exact.score(PAIRS)).max() < 1
 
 
 def test_an_artifact_says_that_it_compresses(compressed: Path, capsys: pytest.CaptureFixture[str]):
