@@ -21,7 +21,7 @@ def lightweight(folder: Path, **options: Any) -> Any:
     )
     from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer, Gemma2RotaryEmbedding
 
-    reranker = decoder_only.LightWeightFlagLLMReranker(str(folder), devices="cpu", batch_size=3, **options)
+    reranker = decoder_only.LightWeightFlagLLMReranker(str(folder), devices="cpu", **{"batch_size": 3} | options)
     model = reranker.model
     assert model.config._attn_implementation == "sdpa", "as with transformers 4.46: attention without bounds"
     if "position_embeddings" in inspect.signature(inspect.unwrap(Gemma2DecoderLayer.forward)).parameters:

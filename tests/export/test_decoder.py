@@ -439,7 +439,7 @@ def without_heads(folder: Path) -> None:
         ),
         ("Qwen3", lambda f: write_tokenizer(f, ("yes",)), {}, "the vocabulary has no token 'no'"),
         ("Llama", without_heads, {}, "has no lm_head.weight, and config.json does not tie it"),
-        ("Gemma", lambda f: None, {"cutoff_layers": [1]}, r"has one head, behind its last layer \(3\)"),
+        ("Gemma", lambda f: None, {"cutoff_layers": [1]}, r"has one head, after its last layer \(3\)"),
         ("Llama", lambda f: change_config(f, hidden_act="relu"), {}, "has the activation 'relu', which is not"),
         ("Llama", lambda f: change_config(f, rope_scaling={"rope_type": "yarn"}), {}, r"scaled positions \(yarn\)"),
         ("layerwise", without_heads, {}, "lacks the heads lm_head.0.linear_head.weight.*it is no layerwise reranker"),
@@ -453,7 +453,7 @@ def without_heads(folder: Path) -> None:
             "layerwise",
             lambda f: None,
             {"cutoff_layers": [1, 4, 7]},
-            "cutoff layers 1, 7: .* heads behind layers 2 to 6",
+            "cutoff layers 1, 7: .* heads after layers 2 to 6",
         ),
     ],
 )

@@ -238,7 +238,7 @@ def test_a_leading_part_of_the_layers_may_be_asked_for(compressed: Path):
             OptionsError,
             "--compress-layers 4, 5 has no effect: the last cutoff layer is 4",
         ),
-        ({"cutoff_layers": [1]}, CheckpointError, "cutoff layers 1: this model has heads behind layers 2 to 6"),
+        ({"cutoff_layers": [1]}, CheckpointError, "cutoff layers 1: this model has heads after layers 2 to 6"),
         ({"targets": ["tensorrt"]}, CheckpointError, "written for CPUs only, not for tensorrt"),
     ],
 )
@@ -253,7 +253,7 @@ def test_other_models_have_nothing_to_compress(tmp_path: Path):
     folder = make_decoder(tmp_path / "checkpoint", "Gemma2")
     with pytest.raises(CheckpointError, match="for models that were trained with them, of the class CostWiseGemma"):
         export(str(folder), tmp_path / "artifact", Options(compress_ratio=2))
-    with pytest.raises(CheckpointError, match=r"layer_wise = true: that is a base model"):
+    with pytest.raises(CheckpointError, match=r"does not have layer_wise = true, so this model lacks the heads"):
         other = make_lightweight(tmp_path / "base", layer_wise=False)
         export(str(other), tmp_path / "artifact", Options())
 

@@ -1,4 +1,4 @@
-"""Where a decoder's score is read: behind which layers, and by which vector of the checkpoint."""
+"""Where a decoder's score is read: after which layers, and by which vector of the checkpoint."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from rankrt_export.decoders.styles import Style
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Readout
 
-# A layerwise model is cut behind every so many layers unless the user says where.
+# A layerwise model is cut after every so many layers unless the user says where.
 _EVERY = 4
 
 
@@ -31,7 +31,7 @@ def readouts_of(
         return _lightweight(checkpoint, n_layers, cutoff_layers)
     if cutoff_layers is not None and set(cutoff_layers) != {n_layers}:
         raise CheckpointError(
-            f"cutoff layers {_listed(cutoff_layers)}: a {checkpoint.architecture} has one head, behind its last layer"
+            f"cutoff layers {_listed(cutoff_layers)}: a {checkpoint.architecture} has one head, after its last layer"
             f" ({n_layers}); only layerwise models have more"
         )
     return [_last(checkpoint, tokenizer, style, n_layers)]
@@ -61,7 +61,8 @@ def _lightweight(checkpoint: Checkpoint, n_layers: int, cutoff_layers: Sequence[
     start, step = int(checkpoint.config.get("start_layer", 28)), int(checkpoint.config.get("layer_sep", 28))
     if not checkpoint.config.get("layer_wise", False):
         raise CheckpointError(
-            "config.json does not have layer_wise = true: that is a base model, whose heads rank nothing"
+            "config.json does not have layer_wise = true, so this model lacks the heads that FlagEmbedding reads scores"
+            " from"
         )
     layers = sorted(set(cutoff_layers or [n_layers]))
     _check_layers(layers, range(start, n_layers + 1, step))
@@ -78,7 +79,7 @@ def _check_layers(layers: Sequence[int], known: range) -> None:
     if wrong := [layer for layer in layers if layer not in known]:
         every = f", every {known.step} layers" if known.step > 1 else ""
         raise CheckpointError(
-            f"cutoff layers {_listed(wrong)}: this model has heads behind layers {known[0]} to {known[-1]}{every}"
+            f"cutoff layers {_listed(wrong)}: this model has heads after layers {known[0]} to {known[-1]}{every}"
         )
 
 
