@@ -82,8 +82,8 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     each=Whole(),
     group="Variants",
     metavar="N...",
-    help="Layers of a layerwise model after which scores can be read.",
-    show_default="every fourth that has a head",
+    help="Layers of a layerwise or lightweight model after which scores can be read.",
+    show_default="every fourth that has a head; of a lightweight model the last",
 )
 @list_option(
     "--compress-layers",

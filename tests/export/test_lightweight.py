@@ -1,6 +1,5 @@
 """Gemma 2 and FlagEmbedding's lightweight reranker: bounds, windows, heads by place, passages that are compressed."""
 
-import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from rankrt import InputError, Reranker
+from rankrt.artifact.precisions import Precision
 from rankrt.backends.cpu_decoder import Batch, Piece
 from rankrt.cli.main import main
 from rankrt.compat import FlagAutoReranker, FlagLLMReranker, LightWeightFlagLLMReranker
@@ -22,6 +22,7 @@ from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import Texts, parse
 from tests.export.conftest import change_config, torch
 from tests.export.decoders import make_decoder, make_lightweight
+from tests.export.flagembedding import lightweight, rows_given_to
 
 pytestmark = [pytest.mark.export, pytest.mark.filterwarnings("ignore")]
 
@@ -71,54 +72,10 @@ def compressed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return export(str(checkpoint), tmp_path_factory.mktemp("compressed") / "artifact", options).folder
 
 
-def flagembedding(folder: Path, **options: Any) -> Any:
-    """Return FlagEmbedding's reranker, which can be run by transformers 4.46 and older alone.
-
-    Since 4.48 a layer takes its rotations and its window from the model. FlagEmbedding's model, of which nothing is
-    changed, does not give them; so they are given to transformers' layers here as transformers' own Gemma 2 does.
-    """
-    decoder_only = pytest.importorskip(
-        "FlagEmbedding.inference.reranker.decoder_only", reason="needs FlagEmbedding 1.4.2 (it pins transformers)"
-    )
-    from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer, Gemma2RotaryEmbedding
-
-    reranker = decoder_only.LightWeightFlagLLMReranker(str(folder), devices="cpu", batch_size=3, **options)
-    model = reranker.model
-    assert model.config._attn_implementation == "sdpa", "as with transformers 4.46: attention without bounds"
-    if "position_embeddings" in inspect.signature(inspect.unwrap(Gemma2DecoderLayer.forward)).parameters:
-        rotary, window = Gemma2RotaryEmbedding(config=model.config), model.config.sliding_window
-
-        def supply(layer: Any, arguments: Any, options: dict[str, Any]) -> Any:
-            mask = options["attention_mask"]
-            if layer.attention_type == "sliding_attention":
-                beyond = torch.ones_like(mask, dtype=torch.bool).tril(diagonal=-window)
-                mask = torch.where(beyond, torch.finfo(mask.dtype).min, mask)
-            turned = rotary(arguments[0], options["position_ids"])
-            return arguments, options | {"attention_mask": mask, "position_embeddings": turned}
-
-        for layer in model.model.layers:
-            layer.register_forward_pre_hook(supply, with_kwargs=True)
-    return reranker
-
-
-def rows_given_to(reranker: Any) -> set[tuple[int, ...]]:
-    """Return the rows of ids that FlagEmbedding's model gets from now on."""
-    rows: set[tuple[int, ...]] = set()
-    forward = reranker.model.forward
-
-    def record(**inputs: Any) -> Any:
-        for ids, mask in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True):
-            rows.add(tuple(id_ for id_, is_token in zip(ids, mask, strict=True) if is_token))
-        return forward(**inputs)
-
-    reranker.model.forward = record
-    return rows
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_ids_and_scores_are_flagembedding_s(checkpoint: Path, tmp_path: Path, way: str):
     asked, exported = WAYS[way]
-    theirs = flagembedding(checkpoint, **asked)
+    theirs = lightweight(checkpoint, **asked)
     rows = rows_given_to(theirs)
     # Rows of different lengths run together there: a row's compression does not depend on its company.
     expected = theirs.compute_score([list(pair) for pair in PAIRS], max_length=200)
@@ -137,7 +94,7 @@ def test_ids_and_scores_are_flagembedding_s(checkpoint: Path, tmp_path: Path, wa
 def test_another_prompt_moves_where_a_passage_ends_as_in_flagembedding(checkpoint: Path, compressed: Path):
     options: dict[str, Any] = {"prompt": "Predict whether passages A and B have the same meaning."}
     way = {"cutoff_layers": [3, 5], "compress_layers": [2, 3], "compress_ratio": 2}
-    expected = flagembedding(checkpoint, **way, **options).compute_score([list(pair) for pair in PAIRS])
+    expected = lightweight(checkpoint, **way, **options).compute_score([list(pair) for pair in PAIRS])
     ours = LightWeightFlagLLMReranker(str(compressed), cutoff_layers=[3, 5], **options)
     np.testing.assert_allclose(ours.compute_score(PAIRS), expected, atol=1e-4, rtol=0)
 
@@ -189,6 +146,19 @@ def test_a_compressed_score_is_bitwise_the_same_in_any_company_at_any_depth_pref
         full = {hit.index: hit.score for hit in reranker.rank("why?", many)}
         stopped = reranker.rank("why?", many, top_n=5, progressive="exact")
         assert all(hit.score == full[hit.index] for hit in stopped)
+
+
+@pytest.mark.parametrize("precision", ["w8", "int8"])
+def test_integers_compress_alike_in_every_company(checkpoint: Path, tmp_path: Path, precision: Precision):
+    """int8 is calibrated on passages that are not compressed, and compared with compressed ones."""
+    way: dict[str, Any] = {"cutoff_layers": [5], "compress_layers": [2], "compress_ratio": 4}
+    options = Options(precisions=["fp32", precision], max_difference=9.0, min_tau=-1.0, **way)
+    artifact = export(str(checkpoint), tmp_path / "artifact", options)
+    with Reranker.load(artifact.folder, precision=precision, n_threads=2) as reranker:
+        together = reranker.score(PAIRS)
+        assert np.concatenate([reranker.score([pair]) for pair in PAIRS]).tobytes() == together.tobytes()
+        with Reranker.load(artifact.folder, precision="fp32") as exact:
+            assert 0 < np.abs(together - exact.score(PAIRS)).max() < 1
 
 
 def test_an_artifact_says_that_it_compresses(compressed: Path, capsys: pytest.CaptureFixture[str]):
@@ -268,7 +238,7 @@ def test_a_leading_part_of_the_layers_may_be_asked_for(compressed: Path):
             OptionsError,
             "--compress-layers 4, 5 has no effect: the last cutoff layer is 4",
         ),
-        ({"cutoff_layers": [1]}, CheckpointError, "cutoff layers 1: this model has heads behind layers 2 to 6"),
+        ({"cutoff_layers": [1]}, CheckpointError, "cutoff layers 1: this model has heads after layers 2 to 6"),
         ({"targets": ["tensorrt"]}, CheckpointError, "written for CPUs only, not for tensorrt"),
     ],
 )
@@ -283,7 +253,7 @@ def test_other_models_have_nothing_to_compress(tmp_path: Path):
     folder = make_decoder(tmp_path / "checkpoint", "Gemma2")
     with pytest.raises(CheckpointError, match="for models that were trained with them, of the class CostWiseGemma"):
         export(str(folder), tmp_path / "artifact", Options(compress_ratio=2))
-    with pytest.raises(CheckpointError, match=r"layer_wise = true: that is a base model"):
+    with pytest.raises(CheckpointError, match=r"does not have layer_wise = true, so this model lacks the heads"):
         other = make_lightweight(tmp_path / "base", layer_wise=False)
         export(str(other), tmp_path / "artifact", Options())
 

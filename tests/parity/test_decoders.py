@@ -1,5 +1,6 @@
 """FlagEmbedding's ids and logits of the LLM rerankers, pair by pair, on real text in twelve languages."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,17 @@ import numpy as np
 import pytest
 
 from rankrt import Reranker
-from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
+from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker, LightWeightFlagLLMReranker
 from rankrt.text.pairs import Pair
 from rankrt_export.pipeline import Options, export
+from tests.export.decoders import make_lightweight
+from tests.export.flagembedding import lightweight, rows_given_to
 
 pytestmark = [pytest.mark.export, pytest.mark.filterwarnings("ignore")]
 Checkpoints = Callable[[str], Path]
 CUTOFFS = [8, 10, 11, 12]
 # FlagEmbedding computes 256,000 logits for every token of Gemma: 400 MB for a batch of two.
-N_GEMMA_PAIRS, N_LAYERWISE_PAIRS, BATCH_SIZE = 120, 1000, 2
+N_GEMMA_PAIRS, N_LAYERWISE_PAIRS, N_LIGHTWEIGHT_PAIRS, BATCH_SIZE = 120, 1000, 500, 2
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,27 @@ def test_another_question_and_no_instructions(
     ours = LayerWiseFlagLLMReranker(str(layerwise), **options)
     assert rows_of(ours._reranker, few) == theirs.rows
     np.testing.assert_allclose(ours.compute_score(few), expected, atol=1e-4, rtol=0)
+
+
+def test_lightweight_with_compressed_passages(
+    checkpoint: Checkpoints, decoder_only: Any, pairs: list[Pair], tmp_path: Path
+):
+    """A random model of FlagEmbedding's class, with the tokenizer that the tests have for Gemma."""
+    base, folder = checkpoint("bge-reranker-v2-gemma"), tmp_path / "lightweight"
+    config = json.loads((base / "config.json").read_text())
+    ids = {name: config[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    make_lightweight(folder, **ids, sliding_window=64)
+    for file in base.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    way: dict[str, Any] = {"cutoff_layers": [3, 5], "compress_layers": [2, 4], "compress_ratio": 2}
+    many = spread_over(pairs, N_LIGHTWEIGHT_PAIRS)
+    theirs = lightweight(folder, batch_size=16, max_length=160, **way)
+    theirs.tokenizer.pad_token = theirs.tokenizer.pad_token or "</s>"
+    rows = rows_given_to(theirs)
+    expected = theirs.compute_score([list(pair) for pair in many])
+    artifact = export(str(folder), tmp_path / "artifact", Options(**way, is_verified=False)).folder
+    with Reranker.load(artifact, precision="fp32", max_length=160) as reranker:
+        assert rows_of(reranker, many) == rows
+    ours = LightWeightFlagLLMReranker(str(artifact), max_length=160, **way).compute_score(many)
+    # fp32: padding and the order of summation differ.
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)

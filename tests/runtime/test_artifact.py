@@ -57,10 +57,25 @@ def test_an_artifact_of_version_1_is_still_read(artifact: Artifact):
     assert older.template == artifact.manifest.template
 
 
+def with_exits(manifest: Any, compression: dict[str, Any]) -> None:
+    """Make a causal variant of the first one, with exits after layers 1 and 3."""
+    exits = [
+        {"layer": n, "graph": manifest["variants"][0]["graph"], "verification": None, "margins": None} for n in (1, 3)
+    ]
+    manifest["variants"][0].update(layout="causal", exits=exits, compressions=[compression])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda m: m["variants"][0].update(layout="causal"), "`exits` of a causal variant are its exits in ascending"),
+        (
+            lambda m: m["variants"][0].update(compressions=[{"layer": 1, "ratio": 2, "graph": None}]),
+            "`compressions` are those of a causal variant, in ascending order, before its last exit",
+        ),
+        (lambda m: with_exits(m, {"layer": 3, "ratio": 2, "graph": None}), "before its last exit"),
+        (lambda m: with_exits(m, {"layer": 2, "ratio": 2, "graph": None}), "a `graph` unless its layer is an exit"),
+        (lambda m: with_exits(m, {"layer": 1, "ratio": 1, "graph": None}), "a compression has a `ratio` above 1"),
         (lambda m: m.update(colour="red"), "unknown field `colour`"),
         (lambda m: m["variants"][0].update(speed=9), r"unknown field `speed` - at `\$.variants"),
         (lambda m: m.pop("tokenizer"), "missing required field `tokenizer`"),

@@ -137,6 +137,15 @@ def test_a_layerwise_model_is_served_up_to_a_layer(layerwise: Path, _session_cac
             assert same(served(address, QUERIES[0], PASSAGES), expected)
 
 
+def test_a_lightweight_model_is_served_with_compressed_passages(tmp_path: Path, _session_cache: None):
+    options = Options(cutoff_layers=[3, 5], compress_layers=[2, 3], compress_ratio=2)
+    light = export(str(made.make_lightweight(tmp_path / "light")), tmp_path / "artifact", options).folder
+    with serving(light, n_workers=1) as address:
+        for layer in (None, 3):
+            expected = scored(light, QUERIES[0], PASSAGES, cutoff_layer=layer)
+            assert same(served(address, QUERIES[0], PASSAGES, cutoff_layer=layer), expected)
+
+
 def test_a_request_may_ask_for_another_layer(layerwise: Path, _session_cache: None):
     layers = [None, 3, 6, 3]
     expected = {layer: scored(layerwise, QUERIES[0], PASSAGES, cutoff_layer=layer) for layer in layers}

@@ -128,7 +128,7 @@ def calibrate(
     if checkpoint.architecture not in ARCHITECTURES:
         raise CheckpointError(f"{checkpoint.architecture} is traced; int8 is for {', '.join(ARCHITECTURES)}")
     on_text = load_on_text(checkpoint, texts, progress, asked)
-    layers = layers_of(checkpoint)
+    layers = layers_of(checkpoint, asked.readout if asked else None)
     with_tables = [key for key in limits if calibrated_method(key).has_tables]
     tables = _choose_tables(on_text, checkpoint, layers.tables, [limits[key] for key in with_tables])
     recipes = _choose_recipes(on_text, layers.groups, limits)

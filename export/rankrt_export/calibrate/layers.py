@@ -23,14 +23,14 @@ class Layers:
     tables: tuple[str, ...]
 
 
-def layers_of(checkpoint: Checkpoint) -> Layers:
-    """Return the layers and tables whose precision is a variant's to choose."""
+def layers_of(checkpoint: Checkpoint, readout: Readout | None = None) -> Layers:
+    """Return the layers and tables whose precision is a variant's to choose; of a decoder those up to a readout."""
     recorder = _Recorder()
     blueprint = Blueprint(
         config=checkpoint.config,
         weights=checkpoint.weights,
         target="cpu",
-        readouts=_any_readouts(checkpoint),
+        readouts=[] if readout is None else [readout],
         max_length=1,
         new_graph=lambda: Graph(weights=checkpoint.weights, data=_Nowhere(), precision=recorder),
     )
@@ -66,13 +66,6 @@ class _Nowhere:
         self, file: str, key: str, dtype: np.dtype[Any], shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
     ) -> ir.ExternalTensor:
         return ir.ExternalTensor(Path(file), 0, 0, ir.DataType.from_numpy(dtype), shape=ir.Shape(shape), name=key)
-
-
-def _any_readouts(checkpoint: Checkpoint) -> list[Readout]:
-    """Return one after the last layer of a decoder, so that all its layers are built."""
-    if not checkpoint.is_decoder:
-        return []
-    return [Readout(layer=int(checkpoint.config["num_hidden_layers"]), vector=np.zeros(1, np.float32))]
 
 
 def _is_gelu(node: ir.Node | None) -> bool:

@@ -61,7 +61,8 @@ def _lightweight(checkpoint: Checkpoint, n_layers: int, cutoff_layers: Sequence[
     start, step = int(checkpoint.config.get("start_layer", 28)), int(checkpoint.config.get("layer_sep", 28))
     if not checkpoint.config.get("layer_wise", False):
         raise CheckpointError(
-            "config.json does not have layer_wise = true: that is a base model, whose heads rank nothing"
+            "config.json does not have layer_wise = true, so this model lacks the heads that FlagEmbedding reads scores"
+            " from"
         )
     layers = sorted(set(cutoff_layers or [n_layers]))
     _check_layers(layers, range(start, n_layers + 1, step))

@@ -86,19 +86,17 @@ class Batch:
         """
         if not self.n_passage.any():
             return self
-        lengths, n_means = np.diff(self.offsets), -(-self.n_passage // ratio)
-        offsets = _offsets(n_means + lengths - self.n_passage)
-        places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
-        n_means, n_passage = (np.repeat(counts, np.diff(offsets)) for counts in (n_means, self.n_passage))
-        is_mean = places < n_means
-        firsts = np.where(is_mean, places * ratio, places - n_means + n_passage)
-        counts = np.where(is_mean, np.minimum(ratio, n_passage - firsts), 1)
-        firsts += np.repeat(self.offsets[:-1], np.diff(offsets))
+        lengths = np.diff(self.offsets)
+        # The first token of each mean, and every token that stays alone, in each piece.
+        firsts = [np.r_[0:n:ratio, n:length] for n, length in zip(self.n_passage, lengths, strict=True)]
+        places = np.concatenate([start + first for start, first in zip(self.offsets, firsts, strict=False)])
+        counts = np.diff(places, append=self.offsets[-1])
         weights = (np.float32(1) / counts.astype(np.float32))[:, None]
-        states = self.states[firsts] * weights
+        states = self.states[places] * weights
         for i in range(1, ratio):
             more = counts > i
-            states[more] += self.states[firsts[more] + i] * weights[more]
+            states[more] += self.states[places[more] + i] * weights[more]
+        offsets = _offsets([len(first) for first in firsts])
         return replace(self, states=states, offsets=offsets, n_passage=-(-self.n_passage // ratio))
 
     @property
