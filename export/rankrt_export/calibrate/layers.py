@@ -30,6 +30,7 @@ def layers_of(checkpoint: Checkpoint) -> Layers:
         config=checkpoint.config,
         weights=checkpoint.weights,
         target="cpu",
+        operators="cpu",
         readouts=_any_readouts(checkpoint),
         max_length=1,
         new_graph=lambda: Graph(weights=checkpoint.weights, data=_Nowhere(), precision=recorder),

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Layout
-from rankrt.artifact.precisions import Target
+from rankrt.artifact.precisions import Operators, Target
 from rankrt_export.checkpoint.head import Head
 from rankrt_export.checkpoint.weights import Weights
 from rankrt_export.graph.graph import Graph
@@ -26,6 +26,7 @@ class Readout:
 class Blueprint:
     """A checkpoint for one target in one precision.
 
+    operators   those of the engine that runs it
     config      its config.json
     readouts    of a causal model, in ascending order of their layers; of any other none
     max_length  the most tokens that a row may have
@@ -37,6 +38,7 @@ class Blueprint:
     config: Mapping[str, Any]
     weights: Weights
     target: Target
+    operators: Operators
     readouts: Sequence[Readout]
     max_length: int
     new_graph: Callable[[], Graph]

@@ -67,6 +67,7 @@ def _write_graphs(job: Job, plan: Plan, folder: Path, bar: Bar) -> tuple[list[Va
                 config=checkpoint.config,
                 weights=checkpoint.weights,
                 target=key.target,
+                operators=key.operators,
                 readouts=job.readouts,
                 max_length=checkpoint.max_length,
                 has_token_types=has_token_types(checkpoint),

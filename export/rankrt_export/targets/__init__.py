@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from rankrt.artifact.precisions import Target
+from rankrt.artifact.precisions import Operators, Target
 from rankrt_export.graph.graph import CausalEngine, Engine, Graph, RotaryEngine
 from rankrt_export.targets.cpu import CpuEngine
 from rankrt_export.targets.cpu_causal import CausalCpuEngine
@@ -10,21 +10,25 @@ from rankrt_export.targets.cpu_rotary import RotaryCpuEngine
 from rankrt_export.targets.cuda import CudaEngine
 from rankrt_export.targets.cuda_causal import CausalCudaEngine
 from rankrt_export.targets.cuda_rotary import RotaryCudaEngine
+from rankrt_export.targets.openvino import OpenVinoEngine
+from rankrt_export.targets.openvino_rotary import RotaryOpenVinoEngine
 from rankrt_export.targets.segment import SegmentShape
 from rankrt_export.targets.tensorrt import TensorRtEngine
 from rankrt_export.targets.tensorrt_causal import CausalTensorRtEngine
 from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtEngine
 
-TARGETS: Mapping[Target, Callable[[Graph], Engine]] = {
+TARGETS: Mapping[Operators, Callable[[Graph], Engine]] = {
     "cpu": CpuEngine,
     "cuda": CudaEngine,
     "tensorrt": TensorRtEngine,
+    "openvino": OpenVinoEngine,
 }
 # The numbers are those of the heads, and of the features of each.
-ROTARY_TARGETS: Mapping[Target, Callable[[Graph, int, int], RotaryEngine]] = {
+ROTARY_TARGETS: Mapping[Operators, Callable[[Graph, int, int], RotaryEngine]] = {
     "cpu": RotaryCpuEngine,
     "cuda": RotaryCudaEngine,
     "tensorrt": RotaryTensorRtEngine,
+    "openvino": RotaryOpenVinoEngine,
 }
 CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
     "cpu": CausalCpuEngine,

@@ -19,10 +19,14 @@ from rankrt.files.rights import unreadable
 FORMAT_VERSION = 4
 MANIFEST = "rankrt.json"
 
-# How a graph wants its rows: one flat sequence with offsets; a matrix of rows of one length; flat and causal, in
-# segments of layers that may begin behind a prefix which several rows share; flat, with the places that a GPU's
-# attention wants; or a matrix whose rows are filled up to the longest, with their lengths.
-Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
+# How a graph wants its rows:
+# packed   one flat sequence with offsets
+# stacked  a matrix of rows of one length
+# causal   flat, in segments of layers that may begin after a prefix which several rows share
+# varlen   flat, with the places that a GPU's attention wants
+# padded   a matrix whose rows are filled up to the longest, with their lengths
+# spread   flat, with the places of rows of like lengths in a matrix for attention alone
+Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded", "spread"]
 
 # How many exits a variant may have. On a GPU a decoder is one graph, which ends behind one.
 _N_EXITS: Mapping[Layout, Container[int]] = {"causal": range(1, 1 << 16), "padded": (0, 1)}
