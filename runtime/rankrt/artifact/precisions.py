@@ -125,9 +125,9 @@ PRECISIONS: Mapping[Precision, PrecisionRow] = {
         bytes_in_memory=4,
         prepared_growth=2.7,
     ),
-    # The artifact holds fp32. OpenVINO rounds weights when it loads them, and all states, sums of layers too, to 8 bits.
-    # Limits: a small trained model differed by 0.47, with a mean tau of 0.964. Memory: the packed weights; those in the
-    # files are mapped and shared.
+    # The artifact holds fp32. OpenVINO rounds weights and all states to 8 bits, sums of layers too. Limits: a small
+    # trained model differed by 0.47, with a mean tau of 0.964. Memory: the packed weights. Those in the files are
+    # mapped and shared.
     "bf16": PrecisionRow(
         help="brain floats, by OpenVINO",
         targets=("cpu",),
