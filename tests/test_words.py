@@ -16,7 +16,9 @@ from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
+    "runtime/rankrt/backends/openvino.py",
     "runtime/rankrt/files",
+    "runtime/rankrt/loading/measure.py",
     "runtime/rankrt/server/dialects",
     "runtime/rankrt/server/failures.py",
     "runtime/rankrt/server/http",

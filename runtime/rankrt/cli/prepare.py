@@ -15,7 +15,7 @@ from rankrt.cli.options import DEVICE_HELP
 from rankrt.errors import RankrtError
 from rankrt.host.device import Device
 from rankrt.host.host import Host, this_host
-from rankrt.loading.choose import measurable, place_on_gpu, place_variant
+from rankrt.loading.choose import Asked, measurable, place, place_on_gpu
 from rankrt.loading.measure import measure
 from rankrt.loading.prepare import n_steps, prepare_for_gpu
 
@@ -48,9 +48,11 @@ def prepare(artifact: Path, device: str, precision: Any, max_length: int | None)
     if where is not None and where.is_gpu:
         _prepare_for_gpu(found, where, precision, max_length)
         return
-    for variant in measurable(found):
-        if precision in ("auto", variant.precision):
-            _measure(found, variant, this_host(), is_named=precision != "auto")
+    measured = [variant for variant in measurable(found) if precision in ("auto", variant.precision)]
+    for variant in measured:
+        _measure(found, variant, this_host(), is_named=precision != "auto")
+    if measured and precision != "auto":
+        return
     with Reranker.load(found.folder, device=device, precision=precision, max_length=max_length) as reranker:
         print(f"{reranker.variant.name} is ready on this host")
 
@@ -61,7 +63,8 @@ def _measure(artifact: Artifact, variant: Variant, host: Host, *, is_named: bool
     One that was not named is left out where it cannot run.
     """
     try:
-        record = measure(place_variant(artifact, variant, Device("cpu"), host), host.machine.cores.n)
+        asked = Asked(device=Device("cpu"), precision=variant.precision)
+        record = measure(place(artifact, asked, host), host.machine.cores.n)
     except RankrtError as error:
         if is_named:
             raise

@@ -87,7 +87,7 @@ def _checked(placement: Placement, logits: Float32Array) -> float:
 
 
 def _check_alone(placement: Placement, backend: Backend, encoded: Encoded, logits: Float32Array) -> None:
-    """Raise ScoreError if a row alone has another logit than beside others, to the last bit."""
+    """Raise ScoreError if a row alone has another logit than beside others, in any bit."""
     alone = np.array([backend.run(row, is_wide=True).last[0] for row in _rows(encoded)], np.float32)
     if not np.array_equal(alone, logits):
         raise ScoreError(
