@@ -3,8 +3,8 @@
 One compiled model has all threads, and takes wide runs only. A second one with a single thread would hold the weights
 again. Weights stay fp32 in the artifact. OpenVINO rounds and packs them, in private memory of each process.
 
-Two habits of OpenVINO would surprise. It prepares kernels for each new shape of a run, and keeps them; here their number
-is limited. It computes in fp32 where it cannot in brain floats; here that is an error.
+Two habits of OpenVINO would surprise. It prepares kernels for each new shape of a run, and keeps them; here their
+number is limited. It computes in fp32 where it cannot in brain floats; here that is an error.
 """
 
 from collections.abc import Sequence

@@ -101,7 +101,7 @@ def choose(
     """
     sets = (None, *((instruction_set,) if instruction_set else machine.instruction_sets))
     slower = _slower(machine, instruction_set)
-    if precision in slower:
+    if precision != "auto" and precision in slower:
         raise DeviceError(
             f"{machine.processor} {slower[precision]}: {precision} would be slower than fp32 here; use precision='fp32'"
         )
