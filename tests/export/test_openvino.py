@@ -19,9 +19,10 @@ from rankrt_export.cli import notices
 from rankrt_export.errors import CheckpointError
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import sample
-from tests.export.conftest import Make
+from tests.export.conftest import Make, transformers
 from tests.export.decoders import make_decoder
 from tests.export.test_gpu_graphs import TENSORRT_OPERATORS, graph_of
+from tests.export.test_gte import new_checkpoint
 from tests.export.test_modernbert import SMALL
 
 pytestmark = pytest.mark.export
@@ -62,7 +63,17 @@ def by_onnxruntime(artifact: Artifact, encoded: Encoded) -> Float32Array:
 def test_the_graph_computes_what_the_one_for_cpus_does(
     make_checkpoint: Make, tmp_path: Path, config: str, changes: dict[str, Any]
 ):
-    artifact = export(str(make_checkpoint(config, **changes)), tmp_path / "artifact", BF16)
+    assert_same_logits(export(str(make_checkpoint(config, **changes)), tmp_path / "artifact", BF16))
+
+
+@pytest.mark.skipif(not hasattr(transformers, "GteConfig"), reason="transformers has GTE since 5.23")
+def test_the_graph_of_gte_does_too(tmp_path: Path):
+    checkpoint = new_checkpoint(tmp_path / "gte", type_vocab_size=2, has_token_types=True)
+    assert_same_logits(export(str(checkpoint), tmp_path / "artifact", BF16))
+
+
+def assert_same_logits(artifact: Artifact) -> None:
+    """Compare the graph for OpenVINO, in fp32, with the one that is verified against PyTorch."""
     with Reranker.load(artifact.folder, precision="fp32", prepare=False) as reranker:
         encoded = reranker.encode(sample().pairs[::3])
         expected = reranker._scorer().backend.logits(encoded).last
