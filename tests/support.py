@@ -96,6 +96,8 @@ def tiny_artifact(
         graph = f"{target}-{precision}.onnx"
         data = f"points.{precision}.data" if target == "cpu" else f"points.{target}.{precision}.data"
         worth, of_target = (points or {}).get(precision, POINTS), layout if target == "cpu" else LAYOUTS[target]
+        if precision == "bf16":
+            of_target = "spread"
         model = stacked_graph() if of_target == "stacked" else _GRAPHS[of_target](worth)
         onnx.save(model, folder / graph, save_as_external_data=True, location=data, size_threshold=64)
         variants.append(
@@ -246,7 +248,7 @@ def padded_graph(points: np.ndarray = POINTS) -> onnx.ModelProto:
     return _model(nodes, constants, inputs)
 
 
-_GRAPHS = {"packed": packed_graph, "varlen": varlen_graph, "padded": padded_graph}
+_GRAPHS = {"packed": packed_graph, "varlen": varlen_graph, "padded": padded_graph, "spread": varlen_graph}
 
 
 class FakeBackend:

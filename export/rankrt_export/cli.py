@@ -13,7 +13,9 @@ from rankrt.artifact.describe import describe
 from rankrt.artifact.manifest import Artifact
 from rankrt.artifact.precisions import PRECISIONS, TARGETS, Precision
 from rankrt.artifact.source import Hub
+from rankrt.backends.openvino import why_not_bf16
 from rankrt.cli.arguments import Choice, Command, Real, Whole, file_argument, file_option, list_option, option
+from rankrt.host.cpu import this_machine
 from rankrt_export.decoders.styles import STYLES
 from rankrt_export.errors import OptionsError
 from rankrt_export.job.options import Options, precisions_of
@@ -241,9 +243,13 @@ def notices(artifact: Artifact) -> Iterator[str]:
     """Say which variants could not be verified here, and where they can be."""
     for variant in artifact.manifest.variants:
         if variant.verification is None:
+            on = "there is no CUDA device here", f"--device {variant.target}"
+            if variant.key.is_for_openvino:
+                on = why_not_bf16(this_machine()) or "", f"--precision {variant.precision}"
+            reason, option = on
             yield (
-                f"rankrt: {variant.name} is not verified, because there is no CUDA device here. On a host that has"
-                f" one: rankrt prepare {artifact.folder} --device {variant.target}"
+                f"rankrt: {variant.name} is not verified, because {reason}. On a host that has what it needs: rankrt"
+                f" prepare {artifact.folder} {option}"
             )
 
 

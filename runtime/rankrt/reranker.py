@@ -100,8 +100,9 @@ class Reranker:
                     exported into the cache once, which needs the export extra
         device      "cpu"; "cuda" or "tensorrt", with the number of the GPU as in "cuda:1". "auto" takes a GPU that can
                     be used if the artifact has a verified variant for it, else the CPU
-        precision   "auto" takes on a CPU int8 if the artifact has verified it and this processor gains from it, else
-                    fp32. On a GPU it takes fp16, then fp32, and 8 bits only where there is nothing else
+        precision   "auto" takes on a CPU int8 if the artifact has verified it and this processor gains from it, then
+                    bf16 if `rankrt prepare` found it faster here, else fp32. On a GPU it takes fp16, then fp32, and 8
+                    bits only where there is nothing else
         instruction_set  of int8 on a CPU, "vnni" or "avx2"; by default that of this processor
         n_threads   threads for the model; by default the physical cores that affinity and cgroup quota leave
         max_length  tokens of a row, special ones counted; by default 512 or the model's limit

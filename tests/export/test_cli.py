@@ -45,7 +45,7 @@ def test_an_option_that_would_change_nothing_is_refused(tmp_path: Path, capsys: 
         ("--max-drift -1", "--max-drift: -1.0 is less than 0"),
         ("--max-drift nan", "--max-drift: 'nan' is not a finite number"),
         ("--min-tau 2", "--min-tau: 2.0 is more than 1"),
-        ("--precision fp32,fp61", "'fp61' is not one of fp32, fp16, w8, int8, fp8, int4; did you mean fp16?"),
+        ("--precision fp32,fp61", "'fp61' is not one of fp32, fp16, bf16, w8, int8, fp8, int4; did you mean fp16?"),
         ("--precision fp32 fp61", "unexpected argument 'fp61'; did you mean fp16?"),
         ("--target gpu", "--target: 'gpu' is not one of cpu, cuda, tensorrt"),
         ("--cutoff-layers 8 x", "unexpected argument 'x'"),

@@ -193,6 +193,7 @@ def scored(folder: Path, head: Head, encoded: Encoded) -> Float32Array:
             config=read_config(folder / "config.json"),
             weights=weights,
             target="cpu",
+            operators="cpu",
             readouts=[],
             max_length=512,
             new_graph=partial(Graph, weights=weights, data=data, precision=Float32()),

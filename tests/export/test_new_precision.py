@@ -18,8 +18,8 @@ pytestmark = pytest.mark.export
 ROOT = Path(__file__).resolve().parents[2]
 TABLE, FOLDER = Path("runtime/rankrt/artifact/precisions.py"), Path("export/rankrt_export/precision")
 ROW = """
-    "bf16": PrecisionRow(
-        help="brain floats",
+    "w16": PrecisionRow(
+        help="weights in brain floats",
         targets=("cpu",),
         rank_on_cpu=1,
         rank_on_gpu=7,
@@ -45,7 +45,7 @@ class BFloat16:
 
     def stored(self, graph, weight):
         shape, blocks = graph.weights.shape(weight), lambda: graph.weights.blocks(weight)
-        return graph.external("weights.bf16.data", f"{weight}.bf16", ml_dtypes.bfloat16, shape, blocks)
+        return graph.external("weights.w16.data", f"{weight}.w16", ml_dtypes.bfloat16, shape, blocks)
 
     def linear(self, graph, x, weight, bias):
         return gemm(graph, x, graph.op("Cast", self.stored(graph, weight), to=FLOAT), bias)
@@ -54,7 +54,7 @@ class BFloat16:
         return graph.op("Cast", graph.op("Gather", self.stored(graph, table), ids), to=FLOAT)
 
 
-METHODS = (FixedMethod(target="cpu", precision="bf16", arithmetic=BFloat16()),)
+METHODS = (FixedMethod(target="cpu", precision="w16", arithmetic=BFloat16()),)
 '''
 # What a user does with it: export and verify, look, check, load without naming it, and score.
 USE = """
@@ -63,7 +63,7 @@ from rankrt import Reranker
 from rankrt.cli.main import main
 
 checkpoint, artifact = sys.argv[1:]
-assert main(["export", checkpoint, artifact, "--precision", "fp32,bf16"]) == 0
+assert main(["export", checkpoint, artifact, "--precision", "fp32,w16"]) == 0
 assert main(["doctor", artifact]) == 0
 pairs = [("who?", "me"), ("where?", "here, and there"), ("when?", "now")]
 with Reranker.load(artifact) as chosen, Reranker.load(artifact, precision="fp32") as exact:
@@ -76,7 +76,7 @@ def test_a_row_and_a_file_are_all_that_a_new_precision_needs(make_checkpoint: Ma
     for package in ("runtime/rankrt", "export/rankrt_export"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     table = (tmp_path / TABLE).read_text()
-    table = table.replace('Precision: TypeAlias = Literal["fp32",', 'Precision: TypeAlias = Literal["fp32", "bf16",')
+    table = table.replace('Precision: TypeAlias = Literal["fp32",', 'Precision: TypeAlias = Literal["fp32", "w16",')
     (tmp_path / TABLE).write_text(table.replace('    "w8": PrecisionRow(', f'{ROW}    "w8": PrecisionRow('))
     (tmp_path / FOLDER / "bfloat16.py").write_text(FILE)
     folders = [str(tmp_path / "runtime"), str(tmp_path / "export"), str(ROOT)]
@@ -89,7 +89,7 @@ def test_a_row_and_a_file_are_all_that_a_new_precision_needs(make_checkpoint: Ma
     )
     assert process.returncode == 0, process.stderr
     name, max_difference, (scores, exact) = json.loads(process.stdout.splitlines()[-1])
-    assert name == "cpu-bf16"
+    assert name == "cpu-w16"
     assert 0 < max_difference < 4
     assert scores != exact
     assert scores == pytest.approx(exact, abs=4)

@@ -44,7 +44,7 @@ def test_auto_takes_int8_where_the_processor_gains_from_it(both: Artifact):
 def test_auto_takes_fp32_and_says_so_where_it_gains_nothing(both: Artifact, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         assert choose(both, "auto", machine("asimd")).precision == "fp32"
-    assert "A Processor has no fast products of bytes: using fp32, not int8" in caplog.text
+    assert "A Processor has no fast products of bytes (AVX2, or asimddp on Arm): using fp32, not int8" in caplog.text
 
 
 def test_int8_by_name_is_refused_on_such_a_processor(both: Artifact):

@@ -119,7 +119,7 @@ class Config:
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,)."""
     graph = blueprint.new_graph()
-    engine = TARGETS[blueprint.target](graph)
+    engine = TARGETS[blueprint.operators](graph)
     family = FAMILIES[blueprint.config["architectures"][0]]
     model = _Encoder(graph, engine, family, Config.read(blueprint.config, family))
     logits = model.logits(has_token_types=blueprint.has_token_types)

@@ -108,7 +108,7 @@ def build(blueprint: Blueprint) -> Sequence[Section]:
 
     Outputs are `logits` after a readout's layer, and what sections hand on.
     """
-    assert blueprint.target != "portable", "that is for encoders"
+    assert blueprint.operators not in ("openvino", "portable"), "those are for encoders"
     shape, start, sections = Config.read(blueprint.config), 0, []
     readouts = {one.layer: one for one in blueprint.readouts}
     last = max(readouts)

@@ -70,7 +70,7 @@ class Config:
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,)."""
     graph, shape = blueprint.new_graph(), Config.read(blueprint.config)
-    engine = ROTARY_TARGETS[blueprint.target](graph, shape.n_heads, shape.head_size)
+    engine = ROTARY_TARGETS[blueprint.operators](graph, shape.n_heads, shape.head_size)
     model = _Encoder(graph, engine, shape, blueprint.max_length)
     first = model.first_tokens(has_token_types=blueprint.has_token_types)
     logits = score(graph, classifier_head(blueprint.weights), first)

@@ -90,7 +90,7 @@ def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,), by the blueprint's head or the classifier's own."""
     graph = blueprint.new_graph()
     shape = Config.read(blueprint.config)
-    engine = ROTARY_TARGETS[blueprint.target](graph, shape.n_heads, shape.head_size)
+    engine = ROTARY_TARGETS[blueprint.operators](graph, shape.n_heads, shape.head_size)
     head = blueprint.head or classifier_head(blueprint.config, blueprint.weights)
     model = _Encoder(graph, engine, shape, blueprint.max_length)
     logits = score(graph, head, model.pooled(head))

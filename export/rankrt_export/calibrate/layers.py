@@ -30,6 +30,7 @@ def layers_of(checkpoint: Checkpoint, readout: Readout | None = None) -> Layers:
         config=checkpoint.config,
         weights=checkpoint.weights,
         target="cpu",
+        operators="cpu",
         readouts=[] if readout is None else [readout],
         max_length=1,
         new_graph=lambda: Graph(weights=checkpoint.weights, data=_Nowhere(), precision=recorder),

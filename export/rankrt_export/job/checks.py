@@ -43,6 +43,11 @@ def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], opt
             f"{checkpoint.id} is a {checkpoint.architecture}, which is written for CPUs only, not for {on_gpus}. The"
             " attention of the graphs for GPUs has neither Gemma 2's windows nor its bounds"
         )
+    if checkpoint.is_decoder and (keys := [key for key in variants if key.is_for_openvino]):
+        raise CheckpointError(
+            f"{keys[0]} is for encoders, and {checkpoint.id} is a decoder ({checkpoint.architecture}). Leave"
+            f" {keys[0].precision} out, or name a GPU with --target"
+        )
     if checkpoint.architecture in ARCHITECTURES:
         return
     if checkpoint.saved.head is not None:  # transformers, which tracing needs, cannot load it
@@ -80,8 +85,8 @@ def estimate_bytes(job: Job) -> int:
     """Return about how many bytes the data files take: a precision's, which its targets share, or a variant's own."""
     per_weight: dict[object, float] = {}
     for key in job.variants:
-        own = method_of(key).bytes_per_weight
-        per_weight |= {key.precision: key.row.bytes_per_weight} if own is None else {key: own}
+        own, stored_as = method_of(key).bytes_per_weight, key.row.stored_as or key.precision
+        per_weight |= {stored_as: key.row.bytes_per_weight} if own is None else {key: own}
     return int(job.n_parameters * sum(per_weight.values()))
 
 

@@ -77,6 +77,7 @@ def _write_graphs(job: Job, plan: Plan, folder: Path, bar: Bar) -> tuple[list[Va
                 config=checkpoint.config,
                 weights=checkpoint.weights,
                 target=key.target,
+                operators=key.operators,
                 readouts=job.readouts,
                 cuts=list(job.compressions),
                 max_length=checkpoint.max_length,

@@ -50,7 +50,8 @@ def write_graph(
         blueprint = Blueprint(
             config=checkpoint.config,
             weights=checkpoint.weights,
-            target="portable",
+            target="cpu",
+            operators="portable",
             readouts=(),
             max_length=checkpoint.max_length,
             has_token_types=has_token_types(checkpoint),

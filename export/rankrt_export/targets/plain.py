@@ -29,6 +29,14 @@ def mask(graph: Graph, is_seen: ir.Value, axes: Sequence[int]) -> ir.Value:
     return graph.op("Unsqueeze", added, graph.ints(*axes))
 
 
+def is_near(graph: Graph, places: ir.Value, reach: int) -> ir.Value:
+    """Tell of each two places, (width, width), whether they are at most `reach` apart."""
+    own = graph.op("Unsqueeze", places, graph.ints(1))
+    step = graph.constant(f"int32({reach + 1})", np.array(reach + 1, np.int32))
+    is_before = graph.op("Less", places, graph.op("Add", own, step))
+    return graph.op("And", is_before, graph.op("Less", own, graph.op("Add", places, step)))
+
+
 def attention(graph: Graph, query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value, size: int) -> ir.Value:
     """Return the output of attention, (n_rows, n_queries, n_heads * size), from states of as many heads."""
     scale = graph.constant(f"{size}**-0.5", np.array(size**-0.5, _TYPE_OF[graph.states]))

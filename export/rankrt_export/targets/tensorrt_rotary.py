@@ -51,14 +51,8 @@ class RotaryTensorRtEngine(PaddedRows):
     def _window(self, reach: int) -> ir.Value:
         """Return the mask of what is within reach, (n_rows, 1, longest, longest)."""
         if reach not in self._windows:
-            graph, places = self._graph, self._places
-            own = graph.op("Unsqueeze", places, graph.ints(1))
-            step = graph.constant(f"int32({reach + 1})", np.array(reach + 1, np.int32))
-            is_near = graph.op(
-                "And",
-                graph.op("Less", places, graph.op("Add", own, step)),
-                graph.op("Less", own, graph.op("Add", places, step)),
-            )
+            graph = self._graph
+            is_near = plain.is_near(graph, self._places, reach)
             is_there = graph.op("Unsqueeze", self._is_there, graph.ints(1))
             self._windows[reach] = plain.mask(graph, graph.op("And", is_near, is_there), axes=(1,))
         return self._windows[reach]

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.backends.openvino import why_not_bf16
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device
@@ -30,7 +31,9 @@ class Scorer(Protocol):
 
 
 def can_run(variant: Variant) -> bool:
-    """Tell whether this host can run a variant: CUDA's attention has no kernel for a CPU."""
+    """Tell whether this host can run a variant: CUDA's attention has no CPU kernel, and few CPUs have brain floats."""
+    if variant.key.is_for_openvino:
+        return why_not_bf16(this_host().machine) is None
     if variant.target != "cuda":
         return True
     try:

@@ -22,8 +22,9 @@ MANIFEST = "rankrt.json"
 
 # How a graph takes its rows. "packed": one flat sequence, with offsets. "stacked": a matrix of rows of one length.
 # "causal": flat, in segments of layers, after a prefix that several rows may share. "varlen": flat, with the places
-# that a GPU's attention takes. "padded": a matrix of rows that are padded to the longest, with their lengths.
-Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded"]
+# that a GPU's attention takes. "padded": a matrix of rows that are padded to the longest, with their lengths. "spread":
+# flat, with the places of rows of like lengths in a matrix, which attention alone takes.
+Layout: TypeAlias = Literal["packed", "stacked", "causal", "varlen", "padded", "spread"]
 
 # How many exits a variant may have. On a GPU a decoder is one graph, which ends after one.
 _N_EXITS: Mapping[Layout, Container[int]] = {"causal": range(1, 1 << 16), "padded": (0, 1)}

@@ -10,6 +10,7 @@ import numpy as np
 
 from rankrt.arrays import Int32Array, Int64Array
 from rankrt.artifact.manifest import Layout
+from rankrt.backends.planner import spread_width
 from rankrt.text.pairs import Encoded
 
 # Graphs with windowed attention take the tokens of a run on a GPU in blocks of so many.
@@ -35,16 +36,16 @@ def stacked(encoded: Encoded, rows: Int64Array) -> dict[str, Int64Array]:
     return {"input_ids": ids, "token_type_ids": types.astype(np.int64)}
 
 
-def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
+def varlen(encoded: Encoded, rows: Int64Array, width: int | None = None) -> dict[str, Int32Array]:
     """Concatenate rows, with the position of each token, and its place in a matrix of the rows.
 
-    token_offset  (n_rows, longest) the places of all tokens in a matrix padded to the longest row, in order, and after
-                  them the places that are padding
+    token_offset  (n_rows, width) the places of all tokens in a matrix, in order, and after them the places that are
+                  padding. If `width` is None, it is the length of the longest row
     token_rows    (n_tokens,) the row of each token
     blocks        (n_blocks,) the numbers of the blocks of tokens, for windowed attention
     """
     lengths = encoded.lengths[rows]
-    is_token = np.arange(int(lengths.max())) < lengths[:, None]
+    is_token = np.arange(width or int(lengths.max())) < lengths[:, None]
     places = np.concatenate([np.flatnonzero(is_token), np.flatnonzero(~is_token)])
     rows_of_tokens, positions = np.nonzero(is_token)
     return {
@@ -54,6 +55,16 @@ def varlen(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
         "blocks": np.arange(-(-len(positions) // BLOCK_TOKENS), dtype=np.int32),
         "token_offset": places.astype(np.int32).reshape(is_token.shape),
     }
+
+
+def spread(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
+    """Concatenate rows of like lengths, as `varlen` does, with places in a matrix as wide as each of them needs.
+
+    A row's width depends on its own length alone. So attention adds in the same order whatever rows are beside it.
+    """
+    width = spread_width(int(encoded.lengths[rows].max()))
+    assert spread_width(int(encoded.lengths[rows].min())) == width, "the planner puts like lengths together"
+    return varlen(encoded, rows, width)
 
 
 def padded(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
@@ -70,6 +81,7 @@ def padded(encoded: Encoded, rows: Int64Array) -> dict[str, Int32Array]:
 BATCHES: Mapping[Layout, Callable[[Encoded, Int64Array], Mapping[str, Int32Array | Int64Array]]] = {
     "packed": packed,
     "stacked": stacked,
+    "spread": spread,
 }
 GPU_BATCHES: Mapping[Layout, Callable[[Encoded, Int64Array], Mapping[str, Int32Array]]] = {
     "varlen": varlen,

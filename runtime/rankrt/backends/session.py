@@ -33,6 +33,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_sessions_for_ever)
 
 
+def keep_after_fork(session: Any) -> None:
+    """Keep a session, of whichever engine, from being destroyed in a forked child."""
+    _sessions.add(session)
+
+
 def import_onnxruntime() -> Any:
     """Return the onnxruntime module. Raises MissingExtra if there is none, DeviceError if there are two."""
     if len(installed_engines()) > 1:
@@ -119,7 +124,7 @@ def open_session(
             session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
     except Exception as error:  # the engine's exceptions share no base of their own
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}") from error
-    _sessions.add(session)
+    keep_after_fork(session)
     if (used := session.get_providers()[0]) != provider:
         raise DeviceError(f"ONNX Runtime {ort.__version__} took {used} instead of {provider} for {graph}")
     return session

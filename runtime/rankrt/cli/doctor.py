@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from rankrt.artifact.manifest import Artifact, Variant, open_artifact
+from rankrt.backends.openvino import openvino_version, why_not_bf16
 from rankrt.backends.session import import_onnxruntime, installed_engines
 from rankrt.cli.arguments import Command, file_argument, option
 from rankrt.cli.finding import Finding, checked
@@ -26,8 +27,8 @@ from rankrt.host.cpu import Machine, this_machine
 from rankrt.host.device import Device
 from rankrt.host.gpus import has_driver
 from rankrt.host.host import this_host
-from rankrt.loading.choose import Asked, place
-from rankrt.loading.prepared import drift_limit
+from rankrt.loading.choose import Asked, place, place_variant
+from rankrt.loading.prepared import drift_limit, find_record, key_of
 from rankrt.reranker import Reranker
 
 if sys.platform != "win32":
@@ -47,6 +48,8 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
     yield _telemetry()
     yield _limits()
     yield from _cache()
+    if not on.is_gpu:
+        yield _brain_floats()
     if on.target == "tensorrt":
         detail = "TensorRT is experimental; compare its scores with the CPU's before you rely on them"
         yield Finding(name="tensorrt", verdict="note", detail=detail)
@@ -95,6 +98,22 @@ def _engine() -> str:
     ort = import_onnxruntime()
     names = ", ".join(f"{name} {version}" for name, version in installed_engines().items()) or "of unknown origin"
     return f"{names}; providers: {', '.join(ort.get_available_providers())}"
+
+
+def _brain_floats() -> Finding:
+    """Say by which instructions OpenVINO would compute bf16 here, and whether it is installed."""
+    found, engine = this_machine().multiplies_bf16, openvino_version()
+    if found is None:
+        detail = "this processor has neither AMX (amx_bf16) nor AVX-512 BF16 (avx512_bf16), so bf16 is not used"
+        return Finding(name="bf16", verdict="ok", detail=detail)
+    facts = [f"by {found}"]
+    if found != "AMX":
+        facts.append("it is faster than fp32 on AMD's processors and slower on Intel's without AMX")
+    if engine is None:
+        facts.append("OpenVINO is not installed: pip install 'rankrt[cpu,openvino]'")
+    else:
+        facts.append(f"openvino {engine}; rankrt prepare ARTIFACT measures it")
+    return Finding(name="bf16", verdict="ok", detail="; ".join(facts))
 
 
 def _cache() -> Iterator[Finding]:
@@ -165,7 +184,21 @@ def _artifact(folder: Path, device: Device) -> Iterator[Finding]:
             continue
         if device.is_gpu:
             yield from examine_variant(artifact, variant, device)
+        if variant.key.is_for_openvino:
+            if (reason := why_not_bf16(this_machine())) is not None:
+                yield Finding(name=variant.name, verdict="note", detail=f"cannot run here: {reason}")
+                continue
+            yield _measured(artifact, variant)
         yield _examples(artifact, variant, device)
+
+
+def _measured(artifact: Artifact, variant: Variant) -> Finding:
+    """Say how fast a variant is here that "auto" takes only if it was measured."""
+    record = find_record(key_of(place_variant(artifact, variant, Device("cpu"), this_host())))
+    if record is None:
+        detail = f"was not measured here, so precision='auto' does not take it: rankrt prepare {artifact.folder}"
+        return Finding(name=variant.name, verdict="note", detail=detail)
+    return Finding(name=variant.name, verdict="ok", detail=f"takes {record.relative_time:.2f} of fp32's time here")
 
 
 def _choice(artifact: Artifact, device: Device) -> str:
@@ -191,7 +224,8 @@ def _hashes(artifact: Artifact) -> str:
 def _examples(artifact: Artifact, variant: Variant, device: Device) -> Finding:
     """Score the manifest's examples here and compare with what PyTorch answered where it was exported."""
     name, examples = variant.name, artifact.manifest.examples
-    if not examples or (variant.verification is None and not device.is_gpu):
+    may_be_unverified = device.is_gpu or variant.key.is_for_openvino  # the exporting host could not run it
+    if not examples or (variant.verification is None and not may_be_unverified):
         return Finding(name=name, verdict="note", detail="was exported without verification: nothing to compare with")
     try:
         with Reranker.load(

@@ -7,14 +7,16 @@ import click
 from tqdm import tqdm
 
 from rankrt import Reranker
-from rankrt.artifact.manifest import Artifact, open_artifact
+from rankrt.artifact.manifest import Artifact, Variant, open_artifact
 from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.cli import streams
 from rankrt.cli.arguments import Choice, Command, Whole, file_argument, option
 from rankrt.cli.options import DEVICE_HELP
+from rankrt.errors import RankrtError
 from rankrt.host.device import Device
-from rankrt.host.host import this_host
-from rankrt.loading.choose import place_on_gpu
+from rankrt.host.host import Host, this_host
+from rankrt.loading.choose import Asked, measurable, place, place_on_gpu
+from rankrt.loading.measure import measure
 from rankrt.loading.prepare import n_steps, prepare_for_gpu
 
 
@@ -30,7 +32,8 @@ from rankrt.loading.prepare import n_steps, prepare_for_gpu
     "--precision",
     type=Choice(["auto", *PRECISIONS]),
     default="auto",
-    help="Precision to prepare. auto is the best one for a CPU, and all that the artifact has for a GPU.",
+    help="Precision to prepare. auto is the best one for a CPU, once bf16 was measured, and all that the artifact has"
+    " for a GPU.",
 )
 @option(
     "--max-length",
@@ -45,8 +48,34 @@ def prepare(artifact: Path, device: str, precision: Any, max_length: int | None)
     if where is not None and where.is_gpu:
         _prepare_for_gpu(found, where, precision, max_length)
         return
+    measured = [variant for variant in measurable(found) if precision in ("auto", variant.precision)]
+    for variant in measured:
+        _measure(found, variant, this_host(), is_named=precision != "auto")
+    if measured and precision != "auto":
+        return
     with Reranker.load(found.folder, device=device, precision=precision, max_length=max_length) as reranker:
         print(f"{reranker.variant.name} is ready on this host")
+
+
+def _measure(artifact: Artifact, variant: Variant, host: Host, *, is_named: bool) -> None:
+    """Verify a variant on this processor, and measure whether it is faster than fp32.
+
+    One that was not named is left out where it cannot run.
+    """
+    try:
+        asked = Asked(device=Device("cpu"), precision=variant.precision)
+        record = measure(place(artifact, asked, host), host.machine.cores.n)
+    except RankrtError as error:
+        if is_named:
+            raise
+        print(f"{variant.name} is left out: {error}")
+        return
+    taken = "takes it" if record.is_faster else "does not take it"
+    print(
+        f"{variant.name} is ready on this host: {record.n_examples} examples differ from PyTorch by up to"
+        f" {record.max_difference:.1e} (limit {record.limit:.1e}). It takes {record.relative_time:.2f} of fp32's time,"
+        f" so precision='auto' {taken}"
+    )
 
 
 def _prepare_for_gpu(artifact: Artifact, device: Device, precision: Precision | Any, max_length: int | None) -> None:

@@ -2,6 +2,7 @@
 
     CACHE/prepared/NAME-VARIANT-DIGEST/    graphs and vocabularies made ready for this processor
     CACHE/gpu/...                          engines and records that `rankrt prepare` made
+    CACHE/measured/...                     how fast a variant is on this processor, and how far from PyTorch
     CACHE/exported/...                     artifacts of checkpoints that were loaded
     CACHE/hashes/...                       SHA-256 of files that were read whole, with the state they had then
 
@@ -36,7 +37,7 @@ from rankrt.files.locks import alone_with, hold
 from rankrt.files.rights import home_folder, this_user, unreadable
 from rankrt.files.seals import Seal
 
-Kind: TypeAlias = Literal["prepared", "gpu", "exported", "hashes"]
+Kind: TypeAlias = Literal["prepared", "gpu", "measured", "exported", "hashes"]
 # ready: made for this installation.
 # stale: made by or for another version, so never used here.
 # unfinished: being made, or left by a process that was killed.
@@ -44,7 +45,7 @@ Kind: TypeAlias = Literal["prepared", "gpu", "exported", "hashes"]
 # lock: held by a process while it makes an entry.
 State: TypeAlias = Literal["ready", "stale", "unfinished", "unreadable", "lock"]
 
-KINDS: tuple[Kind, ...] = ("prepared", "gpu", "exported", "hashes")
+KINDS: tuple[Kind, ...] = ("prepared", "gpu", "measured", "exported", "hashes")
 ENTRY = "entry.json"
 _FORMAT = 1
 # Records of entries from before there was one format for all.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rankrt.artifact.precisions import INSTRUCTION_SETS, InstructionSet
 
-# The flags by which ONNX Runtime's matrix kernels choose their code (mlas/lib/platform.cpp).
+# The flags by which ONNX Runtime's matrix kernels choose their code (mlas/lib/platform.cpp), and OpenVINO its own.
 _KERNEL_FLAGS = (
     "avx2",
     "fma",
@@ -20,6 +20,8 @@ _KERNEL_FLAGS = (
     "avx512bw",
     "avx512vl",
     "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
     "amx_int8",
     "asimd",
     "asimddp",
@@ -29,6 +31,8 @@ _KERNEL_FLAGS = (
 )
 # Each adds four products of bytes in 32 bits at once; the last is Arm's.
 _VNNI_FLAGS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"}
+# The instructions by which OpenVINO multiplies brain floats on x86, the fastest first.
+_BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,14 @@ class Machine:
     def multiplies_bytes(self) -> bool:
         """Whether products of 8-bit integers are faster than those of floats: with AVX2 or Arm's dot products."""
         return not {"avx2", "asimddp"}.isdisjoint(self.instructions)
+
+    @property
+    def multiplies_bf16(self) -> str | None:
+        """The instructions that multiply brain floats here, the fastest; None if there are none.
+
+        AMX multiplies tiles. AVX-512 BF16 doubles fp32's rate on AMD's processors; on Intel's it halves it.
+        """
+        return next((name for flag, name in _BF16_FLAGS.items() if flag in self.instructions), None)
 
     @property
     def instruction_sets(self) -> tuple[InstructionSet, ...]:

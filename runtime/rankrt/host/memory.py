@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -73,9 +73,22 @@ def release_free_memory() -> None:
 def unmap_largest(folder: Path) -> None:
     """Unmap the resident pages of the largest tensor that is mapped from a folder, in each mapping of it.
 
-    In every reranker that is the word table, since a vocabulary is larger than four times the width. A mapping with
-    pages of its own stays as it is, because what was written would be lost. ONNX Runtime maps its weights so that it
-    might write. Nothing happens while a session opens or closes. A new mapping at its addresses would lose its content.
+    In every reranker that is the word table, since a vocabulary is larger than four times the width.
+    """
+    _unmap(folder, lambda mapping, largest: mapping.n_bytes == largest)
+
+
+def unmap_all(folder: Path) -> None:
+    """Unmap the resident pages of all that is mapped from a folder, for an engine that packs copies of weights."""
+    _unmap(folder, lambda mapping, largest: True)
+
+
+def _unmap(folder: Path, is_chosen: Callable[["Mapping", int], bool]) -> None:
+    """Unmap the resident pages of chosen mappings from a folder. A choice sees a mapping and the largest one's size.
+
+    A mapping with pages of its own stays as it is, because what was written would be lost. ONNX Runtime maps its
+    weights so that it might write. Nothing happens while a session opens or closes. A new mapping at its addresses
+    would lose its content.
     """
     with _lock:
         n_changes = _n_changes
@@ -85,7 +98,7 @@ def unmap_largest(folder: Path) -> None:
         largest = max(mapping.n_bytes for mapping in found)
         madvise = ctypes.CDLL(None).madvise
         for mapping in found:
-            if mapping.n_bytes == largest and mapping.anonymous_kb == 0:
+            if is_chosen(mapping, largest) and mapping.anonymous_kb == 0:
                 start, n_bytes = ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.n_bytes)
                 if not _n_changing and _n_changes == n_changes:  # the collector may let a session go in this thread
                     madvise(start, n_bytes, _DONTNEED)

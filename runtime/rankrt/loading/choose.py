@@ -5,7 +5,7 @@ DeviceError that says why and what to do.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -49,8 +49,21 @@ def place(artifact: Artifact, asked: Asked, host: Host) -> Placement:
     may_be_gpu = asked.device is None and asked.instruction_set is None and host.has_driver
     if may_be_gpu and (found := _on_gpu_if_possible(artifact, asked.precision, host)):
         return found
-    variant = choose(artifact, asked.precision, host.machine, asked.instruction_set)
+    faster = measured_faster(artifact, host) if asked.precision == "auto" else ()
+    variant = choose(artifact, asked.precision, host.machine, asked.instruction_set, faster)
     return Placement(artifact=artifact, variant=variant, device=Device("cpu"), host=host)
+
+
+def measured_faster(artifact: Artifact, host: Host) -> Collection[str]:
+    """Return the names of the variants that `rankrt prepare` verified on this processor and found faster than fp32."""
+    here = (Placement(artifact=artifact, variant=v, device=Device("cpu"), host=host) for v in measurable(artifact))
+    records = {placement.variant.name: find_record(key_of(placement)) for placement in here}
+    return {name for name, record in records.items() if record and record.is_verified and record.is_faster}
+
+
+def measurable(artifact: Artifact) -> list[Variant]:
+    """Return the variants for a processor that "auto" takes only after they were measured there."""
+    return [v for v in artifact.manifest.variants if v.target == "cpu" and PRECISIONS[v.precision].is_measured_on_cpu]
 
 
 def place_variant(artifact: Artifact, variant: Variant, device: Device, host: Host) -> Placement:
@@ -74,34 +87,47 @@ def place_on_gpu(artifact: Artifact, device: Device, precision: Wanted, host: Ho
 
 
 def choose(
-    artifact: Artifact, precision: Wanted, machine: Machine, instruction_set: InstructionSet | None = None
+    artifact: Artifact,
+    precision: Wanted,
+    machine: Machine,
+    instruction_set: InstructionSet | None = None,
+    faster: Collection[str] = (),
 ) -> Variant:
     """Return the variant for a processor: in that precision, or for "auto" the best that is verified and pays there.
 
-    Of two int8 graphs it is the one for this processor, unless an instruction set is asked for. Raises DeviceError if
-    there is none, or if a precision is asked for by name that is slower here than fp32.
+    Of two int8 graphs it is the one for this processor, unless an instruction set is asked for. `faster` are the names
+    of those that were measured here. Raises DeviceError if there is none, or if a precision is asked for by name that
+    is slower here than fp32.
     """
     sets = (None, *((instruction_set,) if instruction_set else machine.instruction_sets))
-    slower = set[Precision]()
-    if not machine.multiplies_bytes and instruction_set is None:
-        slower = {name for name, row in PRECISIONS.items() if row.needs_fast_bytes}
-    if precision in slower:
+    slower = _slower(machine, instruction_set)
+    if precision != "auto" and precision in slower:
         raise DeviceError(
-            f"{machine.processor} has no fast products of bytes (AVX2, or asimddp on Arm): {precision} would be slower"
-            " than fp32 here; use precision='fp32'"
+            f"{machine.processor} {slower[precision]}: {precision} would be slower than fp32 here; use precision='fp32'"
         )
     here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.instruction_set in sets]
-    wanted = [v for v in here if v.precision == precision or (precision == "auto" and v.verification)]
+    unmeasured = [v for v in measurable(artifact) if v.name not in faster]
+    proved = [v for v in here if v not in unmeasured and (v.verification or v.name in faster)]
+    wanted = proved if precision == "auto" else [v for v in here if v.precision == precision]
     left_out = [v for v in wanted if v.precision in slower]
     if not (usable := [v for v in wanted if v not in left_out]):
         raise DeviceError(_not_for_cpu(artifact, precision))
     chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), sets.index(v.instruction_set)))
     if left_out:
-        names = " or ".join(sorted({v.precision for v in left_out}))
-        _logger.warning(
-            "%s has no fast products of bytes: using %s, not %s", machine.processor, chosen.precision, names
-        )
+        for name in sorted({v.precision for v in left_out}):
+            _logger.warning("%s %s: using %s, not %s", machine.processor, slower[name], chosen.precision, name)
     return chosen
+
+
+def _slower(machine: Machine, instruction_set: InstructionSet | None) -> Mapping[Precision, str]:
+    """Return what a processor lacks for each precision that would be slower there than fp32."""
+    found: dict[Precision, str] = {}
+    for name, row in PRECISIONS.items():
+        if row.needs_fast_bytes and not machine.multiplies_bytes and instruction_set is None:
+            found[name] = "has no fast products of bytes (AVX2, or asimddp on Arm)"
+        if row.engine_on_cpu == "openvino" and machine.multiplies_bf16 is None:
+            found[name] = "does not multiply brain floats (by AMX or AVX-512 BF16)"
+    return found
 
 
 def _on_gpu(placement: Placement, gpu: Gpu) -> Placement:
@@ -187,4 +213,7 @@ def _not_exported(artifact: Artifact, device: Device, precision: Wanted) -> str:
 def _not_for_cpu(artifact: Artifact, precision: Wanted) -> str:
     has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in artifact.manifest.variants)
     asked = "verified variant for cpu" if precision == "auto" else f"{precision} for cpu"
-    return f"{artifact.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need"
+    need = (
+        "" if precision == "auto" else f": rankrt export {artifact.manifest.source.id} FOLDER --precision {precision}"
+    )
+    return f"{artifact.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need{need}"

@@ -21,6 +21,7 @@ from rankrt.backends.cpu_decoder import CpuDecoder
 from rankrt.backends.cpu_encoder import CpuEncoder
 from rankrt.backends.cuda import open_cuda
 from rankrt.backends.gpu import GpuBackend
+from rankrt.backends.openvino import OpenVinoEncoder
 from rankrt.backends.tensorrt_engines import open_tensorrt
 from rankrt.errors import ArtifactError, CacheError, DeviceError, InputError
 from rankrt.files.cache import HostCache, Use
@@ -133,7 +134,8 @@ def open_kept(placement: Placement, n_threads: int) -> Backend | None:
 
     None if it is not for the CPU, or has no sound entry there.
     """
-    cache = None if placement.device.is_gpu else find_cache()
+    is_kept = not (placement.device.is_gpu or placement.variant.key.is_for_openvino)
+    cache = find_cache() if is_kept else None
     found = None if cache is None else Prepared(cache).graphs(placement)
     return None if found is None else _opened_prepared(placement, *found, n_threads)
 
@@ -172,6 +174,9 @@ def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_pre
     artifact.check_sizes(variant.files)
     cache = find_cache()
     hashes = FileHashes(artifact.folder, cache)
+    if variant.key.is_for_openvino:
+        with _checked(artifact, variant, hashes):
+            return OpenVinoEncoder(artifact.path(variant.graph), variant.layout, n_threads=n_threads)
     found = _prepared(placement, cache, hashes) if prepare and cache else None
     with _checked(artifact, variant, hashes):
         if found is not None:

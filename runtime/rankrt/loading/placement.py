@@ -10,16 +10,20 @@ from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu
 from rankrt.host.host import Host
 
+# Two measurements of the same on a busy machine differ by a few percent.
+_FASTER = 0.95
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A variant as it was prepared for a GPU, and how it compares with PyTorch's logits in the manifest.
+    """A variant as it was prepared for a GPU or measured on a processor, and how far it differs from the manifest.
 
-    key             what it depends on: artifact, GPU, driver and all software
+    key             what it depends on: artifact, GPU or processor, driver and all software
     max_length      the most tokens of a row that the engines take; None is whatever the model takes
     engines         the files of the engines
     n_examples      how many examples were scored; without any the variant ran, but is not verified
     max_difference  of all of them in all engines, in logits
     limit           what it was allowed to be
+    relative_time   how long it takes on a processor, fp32 being 1; None on a GPU
     """
 
     key: Key
@@ -28,11 +32,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     n_examples: int
     max_difference: float
     limit: float
+    relative_time: float | None = None
 
     @property
     def is_verified(self) -> bool:
         """Whether scores were compared."""
         return self.n_examples > 0
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is faster than fp32, by more than chance explains."""
+        return self.relative_time is not None and self.relative_time < _FASTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 For a processor these are graphs that ONNX Runtime has optimised, with weights in its kernels' layout, and vocabularies
 as arrays: all processes map them and share their memory. For a GPU it is a record of scores that were compared with
-PyTorch's, beside TensorRT's engines where there are any. An entry belongs to one artifact and one host's hardware and
+PyTorch's, beside TensorRT's engines where there are any. For a variant in brain floats it is such a record, with its
+speed. An entry belongs to one artifact and one host's hardware and
 software, so it is kept on the host, not in the artifact.
 """
 
@@ -12,10 +13,11 @@ import msgspec
 
 from rankrt.artifact.manifest import Variant
 from rankrt.artifact.precisions import PRECISIONS, TARGETS
+from rankrt.backends.openvino import openvino_version
 from rankrt.backends.providers import tensorrt_version
 from rankrt.backends.session import import_onnxruntime, installed_engines
 from rankrt.errors import CacheError
-from rankrt.files.cache import HostCache, Key, Use, warn_once
+from rankrt.files.cache import HostCache, Key, Kind, Use, warn_once
 from rankrt.host.cpu import Machine
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu
@@ -88,21 +90,24 @@ class Prepared:
 
 def key_of(placement: Placement) -> Key:
     """Return what a prepared variant depends on: the artifact, this host's hardware, and all software below."""
-    artifact, gpu = placement.artifact, placement.gpu
-    depends_on = _of_cpu(placement.host.machine) if gpu is None else _of_gpu(placement, gpu)
+    artifact, gpu, machine = placement.artifact, placement.gpu, placement.host.machine
+    kind: Kind
+    if placement.variant.key.is_for_openvino:
+        kind, depends_on = "measured", _of_cpu(machine, f"openvino {openvino_version()}")
+    elif gpu is None:
+        kind, depends_on = "prepared", _of_cpu(machine, f"onnxruntime {import_onnxruntime().__version__}")
+    else:
+        kind, depends_on = "gpu", _of_gpu(placement, gpu)
     return Key(
-        kind="prepared" if gpu is None else "gpu",
+        kind=kind,
         name=artifact.manifest.name,
         variant=placement.variant.name,
         depends_on={**depends_on, "artifact": artifact.identity},
     )
 
 
-def _of_cpu(machine: Machine) -> dict[str, str]:
-    return {
-        "engine": f"onnxruntime {import_onnxruntime().__version__}",
-        "processor": " ".join((machine.architecture, *machine.instructions)),
-    }
+def _of_cpu(machine: Machine, engine: str) -> dict[str, str]:
+    return {"engine": engine, "processor": " ".join((machine.architecture, *machine.instructions))}
 
 
 def _of_gpu(placement: Placement, gpu: Gpu) -> dict[str, str]:
