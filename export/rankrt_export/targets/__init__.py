@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 
 from rankrt.artifact.precisions import Target
-from rankrt_export.graph.graph import CausalEngine, Engine, Graph, RotaryEngine
+from rankrt_export.graph.graph import CausalEngine, Engine, Graph, RelativeEngine, RotaryEngine
 from rankrt_export.targets.cpu import CpuEngine
 from rankrt_export.targets.cpu_causal import CausalCpuEngine
+from rankrt_export.targets.cpu_relative import RelativeCpuEngine
 from rankrt_export.targets.cpu_rotary import RotaryCpuEngine
 from rankrt_export.targets.cuda import CudaEngine
 from rankrt_export.targets.cuda_causal import CausalCudaEngine
 from rankrt_export.targets.cuda_rotary import RotaryCudaEngine
+from rankrt_export.targets.padded_relative import PaddedRelativeEngine
 from rankrt_export.targets.segment import SegmentShape
 from rankrt_export.targets.tensorrt import TensorRtEngine
 from rankrt_export.targets.tensorrt_causal import CausalTensorRtEngine
@@ -25,6 +27,11 @@ ROTARY_TARGETS: Mapping[Target, Callable[[Graph, int, int], RotaryEngine]] = {
     "cpu": RotaryCpuEngine,
     "cuda": RotaryCudaEngine,
     "tensorrt": RotaryTensorRtEngine,
+}
+RELATIVE_TARGETS: Mapping[Target, Callable[[Graph], RelativeEngine]] = {
+    "cpu": RelativeCpuEngine,
+    "cuda": PaddedRelativeEngine,
+    "tensorrt": PaddedRelativeEngine,
 }
 CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
     "cpu": CausalCpuEngine,

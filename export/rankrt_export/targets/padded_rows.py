@@ -1,5 +1,7 @@
 """Rows of a run as a matrix, padded to the longest: what the engines for TensorRT know of them."""
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
@@ -13,18 +15,19 @@ class PaddedRows:
 
     layout: Layout = "padded"
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, places: Callable[[Graph, ir.Value], ir.Value] = plain.places) -> None:
+        """Take how the places of tokens in their rows are found: (longest,), or (n_rows, longest)."""
         self._graph = graph
         int32 = ir.DataType.INT32
         self.ids = graph.input("input_ids", int32, ["n_rows", "longest"])
         self._lengths = graph.input("lengths", int32, ["n_rows"])
-        self._places = plain.places(graph, self.ids)
+        self._places = places(graph, self.ids)
         # (n_rows, longest)
         self._is_there = graph.op("Less", self._places, graph.op("Unsqueeze", self._lengths, graph.ints(1)))
         self._mask = plain.mask(graph, self._is_there, axes=(1, 2))
 
     def positions(self, table: Float32Array, name: str) -> ir.Value:
-        """Return the first rows of the table, (longest, n_features), which are the same for all rows of the run."""
+        """Return the table's row for each place of a row, (..., longest, n_features)."""
         return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), self._places)
 
     def token_types(self, table: Float32Array, name: str) -> ir.Value:
