@@ -95,7 +95,7 @@ def crashed(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def paused(stage: Stage) -> Iterator[None]:
-    """A disk that hangs, a debugger, a frozen container: the worker does nothing, and then goes on."""
+    """A disk that hangs, a debugger, a frozen container: the worker does nothing, and later works again."""
     worker = stage.worker
     os.kill(worker, signal.SIGSTOP)
     yield
@@ -146,7 +146,7 @@ def artifact_unreadable(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def weights_cut(stage: Stage) -> Iterator[None]:
-    """A file that is written anew in place while a worker has it mapped: SIGBUS, and then it is too short."""
+    """A file that is overwritten in place while a worker has it mapped: SIGBUS, and then it is too short."""
     path = _mapped(stage)
     with path.open("r+b") as file:  # by its descriptor, as the server may put another file in its place
         content = file.read()
@@ -253,7 +253,7 @@ def _limited(stage: Stage, pid: int, what: str, most: int) -> Iterator[None]:
         raise CannotTry(f"needs prlimit: {shown.stderr.strip()}")
     subprocess.run([*prlimit, f"--{what}={most}:"], check=True)
     yield
-    # A worker that could not go on is not there any more.
+    # A worker that could not continue is not there any more.
     subprocess.run([*prlimit, f"--{what}={shown.stdout.strip()}:"], capture_output=True)
 
 

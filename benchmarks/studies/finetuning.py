@@ -165,7 +165,7 @@ def compare_trainers(folder: Path, checkpoint: str, flagembedding: str, n_seeds:
     print(f"| {len(examples)} questions | nDCG@10 | by seed |\n|---|---|---|")
     print(f"| before | {measured(checkpoint):.4f} | |")
     train = str(folder / "train.mined.jsonl")
-    trainers = {
+    trainers: dict[str, Callable[..., list[str]]] = {
         "rankrt": lambda *known: rankrt(train, *known),
         "FlagEmbedding": lambda *known: theirs(flagembedding, train, *known),
     }

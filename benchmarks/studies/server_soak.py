@@ -3,8 +3,8 @@
     python -m benchmarks.studies.server_soak --artifact ./artifact --minutes 30 -o benchmarks/results/server_soak.json
 
 Workers are killed and stopped, files cut, moved and replaced, disks filled and limits reached
-(`benchmarks.studies.faults`). Every request has to get an answer or a clear refusal, and every answer has to be right
-to the last bit. Nothing may hang, the server has to be ready again after each fault, and memory and descriptors have
+(`benchmarks.studies.faults`). Every request has to get an answer or a clear refusal. Every answer has to have the right
+bits. Nothing may hang, the server has to be ready again after each fault, and memory and descriptors have
 to stay flat. All of it is on loopback and bounded in count and time. The record is printed, and written with -o. The
 last lines say what was found, and the exit status is 1 if something was not as it should be.
 """
@@ -43,7 +43,7 @@ _MOST_GROWTH, _FLAT_AFTER_S = 1.02, 600.0
 
 @dataclass(slots=True, kw_only=True)
 class Struck:
-    """What was done to the server, and how long it took until it was ready again."""
+    """A fault of the server, and how long it took until it was ready again."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     not_tried: dict[str, str] = field(default_factory=dict)
@@ -229,7 +229,7 @@ def report(
     figures = stage.server.metrics()
     for name in ("queue_tokens", "queue_rows", "requests_in_flight", "body_bytes_in_flight"):
         if n := figures[f"rankrt_{name}"]:
-            found.blame(f"{name} is {n} when nobody asks")
+            found.blame(f"{name} is {n} without requests")
     if post(stage.server.port, b'{"query": "one", "texts": ["two"]}')[0] != 200:
         found.blame("the server does not answer any more")
     if (n_after := stage.n_descriptors()) > n_descriptors:

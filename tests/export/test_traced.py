@@ -20,15 +20,6 @@ pytestmark = [
 
 OTHERS: dict[str, dict[str, Any]] = {
     "AlbertConfig": {"type_vocab_size": 2, "max_position_embeddings": 512, "embedding_size": 16},
-    "DebertaV2Config": {
-        "relative_attention": True,
-        "position_buckets": 64,
-        "norm_rel_ebd": "layer_norm",
-        "share_att_key": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "type_vocab_size": 0,
-        "position_biased_input": False,
-    },
     "MPNetConfig": {"vocab_size": 400},
 }
 

@@ -5,6 +5,7 @@ Knows no limits and no variants. The model is changed by context managers only, 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,21 @@ def load_on_text(checkpoint: Checkpoint, texts: Texts, progress: Progress, asked
     else:
         rows, model = asked.rows(checkpoint, texts.pairs, n_tokens), asked.model(checkpoint)
     model.requires_grad_(False)
+    _part_from_distances(model)
     logits = scores(model, rows, progress)
     return ModelOnText(model=model, texts=texts, rows=rows, logits=logits, progress=progress)
+
+
+def _part_from_distances(model: Any) -> None:
+    """Let DeBERTa's vectors of distances pass copies of the layers that they share with tokens.
+
+    The graph has what these layers make of them, in fp32. So the layers are watched, and rounded, for tokens alone.
+    """
+    for attention in model.modules():
+        if getattr(attention, "share_att_key", False):
+            attention.pos_key_proj = deepcopy(attention.key_proj)
+            attention.pos_query_proj = deepcopy(attention.query_proj)
+            attention.share_att_key = False
 
 
 def few_pairs(texts: Texts) -> Texts:

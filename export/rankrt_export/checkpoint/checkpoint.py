@@ -34,6 +34,7 @@ _OWN = (LAYERWISE, LIGHTWEIGHT)
 # By what transformers chooses a class, and so the reference; of the classes that are written.
 _MODEL_TYPES = {
     "Bert": "bert",
+    "DebertaV2": "deberta-v2",
     "DistilBert": "distilbert",
     "Electra": "electra",
     "Gte": "gte",

@@ -61,6 +61,15 @@ class _Known(msgspec.Struct, kw_only=True, frozen=True):
     hidden_act: str = ""
     hidden_activation: str = ""
     position_embedding_type: str = ""
+    relative_attention: bool = False
+    position_buckets: Annotated[int, Meta(le=1 << 21)] = -1
+    max_relative_positions: Annotated[int, Meta(le=1 << 21)] = -1
+    pos_att_type: str | list[str] = []
+    share_att_key: bool = False
+    norm_rel_ebd: str = ""
+    position_biased_input: bool = True
+    conv_kernel_size: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
+    pooler_hidden_act: str = ""
     start_layer: _Size = 1
     head_multi: bool = True
     head_type: str = ""

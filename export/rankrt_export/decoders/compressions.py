@@ -15,10 +15,10 @@ _LAYERS = (8,)
 def compressions_of(
     checkpoint: Checkpoint, exits: Sequence[int], layers: Sequence[int] | None, ratio: int | None
 ) -> dict[int, int]:
-    """Return how many tokens of a passage become one, by the layer after which they do, in ascending order.
+    """Return how many tokens of a passage become one, by layer, in ascending order.
 
     Layers from the last exit on have no effect and are left out, as there. Raises CheckpointError for another model and
-    for a layer that it does not have, OptionsError for options that change nothing.
+    for a layer that it lacks. Raises OptionsError for options that change nothing.
     """
     if layers is None and ratio is None:
         return {}

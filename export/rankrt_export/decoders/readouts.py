@@ -53,10 +53,10 @@ def _layerwise(checkpoint: Checkpoint, n_layers: int, cutoff_layers: Sequence[in
 
 
 def _lightweight(checkpoint: Checkpoint, n_layers: int, cutoff_layers: Sequence[int] | None) -> list[Readout]:
-    """Return what FlagEmbedding 1.4.2 reads: the first cutoff layer by the first head, the second by the second.
+    """Return the readouts of FlagEmbedding 1.4.2: the first cutoff layer by the first head, the second by the second.
 
-    The heads were trained for the layers from `start_layer` on. FlagEmbedding, and the code in the model's repository,
-    take them by the place of a layer among those that are asked for.
+    The heads were trained for the layers from `start_layer` on. But FlagEmbedding takes them by the place of a layer
+    among those that a call names. So does the code in the model's repository.
     """
     start, step = int(checkpoint.config.get("start_layer", 28)), int(checkpoint.config.get("layer_sep", 28))
     if not checkpoint.config.get("layer_wise", False):
@@ -102,7 +102,7 @@ def _last(checkpoint: Checkpoint, tokenizer: Tokenizer, style: Style, n_layers: 
 
 
 def _logit_cap(checkpoint: Checkpoint) -> float | None:
-    """Return what bounds the logits of Gemma 2; its configuration has 30 where the file does not say it."""
+    """Return the bound of Gemma 2's logits; its configuration has 30 where the file does not say it."""
     if DECODERS[checkpoint.architecture] != "gemma2":
         return None
     cap = checkpoint.config.get("final_logit_softcapping", 30.0)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 from onnx_ir.tape import Tape
 
-from rankrt.arrays import Float32Array
+from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact.manifest import Layout
 from rankrt_export.checkpoint.weights import Weights
 
@@ -93,6 +93,26 @@ class Engine(Protocol):
 
     def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
         """Return the exact GELU of the layer's output for x."""
+        ...
+
+
+class RelativeEngine(Engine, Protocol):
+    """How a model whose attention also sees the distance of two tokens is expressed for one target."""
+
+    def relative_attention(
+        self,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        tables: "DistanceTables",
+        *,
+        scale: float,
+        first_only: bool,
+    ) -> ir.Value:
+        """Attend to all tokens of a row by products times `scale`, plus those with the vectors of distances.
+
+        `query` has all tokens, or each row's first if `first_only`; so does what is returned.
+        """
         ...
 
 
@@ -184,6 +204,22 @@ class CausalEngine(Protocol):
     def outputs(self) -> Mapping[str, ir.Value]:
         """Return what the segment hands to other runs, by name."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DistanceTables:
+    """The vectors of distances of one layer.
+
+    keys     (n_heads, n_vectors, size) what a query is multiplied with, in the place of a key; or None
+    queries  the same for a key, in the place of a query
+    buckets  (2 * n_positions - 1,) the place in them of each distance, a query's place less a key's, in rising order
+    """
+
+    keys: Float32Array | None
+    queries: Float32Array | None
+    buckets: Int64Array
+    n_heads: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankrt.artifact.precisions import TARGETS, VariantKey
-from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.architectures import ARCHITECTURES, deberta
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.checkpoint.families import DECODERS
 from rankrt_export.checkpoint.modules import MODULES
@@ -43,9 +43,10 @@ def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], opt
             f"{checkpoint.id} is a {checkpoint.architecture}, which is written for CPUs only, not for {on_gpus}. The"
             " attention of the graphs for GPUs has neither Gemma 2's windows nor its bounds"
         )
-    if checkpoint.is_decoder and (keys := [key for key in variants if key.is_for_openvino]):
+    is_for_openvino = not checkpoint.is_decoder and checkpoint.architecture not in deberta.CLASSES
+    if not is_for_openvino and (keys := [key for key in variants if key.is_for_openvino]):
         raise CheckpointError(
-            f"{keys[0]} is for encoders, and {checkpoint.id} is a decoder ({checkpoint.architecture}). Leave"
+            f"{keys[0]} is not written for a {checkpoint.architecture}, which {checkpoint.id} is. Leave"
             f" {keys[0].precision} out, or name a GPU with --target"
         )
     if checkpoint.architecture in ARCHITECTURES:

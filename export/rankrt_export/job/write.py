@@ -17,7 +17,7 @@ from rankrt.artifact.manifest import (
     sha256_of,
 )
 from rankrt.artifact.precisions import VariantKey
-from rankrt_export.architectures import ARCHITECTURES, traced
+from rankrt_export.architectures import ARCHITECTURES, deberta, traced
 from rankrt_export.checkpoint.tokenizer import has_token_types, write_tokenizer
 from rankrt_export.checkpoint.weights import hashed_in_background
 from rankrt_export.errors import RangeError, VariantError
@@ -70,9 +70,10 @@ def write(job: Job, plan: Plan, folder: Path, bar: Bar) -> Manifest:
 def _write_graphs(job: Job, plan: Plan, folder: Path, bar: Bar) -> tuple[list[Variant], dict[str, File]]:
     """Write graphs node by node, and weights once where variants have the same bytes."""
     checkpoint, variants = job.checkpoint, []
+    is_matrix = checkpoint.is_decoder or checkpoint.architecture in deberta.CLASSES
     with bar("writing", estimate_bytes(job), "B") as progress, DataFiles(folder, progress) as data:
         for key, recipe in plan.recipes.items():
-            arithmetic = arithmetic_of(key, recipe, is_decoder=checkpoint.is_decoder)
+            arithmetic = arithmetic_of(key, recipe, is_matrix=is_matrix)
             blueprint = Blueprint(
                 config=checkpoint.config,
                 weights=checkpoint.weights,

@@ -32,6 +32,6 @@ class Float16:
 
 
 METHODS = (
-    FixedMethod(target="cuda", precision="fp16", arithmetic=Float16(), of_decoder=Float16(multiply=fused_matmul)),
+    FixedMethod(target="cuda", precision="fp16", arithmetic=Float16(), of_matrix=Float16(multiply=fused_matmul)),
     FixedMethod(target="tensorrt", precision="fp16", arithmetic=Float16(multiply=matmul)),
 )

@@ -73,6 +73,6 @@ def _blocks_within(graph: Graph, weight: str, dtype: type[np.floating[Any]]) -> 
 METHODS = (
     FixedMethod(target="cpu", precision="fp32", arithmetic=Float32()),
     # The states of a causal model are a matrix of rows on a GPU, which Gemm does not take.
-    FixedMethod(target="cuda", precision="fp32", arithmetic=Float32(), of_decoder=Float32(multiply=fused_matmul)),
+    FixedMethod(target="cuda", precision="fp32", arithmetic=Float32(), of_matrix=Float32(multiply=fused_matmul)),
     FixedMethod(target="tensorrt", precision="fp32", arithmetic=Float32(multiply=matmul)),
 )

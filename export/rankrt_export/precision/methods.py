@@ -33,11 +33,11 @@ class FixedMethod(Method):
     """One that is the same for every model.
 
     arithmetic  how layers and tables are stored and multiplied
-    of_decoder  the same in a causal model, where that differs
+    of_matrix   the same where the rows of a run are a matrix and not one sequence, if that differs
     """
 
     arithmetic: Arithmetic
-    of_decoder: Arithmetic | None = None
+    of_matrix: Arithmetic | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +66,16 @@ def calibrated_method(key: VariantKey) -> CalibratedMethod:
     return found
 
 
-def arithmetic_of(key: VariantKey, recipe: Recipe | None, *, is_decoder: bool) -> Arithmetic:
-    """Return how a variant's layers and tables are computed; `recipe` is for one that is calibrated."""
+def arithmetic_of(key: VariantKey, recipe: Recipe | None, *, is_matrix: bool) -> Arithmetic:
+    """Return how a variant's layers and tables are computed; `recipe` is for one that is calibrated.
+
+    `is_matrix` says that a GPU takes the model's rows as a matrix.
+    """
     if recipe is not None:
         return calibrated_method(key).arithmetic(recipe)
     found = method_of(key)
     assert isinstance(found, FixedMethod), f"{key} is written by a recipe"
-    return found.of_decoder if is_decoder and found.of_decoder is not None else found.arithmetic
+    return found.of_matrix if is_matrix and found.of_matrix is not None else found.arithmetic
 
 
 @cache

@@ -1,5 +1,7 @@
 """Rows of a run as a matrix, padded to the longest: what the engines for TensorRT know of them."""
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
@@ -14,10 +16,11 @@ class PaddedRows:
     layout: Layout = "padded"
     _integers = ir.DataType.INT32
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, places: Callable[[Graph, ir.Value], ir.Value] = plain.places) -> None:
+        """Take how the places of tokens in their rows are found: (longest,), or (n_rows, longest)."""
         self._graph = graph
         self.ids = graph.input("input_ids", self._integers, ["n_rows", "longest"])
-        self._places = plain.places(graph, self.ids)
+        self._places = places(graph, self.ids)
         # (n_rows,) and (n_rows, longest)
         self._lengths, self._is_there = self._extent()
         self._mask = plain.mask(graph, self._is_there, axes=(1, 2))
@@ -28,7 +31,7 @@ class PaddedRows:
         return lengths, self._graph.op("Less", self._places, self._graph.op("Unsqueeze", lengths, self._graph.ints(1)))
 
     def positions(self, table: Float32Array, name: str) -> ir.Value:
-        """Return the first rows of the table, (longest, n_features), which are the same for all rows of the run."""
+        """Return the table's row for each place of a row, (..., longest, n_features)."""
         return self._graph.op("Gather", self._graph.array(name, table, self._graph.states), self._places)
 
     def token_types(self, table: Float32Array, name: str) -> ir.Value:

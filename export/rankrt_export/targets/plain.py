@@ -23,6 +23,14 @@ def places(graph: Graph, ids: ir.Value) -> ir.Value:
     return graph.op("Range", zero, graph.op("Cast", longest, to=ir.DataType.INT32), one)
 
 
+def counted(graph: Graph, ids: ir.Value) -> ir.Value:
+    """Return the places of each row, (n_rows, longest), in int32, without an operator that computes a shape."""
+    zero, one = (graph.scalar(np.float32(i)) for i in (0, 1))
+    ones = graph.op("Add", graph.op("Mul", graph.op("Cast", ids, to=FLOAT), zero), one)
+    up_to = graph.op("CumSum", ones, graph.int_scalar(1), exclusive=1)
+    return graph.op("Cast", up_to, to=ir.DataType.INT32)
+
+
 def mask(graph: Graph, is_seen: ir.Value, axes: Sequence[int]) -> ir.Value:
     """Return the mask to add to scores, 0 where they are seen, with further axes of one place each."""
     added = graph.op("Where", is_seen, graph.scalar(np.float32(0)), graph.scalar(HIDDEN))
@@ -37,13 +45,26 @@ def is_near(graph: Graph, places: ir.Value, reach: int) -> ir.Value:
     return graph.op("And", is_before, graph.op("Less", own, graph.op("Add", places, step)))
 
 
-def attention(graph: Graph, query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value, size: int) -> ir.Value:
-    """Return the output of attention, (n_rows, n_queries, n_heads * size), from states of as many heads."""
-    scale = graph.constant(f"{size}**-0.5", np.array(size**-0.5, _TYPE_OF[graph.states]))
-    asking = _by_head(graph, graph.op("Mul", query, scale), size, perm=[0, 2, 1, 3])
-    scores = graph.op("MatMul", asking, _by_head(graph, key, size, perm=[0, 2, 3, 1]))
+def attention(
+    graph: Graph,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    mask: ir.Value,
+    size: int,
+    *,
+    scale: float | None = None,
+) -> ir.Value:
+    """Return the output of attention, (n_rows, n_queries, n_heads * size), from states of as many heads.
+
+    Scores are multiplied with `scale`, by default the inverse root of a head's size.
+    """
+    scale = size**-0.5 if scale is None else scale
+    factor = graph.constant(f"scale({scale!r})", np.array(scale, _TYPE_OF[graph.states]))
+    asking = by_head(graph, graph.op("Mul", query, factor), size)
+    scores = graph.op("MatMul", asking, by_head(graph, key, size, perm=(0, 2, 3, 1)))
     shares = graph.op("Softmax", graph.op("Add", graph.as_float32(scores), mask), axis=-1)
-    attended = graph.op("MatMul", graph.as_states(shares), _by_head(graph, value, size, perm=[0, 2, 1, 3]))
+    attended = graph.op("MatMul", graph.as_states(shares), by_head(graph, value, size))
     return graph.op("Reshape", graph.op("Transpose", attended, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
 
 
@@ -66,6 +87,6 @@ def rotated(graph: Graph, x: ir.Value, tables: RotaryTables, places: ir.Value, *
     return graph.as_states(graph.op("Reshape", turned, graph.ints(0, 0, n_heads * 2 * half)))
 
 
-def _by_head(graph: Graph, x: ir.Value, size: int, *, perm: list[int]) -> ir.Value:
-    """Return states as (n_rows, n_tokens, n_heads, size), transposed."""
+def by_head(graph: Graph, x: ir.Value, size: int, *, perm: Sequence[int] = (0, 2, 1, 3)) -> ir.Value:
+    """Return states as (n_rows, n_tokens, n_heads, size), transposed; by default heads come before tokens."""
     return graph.op("Transpose", graph.op("Reshape", x, graph.ints(0, 0, -1, size)), perm=perm)

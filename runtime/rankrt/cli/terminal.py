@@ -45,7 +45,7 @@ class Counter:
 def progress(total: int, n_done: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Show the rate and the time left of a long job: a bar on a terminal, elsewhere a line a minute and one at the end.
 
-    n_done   what was done before: it counts for the total and not for the rate
+    n_done   the part that was done before, which counts for the total and not for the rate
     """
     if streams.is_terminal():
         with tqdm(total=total, initial=n_done, unit=unit, leave=False) as bar:

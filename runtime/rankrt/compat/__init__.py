@@ -4,7 +4,20 @@ What they ignore without a word, and what cannot be honoured here, is an error. 
 `Reranker` is.
 """
 
-from rankrt.compat.flagembedding import FlagLLMReranker, FlagReranker, LayerWiseFlagLLMReranker
+from rankrt.compat.flagembedding import (
+    FlagAutoReranker,
+    FlagLLMReranker,
+    FlagReranker,
+    LayerWiseFlagLLMReranker,
+    LightWeightFlagLLMReranker,
+)
 from rankrt.compat.sentence_transformers import CrossEncoder
 
-__all__ = ["CrossEncoder", "FlagLLMReranker", "FlagReranker", "LayerWiseFlagLLMReranker"]
+__all__ = [
+    "CrossEncoder",
+    "FlagAutoReranker",
+    "FlagLLMReranker",
+    "FlagReranker",
+    "LayerWiseFlagLLMReranker",
+    "LightWeightFlagLLMReranker",
+]

@@ -95,7 +95,7 @@ def listen(host: str, port: int, gate: "Gate") -> list["Listener"]:
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind((address[0], port or _port_of(listeners), *address[2:]))
-            listener.listen(_WAITING)  # whoever connects from now on waits for the start, and is not refused
+            listener.listen(_WAITING)  # clients that connect from now on wait for the start, and are not refused
         except OSError as error:
             for opened in (listener, *listeners):
                 opened.close()
@@ -211,7 +211,7 @@ class Listener(socket.socket):
         self._gate = gate
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Accept a connection. Raises BlockingIOError, which lets asyncio's loop go on, when one was refused."""
+        """Accept a connection. Raises BlockingIOError when one was refused; asyncio's loop takes the next then."""
         try:
             accepted, address = super().accept()
         except OSError as error:
@@ -272,7 +272,7 @@ class Connection(H11Protocol):
         self._header_timer = _stopped(self._header_timer)
         self._write_timer = _stopped(self._write_timer)
         super().connection_lost(exc)
-        # uvicorn's timer goes on after a reset, and would keep all of this for 75 s.
+        # uvicorn's timer still runs after a reset, and would keep all of this for 75 s.
         self.timeout_keep_alive_task = _stopped(self.timeout_keep_alive_task)
         self.app = self._app  # a method of this one would keep it until garbage is collected
 
@@ -282,7 +282,7 @@ class Connection(H11Protocol):
         self._write_timer = self.loop.call_later(self._limits.body_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on: the client reads."""
+        """Write again: the client reads."""
         self._write_timer = _stopped(self._write_timer)
         super().resume_writing()
 
