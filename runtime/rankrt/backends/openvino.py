@@ -95,7 +95,7 @@ class OpenVinoEncoder:
         self._batch = BATCHES[layout]
         self._compiled: Any = _compiled(graph, n_threads)
         self._inputs = {node.get_any_name() for node in self._compiled.inputs}
-        self._free: SimpleQueue[Any] = SimpleQueue()
+        self._free: Any = SimpleQueue()
         for _ in range(_N_REQUESTS):
             self._free.put(self._compiled.create_infer_request())
         self._lanes = CpuLanes(0, graph.parent)
@@ -116,11 +116,11 @@ class OpenVinoEncoder:
         """Release the threads, and the compiled model with its memory."""
         self._lanes.close()
         with changing_mappings():
-            self._compiled, self._free = None, SimpleQueue()
+            self._compiled = self._free = None
 
     def __del__(self) -> None:
         with changing_mappings():
-            self._compiled, self._free = None, SimpleQueue()
+            self._compiled = self._free = None
 
     def _logits_by(self, planned: Plan, encoded: Encoded) -> Logits:
         logits = np.empty(encoded.n_rows, np.float32)
