@@ -39,6 +39,7 @@ def write_blocks(out: Path, *, made_from: Mapping[str, Any], block_size: int, ma
             _continue(folder / "lines", block_size, lambda n_blocks: make(n_blocks, folder))
             (folder / "lines").replace(out)
             shutil.rmtree(folder)
+            lock_of(out).unlink()
     except Timeout as error:
         raise InputError(f"{out} is being made by another process. Wait for it, or choose another name") from error
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from rankrt import InputError, Reranker
 from rankrt.cli.main import main
+from rankrt.files.folders import lock_of
 from rankrt_export.pipeline import Options, export
 from rankrt_finetune.data.examples import read_examples
 from rankrt_finetune.errors import MemoryShort, TrainingError
@@ -222,6 +224,8 @@ def test_data_that_cannot_teach_is_refused_with_what_to_do(folder: Path, tmp_pat
 def test_what_cannot_be_trained_is_refused(folder: Path, tmp_path: Path):
     (tmp_path / "there").mkdir()
     refused(folder, tmp_path / "there", "there exists")
+    with FileLock(lock_of(tmp_path / "made")):
+        refused(folder, tmp_path / "made", "being made by another process")
     refused(folder, tmp_path / "a", "it has no config.json", checkpoint=str(tmp_path / "there"))
     refused(folder, tmp_path / "b", "--prompt is for decoders", prompt="flagembedding")
     layerwise = tmp_path / "layerwise"
@@ -232,6 +236,7 @@ def test_what_cannot_be_trained_is_refused(folder: Path, tmp_path: Path):
         finetune(task(folder, tmp_path / "d"), RECIPE, resume=True)
     if not torch.cuda.is_available():
         refused(folder, tmp_path / "e", "fp16 needs a GPU", recipe=replace(RECIPE, precision="fp16"))
+    refused(folder, tmp_path / "g", "--report-to trackio needs trackio", recipe=replace(RECIPE, report_to=("trackio",)))
     refused(folder, tmp_path / "f", "patience needs", recipe=replace(RECIPE, patience=1), evaluate=None)
 
 

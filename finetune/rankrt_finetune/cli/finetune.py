@@ -37,9 +37,16 @@ _DEFAULT = Recipe()
     type=Choice(LOSSES),
     default=_DEFAULT.loss,
     group="Training",
-    help="What is made small. distill and mse learn from pos_scores and neg_scores.",
+    help="Loss function. distill and mse learn from pos_scores and neg_scores.",
 )
-@option("--epochs", type=Real(above=0), default=_DEFAULT.epochs, group="Training", metavar="N", help="Passes.")
+@option(
+    "--epochs",
+    type=Real(above=0),
+    default=_DEFAULT.epochs,
+    group="Training",
+    metavar="N",
+    help="Passes over the queries.",
+)
 @option(
     "--batch-size", type=Whole(), default=_DEFAULT.batch_size, group="Training", metavar="N", help="Queries of a step."
 )
@@ -57,7 +64,7 @@ _DEFAULT = Recipe()
     default=_DEFAULT.accumulate,
     group="Training",
     metavar="N",
-    help="Steps whose gradients are added.",
+    help="Steps whose gradients are added before the weights change.",
 )
 @option(
     "--learning-rate",
@@ -68,7 +75,12 @@ _DEFAULT = Recipe()
     show_default="2e-5, with --lora 1e-4",
 )
 @option(
-    "--warmup", type=Real(0, 1), default=_DEFAULT.warmup, group="Training", metavar="X", help="Share in which it rises."
+    "--warmup",
+    type=Real(0, 1),
+    default=_DEFAULT.warmup,
+    group="Training",
+    metavar="X",
+    help="Share of the steps in which the rate rises.",
 )
 @option(
     "--weight-decay",
@@ -89,7 +101,14 @@ _DEFAULT = Recipe()
 @option("--seed", type=Whole(0), default=_DEFAULT.seed, group="Training", metavar="N", help="Seed of everything drawn.")
 @option("--lora", is_flag=True, group="Memory", help="Train adapters, which are merged into the result.")
 @option("--lora-rank", type=Whole(), default=Lora().rank, group="Memory", metavar="N", help="Rank of the adapters.")
-@option("--lora-alpha", type=Whole(), default=Lora().alpha, group="Memory", metavar="N", help="Their scale times rank.")
+@option(
+    "--lora-alpha",
+    type=Whole(),
+    default=Lora().alpha,
+    group="Memory",
+    metavar="N",
+    help="Scale of the adapters, times the rank.",
+)
 @option(
     "--precision",
     type=Choice(PRECISIONS),

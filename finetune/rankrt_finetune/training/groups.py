@@ -102,8 +102,8 @@ def sampler_for(groups: Groups) -> Any:
     return Order
 
 
-def trainable(examples: Iterator[Example], loss: LossName, left_out: list[Example]) -> Iterator[Example]:
-    """Yield the examples that a loss can learn from; those without negatives are put into `left_out`.
+def trainable(examples: Iterator[Example], loss: LossName) -> Iterator[Example]:
+    """Yield the examples that a loss can learn from, which have negatives.
 
     Raises InputError, with the line, for an example without scores if the loss needs them.
     """
@@ -115,5 +115,3 @@ def trainable(examples: Iterator[Example], loss: LossName, left_out: list[Exampl
             )
         if example.neg:
             yield example
-        else:
-            left_out.append(example)

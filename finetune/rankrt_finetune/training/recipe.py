@@ -28,7 +28,7 @@ class Recipe:
     loss            see `losses`
     epochs          passes over the queries
     batch_size      queries of a step on a device
-    group_size      passages of a query in a step: a positive and negatives, drawn anew in each epoch
+    group_size      passages of a query in a step: a positive and negatives; each epoch draws others
     accumulate      steps whose gradients are added before the weights change
     learning_rate   at its highest; None is 2e-5, with LoRA 1e-4
     warmup          share of the run in which the rate rises; then it falls to zero, both linearly

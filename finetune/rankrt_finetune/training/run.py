@@ -10,18 +10,22 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 from transformers import logging as transformers_logging
 
 from rankrt.artifact.manifest import sha256_of
+from rankrt.cli.inputs import Place
 from rankrt.errors import InputError
+from rankrt.files.folders import lock_of
 from rankrt_finetune.data.examples import Example, read_examples
 from rankrt_finetune.data.split import Overlap, overlap, part
 from rankrt_finetune.errors import MemoryShort, TrainingError
@@ -30,7 +34,7 @@ from rankrt_finetune.training.card import Outcome, card
 from rankrt_finetune.training.groups import Groups, sampler_for, stored, trainable
 from rankrt_finetune.training.losses import loss_for
 from rankrt_finetune.training.models import Loaded, load_model
-from rankrt_finetune.training.quality import NDCG, Evaluator
+from rankrt_finetune.training.quality import MRR, NDCG, Evaluator
 from rankrt_finetune.training.recipe import Recipe, Task
 from rankrt_finetune.training.watching import OnProgress, StopsAtCtrlC, Tells
 
@@ -48,17 +52,27 @@ def finetune(
     are done and those that there are. Raises InputError for what cannot be read or does not fit together, TrainingError
     for what cannot be trained, and KeyboardInterrupt after Ctrl-C, when a checkpoint was written.
     """
+    task.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock_of(task.out), timeout=0):
+            outcome = _finetune(task, recipe, resume=resume, on_progress=on_progress)
+            lock_of(task.out).unlink()
+            return outcome
+    except Timeout as error:
+        raise InputError(f"{task.out} is being made by another process. Wait for it, or choose another name") from error
+
+
+def _finetune(task: Task, recipe: Recipe, *, resume: bool, on_progress: OnProgress) -> Outcome:
+    _check_reports(recipe)
     _quieten()
     folder = _begun(task, recipe, resume=resume)
-    left_out: list[Example] = []
-    dataset = stored(trainable(_train(task, recipe), recipe.loss, left_out), folder / "examples")
+    survey = _surveyed(_train(task, recipe))
+    dataset = stored(trainable(_train(task, recipe), recipe.loss), folder / "examples")
     held_out, shared = _held_out(task, recipe)
-    _check_data(task, len(dataset), left_out, held_out, shared)
+    _check_data(task, len(dataset), survey, held_out, shared)
 
     set_seed(recipe.seed)
-    loaded = load_model(
-        task.checkpoint, max_length=recipe.max_length, prompt=task.prompt, asked=_prompt_of(task, recipe)
-    )
+    loaded = load_model(task.checkpoint, max_length=recipe.max_length, prompt=task.prompt, asked=survey.prompt)
     if recipe.lora is not None:
         loaded.add_lora(recipe.lora)
     if recipe.checkpointing:
@@ -68,14 +82,13 @@ def finetune(
     before = _before(folder, loaded, evaluator)
     _train_model(trainer, recipe, _last_checkpoint(folder) if resume else None)
 
-    after = evaluator(loaded.encoder) if evaluator else None
     outcome = Outcome(
         n_train=len(dataset),
         n_held_out=len(held_out),
-        n_left_out=len(left_out),
+        n_left_out=survey.n_left_out,
         overlap=shared,
         before=before,
-        after=after,
+        after=_after(trainer),
         n_steps=trainer.state.global_step,
         best_step=trainer.state.best_global_step or trainer.state.global_step,
         style=loaded.style,
@@ -97,11 +110,12 @@ def _begun(task: Task, recipe: Recipe, *, resume: bool) -> Path:
     if task.out.exists():
         raise InputError(f"{task.out} exists. Choose another folder, or remove it")
     folder = unfinished(task.out)
-    if folder.exists() and not resume:
-        raise InputError(f"{task.out} was begun and is not finished. Continue with --resume, or remove {folder}")
+    if not resume:
+        if any(folder.glob("checkpoint-*")):
+            raise InputError(f"{task.out} was begun and is not finished. Continue with --resume, or remove {folder}")
+        shutil.rmtree(folder, ignore_errors=True)  # it failed before there was anything to lose
     if not folder.exists() and resume:
         raise InputError(f"there is nothing to resume: {task.out} was not begun. Leave --resume out")
-    task.out.parent.mkdir(parents=True, exist_ok=True)
     made_from = {
         "examples": sha256_of(task.train),
         "held-out part": sha256_of(task.evaluate) if task.evaluate else task.hold_out,
@@ -110,6 +124,12 @@ def _begun(task: Task, recipe: Recipe, *, resume: bool) -> Path:
     }
     check_inputs(folder, task.out, made_from)
     return folder
+
+
+def _check_reports(recipe: Recipe) -> None:
+    """Raise TrainingError for a tracker that is not installed."""
+    if missing := [name for name in recipe.report_to if find_spec(name) is None]:
+        raise TrainingError(f"--report-to {missing[0]} needs {missing[0]}: pip install {missing[0]}")
 
 
 def _train(task: Task, recipe: Recipe) -> Iterator[Example]:
@@ -131,21 +151,40 @@ def _held_out(task: Task, recipe: Recipe) -> tuple[list[Example], Overlap | None
     return found, overlap(_train(task, recipe), found) if found else None
 
 
-def _check_data(
-    task: Task, n_train: int, left_out: Sequence[Example], held_out: Sequence[Example], shared: Overlap | None
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Survey:
+    """What the examples to train on have in common: how many lack negatives, the first of these, and the prompt."""
+
+    n_left_out: int
+    first_left_out: Place | None
+    prompt: str | None
+
+
+def _surveyed(examples: Iterator[Example]) -> _Survey:
+    """Look at all examples once. Raises InputError if they have several prompts: a model is asked with one."""
+    n_left_out, first_left_out, first = 0, None, None
+    for example in examples:
+        first = first or example
+        if example.prompt != first.prompt:
+            raise InputError(f"{example.place} has another prompt than {first.place.short}; a model is asked with one")
+        if not example.neg:
+            n_left_out, first_left_out = n_left_out + 1, first_left_out or example.place
+    return _Survey(n_left_out=n_left_out, first_left_out=first_left_out, prompt=None if first is None else first.prompt)
+
+
+def _check_data(task: Task, n_train: int, survey: _Survey, held_out: Sequence[Example], shared: Overlap | None) -> None:
     """Raise InputError if there is nothing to learn from or to evaluate with; say what was left out or is shared."""
-    if not n_train and left_out:
+    if not n_train and survey.n_left_out:
         raise InputError(f"{task.train} has no negatives, so there is nothing to learn. Find some with: rankrt mine")
     if not n_train or (task.hold_out and not held_out):
         raise InputError(
             f"hold_out={task.hold_out} leaves {n_train} examples to train on and {len(held_out)} to evaluate with."
             " Give more queries, or a file with --evaluate"
         )
-    if left_out:
+    if survey.n_left_out:
         _logger.warning(
             "left out %d examples without negatives, the first at %s; rankrt mine finds some",
-            *(len(left_out), left_out[0].place),
+            *(survey.n_left_out, survey.first_left_out),
         )
     if not held_out:
         _logger.warning("nothing is held out, so the result is not measured; see --evaluate and --hold-out")
@@ -154,16 +193,6 @@ def _check_data(
             "%d examples have a query that is held out too, the first at %s: the quality will look better than it is",
             *(shared.n_queries, shared.first),
         )
-
-
-def _prompt_of(task: Task, recipe: Recipe) -> str | None:
-    """Return the prompt of the examples. Raises InputError if they have several: an artifact asks with one."""
-    first: Example | None = None
-    for example in _train(task, recipe):
-        first = first or example
-        if example.prompt != first.prompt:
-            raise InputError(f"{example.place} has another prompt than {first.place.short}; a model is asked with one")
-    return None if first is None else first.prompt
 
 
 class _Trainer(CrossEncoderTrainer):
@@ -256,6 +285,13 @@ def _before(folder: Path, loaded: Loaded, evaluator: Evaluator | None) -> dict[s
         path.write_text(json.dumps(evaluator(loaded.encoder)), encoding="utf-8")
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def _after(trainer: _Trainer) -> dict[str, float] | None:
+    """Return the quality of the weights that are kept, which was measured when they were written."""
+    best = trainer.state.best_global_step
+    found = next((log for log in trainer.state.log_history if log["step"] == best and f"eval_{NDCG}" in log), None)
+    return None if found is None else {name: found[f"eval_{name}"] for name in (NDCG, MRR)}
 
 
 def _last_checkpoint(folder: Path) -> str | None:

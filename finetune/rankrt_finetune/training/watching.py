@@ -31,6 +31,8 @@ class Tells(TrainerCallback):  # type: ignore[misc]  # transformers is untyped t
         """Say what was measured."""
         logs = logs or {}
         self._loss = logs.get("loss", self._loss)
+        if "loss" in logs and args.eval_strategy == "no":
+            _logger.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, self._loss)
         if f"eval_{NDCG}" in logs:
             _logger.info(
                 "step %d of %d: loss %.4f, held-out %s %.4f",
