@@ -115,6 +115,17 @@ def test_bm25_alone_is_a_row(here: Path, capsys: pytest.CaptureFixture[str]):
     assert row.startswith("BM25")
 
 
+def test_candidates_of_bm25_come_back_from_its_run(here: Path, capsys: pytest.CaptureFixture[str]):
+    """So that a large corpus is indexed once; the scores that were kept are still good."""
+    assert evaluate("bge-m3", "--data", "scifact", "--json", "--trec-run", "runs", "--output", "out") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert evaluate("bge-m3", "--data", "scifact", "--json", "--run", "runs/BM25.trec", "--output", "out") == 0
+    second = json.loads(capsys.readouterr().out)
+    assert [row["means"] for row in first["rows"]] == [row["means"] for row in second["rows"]]
+    assert first["data"]["digest"] == second["data"]["digest"]
+    assert len(list((here / "out" / "scores").iterdir())) == 1
+
+
 def test_one_query_says_that_nothing_can_be_tested(here: Path, capsys: pytest.CaptureFixture[str]):
     lines(here / "dev.jsonl", [{"query": "one", "pos": ["four four"], "neg": ["zero", "one"]}])
     assert evaluate("bge-m3", "--data", "dev.jsonl", "--html", "page.html") == 0
