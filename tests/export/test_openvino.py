@@ -104,7 +104,7 @@ def test_a_variant_that_this_host_cannot_run_says_why_it_is_not_verified(trained
 
 def test_a_decoder_is_refused(tmp_path: Path):
     folder = make_decoder(tmp_path / "decoder", "Gemma")
-    with pytest.raises(CheckpointError, match="cpu-bf16 is not written for a .*, which decoder is"):
+    with pytest.raises(CheckpointError, match=r"cpu-bf16 is not written for a [A-Za-z0-9]+, which decoder is"):
         export(str(folder), tmp_path / "artifact", BF16)
 
 
