@@ -21,7 +21,7 @@ INSTRUCTION = "\ue000"
 # How texts begin and end decides whether a token crosses: white space, line ends, punctuation, digits, other scripts.
 PROBES: Sequence[Pair] = (
     ("who is it?", "it is me"),
-    (" what\nis it ", " a passage\n\nof two "),
+    (" who\nis it ", " a passage\n\nof two "),
     ("end.\n", "\nbegin"),
     ("a line's end\n\n", "\n\n- item\n- item\n\n"),
     ("tab\t", "\t tab"),
