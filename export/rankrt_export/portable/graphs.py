@@ -46,7 +46,7 @@ def write_graph(
     """
     with DataFiles(scratch, progress) as data:
         # The operators for TensorRT are plain ones, too.
-        arithmetic = arithmetic_of(VariantKey(target="tensorrt", precision=precision), None, is_matrix=True)
+        arithmetic = arithmetic_of(VariantKey(target="tensorrt", precision=precision), None, is_matrix=False)
         blueprint = Blueprint(
             config=checkpoint.config,
             weights=checkpoint.weights,
