@@ -40,10 +40,11 @@ help:  ## list the targets
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m examples.demo
 
-test: test-suite test-clients test-fake-gpu  ## all tests that can run here; what is skipped is listed with its reason
+test: test-suite test-clients test-portable test-fake-gpu  ## all tests that can run here; what is skipped is listed with its reason
 
 test-suite: $(READY)  ## all tests but those with an environment of their own; ARGUMENTS= for pytest
-	$(BIN)/python $(PYTEST) --durations=30 --ignore=tests/server/test_clients.py --ignore=tests/gpu/test_fake_cuda.py $(ARGUMENTS)
+	$(BIN)/python $(PYTEST) --durations=30 --ignore=tests/server/test_clients.py --ignore=tests/gpu/test_fake_cuda.py \
+	    --ignore=tests/export/test_portable.py $(ARGUMENTS)
 
 test-clients: $(CLIENTS_READY)  ## the clients and frameworks that people have, against the server and in process
 	$(CLIENTS_VENV)/bin/python -m pytest -q -rfEs --durations=5 tests/server/test_clients.py tests/integrations
@@ -134,10 +135,10 @@ $(CLIENTS_READY): pyproject.toml constraints.txt
 	$(CLIENTS_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server]' --group clients
 	touch $@
 
-$(PORTABLE_READY): pyproject.toml
+$(PORTABLE_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PORTABLE_VENV)
 	$(PORTABLE_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(PORTABLE_VENV)/bin/python $(INSTALL) --group portable
+	$(PORTABLE_VENV)/bin/python $(INSTALL) --constraint constraints.txt --group portable
 	touch $@
 
 $(SITE_READY): pyproject.toml constraints.txt

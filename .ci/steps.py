@@ -98,7 +98,7 @@ class Workshop:
     def _make(self, name: str) -> None:
         if name == "full":
             return self._call("make", "env", f"VENV={self.folder / 'full'}")
-        if name in ("clients", "fake-gpu", "site"):
+        if name in ("clients", "fake-gpu", "portable", "site"):
             return self._call("make", f"env-{name}", f"VENV={self.folder / 'full'}")
         if name == "chromium":
             return self._chromium()
@@ -209,6 +209,13 @@ def steps(shop: Workshop) -> list[Step]:
             limit_s=300,
             needs=("clients",),
             commands=((*make, "test-clients"),),
+        ),
+        Step(
+            name="portable",
+            title="the programs that load plain ONNX",
+            limit_s=600,
+            needs=("full", "portable"),
+            commands=((*make, "test-portable"),),
         ),
         Step(
             name="demo", title="the demo, with the README's command", limit_s=300, needs=("full",),
