@@ -4,6 +4,8 @@ A file's name has a digest of all that its rankings depend on, data and system. 
 block that it ranks, the same command continues after it, and rankings of other data are never taken for these.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +17,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rankrt.errors import InputError
-from rankrt_finetune.evaluation.systems import Ranked, System, digest_of
+from rankrt_finetune.evaluation.rankings import Ranked, System
 
-FORMAT = 1
+_FORMAT = 1
 _LOCK = ".lock"
 
 
@@ -50,7 +52,8 @@ class Kept:
     def __init__(self, folder: Path, system: System, data: str) -> None:
         """Read the rankings that are there. `data` is the digest of the data set."""
         folder.mkdir(parents=True, exist_ok=True)
-        digest = digest_of({**system.identity, "data": data, "format": str(FORMAT)})
+        depends_on = json.dumps({**system.identity, "data": data, "format": _FORMAT}, sort_keys=True)
+        digest = hashlib.sha256(depends_on.encode()).hexdigest()[:16]
         readable = re.sub(r"[^\w.-]+", "-", system.name).strip("-.")
         self.path = folder / f"{readable[:80]}-{digest}.jsonl"
         self.seconds = 0.0
