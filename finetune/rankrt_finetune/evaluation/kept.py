@@ -36,14 +36,18 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Make a folder and let no other evaluation write there. Raises InputError if one does."""
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / _LOCK, timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise InputError(f"another evaluation writes to {folder}. Wait for it, or name another folder") from error
     except FileExistsError as error:
         raise InputError(f"{folder} is a file; --output is a folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Kept:
