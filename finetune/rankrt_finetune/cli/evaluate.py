@@ -21,13 +21,14 @@ from rankrt.cli.rerank import PROGRESSIVE
 from rankrt.options import LoadOptions
 from rankrt.text.options import Rules
 from rankrt_finetune.evaluation import report
+from rankrt_finetune.evaluation.artifacts import Wanted
 from rankrt_finetune.evaluation.datasets import DEFAULT_TOP_K, Files, read_dataset
 from rankrt_finetune.evaluation.documents import Documents
 from rankrt_finetune.evaluation.evaluation import Evaluation
 from rankrt_finetune.evaluation.evaluation import evaluate as evaluate_systems
 from rankrt_finetune.evaluation.kept import alone_in
 from rankrt_finetune.evaluation.measures import DEFAULT, Measures
-from rankrt_finetune.evaluation.systems import Wanted, systems_of
+from rankrt_finetune.evaluation.systems import systems_of
 
 _logger = logging.getLogger("rankrt")
 

@@ -12,7 +12,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from rankrt.arrays import Float64Array
 from rankrt_export.text.ranks import tau
-from rankrt_finetune.evaluation.systems import Ranked
+from rankrt_finetune.evaluation.rankings import Ranked
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 9999

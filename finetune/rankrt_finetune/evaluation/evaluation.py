@@ -13,7 +13,7 @@ from rankrt_finetune.evaluation.comparison import Difference, Likeness, differen
 from rankrt_finetune.evaluation.datasets import Dataset
 from rankrt_finetune.evaluation.kept import Kept
 from rankrt_finetune.evaluation.measures import Measures
-from rankrt_finetune.evaluation.systems import Asked, Ranked, System
+from rankrt_finetune.evaluation.rankings import Asked, Ranked, System
 
 # Opens a bar for so many pairs under a title; it is called with the number of pairs that are done.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]

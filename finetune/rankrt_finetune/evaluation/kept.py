@@ -4,6 +4,8 @@ A file's name has a digest of all that its rankings depend on, data and system. 
 block that it ranks, the same command continues after it, and rankings of other data are never taken for these.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +17,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from rankrt.errors import InputError
-from rankrt_finetune.evaluation.systems import Ranked, System, digest_of
+from rankrt_finetune.evaluation.rankings import Ranked, System
 
-FORMAT = 1
+_FORMAT = 1
 _LOCK = ".lock"
 
 
@@ -34,14 +36,18 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Make a folder and let no other evaluation write there. Raises InputError if one does."""
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / _LOCK, timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise InputError(f"another evaluation writes to {folder}. Wait for it, or name another folder") from error
     except FileExistsError as error:
         raise InputError(f"{folder} is a file; --output is a folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Kept:
@@ -50,7 +56,8 @@ class Kept:
     def __init__(self, folder: Path, system: System, data: str) -> None:
         """Read the rankings that are there. `data` is the digest of the data set."""
         folder.mkdir(parents=True, exist_ok=True)
-        digest = digest_of({**system.identity, "data": data, "format": str(FORMAT)})
+        depends_on = json.dumps({**system.identity, "data": data, "format": _FORMAT}, sort_keys=True)
+        digest = hashlib.sha256(depends_on.encode()).hexdigest()[:16]
         readable = re.sub(r"[^\w.-]+", "-", system.name).strip("-.")
         self.path = folder / f"{readable[:80]}-{digest}.jsonl"
         self.seconds = 0.0

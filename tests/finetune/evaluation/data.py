@@ -9,11 +9,13 @@ from typing import Any
 
 from rankrt.artifact.manifest import Artifact
 from rankrt.options import LoadOptions
+from rankrt_finetune.evaluation.artifacts import Wanted
 from rankrt_finetune.evaluation.datasets import Dataset, read_dataset
 from rankrt_finetune.evaluation.documents import Documents
 from rankrt_finetune.evaluation.evaluation import Evaluation, evaluate
 from rankrt_finetune.evaluation.measures import Measures
-from rankrt_finetune.evaluation.systems import System, Wanted, systems_of
+from rankrt_finetune.evaluation.rankings import System
+from rankrt_finetune.evaluation.systems import systems_of
 
 # A document's score is the sum of its words' points and the query's.
 DOCUMENTS = {

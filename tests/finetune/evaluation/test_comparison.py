@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rankrt_finetune.evaluation.comparison import difference, interval, likeness
-from rankrt_finetune.evaluation.systems import Ranked
+from rankrt_finetune.evaluation.rankings import Ranked
 
 
 def ranked(scores: list[float]) -> Ranked:

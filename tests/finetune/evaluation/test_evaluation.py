@@ -17,7 +17,7 @@ from rankrt.artifact.precisions import Precision
 from rankrt_finetune.evaluation.evaluation import evaluate
 from rankrt_finetune.evaluation.kept import Kept, alone_in
 from rankrt_finetune.evaluation.measures import Measures
-from rankrt_finetune.evaluation.systems import Asked, Ranked
+from rankrt_finetune.evaluation.rankings import Asked, Ranked
 from tests.finetune.evaluation.data import (
     DOCUMENTS,
     QUERIES,

@@ -9,9 +9,11 @@ import pytest
 from rankrt import InputError, Reranker
 from rankrt.artifact.manifest import Margins, write_manifest
 from rankrt.options import LoadOptions
+from rankrt_finetune.evaluation.artifacts import Wanted
 from rankrt_finetune.evaluation.evaluation import evaluate
 from rankrt_finetune.evaluation.measures import Measures
-from rankrt_finetune.evaluation.systems import Asked, Wanted, systems_of
+from rankrt_finetune.evaluation.rankings import Asked
+from rankrt_finetune.evaluation.systems import systems_of
 from tests.finetune.evaluation.data import dataset, no_bar, write_beir
 
 pytest.importorskip("torch", reason="needs the export extra")
