@@ -17,6 +17,7 @@ several seeds. PYTHON is the interpreter of an environment with FlagEmbedding. d
 import argparse
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -166,18 +167,29 @@ def compare_trainers(folder: Path, checkpoint: str, flagembedding: str, n_seeds:
 
     print(f"| {len(examples)} questions | nDCG@10 | by seed |\n|---|---|---|")
     print(f"| before | {measured(checkpoint):.4f} | |")
-    train = str(folder / "train.mined.jsonl")
+    train, named = str(folder / "train.mined.jsonl"), with_class(Path(checkpoint), folder / "named")
     trainers: dict[str, Callable[[str, str, int], list[str]]] = {
         "rankrt": partial(rankrt, train),
-        "FlagEmbedding": partial(theirs, flagembedding, train),
+        "FlagEmbedding": lambda _, out, seed: theirs(flagembedding, train, named, out, seed),
     }
     for name, run in trainers.items():
         found = []
         for seed in range(n_seeds):
             out = folder / f"{name}-{seed}"
             subprocess.run(run(checkpoint, str(out), seed), check=True, stdout=subprocess.DEVNULL)
+            for file in Path(checkpoint).glob("tokenizer*"):
+                shutil.copy(file, out)
             found.append(measured(str(out)))
         print(f"| {name} | {fmean(found):.4f} | {', '.join(f'{value:.4f}' for value in found)} |", flush=True)
+
+
+def with_class(checkpoint: Path, folder: Path) -> str:
+    """Copy a checkpoint with XLM-R's tokenizer class: of a nameless one FlagEmbedding leaves out special tokens."""
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "XLMRobertaTokenizerFast"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(folder)
 
 
 def rankrt(train: str, checkpoint: str, out: str, seed: int) -> list[str]:
