@@ -98,7 +98,7 @@ def test_distances_share_the_vectors_that_they_share_in_transformers(n_buckets: 
 def test_every_precision_is_within_its_limits(tmp_path: Path, short_sample: Texts):
     """Random weights of this size amplify what 8 bits round away, and two of a query's two passages swap places."""
     precisions: list[Precision] = ["fp32", "fp16", "int8", "w8"]
-    folder = new_checkpoint(tmp_path / "checkpoint", gain=6.0)
+    folder = new_checkpoint(tmp_path / "checkpoint", gain=6.0, num_hidden_layers=2)
     artifact = export(str(folder), tmp_path / "artifact", Options(precisions=precisions, max_difference=1, min_tau=0.3))
     assert {variant.precision for variant in artifact.manifest.variants} == set(precisions)
     assert all(variant.verification is not None for variant in artifact.manifest.variants)

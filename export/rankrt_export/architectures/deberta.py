@@ -122,14 +122,14 @@ def buckets(n_positions: int, *, n_buckets: int, max_distance: int) -> Int64Arra
     distances = np.arange(1 - n_positions, n_positions)
     span = n_buckets or max_distance
     if not n_buckets:
-        return np.clip(distances + span, 0, 2 * span - 1)
+        return np.asarray(np.clip(distances + span, 0, 2 * span - 1))
     middle = n_buckets // 2
     far = np.maximum(np.abs(distances), middle).astype(np.float32)
     whole = np.log(np.float32((max_distance - 1) / middle))
     shares = np.log(far / np.float32(middle)) / whole
     shared = np.ceil(shares * np.float32(middle - 1)).astype(np.int64) + middle
     found = np.where(np.abs(distances) <= middle, distances, shared * np.sign(distances))
-    return np.clip(found + span, 0, 2 * span - 1)
+    return np.asarray(np.clip(found + span, 0, 2 * span - 1))
 
 
 class _Encoder:
