@@ -2,10 +2,10 @@
 
     python -m benchmarks.studies.int8_drift --data ../shared/data --questions 20 [NAME=]CHECKPOINT ...
 
-The questions are in twelve languages, with BM25's candidates, and the models were not trained on them. Everything is
-compared with fp32. `quantize_dynamic` gets the graph of torch.export, one row at a time, and those of its settings that
-drift least. Prints one table. A model has the name of its folder unless another is given. The last line on standard
-output is the record as JSON.
+The questions are in twelve languages, or in those that are named, with BM25's candidates, and the models were not
+trained on them. Everything is compared with fp32. `quantize_dynamic` gets the graph of torch.export, one row at a
+time, and those of its settings that drift least. Prints one table. A model has the name of its folder unless another is
+given. The last line on standard output is the record as JSON.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import VerificationError
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.ranks import tau
-from tiny_reranker.corpus import Question, questions_of
+from tiny_reranker.corpus import XQUAD_LANGUAGES, Question, questions_of
 from tiny_reranker.evaluation import labels_by_score
 from tiny_reranker.ranking import ndcg
 
@@ -74,7 +74,7 @@ class Text:
 
 def main() -> None:
     options = _options()
-    text = read_text(options.data, options.questions)
+    text = read_text(options.data, options.questions, options.languages)
     rows = [row for name, checkpoint in options.checkpoints for row in compare_methods(name, checkpoint, text)]
     print(table([asdict(row) for row in rows]).markdown())
     record = {
@@ -87,11 +87,10 @@ def main() -> None:
     print(json.dumps(record))
 
 
-def read_text(folder: Path, n_questions: int) -> Text:
+def read_text(folder: Path, n_questions: int, languages: Sequence[str]) -> Text:
     """Read the first held-out questions of each language."""
-    chosen = [
-        (pool, question) for pool in questions_of("held_out", folder) for question in pool.questions[:n_questions]
-    ]
+    pools = [pool for pool in questions_of("held_out", folder) if pool.language in languages]
+    chosen = [(pool, question) for pool in pools for question in pool.questions[:n_questions]]
     pairs = [(question.text, pool.passages[c]) for pool, question in chosen for c in question.candidates]
     return Text(questions=[question for _, question in chosen], pairs=pairs)
 
@@ -197,6 +196,9 @@ def _options() -> argparse.Namespace:
         "--data", type=Path, required=True, help="the folder that holds xquad/ (tiny_reranker/corpus.py)"
     )
     parser.add_argument("--questions", type=int, default=20, help="of each language (default %(default)s)")
+    parser.add_argument(
+        "--languages", nargs="+", choices=XQUAD_LANGUAGES, default=XQUAD_LANGUAGES, help="by default all"
+    )
     return parser.parse_args()
 
 
