@@ -243,13 +243,13 @@ def notices(artifact: Artifact) -> Iterator[str]:
     """Say which variants could not be verified here, and where they can be."""
     for variant in artifact.manifest.variants:
         if variant.verification is None:
-            on = "there is no CUDA device here", f"--device {variant.target}"
             if variant.key.is_for_openvino:
-                on = why_not_bf16(this_machine()) or "", f"--precision {variant.precision}"
-            reason, option = on
+                reason, option = why_not_bf16(this_machine()), f"--precision {variant.precision}"
+            else:
+                reason, option = "there is no CUDA device here", f"--device {variant.target}"
             yield (
-                f"rankrt: {variant.name} is not verified, because {reason}. On a host that has what it needs: rankrt"
-                f" prepare {artifact.folder} {option}"
+                f"rankrt: {variant.name} is not verified, because {reason}. On a host that can run it: rankrt prepare"
+                f" {artifact.folder} {option}"
             )
 
 

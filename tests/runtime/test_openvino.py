@@ -168,6 +168,13 @@ def test_measuring_compares_scores_and_times_and_is_remembered(both: Artifact):
     assert find_record(key_of(placed(both))) == found
 
 
+def test_bf16_alone_cannot_be_measured(tmp_path: Path):
+    artifact = tiny_artifact(tmp_path / "alone", precisions=("bf16",))
+    alone = place_variant(artifact, artifact.manifest.variants[0], Device("cpu"), this_host())
+    with pytest.raises(DeviceError, match=r"cpu-bf16 is measured beside fp32, .* with --precision fp32 bf16$"):
+        measure(alone, 1)
+
+
 @needs_bf16
 def test_wrong_scores_are_not_recorded(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "wrong", precisions=("fp32", "bf16"), points={"bf16": POINTS * 2})

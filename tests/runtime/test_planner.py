@@ -16,6 +16,7 @@ from rankrt.backends.planner import (
     makespan,
     n_wide_runs,
     plan,
+    spread_width,
 )
 
 lengths_of_rows = st.lists(st.integers(4, 8192), max_size=60).map(lambda lengths: np.array(lengths, np.int64))
@@ -23,7 +24,7 @@ capacities = st.builds(
     lambda layout, n_threads, has_narrow: Capacity(
         layout=layout, n_threads=n_threads, n_narrow=n_threads if has_narrow else 0
     ),
-    st.sampled_from(["packed", "stacked"]),
+    st.sampled_from(["packed", "stacked", "spread"]),
     st.integers(1, 64),
     st.booleans(),
 )
@@ -32,6 +33,12 @@ gpus = st.builds(
     st.sampled_from(["varlen", "padded"]),
     st.integers(1, 3),
 )
+
+
+@given(lengths=lengths_of_rows, n_threads=st.integers(1, 64))
+def test_rows_that_attend_in_one_matrix_want_the_same_width(lengths: Int64Array, n_threads: int):
+    runs = plan(lengths, Capacity(layout="spread", n_threads=n_threads, n_narrow=0)).runs
+    assert all(len({spread_width(int(length)) for length in lengths[run]}) == 1 for run in runs)
 
 
 @given(lengths=lengths_of_rows, capacity=capacities | gpus)

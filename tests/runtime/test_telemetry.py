@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from rankrt.artifact.manifest import Artifact
+from rankrt.backends.openvino import why_not_bf16
+from rankrt.host.cpu import this_machine
+from tests.support import tiny_artifact
 
 # ONNX Runtime 1.32 calls 10, 15 and 24 s after it was imported.
 WATCHED_S = 40
@@ -82,6 +85,10 @@ def test_nothing_calls_and_no_file_appears_in_forty_seconds(artifact: Artifact, 
     }
     if all(map(importlib.util.find_spec, ("starlette", "uvicorn", "prometheus_client"))):
         commands["server"] = [sys.executable, "-m", "rankrt.cli.main", "serve", folder, "--port", "0", "--workers", "2"]
+    if why_not_bf16(this_machine()) is None:
+        both = str(tiny_artifact(tmp_path / "both", precisions=("fp32", "bf16")).folder)
+        load = _LOAD.replace("sys.argv[1]", "sys.argv[1], precision='bf16'")
+        commands["openvino"] = [sys.executable, "-c", f"import sys, time; {load}; time.sleep(999)", both]
     if importlib.util.find_spec("transformers"):
         export = "from rankrt_export.pipeline import export_into; from pathlib import Path"
         (tmp_path / "exported").mkdir()
