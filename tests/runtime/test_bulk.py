@@ -227,6 +227,14 @@ def test_what_cannot_be_done_is_refused_before_anything_is_scored(
     assert message in captured.err and captured.out == ""
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with a name")
+def test_a_stream_cannot_be_scored_into_a_file(artifact: Artifact, tmp_path: Path, capsys: Output):
+    os.mkfifo(tmp_path / "pairs.jsonl")
+    for pairs in ("-", tmp_path / "pairs.jsonl"):
+        assert run("score", artifact.folder, pairs, "--out", tmp_path / "scores.jsonl") == 1
+        assert "--out needs a file of pairs, which is read more than once" in capsys.readouterr().err
+
+
 def test_a_bad_line_of_a_long_file_is_found_before_anything_is_scored(
     artifact: Artifact, tmp_path: Path, capsys: Output
 ):

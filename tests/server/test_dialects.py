@@ -13,7 +13,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from tokenizers import Tokenizer  # noqa: E402
 
-from tests.server.support import serving  # noqa: E402
+from tests.server.support import reload, serving, serving_with_service  # noqa: E402
 from tests.support import calibrate, tiny_artifact, tiny_tokenizer  # noqa: E402
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint"
@@ -330,10 +330,13 @@ def test_a_threshold_elsewhere_is_refused_with_the_path_that_has_one(client: Any
     assert "POST /rankrt/rerank" in error["detail"]
 
 
-def test_rankrt_s_own_answers_probabilities_of_a_calibrated_artifact(tmp_path: Path):
-    calibrate(tiny_artifact(tmp_path / "tiny"))  # a logit of 3 is even odds
+def test_rankrt_s_own_answers_probabilities_from_when_a_calibration_was_reloaded(tmp_path: Path):
+    artifact = tiny_artifact(tmp_path / "tiny")
     body = {"query": "one", "documents": DOCUMENTS, "calibrated": True, "score_threshold": 0.5}
-    with serving(tmp_path / "tiny") as address, httpx.Client(base_url=address) as own:
+    with serving_with_service(artifact.folder) as (address, service), httpx.Client(base_url=address) as own:
+        calibrate(artifact)  # a logit of 3 is even odds
+        assert refused(own, "/rankrt/rerank", body)[0] == 422
+        reload(service)
         found = post(own, "/rankrt/rerank", body)
     assert found["score_kind"] == "probability"
     assert [(hit["index"], hit["score"]) for hit in found["results"]] == [(1, sigmoid(2)), (0, 0.5)]

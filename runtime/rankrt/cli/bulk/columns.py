@@ -33,6 +33,8 @@ def column_format_of(name: str) -> ColumnFormat | None:
     if (found := _ENDINGS.get(Path(name.lower()).suffix)) is not None or name == STANDARD_INPUT:
         return found
     try:
+        if not Path(name).is_file():  # a pipe that has a name can be read only once
+            return None
         with open(name, "rb") as file:
             head = file.read(max(map(len, _MARKS)))
     except (OSError, ValueError):

@@ -88,8 +88,8 @@ def score_to_file(
     found at once. Raises InputError for such a line, and for an output that is there already.
     """
     check_output(out)
-    if source.name == inputs.STANDARD_INPUT:
-        raise InputError("--out needs a file of pairs, which is read more than once; standard input is read once")
+    if source.name == inputs.STANDARD_INPUT or (Path(source.name).exists() and not Path(source.name).is_file()):
+        raise InputError("--out needs a file of pairs, which is read more than once; a stream is read once")
     size = chunk_size(reranker)
     n_pairs = sum(len(chunk.pairs) for chunk in selection.in_order(source.chunks(size, has_all=False)))
     with open_checkpoint(Path(f"{out}.unfinished"), _job(reranker, source, size)) as checkpoint:
