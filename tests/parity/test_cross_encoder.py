@@ -39,6 +39,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "a tensor": {"convert_to_tensor": True},
     "a list of tensors": {"convert_to_numpy": False},
     "where it is": {"device": "cpu"},
+    "shorter rows": {"processing_kwargs": {"text": {"max_length": 24, "truncation": True}}},
 }
 
 

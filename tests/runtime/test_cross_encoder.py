@@ -133,6 +133,25 @@ def test_the_length_is_the_model_s_unless_it_is_set(model: CrossEncoder, artifac
     assert CrossEncoder(str(artifact.folder), max_length=8).predict(long, activation_fn=lambda x: x) == 6.0
 
 
+def test_a_call_may_be_given_a_length(model: CrossEncoder):
+    long = ("one one one", "two two two two")
+    assert model.predict(long, processing_kwargs={"text": {"max_length": 8, "truncation": True}}) == 6.0
+    assert model.predict(long) == 11.0
+    others: list[Any] = [{"text": {"padding": "longest"}}, {"common": {}}, {"text": {"truncation": False}}]
+    for other in others:
+        with pytest.raises(InputError, match="only the length of a pair can be given here"):
+            model.predict(long, processing_kwargs=other)
+
+
+def test_an_option_without_effect_there_is_warned_of_as_there(model: CrossEncoder, caplog: pytest.LogCaptureFixture):
+    assert model.predict(PAIRS, num_workers=2).tolist() == LOGITS
+    assert model.rank("one", ["two"], convert_to_tensor=True) == [{"corpus_id": 0, "score": 3.0}]
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "num_workers has no effect in predict",
+        "convert_to_tensor has no effect in rank",
+    ]
+
+
 def test_progress_is_shown_if_asked_for(model: CrossEncoder, capsys: pytest.CaptureFixture[str]):
     model.predict(PAIRS)
     assert capsys.readouterr().err == ""
@@ -177,8 +196,8 @@ def test_options_that_are_off_are_taken(artifact: Artifact):
         ({"device": "cuda"}, "device='cuda', but this model was loaded on cpu"),
         ({"device": ["cpu", "cpu"]}, "start processes there; here threads share one model"),
         ({"pool": {}}, "start processes there"),
-        ({"num_workers": 2}, "num_workers has no effect here in sentence-transformers 6; drop it"),
-        ({"processing_kwargs": {"text": {}}}, "processing_kwargs cannot be honoured: set max_seq_length"),
+        ({"sentences": []}, "sentences was renamed in sentence-transformers; use inputs"),
+        ({"padding": True}, "unknown option padding"),
         ({"prompt": 3}, "prompt=3, expected text"),
     ],
 )

@@ -4,8 +4,10 @@ Follows sentence-transformers 6. Its models with several labels have no artifact
 made by the torch that the caller has imported; this module imports none.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from rankrt.text.pairs import Pair
 # Maps logits, (n_pairs, 1) as there, to scores. It gets a tensor where torch was imported, else an array.
 Activation = Callable[[Any], Any]
 
+_logger = logging.getLogger("rankrt")
+
 _PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "float16": "fp16", "half": "fp16"}
 # Options that say how torch is used, or that change the model; and what to do instead.
 _REFUSED = {
@@ -34,7 +38,6 @@ _REFUSED = {
     "trust_remote_code": "rankrt runs no code that comes with a model",
     "local_files_only": "set HF_HUB_OFFLINE=1, which rankrt honours",
     "token": "set HF_TOKEN, which rankrt honours",
-    "processing_kwargs": "set max_seq_length for the tokens of a pair",
 }
 # What older releases called an option, and options that have no effect in sentence-transformers 6 either.
 _RENAMED = {
@@ -79,8 +82,7 @@ class CrossEncoder:
         activation_fn: Activation | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in kwargs.items():
-            _refuse(name, value)
+        _check_rest("CrossEncoder", kwargs)
         if num_labels not in (None, 1):
             raise InputError(f"num_labels={num_labels!r}: an artifact has one score for a pair; leave it out")
         if backend not in ("torch", "onnx"):
@@ -149,20 +151,22 @@ class CrossEncoder:
         device: str | None = None,
         pool: None = None,
         chunk_size: None = None,
+        processing_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return the score of each pair, (n_pairs,), float32; a number for one pair alone.
 
         It is an array, a tensor with `convert_to_tensor`, or a list of tensors without `convert_to_numpy`. Scores went
         through `activation_fn`, by default the model's own: the sigmoid, unless the checkpoint says another.
+        `processing_kwargs` may have the most tokens of a pair: {"text": {"max_length": 256}}.
         """
-        for name, value in kwargs.items():
-            _refuse(name, value)
+        _check_rest("predict", kwargs)
         check_whole("batch_size", batch_size, least=1)
         self._check_place(device, pool, chunk_size)
         is_one = self.is_singular_input(inputs)
         pairs = pairs_of([inputs] if is_one else inputs)
-        scores = self._scores(pairs, prompt_name, prompt, bool(show_progress_bar), activation_fn)
+        of_call = self if processing_kwargs is None else self._shortened(processing_kwargs)
+        scores = of_call._scores(pairs, prompt_name, prompt, bool(show_progress_bar), activation_fn)
         if convert_to_tensor or not convert_to_numpy:
             option = "convert_to_tensor=True" if convert_to_tensor else "convert_to_numpy=False"
             tensor = _imported_torch(option).from_numpy(scores)
@@ -186,8 +190,7 @@ class CrossEncoder:
         **kwargs: Any,
     ) -> list[dict[str, Any]]:
         """Return the `top_k` documents, best first, each as a dict with corpus_id, score and, if asked for, text."""
-        for name, value in kwargs.items():
-            _refuse(name, value)
+        _check_rest("rank", kwargs)
         check_whole("batch_size", batch_size, least=1)
         check_whole("top_k", top_k, none_is="all")
         self._check_place(device, pool, chunk_size)
@@ -220,6 +223,19 @@ class CrossEncoder:
         with tqdm(total=len(pairs), desc="Pairs", disable=not shows_progress) as bar:
             logits = reranker.evaluate(pairs, on_progress=bar.update if shows_progress else None).logits
         return _activated(activate, logits)
+
+    def _shortened(self, processing_kwargs: Mapping[str, Mapping[str, Any]]) -> "CrossEncoder":
+        """Return the same with the length that a call gives. Raises InputError if it gives something else."""
+        text = dict(processing_kwargs.get("text", {}))
+        length, cuts = text.pop("max_length", self.max_seq_length), text.pop("truncation", True)
+        if processing_kwargs.keys() - {"text"} or text or cuts is not True:
+            raise InputError(
+                f"processing_kwargs={dict(processing_kwargs)!r:.80}: only the length of a pair can be given here, as"
+                ' {"text": {"max_length": 256, "truncation": True}}'
+            )
+        made = copy(self)
+        made.max_seq_length = length
+        return made
 
     def _prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         """Return the words to put before, as there: `prompt`, or that of a name, or the default; None for none."""
@@ -303,13 +319,14 @@ def _precision_of(model_kwargs: Mapping[str, Any]) -> Precision:
     return _PRECISIONS[given]
 
 
-def _refuse(name: str, value: object) -> None:
-    """Raise InputError for an option that is given and cannot be honoured."""
-    if name in _RENAMED:
-        raise InputError(f"{name} was renamed in sentence-transformers; use {_RENAMED[name]}")
-    if name in _WITHOUT_EFFECT:
-        raise InputError(f"{name} has no effect here in sentence-transformers 6; drop it")
-    if name not in _REFUSED:
-        raise InputError(f"unknown option {name}")
-    if value not in (None, False):
-        raise InputError(f"{name} cannot be honoured: {_REFUSED[name]}")
+def _check_rest(call: str, options: Mapping[str, object]) -> None:
+    """Raise InputError for an option that cannot be honoured. Of one without effect there, warn as there."""
+    for name, value in options.items():
+        if name in _WITHOUT_EFFECT and call != "CrossEncoder":
+            _logger.warning("%s has no effect in %s, as in sentence-transformers; drop it", name, call)
+        elif name in _RENAMED:
+            raise InputError(f"{name} was renamed in sentence-transformers; use {_RENAMED[name]}")
+        elif name not in _REFUSED:
+            raise InputError(f"unknown option {name}")
+        elif value not in (None, False):
+            raise InputError(f"{name} cannot be honoured: {_REFUSED[name]}")
