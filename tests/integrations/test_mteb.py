@@ -38,6 +38,7 @@ def test_mteb_ranks_by_its_scores(reranker: Reranker, task: Any, tmp_path: Path)
     assert results[0].task_name == task.metadata.name
     (file,) = tmp_path.rglob("*predictions.json")
     predictions = json.loads(file.read_text())["default"]["test"]
+    task.load_data()  # it was unloaded after the evaluation
     data = task.dataset["default"]["test"]
     queries, corpus = (dict(zip(data[part]["id"], data[part]["text"], strict=True)) for part in ("queries", "corpus"))
     for query, scores in predictions.items():
