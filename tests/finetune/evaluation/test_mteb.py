@@ -17,7 +17,7 @@ def test_a_two_stage_task_of_mteb_gives_the_same_figures(tmp_path: Path):
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 
-    from rankrt_finetune.evaluation.mteb import MtebReranker
+    from rankrt.integrations.mteb import MtebReranker
 
     # mteb puts the greater id first where scores are equal; here the candidates are in that order already.
     candidates = {query: sorted(DOCUMENTS, reverse=True) for query in QUERIES}
@@ -45,10 +45,3 @@ def test_a_two_stage_task_of_mteb_gives_the_same_figures(tmp_path: Path):
         ours.rows[0].means,
         abs=1e-5,  # mteb rounds to five digits
     )
-
-
-def test_the_name_in_mteb_s_results_is_that_of_the_variant(reranker: Reranker):
-    from rankrt_finetune.evaluation.mteb import MtebReranker
-
-    assert MtebReranker(reranker).mteb_model_meta.name == "rankrt/tiny-cpu-fp32"
-    assert MtebReranker(reranker, name="me/tuned").mteb_model_meta.name == "me/tuned"
