@@ -124,9 +124,9 @@ def compare(folder: Path, artifacts: Sequence[str], embedder: str | None) -> Non
         rows.append(("the embedder, cosine", [search.similarity(e.query, e.passages).tolist() for e in examples]))
     for artifact in artifacts:
         name, _, path = artifact.rpartition("=")
-        for variant in open_artifact(Path(path)).manifest.variants:
-            with Reranker.load(path, precision=variant.precision) as reranker:
-                title = f"{name or Path(path).name}, {variant.precision}"
+        for precision in dict.fromkeys(variant.precision for variant in open_artifact(Path(path)).manifest.variants):
+            with Reranker.load(path, precision=precision) as reranker:
+                title = f"{name or Path(path).name}, {precision}"
                 rows.append((title, [reranker.score([(e.query, p) for p in e.passages]).tolist() for e in examples]))
     labels = [example.labels for example in examples]
     print(f"| {len(examples)} questions | nDCG@10 | 95 % interval | MRR@10 |\n|---|---|---|---|")
