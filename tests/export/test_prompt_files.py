@@ -144,7 +144,7 @@ def test_words_that_do_not_suit_the_model_are_refused(decoder: Path, tmp_path: P
 
 
 def test_a_style_or_a_class_that_does_not_exist_is_refused_with_those_that_do(decoder: Path, tmp_path: Path):
-    with pytest.raises(OptionsError, match="--prompt cohere: there are flagembedding, qwen3-reranker, mxbai-rerank-v2"):
+    with pytest.raises(OptionsError, match="--prompt cohere: there are flagembedding, flagembedding-lightweight, qw"):
         export(str(decoder), tmp_path / "artifact", Options(prompt="cohere"))
     change_config(decoder, architectures=["Phi3ForCausalLM"])
     with pytest.raises(
