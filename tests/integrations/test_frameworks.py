@@ -14,7 +14,7 @@ ADAPTERS = {
     "langchain": ("langchain-core", "1.0"),
     "llama_index": ("llama-index-core", "0.14"),
     "haystack": ("haystack-ai", "3.0"),
-    "pyterrier": ("pyterrier", "1.0"),
+    "pyterrier": ("pyterrier", "1.1"),
 }
 
 

@@ -6,7 +6,7 @@ from rankrt.errors import InputError
 from rankrt.integrations.frameworks import framework, loaded
 from rankrt.reranker import Reranker
 
-with framework("pyterrier", least="1.0", extra="pyterrier"):
+with framework("pyterrier", least="1.1", extra="pyterrier"):
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
     import pyterrier as pt
 
@@ -28,22 +28,22 @@ class RankrtReRanker(pt.Transformer):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Return the rows with their new score and rank. Needs the columns qid, docno, query and that of the texts."""
         pt.validate.result_frame(inp, extra_columns=["query", self.text_field], context=self)
-        for column in ("query", self.text_field):
-            self._check_texts(inp, column)
-        pairs = inp[["query", self.text_field]]
-        ranked = inp.drop(columns=["score", "rank"], errors="ignore")
-        ranked["score"] = self.reranker.score(pairs, normalize=self.normalize).astype("float64")
-        return pt.model.add_ranks(ranked)
+        queries, texts = inp["query"].tolist(), inp[self.text_field].tolist()
+        self._check_texts(inp, "query", queries)
+        self._check_texts(inp, self.text_field, texts)
+        scores = self.reranker.score(list(zip(queries, texts, strict=True)), normalize=self.normalize)
+        ranked = inp.drop(columns=["score", "rank"], errors="ignore").assign(score=scores.astype("float64"))
+        return pt.model.add_ranks(ranked, single_query=len(set(inp["qid"])) == 1)
 
     def __repr__(self) -> str:
         return f"RankrtReRanker({self.reranker!r})"
 
-    def _check_texts(self, inp: pd.DataFrame, column: str) -> None:
+    def _check_texts(self, inp: pd.DataFrame, column: str, values: list[object]) -> None:
         """Raise InputError for a row without a text, which a missing document leaves there."""
-        is_text = inp[column].map(lambda value: isinstance(value, str))
-        if not is_text.all():
-            row = inp[~is_text.to_numpy(bool)].iloc[0]
-            raise InputError(
-                f"{column} of qid {row['qid']!r}, docno {row['docno']!r} is {type(row[column]).__name__}, not text;"
-                " get the texts with pt.text.get_text, or drop such rows"
-            )
+        for number, value in enumerate(values):
+            if not isinstance(value, str):
+                row = inp.iloc[number]
+                raise InputError(
+                    f"{column} of qid {row['qid']!r}, docno {row['docno']!r} is {type(value).__name__}, not text;"
+                    " get the texts with pt.text.get_text, or drop such rows"
+                )
