@@ -30,6 +30,8 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PIP = ("-m", "pip", "--quiet", "--no-input", "install", "--no-compile")
 INSTALL_S = 900
 # Files are handed to two processes: tests of one file share a server or an export, and most of them wait.
+# So torch has one thread in each: two in both would be four on the two cores that CI has.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations=15")
 # Python 3.12 and newer count lines at little cost; 3.11, which the suite has, takes 1.7 times the processor time.
 COVERED = ("--cov", "--cov-report=")
@@ -202,6 +204,7 @@ def steps(shop: Workshop) -> list[Step]:
             limit_s=2700,
             needs=("full",),
             commands=((*make, "test-suite", f"ARGUMENTS={of_suite}"),),
+            variables=ONE_THREAD,
         ),
         Step(
             name="clients",
@@ -234,6 +237,7 @@ def steps(shop: Workshop) -> list[Step]:
             limit_s=1800,
             needs=("old",),
             commands=((shop.python("old"), *PYTEST, "tests/export", "tests/parity", "tests/tiny_reranker"),),
+            variables=ONE_THREAD,
         ),
     ]  # fmt: skip
 
