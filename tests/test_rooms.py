@@ -21,7 +21,7 @@ ORDER = {
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"
         " portable pipeline push cli"
     ),
-    "finetune/rankrt_finetune": "errors reports data resuming teaching mining training evaluation calibrate cli",
+    "finetune/rankrt_finetune": "errors reports data bm25 resuming teaching mining training evaluation calibrate cli",
     "benchmarks": "systems records harness studies suites gpu run prepare",
 }
 # Each imports only those on its right.

@@ -49,7 +49,7 @@ EXTRAS = {
     ),
     "calibrate": Extra(
         help="Fit a map from scores to probabilities to labelled pairs.",
-        module="rankrt_finetune.calibrate.cli",
+        module="rankrt_finetune.cli.calibrate",
         pip="rankrt[cpu,finetune]",
     ),
 }

@@ -11,7 +11,8 @@ import pytest
 from rankrt import InputError, Reranker
 from rankrt.artifact.manifest import Artifact
 from rankrt.cli.main import main
-from rankrt_finetune.mining.bm25 import Bm25, words
+from rankrt_finetune.bm25 import words
+from rankrt_finetune.mining.bm25 import Bm25
 from rankrt_finetune.mining.found import best
 from rankrt_finetune.mining.mine import Choice, mine
 from tests.finetune.conftest import TOPICS, write_bert, write_lines

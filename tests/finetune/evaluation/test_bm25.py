@@ -5,8 +5,8 @@ from random import Random
 import bm25s
 import numpy as np
 
+from rankrt_finetune.bm25 import words
 from rankrt_finetune.evaluation.bm25 import Bm25
-from rankrt_finetune.mining.bm25 import words
 
 VOCABULARY = [f"word{i}" for i in range(40)]
 
