@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.records.record import Record, Row, read_record, schema
 from benchmarks.records.report import markdown
 from benchmarks.records.statistics import ratio
+from benchmarks.studies.adapters import table as adapters_table
 from benchmarks.studies.int8_drift import table as int8_drift_table
 from benchmarks.studies.llm_speed import table as llm_speed_table
 from benchmarks.studies.progressive import table as progressive_table
@@ -282,6 +283,18 @@ def llm_speed() -> str:
     )
 
 
+def adapters() -> str:
+    """Return what the adapters for frameworks add to a call, as a table."""
+    record = _result("adapters")
+    model, machine = record["model"], record["machine"]
+    return (
+        f"{adapters_table(record).markdown()}\nA call ranks {record['n_documents']} documents of"
+        f" {record['n_tokens']:,} tokens in all with {model['name']} ({model['variant']}) in"
+        f" {record['rank_ms']:.0f} ms, on {machine['n_threads']} cores of an {machine['processor']}."
+        " Weights are random. The least of many calls.\n"
+    )
+
+
 def progressive() -> str:
     """Return what ranking that stops early saves and loses, as a table."""
     if not (RESULTS / "progressive.json").exists():
@@ -304,6 +317,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"speed": speed},
     ROOT / "docs" / "benchmarks.md": {"all speeds": all_speeds},
     ROOT / "docs" / "int8.md": {"int8 speed": int8_speed, "int8 drift": int8_drift},
+    ROOT / "docs" / "integrations.md": {"adapters": adapters},
     ROOT / "docs" / "llm-rerankers.md": {"llm speed": llm_speed, "progressive": progressive},
     ROOT / "docs" / "memory.md": {"memory": memory, "resident": resident},
     ROOT / "docs" / "server.md": {"server overhead": server_overhead, "server soak": server_soak},
