@@ -35,7 +35,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations=15")
 # Python 3.12 and newer count lines at little cost; 3.11, which the suite has, takes 1.7 times the processor time.
 COVERED = ("--cov", "--cov-report=")
-COVERED_PERCENT = 60  # of the runtime's lines, at least
+COVERED_PERCENT = 87  # of the runtime's lines, at least; 89 were measured
 
 
 @dataclass(frozen=True, kw_only=True)
