@@ -77,7 +77,7 @@ def assert_same_logits(artifact: Artifact) -> None:
     with Reranker.load(artifact.folder, precision="fp32", prepare=False) as reranker:
         encoded = reranker.encode(sample().pairs[::3])
         expected = reranker._scorer().backend.logits(encoded).last
-    assert expected.std() > 0.5
+    assert expected.std() > 0.2  # 0.40 with transformers 4.57, whose weights are drawn in another order
     # Only the order of sums differs, in logits of up to 60.
     np.testing.assert_allclose(by_onnxruntime(artifact, encoded), expected, atol=1e-4, rtol=2e-5)
 
