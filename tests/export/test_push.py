@@ -8,13 +8,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from rankrt.artifact.manifest import Artifact
 from rankrt_export.errors import OptionsError, OutputError
 from rankrt_export.push import artifact_card, check_login, push
 
-pytestmark = pytest.mark.export
+pytestmark = [
+    pytest.mark.export,
+    # In 0.36, which transformers 4.57 needs, what a commit answers may only be an address of the public hub.
+    pytest.mark.skipif(huggingface_hub.__version__.startswith("0."), reason="needs huggingface_hub 1 or newer"),
+]
 
 
 class Hub(ThreadingHTTPServer):
