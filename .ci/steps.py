@@ -30,9 +30,9 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PIP = ("-m", "pip", "--quiet", "--no-input", "install", "--no-compile")
 INSTALL_S = 900
 # Files are handed to two processes: tests of one file share a server or an export, and most of them wait.
-# So torch has one thread in each: two in both would be four on the two cores that CI has.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations=15")
+# Torch has one thread in each of them: two in both would be four on the two cores that CI has.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # Python 3.12 and newer count lines at little cost; 3.11, which the suite has, takes 1.7 times the processor time.
 COVERED = ("--cov", "--cov-report=")
 COVERED_PERCENT = 87  # of the runtime's lines, at least; 89 were measured

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
+from rankrt.artifact.source import is_hub_id
 from rankrt_finetune.data.split import Overlap
 from rankrt_finetune.training.quality import MRR, NDCG
 from rankrt_finetune.training.recipe import Recipe, Task
@@ -36,7 +37,7 @@ class Outcome:
 
 def card(task: Task, recipe: Recipe, outcome: Outcome) -> str:
     """Return the card as Markdown. It names files and folders by their last part only."""
-    base = task.checkpoint if "/" in task.checkpoint and not _is_path(task.checkpoint) else None
+    base = task.checkpoint if is_hub_id(task.checkpoint) else None
     front = ["---", "pipeline_tag: text-ranking", "tags: [reranker, cross-encoder, rankrt]"]
     front += [f"base_model: {base}"] if base else []
     rows = {key: value for key, value in asdict(recipe).items() if value not in (None, ())}
@@ -78,10 +79,6 @@ def card(task: Task, recipe: Recipe, outcome: Outcome) -> str:
         "",
     ]
     return "\n".join(parts)
-
-
-def _is_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") != 1
 
 
 def _prompt(outcome: Outcome) -> str:

@@ -23,13 +23,12 @@ from rankrt.text.options import Rules
 from rankrt.text.pairs import Pair, PairTokenizer
 from rankrt.text.tokenizers import LibraryTokenizer
 from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from rankrt_export.checkpoint.families import DECODERS
+from rankrt_export.checkpoint.families import DECODERS, LAYERWISE
 from rankrt_export.checkpoint.tokenizer import read_tokenizer
 from rankrt_export.decoders.prompts import answer_ids, prompted_template, style_for
 from rankrt_finetune.errors import TrainingError
 from rankrt_finetune.training.recipe import Lora
 
-_LAYERWISE = "LayerWiseMiniCPMForCausalLM"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md"]
 # Copied as they are: transformers 5 writes tokenizers that transformers 4, and so FlagEmbedding, cannot read.
 _TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"]
@@ -123,7 +122,7 @@ def load_model(source: str, *, max_length: int, prompt: str | None, asked: str |
         raise TrainingError(f"{source} is not a checkpoint: it has no config.json")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     architecture = (config.get("architectures") or [""])[0]
-    if architecture == _LAYERWISE:
+    if architecture == LAYERWISE:
         raise TrainingError(
             f"{source} is a layerwise MiniCPM, which only FlagEmbedding's own trainer trains"
             " (FlagEmbedding.finetune.reranker.decoder_only.layerwise). rankrt export reads its result"

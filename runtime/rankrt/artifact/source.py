@@ -89,7 +89,7 @@ def find_artifact(source: str | Path, choose: Callable[[Artifact], _Chosen], hub
             )
         artifact = open_artifact(folder) if _has(folder, MANIFEST) else _exported_folder(folder)
         return choose(artifact)
-    if not _is_hub_id(str(source)):
+    if not is_hub_id(str(source)):
         raise ArtifactError(
             f"{source} does not exist and is not a hub id (owner/name). To create it:"
             f" rankrt export BAAI/bge-reranker-v2-m3 {source}"
@@ -220,6 +220,7 @@ def _as_checkpoint(source: str) -> Iterator[None]:
         ) from error
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name has the form of a hub id, owner/name. A folder may have it, too."""
     owner, _, rest = name.partition("/")
     return bool(owner and rest) and "/" not in rest and not name.startswith((".", "~"))
