@@ -25,6 +25,7 @@ from rankrt_export.job.options import Options
 from rankrt_export.portable.export import Portable, export_portable
 from rankrt_export.portable.graphs import quantize, write_graph
 from tests.export.conftest import Make, torch, transformers
+from tests.export.test_deberta import V3
 
 pytestmark = pytest.mark.export
 
@@ -159,6 +160,11 @@ def test_other_classes_and_graphs_outside_their_limits_are_refused(make_checkpoi
         CheckpointError, match="AlbertForSequenceClassification is not implemented for --target portable"
     ):
         export_portable(str(albert), tmp_path / "out", options)
+    deberta = make_checkpoint("DebertaV2Config", name="deberta", **V3)
+    with pytest.raises(
+        CheckpointError, match="DebertaV2ForSequenceClassification is not implemented for --target portable"
+    ):
+        export_portable(str(deberta), tmp_path / "out", options)
     tight = Options(precisions=("fp16",), max_difference=1e-6)
     with pytest.raises(
         VerificationError, match=r"model_fp16.onnx differs from PyTorch by up to .* nothing was written"

@@ -13,7 +13,7 @@ from rankrt.files.folders import new_folder
 from rankrt.text.options import Rules
 from rankrt.text.pairs import PairTokenizer
 from rankrt.text.tokenizers import LibraryTokenizer
-from rankrt_export.architectures import ARCHITECTURES
+from rankrt_export.architectures import ARCHITECTURES, deberta
 from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.checkpoint.tokenizer import read_tokenizer, template_of
 from rankrt_export.errors import CheckpointError, OptionsError, OutputError, VerificationError
@@ -78,8 +78,9 @@ def _check_checkpoint(checkpoint: Checkpoint) -> None:
             f"{checkpoint.id} is a {checkpoint.architecture}, a decoder. --target portable is for encoders: other"
             " engines expect other inputs and outputs of a decoder"
         )
-    if checkpoint.architecture not in ARCHITECTURES:
-        encoders = ", ".join(name for name in ARCHITECTURES if name.endswith("ForSequenceClassification"))
+    written = [name for name in ARCHITECTURES if name not in deberta.CLASSES]
+    if checkpoint.architecture not in written:
+        encoders = ", ".join(name for name in written if name.endswith("ForSequenceClassification"))
         raise CheckpointError(
             f"{checkpoint.architecture} is not implemented for --target portable, which is for {encoders}"
         )

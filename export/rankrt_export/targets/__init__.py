@@ -15,7 +15,7 @@ from rankrt_export.targets.cuda_rotary import RotaryCudaEngine
 from rankrt_export.targets.openvino import OpenVinoEngine
 from rankrt_export.targets.openvino_rotary import RotaryOpenVinoEngine
 from rankrt_export.targets.padded_relative import PaddedRelativeEngine
-from rankrt_export.targets.portable import PortableEngine, RelativePortableEngine, RotaryPortableEngine
+from rankrt_export.targets.portable import PortableEngine, RotaryPortableEngine
 from rankrt_export.targets.segment import SegmentShape
 from rankrt_export.targets.tensorrt import TensorRtEngine
 from rankrt_export.targets.tensorrt_causal import CausalTensorRtEngine
@@ -40,7 +40,6 @@ RELATIVE_TARGETS: Mapping[GraphOperators, Callable[[Graph], RelativeEngine]] = {
     "cpu": RelativeCpuEngine,
     "cuda": PaddedRelativeEngine,
     "tensorrt": PaddedRelativeEngine,
-    "portable": RelativePortableEngine,
 }
 CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
     "cpu": CausalCpuEngine,

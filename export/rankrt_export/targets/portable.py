@@ -6,7 +6,6 @@ opset afterwards, which more engines read.
 
 import onnx_ir as ir
 
-from rankrt_export.targets.padded_relative import PaddedRelativeEngine
 from rankrt_export.targets.padded_rows import PaddedRows
 from rankrt_export.targets.tensorrt import TensorRtEngine
 from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtEngine
@@ -27,10 +26,6 @@ class MaskedRows(PaddedRows):
 
 class PortableEngine(MaskedRows, TensorRtEngine):
     """Operators of encoders with absolute positions and norms after their layers."""
-
-
-class RelativePortableEngine(MaskedRows, PaddedRelativeEngine):
-    """Operators of encoders with distances between tokens."""
 
 
 class RotaryPortableEngine(MaskedRows, RotaryTensorRtEngine):
