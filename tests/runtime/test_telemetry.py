@@ -94,18 +94,30 @@ def test_nothing_calls_and_no_file_appears_in_forty_seconds(artifact: Artifact, 
         (tmp_path / "exported").mkdir()
         call = f"export_into('tiny_reranker/checkpoint', Path({str(tmp_path / 'exported')!r}))"
         commands["export"] = [sys.executable, "-c", f"import time; {export}; {call}; time.sleep(999)"]
-    reports = {"control": [sys.executable, "-c", "import rankrt, onnxruntime, time; time.sleep(999)"]}
-    with _watched(commands, tmp_path) as seen, _watched(reports, tmp_path, ORT_DISABLE_TELEMETRY="0") as control:
+    # One engine that may report called nobody in 160 s on a busy machine; of 22 others each called within 14 s.
+    allowed = [sys.executable, "-c", "import rankrt, onnxruntime, time; time.sleep(999)"]
+    controls = {f"control {number}": allowed for number in range(3)}
+    with _watched(commands, tmp_path) as seen, _watched(controls, tmp_path, ORT_DISABLE_TELEMETRY="0") as reports:
         time.sleep(WATCHED_S)
-        # A busy machine starts all of them late: the control had not called in 40 s beside another test.
-        for _ in range(3 * WATCHED_S if sys.platform == "linux" else 0):
-            if control["control"].calls:
+        for _ in range(2 * WATCHED_S if sys.platform == "linux" else 0):
+            if any(found.calls for found in reports.values()):
                 break
             time.sleep(1)
     assert {name: found for name, found in seen.items() if found.calls or found.files} == {}
     if sys.platform == "linux":
-        assert control["control"].calls, "this listener would have seen a call"
-        assert any("deviceid" in file for file in control["control"].files)
+        assert any("deviceid" in file for found in reports.values() for file in found.files)
+        if not any(found.calls for found in reports.values()):
+            pytest.skip("none of three engines that may report did so here, so that ours called nobody proves little")
+
+
+def test_the_listener_sees_a_call_through_the_proxy(tmp_path: Path):
+    call = "import time, urllib.request as r\ntry: r.urlopen('http://a.invalid/')\nexcept OSError: time.sleep(999)"
+    with _watched({"call": [sys.executable, "-c", call]}, tmp_path) as seen:
+        for _ in range(60):
+            if seen["call"].calls:
+                break
+            time.sleep(1)
+    assert seen["call"].calls[0].startswith(b"GET http://a.invalid/")
 
 
 @dataclass
