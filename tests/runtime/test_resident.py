@@ -1,6 +1,7 @@
 """What a model keeps in memory between runs is given back, and scores do not change by it."""
 
 import mmap
+import subprocess
 import sys
 import threading
 import time
@@ -132,6 +133,17 @@ def test_a_model_that_is_idle_gives_memory_back_and_scores_as_before(
         assert reranker.score(pairs).tolist() == [6.0, 4.0]
         assert released.get(timeout=5).parent == Prepared().folder
         assert reranker.score(pairs).tolist() == [6.0, 4.0]
+
+
+def test_a_model_that_is_never_closed_ends_with_the_interpreter_in_silence(artifact: Artifact):
+    # A module of the interpreter outlives rankrt's, which are empty when the model goes.
+    code = (
+        "import sys, threading; from rankrt import Reranker;"
+        "threading.kept = Reranker.load(sys.argv[1], prepare=False); print(threading.kept.score([('one', 'two')]))"
+    )
+    command = [sys.executable, "-c", code, str(artifact.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("[3.]\n", "", 0)
 
 
 def test_idle_calls_back_once_when_nothing_has_happened_for_a_while():

@@ -249,7 +249,10 @@ class Segments:
             return [open_session(graph, of_graph) for graph, of_graph in zip(graphs, options, strict=True)]
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)
-        self.no_prefix: tuple[OrtValue, ...] = tuple(self.ort_value(_empty_prefix(session)) for session in self._wide)
+        shapes = map(_prefix_shape, self._wide)
+        self.no_prefix: tuple[OrtValue, ...] = tuple(
+            self.ort_value(np.zeros((*shape[:3], 0, *shape[4:]), np.float32)) for shape in shapes
+        )
         self._lanes = CpuLanes(n_narrow, graphs[0].parent, on_idle)
 
     def blocks(self, prefixes: Prefixes) -> list[Int64Array]:
@@ -288,7 +291,9 @@ class Segments:
         logits, kept = {}, []
         for segment in range(first, stop):
             if segment > 0 and (ratio := self._ratios.get(self.ends[segment - 1])) is not None:
-                batch = _in_numpy(batch).compressed(ratio)
+                if not isinstance(batch.states, np.ndarray):
+                    batch = replace(batch, states=batch.states.numpy())
+                batch = batch.compressed(ratio)
             goes_on = segment < stop - 1 or keep_hidden
             tokens, offsets = batch.all_tokens if goes_on else batch.last_tokens
             wanted = {"logits": self.ends[segment] in exits, "hidden": goes_on, "kept": n_kept > 0}
@@ -320,7 +325,8 @@ class Segments:
         self._let_go()
 
     def __del__(self) -> None:
-        self._let_go()
+        if changing_mappings is not None:  # the interpreter empties modules before the last objects go
+            self._let_go()
 
     def _let_go(self) -> None:
         with changing_mappings():
@@ -455,10 +461,6 @@ def _blocks(encoded: Encoded) -> list[Int64Array]:
     return [np.flatnonzero(block_of_row == block) for block in np.unique(block_of_row)]
 
 
-def _in_numpy(batch: Batch) -> Batch:
-    return batch if isinstance(batch.states, np.ndarray) else replace(batch, states=batch.states.numpy())
-
-
 def _offsets(lengths: Any) -> Int32Array:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
@@ -467,9 +469,3 @@ def _prefix_shape(session: Any) -> list[int]:
     """Return the shape of a prefix of one token: layers, keys and values, heads, tokens, features of a head."""
     (prefix,) = (node for node in session.get_inputs() if node.name == "prefix")
     return [n if isinstance(n, int) else 1 for n in prefix.shape]
-
-
-def _empty_prefix(session: Any) -> Float32Array:
-    shape = _prefix_shape(session)
-    shape[3] = 0
-    return np.zeros(shape, np.float32)

@@ -6,12 +6,13 @@ prepared the weights would be in memory twice, so there is only the wide one.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rankrt.arrays import Float32Array, Int64Array
+from rankrt.arrays import Int64Array
 from rankrt.artifact.manifest import Layout
 from rankrt.backends import Logits
 from rankrt.backends.batch import BATCHES
@@ -59,27 +60,23 @@ class CpuEncoder:
     def _logits_by(self, planned: Plan, encoded: Encoded) -> Logits:
         logits = np.empty(encoded.n_rows, np.float32)
 
-        def run_wide(rows: Int64Array) -> None:
-            logits[rows] = self._run_on(self._wide, encoded, rows)
+        def run_on(session: Any, rows: Int64Array) -> None:
+            arrays = self._batch(encoded, rows)
+            feed = {name: array for name, array in arrays.items() if name in self._inputs}
+            (logits[rows],) = session.run(None, feed)
 
-        def run_narrow(rows: Int64Array) -> None:
-            logits[rows] = self._run_on(self._narrow, encoded, rows)
-
-        self._lanes.run(planned, run_wide, run_narrow)
+        self._lanes.run(planned, partial(run_on, self._wide), partial(run_on, self._narrow))
         return Logits(values=logits[None])
 
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
         self._lanes.close()
-        with changing_mappings():
-            self._wide = self._narrow = None
+        self._let_go()
 
     def __del__(self) -> None:
+        if changing_mappings is not None:  # the interpreter empties modules before the last objects go
+            self._let_go()
+
+    def _let_go(self) -> None:
         with changing_mappings():
             self._wide = self._narrow = None
-
-    def _run_on(self, session: Any, encoded: Encoded, rows: Int64Array) -> Float32Array:
-        arrays = self._batch(encoded, rows)
-        feed = {name: array for name, array in arrays.items() if name in self._inputs}
-        (logits,) = session.run(None, feed)
-        return np.asarray(logits, np.float32)

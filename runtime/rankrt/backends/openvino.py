@@ -115,10 +115,13 @@ class OpenVinoEncoder:
     def close(self) -> None:
         """Release the threads, and the compiled model with its memory."""
         self._lanes.close()
-        with changing_mappings():
-            self._compiled = self._free = None
+        self._let_go()
 
     def __del__(self) -> None:
+        if changing_mappings is not None:  # the interpreter empties modules before the last objects go
+            self._let_go()
+
+    def _let_go(self) -> None:
         with changing_mappings():
             self._compiled = self._free = None
 
