@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, TypeGuard
@@ -107,7 +107,7 @@ def check_choice(name: str, value: object, choices: Collection[str], *, none_is:
     if not isinstance(value, str) or value not in choices:
         raise InputError(
             f"{name}={_shown(value)}, expected one of {', '.join(map(repr, choices))}{_or_none(none_is)}"
-            f"{_near(value, choices)}"
+            f"{suggestion(value, choices, shown=repr)}"
         )
 
 
@@ -121,17 +121,19 @@ def check_names(function: str, given: Iterable[str], known: Sequence[str]) -> No
     """Raise TypeError, as Python does, for an option that a function does not have; name the nearest that it has."""
     for name in given:
         if name not in known:
-            raise TypeError(f"{function} has no option {name!r}{_near(name, known) or '; it has ' + ', '.join(known)}")
+            meant = suggestion(name, known, shown=repr) or f"; it has {', '.join(known)}"
+            raise TypeError(f"{function} has no option {name!r}{meant}")
+
+
+def suggestion(word: object, known: Iterable[str], *, shown: Callable[[str], str] = str) -> str:
+    """Return the end of a message that asks whether a known word was meant, the nearest; nothing if none is near."""
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {shown(near[0])}?" if near else ""
 
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Tell whether a value is a whole number."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _near(value: object, choices: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _or_none(none_is: str | None) -> str:

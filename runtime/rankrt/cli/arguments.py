@@ -7,7 +7,6 @@ number within bounds.
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -16,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from rankrt.errors import RankrtError
+from rankrt.options import suggestion
 
 _AnyCommand = TypeVar("_AnyCommand", bound=Callable[..., Any] | click.Command)
 
@@ -228,7 +228,7 @@ class Command(click.Command):
         left = super().parse_args(ctx, args if ctx.resilient_parsing else self._with_joined_values(ctx, args))
         if left and not ctx.resilient_parsing:
             known = [choice for param in self.get_params(ctx) for choice in _choices(param.type)]
-            raise click.UsageError(f"unexpected argument {left[0]!r}{_suggested(left[0], known)}", ctx)
+            raise click.UsageError(f"unexpected argument {left[0]!r}{suggestion(left[0], known)}", ctx)
         return left
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -297,7 +297,7 @@ def sentence(error: click.UsageError) -> str:
     """Say what is wrong with the arguments."""
     match error:
         case click.NoSuchOption():
-            return f"there is no option {error.option_name}{_suggested(error.option_name, error.possibilities or ())}"
+            return f"there is no option {error.option_name}{suggestion(error.option_name, error.possibilities or ())}"
         case click.MissingParameter() if error.param is not None:
             return f"{_spelled(error.param)} is missing"
         case click.BadParameter() if error.param is not None:
@@ -323,7 +323,7 @@ def in_words_of_options(message: str, spelling: Mapping[str, str]) -> str:
 def not_one_of(value: str, choices: Iterable[str]) -> str:
     """Say that a value is not one of the choices, and which of them is meant, if one is near."""
     known = [str(choice) for choice in choices]
-    return f"{value!r} is not one of {', '.join(known)}{_suggested(value, known)}"
+    return f"{value!r} is not one of {', '.join(known)}{suggestion(value, known)}"
 
 
 def _spelled(param: click.Parameter) -> str:
@@ -333,11 +333,6 @@ def _spelled(param: click.Parameter) -> str:
 def _choices(kind: Kind) -> list[str]:
     kind = kind.each if isinstance(kind, Several) else kind
     return list(kind.choices) if isinstance(kind, Choice) else []
-
-
-def _suggested(word: str, known: Iterable[str]) -> str:
-    near = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _flat(ctx: click.Context, param: click.Parameter, value: Sequence[Sequence[Any]]) -> list[Any] | None:
