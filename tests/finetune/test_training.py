@@ -20,6 +20,7 @@ from rankrt.files.folders import lock_of
 from rankrt_export.pipeline import Options, export
 from rankrt_finetune.data.examples import read_examples
 from rankrt_finetune.errors import MemoryShort, TrainingError
+from rankrt_finetune.training.card import Outcome, card
 from rankrt_finetune.training.quality import quality
 from rankrt_finetune.training.recipe import LOSSES, Lora, Recipe, Task
 from rankrt_finetune.training.run import finetune
@@ -60,13 +61,28 @@ def tuned(folder: Path) -> Path:
 
 
 def test_a_run_learns_and_its_card_says_how_much(tuned: Path):
-    card = (tuned / "README.md").read_text()
-    before, after = (float(cell) for cell in card.split("| ndcg@10 |")[1].split("|")[:2])
+    written = (tuned / "README.md").read_text()
+    before, after = (float(cell) for cell in written.split("| ndcg@10 |")[1].split("|")[:2])
     assert before < 0.8 < after
-    assert "48 examples of train.jsonl. Held out: 16 examples of dev.jsonl." in card
-    assert f"transformers {transformers.__version__}" in card
-    assert str(tuned.parent) not in card
+    assert "48 examples of train.jsonl. Held out: 16 examples of dev.jsonl." in written
+    assert f"transformers {transformers.__version__}" in written
+    assert str(tuned.parent) not in written
     assert not list(tuned.parent.glob(".unfinished-*"))
+
+
+def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "runs/tuned").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    counts = Outcome(
+        n_train=1, n_held_out=0, n_left_out=0, overlap=None, before=None, after=None, n_steps=1, best_step=1, style=None
+    )
+    of_folder, of_hub = (
+        card(Task(checkpoint=name, train=Path("train.jsonl"), out=Path("out")), RECIPE, counts)
+        for name in ("runs/tuned", "BAAI/bge-reranker-base")
+    )
+    assert "base_model: BAAI/bge-reranker-base\n" in of_hub
+    assert "base_model" not in of_folder
+    assert "fine-tuned from tuned with" in of_folder
 
 
 def test_the_result_scores_alike_in_transformers_sentence_transformers_and_rankrt(tuned: Path, tmp_path: Path):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-from rankrt.artifact.source import is_hub_id
+from rankrt.artifact.source import local_folder
 from rankrt_finetune.data.split import Overlap
 from rankrt_finetune.training.quality import MRR, NDCG
 from rankrt_finetune.training.recipe import Recipe, Task
@@ -37,7 +37,7 @@ class Outcome:
 
 def card(task: Task, recipe: Recipe, outcome: Outcome) -> str:
     """Return the card as Markdown. It names files and folders by their last part only."""
-    base = task.checkpoint if is_hub_id(task.checkpoint) else None
+    base = task.checkpoint if local_folder(task.checkpoint) is None else None  # it was loaded, so it is on the hub
     front = ["---", "pipeline_tag: text-ranking", "tags: [reranker, cross-encoder, rankrt]"]
     front += [f"base_model: {base}"] if base else []
     rows = {key: value for key, value in asdict(recipe).items() if value not in (None, ())}
