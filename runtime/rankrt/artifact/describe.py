@@ -23,7 +23,10 @@ def describe(artifact: Artifact) -> str:
     if verified := [v.verification for v in manifest.variants if v.verification]:
         first = verified[0]
         lines += ["", f"verified on {first.n_pairs} pairs of {first.n_queries} queries against {first.reference}"]
-    lines += _on_gpus(artifact)
+    # Of TensorRT's variants the export verified the graph alone, on a CPU.
+    targets = dict.fromkeys(variant.target for variant in manifest.variants if TARGETS[variant.target].is_gpu)
+    prepare = f"rankrt prepare {artifact.folder} --device"
+    lines += [f"{target}: checked on the GPU itself by {prepare} {target}" for target in targets]
     return "\n".join(lines)
 
 
@@ -83,13 +86,6 @@ def _exits(variant: Variant) -> Iterable[str]:
     for end in variant.exits:
         found = end.verification
         yield f"  {end.layer:>3}  " + (f"max diff {found.max_difference:.1e}" if found else "not verified")
-
-
-def _on_gpus(artifact: Artifact) -> Iterable[str]:
-    """Say how variants for GPUs are checked on one. Of TensorRT's only the graph was verified, on a CPU."""
-    targets = dict.fromkeys(variant.target for variant in artifact.manifest.variants)
-    for target in [target for target in targets if TARGETS[target].is_gpu]:
-        yield f"{target}: checked on the GPU itself by rankrt prepare {artifact.folder} --device {target}"
 
 
 def _kept(variant: Variant) -> Iterable[str]:

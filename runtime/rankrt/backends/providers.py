@@ -52,7 +52,11 @@ def gpu_for(device: Device, host: Host) -> Gpu:
     """
     ort, provider = import_onnxruntime(), PROVIDERS[device.target]
     if provider.name not in ort.get_available_providers():
-        raise DeviceError(_no_provider(device, provider))
+        builds = ", ".join(f"{name} {version}" for name, version in installed_engines().items()) or "this onnxruntime"
+        raise DeviceError(
+            f"device '{device}' needs {provider.name}, which {builds} does not have. Install the build for GPUs in its"
+            f" place: pip uninstall onnxruntime onnxruntime-gpu; pip install '{_EXTRAS[device.target]}'"
+        )
     found = host.gpus
     if found.reason is not None:
         raise DeviceError(f"device '{device}' needs an NVIDIA GPU: {found.reason}")
@@ -165,14 +169,6 @@ def _in_wheels(library: str) -> Iterator[Path]:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / library).exists():
             yield path
-
-
-def _no_provider(device: Device, provider: Provider) -> str:
-    engines = ", ".join(f"{name} {version}" for name, version in installed_engines().items()) or "this onnxruntime"
-    return (
-        f"device '{device}' needs {provider.name}, which {engines} does not have. Install the build for GPUs in its"
-        f" place: pip uninstall onnxruntime onnxruntime-gpu; pip install '{_EXTRAS[device.target]}'"
-    )
 
 
 def _check_driver(device: Device, found: Gpus, built_for: tuple[int, int] | None) -> None:

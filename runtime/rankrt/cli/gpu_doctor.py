@@ -164,11 +164,6 @@ def _opened(placement: Placement) -> Iterator[GpuBackend]:
         backend.close()
 
 
-def _has_flash(placement: Placement) -> bool:
-    """Tell whether ONNX Runtime has a flash kernel: in half precision, from compute capability 8.0 on."""
-    return placement.variant.precision == "fp16" and placement.gpu is not None and placement.gpu.version >= (8, 0)
-
-
 def _attention(placement: Placement) -> Finding:
     """Score in another process that prints the kernels. ONNX Runtime reads that setting once a process."""
     process = subprocess.run(
@@ -194,5 +189,8 @@ def _attention(placement: Placement) -> Finding:
     listed = ", ".join(f"{operator} by {kernel}" for operator, kernel in kernels)
     # Not cuDNN's, which calls itself CUDNN_FLASH_ATTENTION.
     is_flash = bool(kernels) and all(kernel == "FLASH_ATTENTION" for _, kernel in kernels)
-    verdict: Verdict = "ok" if is_flash else "fail" if _has_flash(placement) else "note"
+    # ONNX Runtime has flash kernels in half precision, from compute capability 8.0 on.
+    is_half, gpu = placement.variant.precision == "fp16", placement.gpu
+    has_flash = is_half and gpu is not None and gpu.version >= (8, 0)
+    verdict: Verdict = "ok" if is_flash else "fail" if has_flash else "note"
     return Finding(name="attention", verdict=verdict, detail=listed or "ONNX Runtime named no attention kernel")

@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -223,7 +223,11 @@ def records(
         case "json" | "jsonl":
             return _json_records(numbered, name, skips_blank=skips_blank)
         case "text":
-            return _text_records(numbered, name)
+            return (
+                Record(place=_line(name, number), index=number - 1, content=line.removesuffix("\n").removesuffix("\r"))
+                for number, line in numbered
+                if line.strip()
+            )
 
 
 def lines(file: io.BufferedIOBase, name: str) -> Iterator[tuple[int, str]]:
@@ -300,12 +304,6 @@ def _recoded(content: bytes, encoding: str, shown: str) -> bytes:
         raise InputError(f"{shown} begins with the mark of {encoding.upper()} but is not: {error}") from error
 
 
-def _text_records(numbered: Iterable[tuple[int, str]], name: str) -> Iterator[Record]:
-    for number, line in numbered:
-        if line.strip():
-            yield Record(place=_line(name, number), index=number - 1, content=_without_end(line))
-
-
 def _not_json(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[int, str]]:
     """Return the lines. Raises InputError if they look like JSON, which would be ranked as it stands."""
     first, numbered = _begun_lines(numbered)
@@ -344,16 +342,12 @@ def _json_records(numbered: Iterator[tuple[int, str]], name: str, *, skips_blank
                 continue
             raise InputError(f"{place} is blank; every line is a pair, so that scores and lines agree")
         if is_first and line.lstrip().startswith("["):
-            yield from _array(chain([(number, line)], numbered), name, number)
+            items = _parsed("".join(line for _, line in chain([(number, line)], numbered)), name, number)
+            for index, item in enumerate(items):
+                yield Record(place=Place(file=_shown(name), unit="item", number=index + 1), index=index, content=item)
             return
         is_first = False
         yield Record(place=place, index=number - 1, content=_parsed(line, name, number))
-
-
-def _array(numbered: Iterator[tuple[int, str]], name: str, first: int) -> Iterator[Record]:
-    items = _parsed("".join(line for _, line in numbered), name, first)
-    for index, item in enumerate(items):
-        yield Record(place=Place(file=_shown(name), unit="item", number=index + 1), index=index, content=item)
 
 
 def _parsed(text: str, name: str, first: int) -> Any:
@@ -483,10 +477,6 @@ def _id_of(fields: Mapping[str, Any], index: int) -> str:
 
 def _others(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in keys}
-
-
-def _without_end(line: str) -> str:
-    return line.removesuffix("\n").removesuffix("\r")
 
 
 def _line(name: str, number: int) -> Place:

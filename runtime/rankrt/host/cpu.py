@@ -73,7 +73,8 @@ class Machine:
 
 def this_machine(root: Path = Path("/")) -> Machine:
     """Describe the host. `root` is where its /proc and /sys are mounted."""
-    cpuinfo = _cpuinfo(root)
+    lines = (_read(root / "proc/cpuinfo") or "").split("\n\n")[0].splitlines()
+    cpuinfo = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
     return Machine(
         processor=cpuinfo.get("model name", platform.processor() or "unknown"),
@@ -88,14 +89,16 @@ def usable_cores(root: Path = Path("/")) -> Cores:
 
     Two hardware threads of a core share one set of multipliers, so a matrix product gains nothing from the second.
     """
-    allowed = _allowed_cpus()
-    cores = _physical_cores(allowed, root)
+    n_cpus = os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(n_cpus))
+    siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed}
+    cores = len(allowed) if None in siblings else len(siblings)
     quota = cpu_quota(root)
     if quota is not None and quota < cores:
         # Rounded down: a thread beyond the quota is stopped for the rest of every 100 ms period.
         return Cores(n=max(1, int(quota)), limited_by=f"a cgroup quota of {quota:g} CPUs")
-    if len(allowed) < (os.cpu_count() or 1):
-        return Cores(n=cores, limited_by=f"an affinity mask of {len(allowed)} of {os.cpu_count()} CPUs")
+    if len(allowed) < n_cpus:
+        return Cores(n=cores, limited_by=f"an affinity mask of {len(allowed)} of {n_cpus} CPUs")
     return Cores(n=cores, limited_by="the number of physical cores")
 
 
@@ -103,17 +106,6 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the smallest CPU quota of this process's cgroup and its ancestors, in CPUs; None where there is none."""
     quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota_of(folder)) is not None]
     return min(quotas, default=None)
-
-
-def _allowed_cpus() -> frozenset[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def _physical_cores(cpus: frozenset[int], root: Path) -> int:
-    siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
-    return len(cpus) if None in siblings else len(siblings)
 
 
 def _cgroup_folders(root: Path) -> Iterator[Path]:
@@ -135,12 +127,6 @@ def _quota_of(folder: Path) -> float | None:
     if (v1 := _read(folder / "cpu.cfs_quota_us")) is not None:
         return None if int(v1) < 0 else int(v1) / int(_read(folder / "cpu.cfs_period_us") or 100_000)
     return None
-
-
-def _cpuinfo(root: Path) -> dict[str, str]:
-    first = (_read(root / "proc/cpuinfo") or "").split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _read(path: Path) -> str | None:

@@ -158,14 +158,12 @@ class RankrtRanker:
         return self.query_prefix + query + self.query_suffix
 
     def _texts(self, documents: Sequence[Document]) -> list[str]:
-        return [
-            self.document_prefix + self.embedding_separator.join(self._parts(document)) + self.document_suffix
-            for document in documents
-        ]
-
-    def _parts(self, document: Document) -> list[str]:
-        values = [document.meta.get(name) for name in self.meta_fields_to_embed]
-        return [*(str(value) for value in values if value is not None), document.content or ""]
+        texts = []
+        for document in documents:
+            values = [document.meta.get(name) for name in self.meta_fields_to_embed]
+            parts = [*(str(value) for value in values if value is not None), document.content or ""]
+            texts.append(self.document_prefix + self.embedding_separator.join(parts) + self.document_suffix)
+        return texts
 
     def _options(self, top_k: int | None, scale_score: bool | None) -> dict[str, Any]:
         check_whole("top_k", top_k, least=1, none_is="the constructor's")

@@ -46,12 +46,9 @@ def checked_exits(layers: Iterable[int], variant: Variant) -> list[int]:
         raise InputError("cutoff_layers is empty; name at least one layer")
     if wrong := [layer for layer in asked if layer not in exits]:
         on_gpu = "" if TARGETS[variant.target].has_exits else ". A graph for a GPU ends at the last of them"
+        wanted, there = (", ".join(map(str, layers)) for layers in (wrong, exits))
         raise InputError(
-            f"cutoff layer {_listed(wrong)}: {variant.name} was exported with {_listed(exits)}; use one of these, or"
+            f"cutoff layer {wanted}: {variant.name} was exported with {there}; use one of these, or"
             f" export the model with --cutoff-layers{on_gpu}"
         )
     return asked
-
-
-def _listed(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))

@@ -53,7 +53,9 @@ def open_model(source: str | Path, options: LoadOptions, *, shares_prefixes: boo
     Without `shares_prefixes` a decoder computes each row whole, for measurements. Raises ArtifactError, DeviceError or
     InputError.
     """
-    host, origin = this_host(), Origin(source=_rooted(source), options=options)
+    if (folder := local_folder(source)) is not None:
+        source = folder.absolute()  # so that it is found again from any working directory
+    host, origin = this_host(), Origin(source=source, options=options)
     _check_threads(options.n_threads, host.machine)
     placement = find(origin.source, options, host)
     on_device = replace(options, device=str(placement.device))
@@ -265,12 +267,6 @@ def _checked(artifact: Artifact, variant: Variant, hashes: FileHashes) -> Iterat
             for check in checks:
                 check.result()
     hashes.save()
-
-
-def _rooted(source: str | Path) -> str | Path:
-    """Return the same source, a folder by its whole path, so that it is found from any working directory."""
-    folder = local_folder(source)
-    return source if folder is None else folder.absolute()
 
 
 def _check_threads(n_threads: int | None, machine: Machine) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rankrt.arrays import BoolArray, Float32Array, Int64Array
+from rankrt.arrays import BoolArray, Int64Array
 from rankrt.artifact.hashes import FileHashes
 from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.artifact.precisions import PRECISIONS, TARGETS
@@ -108,7 +108,8 @@ def verify(backend: GpuBackend, artifact: Artifact, variant: Variant) -> tuple[f
     for number, trial in enumerate(_trials(backend, artifact)):
         for rows in _runs(backend, trial):
             logits = backend.run_on(number, trial.encoded, rows)
-            _check_finite(logits, variant)
+            if not np.isfinite(logits).all():
+                raise ScoreError(f"{variant.name} returned NaN or infinity on this GPU; it was not recorded")
             compared = trial.is_example[rows]
             differences += np.abs(logits[compared] - expected[rows[compared]]).tolist()
         was_compared |= trial.is_example[:-1]
@@ -202,11 +203,6 @@ def _runs(backend: GpuBackend, trial: _Trial) -> Iterator[Int64Array]:
     yield from divide(lengths, budget, layout)
     many = np.resize(np.arange(len(lengths)), _MANY_ROWS)
     yield many[divide(lengths[many], budget, layout)[0]]
-
-
-def _check_finite(logits: Float32Array, variant: Variant) -> None:
-    if not np.isfinite(logits).all():
-        raise ScoreError(f"{variant.name} returned NaN or infinity on this GPU; it was not recorded")
 
 
 def _checked_length(artifact: Artifact, max_length: int | None) -> int:

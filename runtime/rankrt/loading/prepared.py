@@ -19,7 +19,6 @@ from rankrt.backends.session import import_onnxruntime, installed_engines
 from rankrt.errors import CacheError
 from rankrt.files.cache import HostCache, Key, Kind, Use, warn_once
 from rankrt.host.cpu import Machine
-from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu
 from rankrt.loading.placement import Placement, Record
 
@@ -58,7 +57,7 @@ class Prepared:
     def record_like(self, key: Key) -> Record | None:
         """Return a record of the same variant of the same artifact that was made for another host."""
         wanted = (key.depends_on["artifact"], key.variant)
-        return next((found for found in self.records() if (_artifact(found), found.key.variant) == wanted), None)
+        return next((r for r in self.records() if (r.key.depends_on.get("artifact"), r.key.variant) == wanted), None)
 
     def records(self) -> list[Record]:
         """Return the records that can be read, sorted by name."""
@@ -160,8 +159,9 @@ def go_on_without(error: CacheError) -> None:
 
 def prepare_command(placement: Placement, max_length: int | None = None) -> str:
     """Return the command that prepares an artifact for a device."""
-    length = "" if max_length is None else f" --max-length {max_length}"
-    return f"rankrt prepare {placement.artifact.folder} --device {_short(placement.device)}{length}"
+    device, length = placement.device, "" if max_length is None else f" --max-length {max_length}"
+    shortest = device if device.index else device.target
+    return f"rankrt prepare {placement.artifact.folder} --device {shortest}{length}"
 
 
 def drift_limit(variant: Variant) -> float:
@@ -169,14 +169,6 @@ def drift_limit(variant: Variant) -> float:
     if variant.verification is None:  # what the export allows by default
         return max(_SLACK, PRECISIONS[variant.precision].max_difference)
     return max(_SLACK, 2 * variant.verification.max_difference)
-
-
-def _short(device: Device) -> str:
-    return str(device) if device.index else device.target
-
-
-def _artifact(record: Record) -> str | None:
-    return record.key.depends_on.get("artifact")
 
 
 def _read(path: Path) -> Record | None:

@@ -21,8 +21,12 @@ class Background:
 
         def ended(task: asyncio.Task[Any]) -> None:
             self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                (on_error or _log)(error)
+            if task.cancelled() or (error := task.exception()) is None:
+                return
+            if on_error is None:
+                _logger.error("an error of the server in the background", exc_info=error)
+            else:
+                on_error(error)
 
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -35,7 +39,3 @@ class Background:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-
-def _log(error: BaseException) -> None:
-    _logger.error("an error of the server in the background", exc_info=error)

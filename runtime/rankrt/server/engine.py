@@ -173,7 +173,8 @@ class Engine:
     @asynccontextmanager
     async def _begin(self, ask: Ask, *, in_order: bool, is_streamed: bool) -> AsyncGenerator["_Evaluation"]:
         """Tokenize and queue what a request wants; stop working for it when the block is left."""
-        self._check(ask)
+        if (n := len(ask.pairs)) > self.limits.max_documents:
+            raise Failure("too_many", f"too many documents: {n} (limit {self.limits.max_documents})")
         with self.models.use(ask.model) as model:
             evaluation = _Evaluation(
                 ask,
@@ -222,10 +223,6 @@ class Engine:
         evaluation.add(encoded, started, stopped)
         order = range(encoded.n_rows) if in_order else _quickest_order(encoded, evaluation.model.served)
         self.scheduler.submit(evaluation.job, encoded, order)
-
-    def _check(self, ask: Ask) -> None:
-        if len(ask.pairs) > self.limits.max_documents:
-            raise Failure("too_many", f"too many documents: {len(ask.pairs)} (limit {self.limits.max_documents})")
 
 
 class _Evaluation:

@@ -275,7 +275,8 @@ class PairTokenizer:
             )
 
     def _join(self, rows: Sequence[_Row], n_pairs: int, template: Template) -> Encoded:
-        prefix, separator, suffix = map(_as_array, (template.prefix, template.separator, template.suffix))
+        fixed = (template.prefix, template.separator, template.suffix)
+        prefix, separator, suffix = (np.array(ids, np.int32) for ids in fixed)
         texts = [(row.passage, row.query) if template.passage_first else (row.query, row.passage) for row in rows]
         pieces = [piece for first, second in texts for piece in (prefix, first, separator, second, suffix)]
         n_pieces = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 5)
@@ -315,10 +316,6 @@ def _checked(tokenize: Callable[[Sequence[str]], list[_Found]], texts: Sequence[
         return tokenize(texts)
     except (TypeError, UnicodeEncodeError):
         raise InputError(_describe_bad_text(texts)) from None
-
-
-def _as_array(ids: Sequence[int]) -> Int32Array:
-    return np.array(ids, np.int32)
 
 
 def _check_texts(pairs: Sequence[Pair]) -> None:

@@ -1,11 +1,11 @@
 """Cohere: /v2/rerank, strict about fields, and /v1/rerank with documents of several fields."""
 
+import functools
 from typing import Annotated, Any
 
 import msgspec
 
 from rankrt.server.dialects import (
-    Card,
     Count,
     Dialect,
     Endpoint,
@@ -125,12 +125,10 @@ COHERE = Dialect(
     error_type=CohereError,
     statuses={"empty": 400},
     is_strict=True,
-    models=lambda cards: CohereModels(models=[_model(card) for card in cards]),
+    models=lambda cards: CohereModels(
+        models=[CohereModel(name=card.name, context_length=float(card.max_length)) for card in cards]
+    ),
 )
-
-
-def _model(card: Card) -> CohereModel:
-    return CohereModel(name=card.name, context_length=float(card.max_length))
 
 
 def _v2_ask(request: CohereRerankV2) -> Ask:
@@ -144,34 +142,19 @@ def _v2_ask(request: CohereRerankV2) -> Ask:
     )
 
 
-def _v2_answer(request: CohereRerankV2, answer: Answer, request_id: str) -> CohereRanking:
-    return _ranking(request, answer, request_id, "2")
-
-
 def _v1_ask(request: CohereRerankV1) -> Ask:
     texts = [text_of_fields(document, request.rank_fields) for document in request.documents]
     return rerank_ask(request.query, texts, model=request.model, priority=request.priority or 0, **common_of(request))
 
 
-def _v1_answer(request: CohereRerankV1, answer: Answer, request_id: str) -> CohereRanking:
-    return _ranking(request, answer, request_id, "1")
-
-
 def _ranking(request: CohereRerankV1 | CohereRerankV2, answer: Answer, request_id: str, version: str) -> CohereRanking:
     scores, echo = scores_of(answer, "sigmoid"), is_set(request.return_documents)
-    results = [
-        CohereResult(
-            index=i,
-            relevance_score=float(scores[i]),
-            document=_echo(request.documents[i]) if echo else None,
-        )
-        for i in rank(answer, request.top_n or None)
-    ]
+    results = []
+    for i in rank(answer, request.top_n or None):
+        document = request.documents[i]
+        shown = {"text": document} if isinstance(document, str) else dict(document)
+        results.append(CohereResult(index=i, relevance_score=float(scores[i]), document=shown if echo else None))
     return CohereRanking(id=request_id, results=results, meta=_meta(answer, version))
-
-
-def _echo(document: str | Fields) -> dict[str, Any]:
-    return {"text": document} if isinstance(document, str) else dict(document)
 
 
 def _meta(answer: Answer, version: str) -> CohereMeta:
@@ -202,7 +185,7 @@ ENDPOINTS = (
         request=CohereRerankV2,
         response=CohereRanking,
         ask=_v2_ask,
-        answer=_v2_answer,
+        answer=functools.partial(_ranking, version="2"),
         summary="rank documents by how well they answer a query",
         example={"model": "any", "query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]},
         harmless=(),
@@ -213,7 +196,7 @@ ENDPOINTS = (
         request=CohereRerankV1,
         response=CohereRanking,
         ask=_v1_ask,
-        answer=_v1_answer,
+        answer=functools.partial(_ranking, version="1"),
         summary="rank documents, or fields of documents, by how well they answer a query",
         example={"query": "what is panda?", "documents": [{"text": "hi"}, {"text": "A bear."}], "top_n": 1},
         harmless=(),

@@ -173,24 +173,18 @@ def check(
     for name, value in given.items():
         if name in known or name in harmless:
             continue
-        if name in refused and not _asks_for_nothing(name, value):
-            raise Failure("invalid", f"`{name}` is not supported: {refused[name]}")
         if name in refused:
-            continue
+            asks_for_nothing = value == b"true" if name in _CUTS else value in _NOTHING
+            if asks_for_nothing:
+                continue
+            raise Failure("invalid", f"`{name}` is not supported: {refused[name]}")
         meant = _meant(name, known)
         if is_strict or meant:
-            raise Failure("invalid", _unknown(name, meant))
+            shown = name[:50].encode("ascii", "backslashreplace").decode()
+            did_you = f"; did you mean `{meant}`?" if meant else ""
+            raise Failure("invalid", f"there is no field `{shown}` here{did_you}")
         unknown.append(name)
     return tuple(unknown)
-
-
-def _asks_for_nothing(name: str, value: bytes) -> bool:
-    return value == b"true" if name in _CUTS else value in _NOTHING
-
-
-def _unknown(name: str, meant: str | None) -> str:
-    shown = name[:50].encode("ascii", "backslashreplace").decode()
-    return f"there is no field `{shown}` here" + (f"; did you mean `{meant}`?" if meant else "")
 
 
 def _meant(name: str, known: Iterable[str]) -> str | None:

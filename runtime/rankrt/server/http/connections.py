@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -94,7 +94,8 @@ def listen(host: str, port: int, gate: "Gate") -> list["Listener"]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((address[0], port or _port_of(listeners), *address[2:]))
+            listener.bind((address[0], port, *address[2:]))
+            port = listener.getsockname()[1]  # the next address has the same one, if the first was asked for any by 0
             listener.listen(_WAITING)  # clients that connect from now on wait for the start, and are not refused
         except OSError as error:
             for opened in (listener, *listeners):
@@ -103,11 +104,6 @@ def listen(host: str, port: int, gate: "Gate") -> list["Listener"]:
             raise InputError(f"--host {host} --port {port} cannot be listened on: {reason}") from None
         listeners.append(listener)
     return listeners
-
-
-def _port_of(listeners: Sequence["Listener"]) -> int:
-    """Return the port that the first one was given; 0 asks for any."""
-    return int(listeners[0].getsockname()[1]) if listeners else 0
 
 
 class Gate:

@@ -94,8 +94,9 @@ def choose(candidates: Sequence[Endpoint], headers: Mapping[str, str], given: fi
     A header names Cohere's own client. For others, the endpoints whose required fields are all present compete. The one
     that knows most of the fields wins.
     """
+    is_cohere = headers.get("x-fern-sdk-name") == "cohere" or "x-client-name" in headers
     for endpoint in candidates:
-        if endpoint.dialect is cohere.COHERE and _is_cohere(headers):
+        if is_cohere and endpoint.dialect is cohere.COHERE:
             return endpoint
     able = [endpoint for endpoint in candidates if _required(endpoint.request) <= given.keys()]
     return max(able or candidates, key=lambda endpoint: len(fields.names_of(endpoint.request) & given.keys()))
@@ -115,7 +116,3 @@ def advice_for(path: str) -> str:
 @functools.cache
 def _required(shape: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(shape) if field.required)
-
-
-def _is_cohere(headers: Mapping[str, str]) -> bool:
-    return headers.get("x-fern-sdk-name") == "cohere" or "x-client-name" in headers

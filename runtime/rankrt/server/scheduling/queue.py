@@ -250,8 +250,8 @@ class RowQueue:
         for job in self.jobs[self.jobs.index(next_job) :]:
             while (row := job.next_row()) is not None:
                 begins_alike = row.prefix == first.prefix or (is_first_alone and self._is_alone(row))
-                may_share = begins_alike and _may_share(row, first)
-                if run and not (may_share and filling.takes(row.n_own, limit, layout)):
+                is_like_first = row.model is first.model and row.n_failures == first.n_failures == 0
+                if run and not (begins_alike and is_like_first and filling.takes(row.n_own, limit, layout)):
                     return run
                 run.append(self._mark_running(row))
                 filling.add(row.n_own)
@@ -278,8 +278,3 @@ class RowQueue:
             self._n_waiting[row.prefix] += sign
             if not self._n_waiting[row.prefix]:
                 del self._n_waiting[row.prefix]
-
-
-def _may_share(row: Row, first: Row) -> bool:
-    """Tell whether two rows may be in one run, whatever their lengths and beginnings."""
-    return row.model is first.model and row.n_failures == first.n_failures == 0

@@ -347,7 +347,9 @@ class Scheduler:
             while not self._is_closing:
                 if taken := self._take(worker, lanes):
                     lanes.n_running += 1
-                    self._note_start(taken[0])
+                    now = time.monotonic()
+                    for job in _jobs_of(taken[0]):
+                        job.first_run_at = job.first_run_at or now
                     return *taken, free_since
                 self._changed.wait()
                 free_since = time.monotonic()
@@ -408,11 +410,6 @@ class Scheduler:
             budget = max(budget, min(most, max(share, least)))
             shared_budget = max(shared_budget, min(most, least))
         return min(budget, self._max_batch_tokens or budget), shared_budget
-
-    def _note_start(self, rows: Sequence[Row]) -> None:
-        now = time.monotonic()
-        for job in _jobs_of(rows):
-            job.first_run_at = job.first_run_at or now
 
     def _hand_out(
         self, rows: Sequence[Row], logits: Float32Array, lanes: _Lanes, finished: Finished, seconds: float
