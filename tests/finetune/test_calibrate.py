@@ -88,9 +88,18 @@ def test_both_kinds_of_lines_and_cells_are_read(tmp_path: Path):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_labelled(str(tmp_path / "data.jsonl"))
     assert (len(found.pairs), int(found.is_relevant.sum()), found.n_queries) == (31, 11, 10)
-    cells = "query,passage,label\n" + "q,yes,1\nq,no,0\n" * 10
+    cells = "query,passage,label\n" + "q,yes,1\nq,no,False\n" * 10
     (tmp_path / "data.csv").write_text(cells)
     assert read_labelled(str(tmp_path / "data.csv")).is_relevant.tolist() == [True, False] * 10
+
+
+def test_a_query_needs_no_relevant_passage_and_its_lines_may_stand_anywhere(tmp_path: Path):
+    lines: list[dict[str, Any]] = [{"query": "none", "neg": ["no"] * 10}]
+    lines += [{"query": f"q{i % 5}", "document": "yes", "label": 1} for i in range(5)]
+    lines += [{"anchor": f"q{i % 5}", "positive": "yes", "negative": "no"} for i in range(5)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_labelled(str(tmp_path / "data.jsonl"))
+    assert (len(found.pairs), int(found.is_relevant.sum()), found.n_queries) == (25, 10, 6)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +107,14 @@ def test_both_kinds_of_lines_and_cells_are_read(tmp_path: Path):
     [
         ('{"query": "q", "passage": "p", "label": 1}\n' * 30, "30 relevant pairs and 0 others; .* needs 10 of each"),
         ('{"query": "q", "pos": ["p"], "neg": ["n"]}\n' * 9, "9 relevant pairs and 9 others"),
-        ('{"query": "q", "passage": "p", "label": 3}\n', "line 1: the label is 3; expected 1 for a relevant pair"),
-        ('{"query": "q", "passage": "p"}\n', "line 1: the label is None"),
-        ('{"query": "q", "text": "p"}\n', "line 1 has no passage; expected .* got query, text"),
-        ('{"query": " ", "passage": "p", "label": 1}\n', "line 1 has no query with a text"),
-        ('{"query": "q", "passage": null, "label": 1}\n', "line 1: a passage is None, not a text"),
-        ('{"query": "q", "pos": "p"}\n', "line 1: 'pos' is not a list of texts"),
-        ('["q", "p"]\n', "item 1 has no query with a text"),
-        ("", "has 0 relevant pairs and 0 others"),
+        ('{"query": "q", "passage": "p", "label": 3}\n', "line 1: label is 3, expected 0 or 1"),
+        ('{"query": "q", "passage": "p"}\n', "line 1 has only query, passage; expected"),
+        ('{"query": "q", "text": "p"}\n', "line 1 has only query, text; expected"),
+        ('{"query": " ", "passage": "p", "label": 1}\n', 'line 1: query is " ", expected a text that is not empty'),
+        ('{"query": "q", "passage": null, "label": 1}\n', "line 1: passage is null, expected a text"),
+        ('{"query": "q", "pos": "p"}\n', "line 1: there is no negative; expected"),
+        ('["q", "p"]\n', 'item 1: expected .*, got "q"'),
+        ("", "has no examples; expected lines of"),
     ],
 )
 def test_data_that_nothing_can_be_fitted_to_is_refused(tmp_path: Path, content: str, message: str):
@@ -128,7 +137,10 @@ def test_the_command_writes_a_calibration_and_a_report(artifact: Artifact, tmp_p
     assert "isotonic, fitted to 120 pairs of 40 queries, 60 of them relevant, scored by cpu-fp32" in printed
     assert re.search(r"precision 0\.7 +2\.5000 +0\.9241 +0\.6250 +0\.750 +0\.500", printed)
     page = report.read_text()
-    assert page.count("<circle") >= 4 and 'class="error"' in page and "precision 0.7" in page
+    drawn = [re.search(rf'id="bins-{i}"(.*?)</g>', page, re.DOTALL) for i in range(2)]
+    assert [found and len(re.findall("<path|<use", found[1])) for found in drawn] == [3, 3]
+    assert "sigmoid of the logit" in page
+    assert 'class="error"' in page and "precision 0.7" in page
     with Reranker.load(artifact.folder) as reranker:
         scores = reranker.score([("zero", word) for word in relevant], calibrated=True)
     assert scores.tolist() == [0.25, 0.5, 0.75]

@@ -1,19 +1,20 @@
 """The report of a calibration: lines for a terminal, and a page with the reliability diagram."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
-from html import escape
-from importlib.resources import files
-from string import Template
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rankrt.artifact.calibration import Calibration
 from rankrt.scoring import sigmoid
-from rankrt_finetune.calibrate.fit import Fitted, Reliability, Threshold
+from rankrt_finetune.calibrate.fit import Fitted, Threshold
+from rankrt_finetune.reports.tables import Table
 
-_HEADERS = ("for", "logit", "sigmoid", "probability", "precision", "recall")
-# The diagram in pixels, with a margin for its numbers.
-_SIZE, _MARGIN = 320, 36
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def text_report(name: str, calibration: Calibration, fitted: Fitted, thresholds: Sequence[Threshold]) -> Iterator[str]:
@@ -26,25 +27,23 @@ def text_report(name: str, calibration: Calibration, fitted: Fitted, thresholds:
         bar = "#" * round(20 * found.share)
         yield f"{found.probability:>11.3f}  {found.share:>8.3f}  {found.n_pairs:>6}  {bar}"
     yield ""
-    for cells in (_HEADERS, *_rows(calibration, thresholds)):
-        yield "  ".join([f"{cells[0]:<15}", *(f"{cell:>11}" for cell in cells[1:])])
+    yield _table(calibration, thresholds).text().rstrip()
 
 
 def page(name: str, calibration: Calibration, fitted: Fitted, thresholds: Sequence[Threshold]) -> str:
-    """Return the report as an HTML page that needs nothing else."""
-    header = "".join(f"<th>{title}</th>" for title in _HEADERS)
-    rows = "\n".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in _rows(calibration, thresholds)
-    )
-    template = Template(files("rankrt_finetune.calibrate").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        name=escape(name),
-        summary=escape(_summary(calibration)),
+    """Return the report as one self-contained HTML page."""
+    from markupsafe import Markup
+
+    from rankrt_finetune.reports.pages import page as report_page
+
+    return report_page(
+        Path(__file__).with_name("report.html.jinja"),
+        title=f"Calibration of {name}",
+        summary=_summary(calibration),
         error=f"{fitted.after.error:.4f}",
         before=_before(fitted),
-        diagram=_diagram(fitted),
-        header=header,
-        rows=rows,
+        diagram=Markup(_diagram(fitted)),
+        thresholds=Markup(_table(calibration, thresholds).html()),
     )
 
 
@@ -60,49 +59,26 @@ def _before(fitted: Fitted) -> str:
     return f"{fitted.before.error:.4f} of the sigmoid"
 
 
-def _rows(calibration: Calibration, thresholds: Sequence[Threshold]) -> Iterator[tuple[str, ...]]:
+def _table(calibration: Calibration, thresholds: Sequence[Threshold]) -> Table:
+    rows = []
     for found in thresholds:
         logit = np.array([found.logit], np.float32)
         (squeezed,), (probability,) = sigmoid(logit), calibration.map.probabilities(logit)
-        yield (
-            f"{found.goal} {found.wanted:g}",
-            f"{found.logit:.4f}",
-            f"{squeezed:.4f}",
-            f"{probability:.4f}",
-            f"{found.precision:.3f}",
-            f"{found.recall:.3f}",
-        )
+        scores = [f"{score:.4f}" for score in (found.logit, squeezed, probability)]
+        rows.append([f"{found.goal} {found.wanted:g}", *scores, f"{found.precision:.3f}", f"{found.recall:.3f}"])
+    return Table(heading=["for", "logit", "sigmoid", "probability", "precision", "recall"], rows=rows)
 
 
 def _diagram(fitted: Fitted) -> str:
-    whole = _SIZE + 2 * _MARGIN
-    ticks = "".join(
-        f'<text x="{_x(tick)}" y="{whole - 14}" text-anchor="middle">{tick:g}</text>'
-        f'<text x="{_MARGIN - 6}" y="{_y(tick) + 4}" text-anchor="end">{tick:g}</text>'
-        for tick in (0, 0.25, 0.5, 0.75, 1)
-    )
-    return (
-        f'<svg width="{whole}" height="{whole}" role="img" aria-label="Reliability diagram">'
-        f'<rect x="{_MARGIN}" y="{_MARGIN}" width="{_SIZE}" height="{_SIZE}" fill="none" stroke="#999"/>'
-        f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" stroke="#999" stroke-dasharray="4"/>'
-        f"{ticks}{_curve(fitted.before, 'before')}{_curve(fitted.after, 'after')}</svg>"
-    )
+    from rankrt_finetune.reports.pictures import INK, mark, picture
 
+    def draw(axes: Axes) -> None:
+        axes.axline((0, 0), slope=1, c=INK, lw=1, ls=":")
+        for i, (name, found) in enumerate((("probability", fitted.after), ("sigmoid of the logit", fitted.before))):
+            color, most = mark(i)["c"], max(one.n_pairs for one in found.bins)
+            x, y = [one.probability for one in found.bins], [one.share for one in found.bins]
+            axes.plot(x, y, c=color, label=name)
+            axes.scatter(x, y, s=[10 + 90 * one.n_pairs / most for one in found.bins], c=color, gid=f"bins-{i}")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="score", ylabel="share of relevant pairs")
 
-def _curve(reliability: Reliability, kind: str) -> str:
-    most = max(found.n_pairs for found in reliability.bins)
-    points = [(_x(found.probability), _y(found.share)) for found in reliability.bins]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{2 + 5 * (found.n_pairs / most) ** 0.5:.1f}"/>'
-        for (x, y), found in zip(points, reliability.bins, strict=True)
-    )
-    return f'<g class="{kind}"><polyline points="{line}" style="fill:none"/>{dots}</g>'
-
-
-def _x(value: float) -> float:
-    return _MARGIN + _SIZE * value
-
-
-def _y(value: float) -> float:
-    return _MARGIN + _SIZE * (1 - value)
+    return picture(draw)

@@ -28,7 +28,7 @@ from rankrt_finetune.calibrate.report import page, text_report
     "--data",
     required=True,
     group="Input",
-    help='Labelled pairs: lines of {"query", "passage", "label"} or {"query", "pos", "neg"}, or CSV or TSV.',
+    help='Labelled pairs: lines of {"query", "passage", "label"} or {"query", "pos", "neg"}, triplets, or CSV or TSV.',
 )
 @option(
     "--method",

@@ -29,6 +29,7 @@ from rankrt_finetune.data.queries import digest
 _PASSAGES = ("passage", "document", "text")
 _POSITIVES, _NEGATIVES = ("positive", "pos"), ("negative", "neg")
 _QUERIES = ("query", "anchor")
+_WORDS = {"true": 1, "false": 0}  # labels as some write them into CSV
 _EXPECTED = (
     '{"query": str, "pos": [str], "neg": [str]}, {"query": str, "passage": str, "label": 0 or 1} or'
     ' {"query": str, "positive": str, "negative": str}'
@@ -92,44 +93,59 @@ def read_examples(path: Path | str) -> Iterator[Example]:
     Raises InputError, with the file and the line, for what is not an example. The line of a query that comes back
     later among labelled pairs or triplets is an error, too: a stream cannot add to an example that has passed.
     """
-    name = str(path)
-    with open_input(name) as file:
-        found = records(lines(file, name), name, format_of(name) or "jsonl")
-        is_empty = True
-        for example in _grouped(map(_read, found)):
-            is_empty = False
-            yield example
-    if is_empty:
-        raise InputError(f"{name} has no examples; expected lines of {_EXPECTED}")
+    first_lines: dict[int, int] = {}
+    for (is_part, query), run in groupby(read_lines(path), key=lambda line: (line.is_part, line.example.query)):
+        if not is_part:
+            yield from (_checked(line.example) for line in run)
+            continue
+        example = _joined([line.example for line in run])
+        if (first := first_lines.setdefault(digest(query), example.place.number)) != example.place.number:
+            raise InputError(
+                f"{example.place}: the same query already stands at line {first}. Sort the file by query, so that its"
+                " lines follow each other"
+            )
+        yield example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
+class Line:
     """One line: an example, or with `is_part` some of an example's passages."""
 
     example: Example
     is_part: bool
 
 
-def _read(record: Record) -> _Line:
+def read_lines(path: Path | str) -> Iterator[Line]:
+    """Yield the lines of a file as they stand: whether a query has what an example needs is not asked.
+
+    Raises InputError, with the file and the line, for what is in none of the layouts, and for a file without lines.
+    """
+    name, is_empty = str(path), True
+    with open_input(name) as file:
+        for record in records(lines(file, name), name, format_of(name) or "jsonl"):
+            is_empty = False
+            yield _read(record)
+    if is_empty:
+        raise InputError(f"{name} has no examples; expected lines of {_EXPECTED}")
+
+
+def _read(record: Record) -> Line:
     content, place = record.content, record.place
     if not isinstance(content, dict):
         raise InputError(f"{place}: expected {_EXPECTED}, got {json.dumps(content, ensure_ascii=False):.80}")
     query_key = _one_key(content, _QUERIES, place)
     query = _text(content, query_key, place)
     if isinstance(content.get("pos"), list) or ("neg" in content and isinstance(content["neg"], list)):
-        return _Line(example=_whole(content, query_key, query, place), is_part=False)
+        return Line(example=_whole(content, query_key, query, place), is_part=False)
     if "label" in content:
-        return _Line(example=_pair(content, query_key, query, place), is_part=True)
+        return Line(example=_pair(content, query_key, query, place), is_part=True)
     if any(key in content for key in _POSITIVES):
-        return _Line(example=_triplet(content, query_key, query, place), is_part=True)
+        return Line(example=_triplet(content, query_key, query, place), is_part=True)
     raise InputError(f"{place} has only {', '.join(content)}; expected {_EXPECTED}")
 
 
 def _whole(content: Mapping[str, Any], query_key: str, query: str, place: Place) -> Example:
     pos, neg = _texts(content, "pos", place), _texts(content, "neg", place)
-    if not pos:
-        raise InputError(f"{place}: pos is empty, so nothing answers the query. Add a passage, or remove the line")
     prompt = content.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise InputError(f"{place}: prompt is {_shown(prompt)}, expected a text")
@@ -143,17 +159,17 @@ def _whole(content: Mapping[str, Any], query_key: str, query: str, place: Place)
         fields=_others(content, query_key, "pos", "neg", "pos_scores", "neg_scores", "prompt"),
         place=place,
     )
-    if example.pos_scores is None and example.neg_scores is not None:
+    if pos and example.pos_scores is None and example.neg_scores is not None:
         raise InputError(f"{place} has neg_scores but no pos_scores; write both, or none")
     if example.pos_scores is not None and neg and example.neg_scores is None:
         raise InputError(f"{place} has pos_scores but no neg_scores; write both, or none")
-    _check_negatives(example)
     return example
 
 
 def _pair(content: Mapping[str, Any], query_key: str, query: str, place: Place) -> Example:
     key = _one_key(content, _PASSAGES, place)
-    passage, label = (_text(content, key, place),), _number(content["label"], "label", place)
+    label = _number(_WORDS.get(str(content["label"]).lower(), content["label"]), "label", place)
+    passage = (_text(content, key, place),)
     if label not in (0, 1):
         raise InputError(f'{place}: label is {content["label"]}, expected 0 or 1. Grades can be given as "score"')
     score = None if content.get("score") in (None, "") else (_number(content["score"], "score", place),)
@@ -174,22 +190,6 @@ def _triplet(content: Mapping[str, Any], query_key: str, query: str, place: Plac
     )
 
 
-def _grouped(found: Iterator[_Line]) -> Iterator[Example]:
-    """Yield whole examples as they are, and one for each row of parts with the same query."""
-    first_lines: dict[int, int] = {}
-    for (is_part, query), run in groupby(found, key=lambda line: (line.is_part, line.example.query)):
-        if not is_part:
-            yield from (line.example for line in run)
-            continue
-        example = _joined([line.example for line in run])
-        if (first := first_lines.setdefault(digest(query), example.place.number)) != example.place.number:
-            raise InputError(
-                f"{example.place}: the same query already stands at line {first}. Sort the file by query, so that its"
-                " lines follow each other"
-            )
-        yield example
-
-
 def _joined(parts: Sequence[Example]) -> Example:
     first = parts[0]
     pos = tuple(dict.fromkeys(passage for part in parts for passage in part.pos))
@@ -203,18 +203,23 @@ def _joined(parts: Sequence[Example]) -> Example:
     }
     if scores and len(scores) < len({*pos, *neg}):
         raise InputError(f"{first.place}: some lines of this query have a score and others do not; score all or none")
-    example = replace(first, pos=pos, neg=neg, fields=first.fields if len(parts) == 1 else {})
-    _check_negatives(example)
+    example = _checked(replace(first, pos=pos, neg=neg, fields=first.fields if len(parts) == 1 else {}))
     return example.with_scores([scores[passage] for passage in example.passages]) if scores else example
 
 
-def _check_negatives(example: Example) -> None:
+def _checked(example: Example) -> Example:
+    """Return an example that can teach. Raises InputError if nothing answers it, or what answers it is negative too."""
+    if not example.pos:
+        raise InputError(
+            f"{example.place}: pos is empty, so nothing answers the query. Add a passage, or remove the line"
+        )
     both = [index for index, passage in enumerate(example.neg) if passage in example.pos]
     if both:
         raise InputError(
             f"{example.place}: neg {both[0] + 1} is one of pos as well, so it can teach nothing. Remove it from one"
             " of them"
         )
+    return example
 
 
 def _one_key(content: Mapping[str, Any], keys: Sequence[str], place: Place) -> str:
