@@ -14,7 +14,7 @@ import onnx_ir as ir
 from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Blueprint, Section
-from rankrt_export.graph.graph import COMMON_DATA, Engine, Graph
+from rankrt_export.graph.graph import COMMON_DATA, Graph, Operators
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.targets import TARGETS
 
@@ -119,19 +119,19 @@ class Config:
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,)."""
     graph = blueprint.new_graph()
-    engine = TARGETS[blueprint.operators](graph)
+    operators = TARGETS[blueprint.operators](graph)
     family = FAMILIES[blueprint.config["architectures"][0]]
-    model = _Encoder(graph, engine, family, Config.read(blueprint.config, family))
+    model = _Encoder(graph, operators, family, Config.read(blueprint.config, family))
     logits = model.logits(has_token_types=blueprint.has_token_types)
-    return [Section(graph=graph, layout=engine.layout, outputs={"logits": logits})]
+    return [Section(graph=graph, layout=operators.layout, outputs={"logits": logits})]
 
 
 class _Encoder:
     """The layers of an encoder and its head, written into one graph."""
 
-    def __init__(self, graph: Graph, engine: Engine, family: Family, shape: Config) -> None:
+    def __init__(self, graph: Graph, operators: Operators, family: Family, shape: Config) -> None:
         self._graph = graph
-        self._engine = engine
+        self._operators = operators
         self._family = family
         self._shape = shape
 
@@ -140,38 +140,38 @@ class _Encoder:
         hidden = self.embeddings(has_token_types=has_token_types)
         for layer in range(self._shape.n_layers - 1):
             hidden = self.layer(layer, queries=hidden, hidden=hidden)
-        first, last = self._engine.first_tokens(hidden), self._shape.n_layers - 1
+        first, last = self._operators.first_tokens(hidden), self._shape.n_layers - 1
         return self.head(self.layer(last, queries=first, hidden=hidden, first_only=True))
 
     def embeddings(self, *, has_token_types: bool) -> ir.Value:
         """Sum word, position and type vectors, and project them where they are narrower than the states."""
         graph, name = self._graph, f"{self._family.encoder}.embeddings"
-        words = graph.embedding(self._engine.ids, f"{name}.word_embeddings.weight")
+        words = graph.embedding(self._operators.ids, f"{name}.word_embeddings.weight")
         table = read(graph.weights, f"{name}.position_embeddings.weight")[self._shape.first_position :]
         if has_token_types:
             types = read(graph.weights, f"{name}.token_type_embeddings.weight")
-            positions = self._engine.positions(table, f"{name}.positions")
-            places = graph.op("Add", positions, self._engine.token_types(types, f"{name}.types"))
+            positions = self._operators.positions(table, f"{name}.positions")
+            places = graph.op("Add", positions, self._operators.token_types(types, f"{name}.types"))
         elif f"{name}.token_type_embeddings.weight" in graph.weights.names:
             type_0 = read(graph.weights, f"{name}.token_type_embeddings.weight")[0]
-            places = self._engine.positions(table + type_0, f"{name}.positions+type_0")
+            places = self._operators.positions(table + type_0, f"{name}.positions+type_0")
         else:
-            places = self._engine.positions(table, f"{name}.positions")
-        hidden = self._engine.add_norm(words, places, f"{name}.LayerNorm", self._shape.epsilon)
+            places = self._operators.positions(table, f"{name}.positions")
+        hidden = self._operators.add_norm(words, places, f"{name}.LayerNorm", self._shape.epsilon)
         projection = f"{self._family.encoder}.embeddings_project"
         return graph.linear(hidden, projection) if f"{projection}.weight" in graph.weights.names else hidden
 
     def layer(self, layer: int, *, queries: ir.Value, hidden: ir.Value, first_only: bool = False) -> ir.Value:
         """Attend from `queries` to `hidden`, then the feed-forward, each with its residual and norm."""
-        engine, parts, epsilon = self._engine, self._family.parts, self._shape.epsilon
+        operators, parts, epsilon = self._operators, self._family.parts, self._shape.epsilon
         name = f"{self._family.encoder}.{self._family.layers}.{layer}"
         asked = (f"{name}.{parts.query}", f"{name}.{parts.key}", f"{name}.{parts.value}")
-        attended = engine.attention(queries, hidden, asked, n_heads=self._shape.n_heads, first_only=first_only)
-        attended = engine.linear_add_norm(
+        attended = operators.attention(queries, hidden, asked, n_heads=self._shape.n_heads, first_only=first_only)
+        attended = operators.linear_add_norm(
             attended, f"{name}.{parts.attended}", queries, f"{name}.{parts.attended_norm}", epsilon
         )
-        widened = engine.linear_gelu(attended, f"{name}.{parts.widened}")
-        return engine.linear_add_norm(
+        widened = operators.linear_gelu(attended, f"{name}.{parts.widened}")
+        return operators.linear_add_norm(
             widened, f"{name}.{parts.narrowed}", attended, f"{name}.{parts.narrowed_norm}", epsilon
         )
 

@@ -23,7 +23,7 @@ from rankrt_export.checkpoint.head import Dense, Head
 from rankrt_export.checkpoint.weights import Weights, read
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Blueprint, Section
-from rankrt_export.graph.graph import DistanceTables, Graph, RelativeEngine
+from rankrt_export.graph.graph import DistanceTables, Graph, RelativeOperators
 from rankrt_export.targets import RELATIVE_TARGETS
 
 CLASSES = ("DebertaV2ForSequenceClassification",)
@@ -96,11 +96,11 @@ class Config:
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,)."""
     graph, shape = blueprint.new_graph(), Config.read(blueprint.config)
-    engine = RELATIVE_TARGETS[blueprint.operators](graph)
-    model = _Encoder(graph, engine, shape, blueprint.max_length)
+    operators = RELATIVE_TARGETS[blueprint.operators](graph)
+    model = _Encoder(graph, operators, shape, blueprint.max_length)
     first = model.first_tokens(has_token_types=blueprint.has_token_types)
     logits = score(graph, classifier_head(blueprint.weights), graph.as_float32(first))
-    return [Section(graph=graph, layout=engine.layout, outputs={"logits": logits})]
+    return [Section(graph=graph, layout=operators.layout, outputs={"logits": logits})]
 
 
 def classifier_head(weights: Weights) -> Head:
@@ -138,9 +138,9 @@ def buckets(n_positions: int, *, n_buckets: int, max_distance: int) -> Int64Arra
 class _Encoder:
     """The layers of an encoder, written into one graph."""
 
-    def __init__(self, graph: Graph, engine: RelativeEngine, shape: Config, max_length: int) -> None:
+    def __init__(self, graph: Graph, operators: RelativeOperators, shape: Config, max_length: int) -> None:
         self._graph = graph
-        self._engine = engine
+        self._operators = operators
         self._shape = shape
         self._buckets = buckets(max_length, n_buckets=shape.n_buckets, max_distance=shape.max_distance)
         self._distances = _distance_vectors(graph.weights, shape)
@@ -150,19 +150,19 @@ class _Encoder:
         hidden = self.embeddings(has_token_types=has_token_types)
         for layer in range(self._shape.n_layers - 1):
             hidden = self.layer(layer, queries=hidden, hidden=hidden)
-        first, last = self._engine.first_tokens(hidden), self._shape.n_layers - 1
+        first, last = self._operators.first_tokens(hidden), self._shape.n_layers - 1
         return self.layer(last, queries=first, hidden=hidden, first_only=True)
 
     def embeddings(self, *, has_token_types: bool) -> ir.Value:
         """Return the normalised sums of what is known of each token, projected where they are narrower than states."""
         graph, name = self._graph, "deberta.embeddings"
-        hidden = graph.embedding(self._engine.ids, f"{name}.word_embeddings.weight")
+        hidden = graph.embedding(self._operators.ids, f"{name}.word_embeddings.weight")
         if self._shape.has_positions:
             table = read(graph.weights, f"{name}.position_embeddings.weight")
-            hidden = graph.op("Add", hidden, self._engine.positions(table, f"{name}.positions"))
+            hidden = graph.op("Add", hidden, self._operators.positions(table, f"{name}.positions"))
         if has_token_types:
             types = read(graph.weights, f"{name}.token_type_embeddings.weight")
-            hidden = graph.op("Add", hidden, self._engine.token_types(types, f"{name}.types"))
+            hidden = graph.op("Add", hidden, self._operators.token_types(types, f"{name}.types"))
         elif f"{name}.token_type_embeddings.weight" in graph.weights.names:
             type_0 = read(graph.weights, f"{name}.token_type_embeddings.weight")[0]
             hidden = graph.op("Add", hidden, graph.array(f"{name}.type_0", type_0, graph.states))
@@ -173,13 +173,13 @@ class _Encoder:
 
     def layer(self, layer: int, *, queries: ir.Value, hidden: ir.Value, first_only: bool = False) -> ir.Value:
         """Attend from `queries` to `hidden`, then the feed-forward, each with its residual and norm."""
-        engine, epsilon, name = self._engine, self._shape.epsilon, f"deberta.encoder.layer.{layer}"
+        operators, epsilon, name = self._operators, self._shape.epsilon, f"deberta.encoder.layer.{layer}"
         attended = self._attention(f"{name}.attention.self", queries, hidden, first_only=first_only)
-        attended = engine.linear_add_norm(
+        attended = operators.linear_add_norm(
             attended, f"{name}.attention.output.dense", queries, f"{name}.attention.output.LayerNorm", epsilon
         )
-        widened = engine.linear_gelu(attended, f"{name}.intermediate.dense")
-        return engine.linear_add_norm(widened, f"{name}.output.dense", attended, f"{name}.output.LayerNorm", epsilon)
+        widened = operators.linear_gelu(attended, f"{name}.intermediate.dense")
+        return operators.linear_add_norm(widened, f"{name}.output.dense", attended, f"{name}.output.LayerNorm", epsilon)
 
     def _attention(self, name: str, queries: ir.Value, hidden: ir.Value, *, first_only: bool) -> ir.Value:
         graph, shape = self._graph, self._shape
@@ -194,7 +194,7 @@ class _Encoder:
             n_heads=shape.n_heads,
             name=f"{name}.distances",
         )
-        return self._engine.relative_attention(query, key, value, tables, scale=scale, first_only=first_only)
+        return self._operators.relative_attention(query, key, value, tables, scale=scale, first_only=first_only)
 
     def _table(self, layer: str, kind: str, scale: float) -> Float32Array | None:
         """Return what a layer makes of the vectors of distances, scaled, (n_heads, 2 * span, size)."""

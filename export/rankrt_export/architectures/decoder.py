@@ -20,7 +20,7 @@ from rankrt_export.checkpoint.families import DECODERS, LIGHTWEIGHT, DecoderFami
 from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Blueprint, Readout, Section
-from rankrt_export.graph.graph import CausalEngine, Graph, RotaryTables
+from rankrt_export.graph.graph import CausalOperators, Graph, RotaryTables
 from rankrt_export.targets import CAUSAL_TARGETS
 from rankrt_export.targets.segment import SegmentShape
 
@@ -79,7 +79,8 @@ class Config:
     def read(cls, config: Mapping[str, Any]) -> "Config":
         """Read config.json. Raises CheckpointError for what this file does not implement."""
         family = FAMILIES[DECODERS[config["architectures"][0]]]
-        _check(config, family)
+        for problem in _problems(config, family):
+            raise CheckpointError(f"config.json has {problem}, which is not implemented for this family")
         n_features, n_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         n_layers = int(config["num_hidden_layers"])
         width_scale = float(np.sqrt(n_features)) if family.scales_by_width else 1.0
@@ -129,43 +130,45 @@ def _section(blueprint: Blueprint, shape: Config, layers: range, readout: Readou
         scale=shape.attention_scale,
         cap=shape.attention_cap,
     )
-    engine = CAUSAL_TARGETS[blueprint.target](graph, segment)
-    model = _Decoder(graph, engine, shape, blueprint.max_length)
-    hidden = model.embeddings() if segment.is_first else engine.states
+    operators = CAUSAL_TARGETS[blueprint.target](graph, segment)
+    model = _Decoder(graph, operators, shape, blueprint.max_length)
+    hidden = model.embeddings() if segment.is_first else operators.states
     for layer in layers:
-        hidden = model.layer(layer, hidden, is_last=layer == layers[-1])
+        hidden = model.layer(layer, hidden, is_last_layer=layer == layers[-1])
     outputs = {} if readout is None else {"logits": model.logits(hidden, readout)}
-    outputs |= engine.outputs()
+    outputs |= operators.outputs()
     if not is_last:
         outputs["hidden"] = hidden
-    return Section(graph=graph, layout=engine.layout, outputs=outputs, layer=layers.stop)
+    return Section(graph=graph, layout=operators.layout, outputs=outputs, layer=layers.stop)
 
 
 class _Decoder:
     """The layers of a decoder, written into one graph."""
 
-    def __init__(self, graph: Graph, engine: CausalEngine, shape: Config, max_length: int) -> None:
+    def __init__(self, graph: Graph, operators: CausalOperators, shape: Config, max_length: int) -> None:
         self._graph = graph
-        self._engine = engine
+        self._operators = operators
         self._shape = shape
         self._tables = RotaryTables.of(max_length, shape.head_size, shape.rope_base)
 
     def embeddings(self) -> ir.Value:
         """Return the scaled vectors of the tokens."""
-        vectors = self._graph.embedding(self._engine.states, "model.embed_tokens.weight")
+        vectors = self._graph.embedding(self._operators.states, "model.embed_tokens.weight")
         return self._scaled(self._graph.as_float32(vectors), self._shape.embedding_scale)
 
-    def layer(self, layer: int, hidden: ir.Value, *, is_last: bool) -> ir.Value:
-        """Return the states after a layer; in the segment's last one, those of the tokens that leave it."""
+    def layer(self, layer: int, hidden: ir.Value, *, is_last_layer: bool) -> ir.Value:
+        """Return the states after a layer, (..., n_features); after the segment's last one, those of its outputs."""
         name, window, has_outer = (
             f"model.layers.{layer}",
             self._shape.windows[layer],
             self._shape.family.has_outer_norms,
         )
-        attended = self._attention(name, self._norm(hidden, f"{name}.input_layernorm"), window, is_last=is_last)
+        attended = self._attention(
+            name, self._norm(hidden, f"{name}.input_layernorm"), window, is_last_layer=is_last_layer
+        )
         if has_outer:
             attended = self._norm(self._graph.as_float32(attended), f"{name}.post_attention_layernorm")
-        hidden = self._added(self._engine.going_on(hidden) if is_last else hidden, attended)
+        hidden = self._added(self._operators.last_layer_outputs(hidden) if is_last_layer else hidden, attended)
         inner = "pre_feedforward_layernorm" if has_outer else "post_attention_layernorm"
         widened = self._feed_forward(f"{name}.mlp", self._norm(hidden, f"{name}.{inner}"))
         if has_outer:
@@ -174,7 +177,7 @@ class _Decoder:
 
     def logits(self, hidden: ir.Value, readout: Readout) -> ir.Value:
         """Return one logit for each row, (n_rows,)."""
-        last = self._graph.as_float32(self._norm(self._engine.last_tokens(hidden), "model.norm"))
+        last = self._graph.as_float32(self._norm(self._operators.last_tokens(hidden), "model.norm"))
         logits = self._logit(last, f"readout.{readout.layer}", readout.vector, readout.cap)
         if readout.subtracted is None:
             return logits
@@ -189,35 +192,34 @@ class _Decoder:
             logits = graph.op("Mul", graph.op("Tanh", graph.op("Div", logits, bound)), bound)
         return graph.op("Squeeze", logits, graph.ints(1))
 
-    def _attention(self, name: str, hidden: ir.Value, window: int | None, *, is_last: bool) -> ir.Value:
+    def _attention(self, name: str, hidden: ir.Value, window: int | None, *, is_last_layer: bool) -> ir.Value:
         shape, name = self._shape, f"{name}.self_attn"
-        asking = self._engine.asking(hidden) if is_last else hidden
-        query = self._heads(asking, f"{name}.q", shape.n_heads, is_last=is_last)
-        key = self._heads(hidden, f"{name}.k", shape.n_kv_heads, is_last=False)
+        queries = self._operators.last_layer_queries(hidden) if is_last_layer else hidden
+        query = self._heads(queries, f"{name}.q", shape.n_heads, is_last_layer=is_last_layer)
+        key = self._heads(hidden, f"{name}.k", shape.n_kv_heads, is_last_layer=False)
         value = self._linear(hidden, f"{name}.v_proj")
-        attended = self._engine.attention(query, key, value, n_heads=shape.n_heads, is_last=is_last, window=window)
+        attended = self._operators.attention(
+            query, key, value, n_heads=shape.n_heads, is_last_layer=is_last_layer, window=window
+        )
         return self._linear(attended, f"{name}.o_proj")
 
-    def _heads(self, hidden: ir.Value, name: str, n_heads: int, *, is_last: bool) -> ir.Value:
+    def _heads(self, hidden: ir.Value, name: str, n_heads: int, *, is_last_layer: bool) -> ir.Value:
         """Return queries or keys, turned by their positions, (..., n_heads * size)."""
         x = self._linear(hidden, f"{name}_proj")
         if self._shape.family.has_head_norms:
             x = self._head_norm(x, f"{name}_norm", n_heads)
-        return self._engine.rotated(x, self._tables, n_heads=n_heads, is_last=is_last)
+        return self._operators.rotated(x, self._tables, n_heads=n_heads, is_last_layer=is_last_layer)
 
     def _head_norm(self, x: ir.Value, name: str, n_heads: int) -> ir.Value:
-        graph, size, places = self._graph, self._shape.head_size, [0] * self._engine.n_axes
+        graph, size, places = self._graph, self._shape.head_size, [0] * self._operators.n_axes
         by_head = graph.op("Reshape", graph.as_float32(x), graph.ints(*places, n_heads, size))
         return graph.op("Reshape", self._norm(by_head, name), graph.ints(*places, n_heads * size))
 
     def _feed_forward(self, name: str, hidden: ir.Value) -> ir.Value:
+        is_silu = "silu" in self._shape.family.activations
         gate, up = (self._linear(hidden, f"{name}.{part}_proj") for part in ("gate", "up"))
-        return self._linear(self._graph.op("Mul", self._activated(gate), up), f"{name}.down_proj")
-
-    def _activated(self, gate: ir.Value) -> ir.Value:
-        if "silu" in self._shape.family.activations:
-            return self._engine.silu(gate)
-        return self._graph.op("Gelu", gate, approximate="tanh")
+        activated = self._operators.silu(gate) if is_silu else self._graph.op("Gelu", gate, approximate="tanh")
+        return self._linear(self._graph.op("Mul", activated, up), f"{name}.down_proj")
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:
         """Multiply; Qwen 2 has biases before its attention, and others where config.json asks for them."""
@@ -230,7 +232,7 @@ class _Decoder:
         scale = read(self._graph.weights, name)
         if shift:
             name, scale = f"{name}+{shift}", scale + np.float32(shift)
-        return self._engine.rms_norm(x, name, scale, self._shape.epsilon)
+        return self._operators.rms_norm(x, name, scale, self._shape.epsilon)
 
     def _added(self, hidden: ir.Value, x: ir.Value) -> ir.Value:
         """Return the sum of the layers so far and what comes to it, scaled, in float32."""
@@ -238,11 +240,6 @@ class _Decoder:
 
     def _scaled(self, x: ir.Value, scale: float) -> ir.Value:
         return x if scale == 1.0 else self._graph.op("Mul", x, self._graph.scalar(np.float32(scale)))
-
-
-def _check(config: Mapping[str, Any], family: Family) -> None:
-    for problem in _problems(config, family):
-        raise CheckpointError(f"config.json has {problem}, which is not implemented for this family")
 
 
 def _problems(config: Mapping[str, Any], family: Family) -> Iterator[str]:

@@ -15,7 +15,7 @@ from rankrt_export.checkpoint.head import Dense, Head
 from rankrt_export.checkpoint.weights import Weights, read
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Blueprint, Section
-from rankrt_export.graph.graph import Graph, RotaryEngine, RotaryTables
+from rankrt_export.graph.graph import Graph, RotaryOperators, RotaryTables
 from rankrt_export.targets import ROTARY_TARGETS
 
 CLASSES = ("GteForSequenceClassification",)
@@ -70,11 +70,11 @@ class Config:
 def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,)."""
     graph, shape = blueprint.new_graph(), Config.read(blueprint.config)
-    engine = ROTARY_TARGETS[blueprint.operators](graph, shape.n_heads, shape.head_size)
-    model = _Encoder(graph, engine, shape, blueprint.max_length)
+    operators = ROTARY_TARGETS[blueprint.operators](graph, shape.n_heads, shape.head_size)
+    model = _Encoder(graph, operators, shape, blueprint.max_length)
     first = model.first_tokens(has_token_types=blueprint.has_token_types)
     logits = score(graph, classifier_head(blueprint.weights), first)
-    return [Section(graph=graph, layout=engine.layout, outputs={"logits": logits})]
+    return [Section(graph=graph, layout=operators.layout, outputs={"logits": logits})]
 
 
 def classifier_head(weights: Weights) -> Head:
@@ -89,9 +89,9 @@ def classifier_head(weights: Weights) -> Head:
 class _Encoder:
     """The layers of an encoder, written into one graph. The sums of layers and their norms are float32."""
 
-    def __init__(self, graph: Graph, engine: RotaryEngine, shape: Config, max_length: int) -> None:
+    def __init__(self, graph: Graph, operators: RotaryOperators, shape: Config, max_length: int) -> None:
         self._graph = graph
-        self._engine = engine
+        self._operators = operators
         self._shape = shape
         self._tables = RotaryTables.of(max_length, shape.head_size, shape.rope_base, factor=shape.rope_factor)
 
@@ -105,9 +105,9 @@ class _Encoder:
     def embeddings(self, *, has_token_types: bool) -> ir.Value:
         """Return the normalised sums of word and type vectors, in float32; some models have no types."""
         graph, types = self._graph, "gte.embeddings.token_type_embeddings"
-        hidden = graph.as_float32(graph.embedding(self._engine.ids, "gte.embeddings.word_embeddings.weight"))
+        hidden = graph.as_float32(graph.embedding(self._operators.ids, "gte.embeddings.word_embeddings.weight"))
         if has_token_types:
-            of_tokens = self._engine.token_types(read(graph.weights, f"{types}.weight"), types)
+            of_tokens = self._operators.token_types(read(graph.weights, f"{types}.weight"), types)
             hidden = graph.op("Add", hidden, graph.as_float32(of_tokens))
         elif f"{types}.weight" in graph.weights.names:
             type_0 = read(graph.weights, f"{types}.weight")[0]
@@ -118,7 +118,7 @@ class _Encoder:
         """Attend to the whole row, then the feed-forward, each with its sum and norm."""
         graph, name = self._graph, f"gte.layers.{layer}"
         attended = self._attention(f"{name}.self_attn", graph.as_states(hidden), first_only=first_only)
-        hidden = self._engine.first_tokens(hidden) if first_only else hidden
+        hidden = self._operators.first_tokens(hidden) if first_only else hidden
         hidden = self._add_norm(hidden, attended, f"{name}.post_attention_layernorm")
         states = graph.as_states(hidden)
         gate = graph.op("Gelu", graph.product(states, f"{name}.mlp.gate_proj"))
@@ -128,8 +128,8 @@ class _Encoder:
 
     def _attention(self, name: str, states: ir.Value, *, first_only: bool) -> ir.Value:
         query, key, value = (self._graph.linear(states, f"{name}.{part}_proj") for part in "qkv")
-        query, key = (self._engine.rotated(x, self._tables) for x in (query, key))
-        attended = self._engine.attention(query, key, value, reach=None, first_only=first_only)
+        query, key = (self._operators.rotated(x, self._tables) for x in (query, key))
+        attended = self._operators.attention(query, key, value, reach=None, first_only=first_only)
         return self._graph.linear(attended, f"{name}.o_proj")
 
     def _add_norm(self, hidden: ir.Value, x: ir.Value, norm: str) -> ir.Value:

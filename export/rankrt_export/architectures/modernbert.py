@@ -16,7 +16,7 @@ from rankrt_export.checkpoint.head import Dense, Head, Norm
 from rankrt_export.checkpoint.weights import Weights, read
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Blueprint, Section
-from rankrt_export.graph.graph import Graph, RotaryEngine, RotaryTables
+from rankrt_export.graph.graph import Graph, RotaryOperators, RotaryTables
 from rankrt_export.targets import ROTARY_TARGETS
 
 # The second needs a head from elsewhere.
@@ -90,11 +90,11 @@ def build(blueprint: Blueprint) -> Sequence[Section]:
     """Return one graph, whose output are the logits, (n_rows,), by the blueprint's head or the classifier's own."""
     graph = blueprint.new_graph()
     shape = Config.read(blueprint.config)
-    engine = ROTARY_TARGETS[blueprint.operators](graph, shape.n_heads, shape.head_size)
+    operators = ROTARY_TARGETS[blueprint.operators](graph, shape.n_heads, shape.head_size)
     head = blueprint.head or classifier_head(blueprint.config, blueprint.weights)
-    model = _Encoder(graph, engine, shape, blueprint.max_length)
+    model = _Encoder(graph, operators, shape, blueprint.max_length)
     logits = score(graph, head, model.pooled(head))
-    return [Section(graph=graph, layout=engine.layout, outputs={"logits": logits})]
+    return [Section(graph=graph, layout=operators.layout, outputs={"logits": logits})]
 
 
 def classifier_head(config: Mapping[str, Any], weights: Weights) -> Head:
@@ -122,9 +122,9 @@ def classifier_head(config: Mapping[str, Any], weights: Weights) -> Head:
 class _Encoder:
     """The layers of an encoder, written into one graph."""
 
-    def __init__(self, graph: Graph, engine: RotaryEngine, shape: Config, max_length: int) -> None:
+    def __init__(self, graph: Graph, operators: RotaryOperators, shape: Config, max_length: int) -> None:
         self._graph = graph
-        self._engine = engine
+        self._operators = operators
         self._shape = shape
         # Inside a classifier the encoder's weights have a name before theirs; saved alone they have none.
         self._root = "model." if "model.final_norm.weight" in graph.weights.names else ""
@@ -139,11 +139,11 @@ class _Encoder:
         for layer in range(n_layers):
             hidden = self.layer(layer, hidden, first_only=head.pooling == "cls" and layer == n_layers - 1)
         hidden = self._graph.layer_norm(hidden, f"{self._root}final_norm", self._shape.epsilon)
-        return hidden if head.pooling == "cls" else self._engine.means(hidden)
+        return hidden if head.pooling == "cls" else self._operators.means(hidden)
 
     def embeddings(self) -> ir.Value:
         """Return the normalised vectors of the tokens, in float32."""
-        words = self._graph.embedding(self._engine.ids, f"{self._root}embeddings.tok_embeddings.weight")
+        words = self._graph.embedding(self._operators.ids, f"{self._root}embeddings.tok_embeddings.weight")
         return self._graph.layer_norm(
             self._graph.as_float32(words), f"{self._root}embeddings.norm", self._shape.epsilon
         )
@@ -154,7 +154,7 @@ class _Encoder:
         # The embeddings are normalised already.
         normal = self._norm(hidden, f"{name}.attn_norm") if layer else graph.as_states(hidden)
         attended = self._attention(f"{name}.attn", normal, self._shape.kinds[layer], first_only=first_only)
-        hidden = self._engine.first_tokens(hidden) if first_only else hidden
+        hidden = self._operators.first_tokens(hidden) if first_only else hidden
         hidden = graph.op("Add", hidden, graph.as_float32(attended))
         widened = self._linear(self._norm(hidden, f"{name}.mlp_norm"), f"{name}.mlp.Wi")
         half = graph.weights.shape(f"{name}.mlp.Wo.weight")[1]
@@ -163,12 +163,12 @@ class _Encoder:
         return graph.op("Add", hidden, graph.as_float32(narrowed))
 
     def _attention(self, name: str, hidden: ir.Value, kind: str, *, first_only: bool) -> ir.Value:
-        shape, engine = self._shape, self._engine
+        shape, operators = self._shape, self._operators
         joined = self._linear(hidden, f"{name}.Wqkv")
         query, key, value = (self._part(joined, i, shape.n_features) for i in (0, 1, 2))
-        query, key = (engine.rotated(x, self._tables[kind]) for x in (query, key))
+        query, key = (operators.rotated(x, self._tables[kind]) for x in (query, key))
         reach = shape.reach if kind == _LOCAL else None
-        attended = engine.attention(query, key, value, reach=reach, first_only=first_only)
+        attended = operators.attention(query, key, value, reach=reach, first_only=first_only)
         return self._linear(attended, f"{name}.Wo")
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:

@@ -8,13 +8,13 @@ import onnx_ir as ir
 
 from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Layout
-from rankrt.artifact.precisions import Operators, Target
+from rankrt.artifact.precisions import OperatorsName, Target
 from rankrt_export.checkpoint.head import Head
 from rankrt_export.checkpoint.weights import Weights
 from rankrt_export.graph.graph import Graph
 
-# The operators of a graph: those of an engine that the runtime uses, or plain ones for any other.
-GraphOperators: TypeAlias = Operators | Literal["portable"]
+# Whose operators a graph has: those of a library that the runtime uses, or plain ones for any other.
+GraphOperators: TypeAlias = OperatorsName | Literal["portable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Readout:
 class Blueprint:
     """A checkpoint for one target in one precision.
 
-    operators   those of the engine that runs it
+    operators   those of the library that runs it
     config      its config.json
     readouts    of a causal model, in ascending order of their layers; of any other none
     cuts        other layers of a causal model after which a graph ends, before the last readout

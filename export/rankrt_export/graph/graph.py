@@ -53,10 +53,10 @@ class Data(Protocol):
         ...
 
 
-class Engine(Protocol):
+class Operators(Protocol):
     """How a model that sees whole rows is expressed for one target: the places of rows, and the operators it has.
 
-    Layers and norms go by name, so that an engine can compute a product and what follows it in one operator.
+    Layers and norms go by name, so that a target can compute a product and what follows it in one operator.
     """
 
     layout: Layout
@@ -96,7 +96,7 @@ class Engine(Protocol):
         ...
 
 
-class RelativeEngine(Engine, Protocol):
+class RelativeOperators(Operators, Protocol):
     """How a model whose attention also sees the distance of two tokens is expressed for one target."""
 
     def relative_attention(
@@ -116,7 +116,7 @@ class RelativeEngine(Engine, Protocol):
         ...
 
 
-class RotaryEngine(Protocol):
+class RotaryOperators(Protocol):
     """How a model that sees whole rows, or windows of them, with rotary positions is expressed for one target.
 
     Sums of layers are float32 whatever the type of states is.
@@ -151,46 +151,50 @@ class RotaryEngine(Protocol):
         ...
 
 
-class CausalEngine(Protocol):
+class CausalOperators(Protocol):
     """How a segment of a causal model is expressed for one target: the places of its rows, and the operators it has.
 
-    In a segment's last layer only some tokens leave the attention: all of them if another segment follows, else those
-    that the score is read from. Sums of layers are float32 whatever the type of states is; norms take float32.
+    A segment's last layer computes only its outputs: all tokens if another segment follows, else those that the score
+    is read from. Sums of layers are float32 whatever the type of states is. Norms take float32.
 
-    n_axes  the axes before the features: 1 where all rows are one flat sequence, 2 where they are a matrix
+    States are (n_tokens, n_features) where all rows are one flat sequence, and (n_rows, longest, n_features) where
+    they are a matrix. After the last layer they are (n_outputs, n_features) and (n_rows, 1, n_features).
+
+    n_axes  the axes before the features: 1 for a flat sequence, 2 for a matrix
+    states  what the segment starts from: ids, without the axis of features, or the states of the segment before
     """
 
     layout: Layout
     n_axes: int
     states: ir.Value
 
-    def asking(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of the last layer's queries: at least those of the tokens that leave the segment."""
+    def last_layer_queries(self, hidden: ir.Value) -> ir.Value:
+        """Return of all tokens' states those that the last layer makes queries of: of its outputs at least."""
         ...
 
-    def going_on(self, x: ir.Value) -> ir.Value:
-        """Return the states of the tokens that leave the segment's last layer."""
+    def last_layer_outputs(self, x: ir.Value) -> ir.Value:
+        """Return of all tokens' states those of the last layer's outputs."""
         ...
 
-    def rotated(self, x: ir.Value, tables: "RotaryTables", *, n_heads: int, is_last: bool) -> ir.Value:
+    def rotated(self, x: ir.Value, tables: "RotaryTables", *, n_heads: int, is_last_layer: bool) -> ir.Value:
         """Turn the features of each head, (..., n_heads * size), by the token's position (halves, not pairs).
 
-        `x` has the tokens that are asking if `is_last`, else all of them.
+        `x` is of all tokens, or of `last_layer_queries` if `is_last_layer`.
         """
         ...
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last_layer: bool, window: int | None
     ) -> ir.Value:
         """Attend to each token itself and those before it in its row and the row's prefix.
 
-        With a `window` a token sees so many tokens, itself counted. If `is_last`, queries are those of `asking`, and
-        only the tokens that leave the segment are returned.
+        With a `window` a token sees so many tokens, itself counted. If `is_last_layer`, queries are those of
+        `last_layer_queries`, and only the outputs are returned. Keys and values are always of all tokens.
         """
         ...
 
     def last_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's last token, (n_rows, n_features), of those that leave the segment."""
+        """Return the states of each row's last token, (n_rows, n_features), of the last layer's outputs."""
         ...
 
     def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:

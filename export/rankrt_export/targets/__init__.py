@@ -1,48 +1,48 @@
-"""The targets: how a model is written for an engine, one file each."""
+"""The targets: how a model is written for the library that runs it, one file each."""
 
 from collections.abc import Callable, Mapping
 
 from rankrt.artifact.precisions import Target
 from rankrt_export.graph.blueprint import GraphOperators
-from rankrt_export.graph.graph import CausalEngine, Engine, Graph, RelativeEngine, RotaryEngine
-from rankrt_export.targets.cpu import CpuEngine
-from rankrt_export.targets.cpu_causal import CausalCpuEngine
-from rankrt_export.targets.cpu_relative import RelativeCpuEngine
-from rankrt_export.targets.cpu_rotary import RotaryCpuEngine
-from rankrt_export.targets.cuda import CudaEngine
-from rankrt_export.targets.cuda_causal import CausalCudaEngine
-from rankrt_export.targets.cuda_rotary import RotaryCudaEngine
-from rankrt_export.targets.openvino import OpenVinoEngine
-from rankrt_export.targets.openvino_rotary import RotaryOpenVinoEngine
-from rankrt_export.targets.padded_relative import PaddedRelativeEngine
-from rankrt_export.targets.portable import PortableEngine, RotaryPortableEngine
+from rankrt_export.graph.graph import CausalOperators, Graph, Operators, RelativeOperators, RotaryOperators
+from rankrt_export.targets.cpu import CpuOperators
+from rankrt_export.targets.cpu_causal import CausalCpuOperators
+from rankrt_export.targets.cpu_relative import RelativeCpuOperators
+from rankrt_export.targets.cpu_rotary import RotaryCpuOperators
+from rankrt_export.targets.cuda import CudaOperators
+from rankrt_export.targets.cuda_causal import CausalCudaOperators
+from rankrt_export.targets.cuda_rotary import RotaryCudaOperators
+from rankrt_export.targets.openvino import OpenVinoOperators
+from rankrt_export.targets.openvino_rotary import RotaryOpenVinoOperators
+from rankrt_export.targets.padded_relative import PaddedRelativeOperators
+from rankrt_export.targets.portable import PortableOperators, RotaryPortableOperators
 from rankrt_export.targets.segment import SegmentShape
-from rankrt_export.targets.tensorrt import TensorRtEngine
-from rankrt_export.targets.tensorrt_causal import CausalTensorRtEngine
-from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtEngine
+from rankrt_export.targets.tensorrt import TensorRtOperators
+from rankrt_export.targets.tensorrt_causal import CausalTensorRtOperators
+from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtOperators
 
-TARGETS: Mapping[GraphOperators, Callable[[Graph], Engine]] = {
-    "cpu": CpuEngine,
-    "cuda": CudaEngine,
-    "tensorrt": TensorRtEngine,
-    "openvino": OpenVinoEngine,
-    "portable": PortableEngine,
+TARGETS: Mapping[GraphOperators, Callable[[Graph], Operators]] = {
+    "cpu": CpuOperators,
+    "cuda": CudaOperators,
+    "tensorrt": TensorRtOperators,
+    "openvino": OpenVinoOperators,
+    "portable": PortableOperators,
 }
 # The numbers are those of the heads, and of the features of each.
-ROTARY_TARGETS: Mapping[GraphOperators, Callable[[Graph, int, int], RotaryEngine]] = {
-    "cpu": RotaryCpuEngine,
-    "cuda": RotaryCudaEngine,
-    "tensorrt": RotaryTensorRtEngine,
-    "openvino": RotaryOpenVinoEngine,
-    "portable": RotaryPortableEngine,
+ROTARY_TARGETS: Mapping[GraphOperators, Callable[[Graph, int, int], RotaryOperators]] = {
+    "cpu": RotaryCpuOperators,
+    "cuda": RotaryCudaOperators,
+    "tensorrt": RotaryTensorRtOperators,
+    "openvino": RotaryOpenVinoOperators,
+    "portable": RotaryPortableOperators,
 }
-RELATIVE_TARGETS: Mapping[GraphOperators, Callable[[Graph], RelativeEngine]] = {
-    "cpu": RelativeCpuEngine,
-    "cuda": PaddedRelativeEngine,
-    "tensorrt": PaddedRelativeEngine,
+RELATIVE_TARGETS: Mapping[GraphOperators, Callable[[Graph], RelativeOperators]] = {
+    "cpu": RelativeCpuOperators,
+    "cuda": PaddedRelativeOperators,
+    "tensorrt": PaddedRelativeOperators,
 }
-CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalEngine]] = {
-    "cpu": CausalCpuEngine,
-    "cuda": CausalCudaEngine,
-    "tensorrt": CausalTensorRtEngine,
+CAUSAL_TARGETS: Mapping[Target, Callable[[Graph, SegmentShape], CausalOperators]] = {
+    "cpu": CausalCpuOperators,
+    "cuda": CausalCudaOperators,
+    "tensorrt": CausalTensorRtOperators,
 }

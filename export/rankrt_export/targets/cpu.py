@@ -17,7 +17,7 @@ from rankrt_export.targets.each_row import Row, each_row
 from rankrt_export.targets.packed_rows import PackedRows
 
 
-class CpuEngine(PackedRows):
+class CpuOperators(PackedRows):
     """Operators of encoders with absolute positions and norms after their layers."""
 
     def attention(
@@ -30,8 +30,8 @@ class CpuEngine(PackedRows):
         bias = graph.array(f"{layers[0]}+key+value.bias", biases)
 
         def of_row(tape: Tape, row: Row) -> ir.Value:
-            asking = (row.index, row.next_index) if first_only else (row.start, row.stop)
-            places = (asking, (row.start, row.stop), (row.start, row.stop))
+            first_or_all = (row.index, row.next_index) if first_only else (row.start, row.stop)
+            places = (first_or_all, (row.start, row.stop), (row.start, row.stop))
             parts = [
                 tape.op("Unsqueeze", [tape.op("Slice", [x, *place, zero]), zero])
                 for x, place in zip(states, places, strict=True)

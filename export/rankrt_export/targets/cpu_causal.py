@@ -25,8 +25,8 @@ _HEAD_STEP = 8
 Op: TypeAlias = Callable[..., ir.Value]
 
 
-class CausalCpuEngine:
-    """The engine of the layout "causal", with the inputs of docs/artifact.md."""
+class CausalCpuOperators:
+    """Operators for the layout "causal", with the inputs of docs/artifact.md."""
 
     layout: Layout = "causal"
     n_axes = 1
@@ -56,27 +56,34 @@ class CausalCpuEngine:
         self._positions, self._last_positions = positions, graph.op("Gather", positions, self._last_tokens)
         self._kept: list[ir.Value] = []
 
-    def asking(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of the tokens that are kept."""
-        return self.going_on(hidden)
+    def last_layer_queries(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of the outputs, (n_outputs, n_features): no others are needed."""
+        return self.last_layer_outputs(hidden)
 
-    def going_on(self, x: ir.Value) -> ir.Value:
-        """Return the states of the tokens that are kept after the segment's last layer."""
+    def last_layer_outputs(self, x: ir.Value) -> ir.Value:
+        """Return the states of the last layer's outputs, (n_outputs, n_features)."""
         return self._graph.op("Gather", x, self._last_tokens, axis=0)
 
-    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
-        """Rotate the features of each head by the token's position; `x` has all tokens, or the kept ones."""
+    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last_layer: bool) -> ir.Value:
+        """Rotate the features of each head by the token's position; `x` has all tokens, or the outputs."""
         graph, one = self._graph, self._graph.ints(1)
-        positions = self._last_positions if is_last else self._positions
+        positions = self._last_positions if is_last_layer else self._positions
         # Each token is a sequence of its own, because a run may be longer than the tables and a sequence may not.
         tokens = [graph.op("Unsqueeze", value, one) for value in (x, positions)]
         turned = graph.op("RotaryEmbedding", *tokens, *tables.stored(graph), domain=MICROSOFT, num_heads=n_heads)
         return graph.op("Squeeze", turned, one)
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last_layer: bool, window: int | None
     ) -> ir.Value:
-        """Attend from all tokens, or from the kept ones, to the tokens before them in prefix and row."""
+        """Attend from all tokens, or from the outputs, to the tokens before them in prefix and row.
+
+        The operator takes the last tokens of a row as its queries, with their keys and values. In the last layer these
+        are the outputs, and all that stands before them goes with the prefix, as the past:
+
+            prefix | places before the row | row.start ... present | present ... row.stop
+            ----------------------- past ------------------------- | queries, keys, values
+        """
         graph, zero, shape = self._graph, self._graph.ints(0), self._shape
         attributes: dict[str, float] = {"num_heads": n_heads, "kv_num_heads": shape.n_kv_heads, "scale": shape.scale}
         attributes |= {} if shape.cap is None else {"softcap": shape.cap}
@@ -85,37 +92,37 @@ class CausalCpuEngine:
         key, value = (self._filled(x, self._shape.n_kv_heads) for x in (key, value))
         prefixes = self._prefixes()
         self._keep(key, value)
-        asking = self._last_offsets if is_last else self._offsets
+        query_offsets = self._last_offsets if is_last_layer else self._offsets
 
         def of_row(tape: Tape, row: Row) -> ir.Value:
-            start, stop = (tape.op("Gather", [asking, index]) for index in (row.index, row.next_index))
-            middle = tape.op("Sub", [row.stop, tape.op("Sub", [stop, start])])
-            places_before = [[tape.op("Gather", [column, row.index]) for column in self._before]]
-            if is_last:
-                places_before.append([row.start, middle])
-            before = [
-                self._lengthened(tape, prefix, [tape.op("Slice", [states, *place, zero]) for place in places_before])
+            start, stop = (tape.op("Gather", [query_offsets, index]) for index in (row.index, row.next_index))
+            present = tape.op("Sub", [row.stop, tape.op("Sub", [stop, start])])
+            past_places = [[tape.op("Gather", [column, row.index]) for column in self._before]]
+            if is_last_layer:
+                past_places.append([row.start, present])
+            past = [
+                self._lengthened(tape, prefix, [tape.op("Slice", [states, *place, zero]) for place in past_places])
                 for prefix, states in zip(prefixes, (key, value), strict=True)
             ]
-            places = ((start, stop), (middle, row.stop), (middle, row.stop))
+            places = ((start, stop), (present, row.stop), (present, row.stop))
             parts = [
                 tape.op("Unsqueeze", [tape.op("Slice", [states, *place, zero]), zero])
                 for states, place in zip((query, key, value), places, strict=True)
             ]
-            n_before = tape.op("Shape", [before[0]], {"start": 2, "end": 3})
-            n_total = tape.op("Add", [n_before, tape.op("Sub", [row.stop, middle])])
+            n_past = tape.op("Shape", [past[0]], {"start": 2, "end": 3})
+            n_total = tape.op("Add", [n_past, tape.op("Sub", [row.stop, present])])
             last = tape.op("Cast", [tape.op("Sub", [n_total, graph.ints(1)])], {"to": ir.DataType.INT32})
             total = tape.op("Cast", [tape.op("Squeeze", [n_total, zero])], {"to": ir.DataType.INT32})
             # The outputs for keys and values are needed, although unused: the flash kernel joins them there.
             attended, _, _ = tape.op_multi_out(
-                "GroupQueryAttention", [*parts, *before, last, total], attributes, domain=MICROSOFT, num_outputs=3
+                "GroupQueryAttention", [*parts, *past, last, total], attributes, domain=MICROSOFT, num_outputs=3
             )
             return tape.op("Squeeze", [attended, zero])
 
         return self._unfilled(each_row(graph, self._n_rows, self._offsets, of_row), n_heads)
 
     def last_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's last token, (n_rows, n_features), from the kept ones."""
+        """Return the states of each row's last token, (n_rows, n_features), from the outputs."""
         graph = self._graph
         stops = graph.op("Slice", self._last_offsets, graph.ints(1), graph.ints(2**62), graph.ints(0))
         return graph.op("Gather", hidden, graph.op("Sub", stops, graph.ints(1)), axis=0)

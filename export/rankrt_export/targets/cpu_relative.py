@@ -11,11 +11,11 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from rankrt_export.graph.graph import MICROSOFT, DistanceTables, Graph
-from rankrt_export.targets.cpu import CpuEngine
+from rankrt_export.targets.cpu import CpuOperators
 from rankrt_export.targets.each_row import Row, each_row
 
 
-class RelativeCpuEngine(CpuEngine):
+class RelativeCpuOperators(CpuOperators):
     """Operators of encoders with distances between tokens and norms after their layers."""
 
     def relative_attention(
@@ -26,8 +26,8 @@ class RelativeCpuEngine(CpuEngine):
         heads = {"num_heads": n_heads, "scale": scale}
 
         def of_row(tape: Tape, row: Row) -> ir.Value:
-            asking = (row.index, row.next_index) if first_only else (row.start, row.stop)
-            places = (asking, (row.start, row.stop), (row.start, row.stop))
+            first_or_all = (row.index, row.next_index) if first_only else (row.start, row.stop)
+            places = (first_or_all, (row.start, row.stop), (row.start, row.stop))
             parts = [
                 tape.op("Unsqueeze", [tape.op("Slice", [x, *place, zero]), zero])
                 for x, place in zip((query, key, value), places, strict=True)
@@ -41,7 +41,7 @@ class RelativeCpuEngine(CpuEngine):
 
 
 class _Distances:
-    """What distances add to the scores of one row, (1, n_heads, n_asking, n_tokens)."""
+    """What distances add to the scores of one row, (1, n_heads, n_queries, n_tokens)."""
 
     def __init__(self, graph: Graph, tape: Tape, tables: DistanceTables, n_tokens: ir.Value) -> None:
         self._graph = graph

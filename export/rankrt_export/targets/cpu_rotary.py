@@ -22,17 +22,17 @@ from rankrt_export.targets.plain import HIDDEN
 class _Blocks:
     """The blocks of one row, as places in its run.
 
-    asking  (n_blocks, size) of the tokens that ask; the last block ends with some that are dropped
+    queries (n_blocks, size) of the tokens that attend; the last block ends with some that are dropped
     seen    (n_blocks, n_seen) of the tokens that they may see, all within the row
     mask    (n_blocks, 1, size, n_seen) what is added to scores: 0, or what hides a token out of reach
     """
 
-    asking: ir.Value
+    queries: ir.Value
     seen: ir.Value
     mask: ir.Value
 
 
-class RotaryCpuEngine(PackedRows):
+class RotaryCpuOperators(PackedRows):
     """Operators of encoders with rotary positions."""
 
     def __init__(self, graph: Graph, n_heads: int, head_size: int) -> None:
@@ -65,8 +65,8 @@ class RotaryCpuEngine(PackedRows):
             if reach is not None:
                 stop = tape.op("Min", [row.stop, tape.op("Add", [row.start, graph.ints(reach + 1)])])
             next_ = tape.op("Add", [row.start, graph.ints(1)])
-            asking = (row.start, next_) if first_only else (row.start, stop)
-            places = (asking, (row.start, stop), (row.start, stop))
+            first_or_all = (row.start, next_) if first_only else (row.start, stop)
+            places = (first_or_all, (row.start, stop), (row.start, stop))
             parts = [
                 tape.op("Unsqueeze", [tape.op("Slice", [x, *place, zero]), zero])
                 for x, place in zip((query, key, value), places, strict=True)
@@ -88,7 +88,7 @@ class RotaryCpuEngine(PackedRows):
     def _in_blocks(self, tape: Tape, row: Row, states: Sequence[ir.Value], reach: int) -> ir.Value:
         """Return what a row's tokens attend to within their reach, (row's n_tokens, n_features)."""
         zero, blocks = self._graph.ints(0), self._blocks(tape, row, reach)
-        places = (blocks.asking, blocks.seen, blocks.seen)
+        places = (blocks.queries, blocks.seen, blocks.seen)
         parts = [tape.op("Gather", [x, place]) for x, place in zip(states, places, strict=True)]
         attended = tape.op("MultiHeadAttention", [*parts, None, None, blocks.mask], self._heads, domain=MICROSOFT)
         flat = tape.op("Flatten", [attended], {"axis": 2})
@@ -108,16 +108,16 @@ class RotaryCpuEngine(PackedRows):
 
         n_blocks = tape.op("Add", [tape.op("Div", [last, size]), one])
         first = tape.op("Unsqueeze", [tape.op("Mul", [counted(n_blocks), size]), one])
-        asking = tape.op("Add", [first, counted(size)])
+        queries = tape.op("Add", [first, counted(size)])
         seen = tape.op("Add", [tape.op("Sub", [first, n_before]), counted(n_seen)])
         within = tape.op("Max", [tape.op("Min", [seen, last]), zero])
         is_there = tape.op("Unsqueeze", [tape.op("Equal", [seen, within]), one])
-        distances = tape.op("Sub", [tape.op("Unsqueeze", [asking, ints(2)]), tape.op("Unsqueeze", [seen, one])])
+        distances = tape.op("Sub", [tape.op("Unsqueeze", [queries, ints(2)]), tape.op("Unsqueeze", [seen, one])])
         is_near = tape.op("LessOrEqual", [tape.op("Abs", [distances]), ints(reach)])
         is_seen = tape.op("And", [is_near, is_there])
         added = tape.op("Where", [is_seen, graph.scalar(np.float32(0)), graph.scalar(HIDDEN)])
         return _Blocks(
-            asking=tape.op("Add", [tape.op("Min", [asking, last]), row.start]),
+            queries=tape.op("Add", [tape.op("Min", [queries, last]), row.start]),
             seen=tape.op("Add", [within, row.start]),
             mask=tape.op("Unsqueeze", [added, one]),
         )

@@ -19,7 +19,7 @@ from rankrt_export.graph.graph import MICROSOFT, Graph
 from rankrt_export.targets.varlen_rows import VarlenRows
 
 
-class CudaEngine(VarlenRows):
+class CudaOperators(VarlenRows):
     """Operators of encoders with absolute positions and norms after their layers."""
 
     def __init__(self, graph: Graph) -> None:

@@ -13,30 +13,30 @@ import onnx_ir as ir
 from rankrt.arrays import Float32Array
 from rankrt_export.graph.graph import MICROSOFT, RotaryTables
 from rankrt_export.targets import fused
-from rankrt_export.targets.padded_causal import PaddedCausalEngine
+from rankrt_export.targets.padded_causal import PaddedCausalOperators
 
 
-class CausalCudaEngine(PaddedCausalEngine):
+class CausalCudaOperators(PaddedCausalOperators):
     """Operators of ONNX Runtime's CUDA provider."""
 
-    def asking(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of all tokens."""
+    def last_layer_queries(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of all tokens, (n_rows, longest, n_features)."""
         return hidden
 
-    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
+    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last_layer: bool) -> ir.Value:
         """Rotate the features of each head by the token's position, counted from 0 in every row."""
         graph = self.graph
         stored = tables.stored(graph, graph.states)
         return graph.op("RotaryEmbedding", x, graph.ints(0), *stored, domain=MICROSOFT, num_heads=n_heads)
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last_layer: bool, window: int | None
     ) -> ir.Value:
-        """Attend from every token to itself and those before it; return only the last ones if `is_last`."""
+        """Attend from every token to itself and those before it; of the last layer only the outputs are returned."""
         self.check_sees_all(window)
         states = (query, self.for_each_head(key, n_heads), self.for_each_head(value, n_heads))
         attended = self.graph.op("MultiHeadAttention", *states, domain=MICROSOFT, num_heads=n_heads, unidirectional=1)
-        return self.going_on(attended) if is_last else attended
+        return self.last_layer_outputs(attended) if is_last_layer else attended
 
     def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:
         """Normalise in one operator, from float32 to the type of its scale."""

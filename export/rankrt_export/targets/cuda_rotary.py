@@ -30,19 +30,19 @@ _SEEN: Mapping[ir.DataType, npt.NDArray[Any]] = {FLOAT: np.array(0, np.float32),
 class _Window:
     """The blocks of a run.
 
-    asking  (n_blocks, 128) the tokens that ask, by place in the run; the last block ends with some that are dropped
+    queries (n_blocks, 128) the tokens that attend, by place in the run; the last block ends with some that are dropped
     seen    (n_blocks, n_seen) the tokens that they may see
     mask    (n_blocks, 1, 128, n_seen) what is added to scores
     tokens  (n_tokens,) the place of each token in the run
     """
 
-    asking: ir.Value
+    queries: ir.Value
     seen: ir.Value
     mask: ir.Value
     tokens: ir.Value
 
 
-class RotaryCudaEngine(VarlenRows):
+class RotaryCudaOperators(VarlenRows):
     """Operators of ONNX Runtime's CUDA provider."""
 
     def __init__(self, graph: Graph, n_heads: int, head_size: int) -> None:
@@ -86,7 +86,7 @@ class RotaryCudaEngine(VarlenRows):
     def _in_blocks(self, query: ir.Value, key: ir.Value, value: ir.Value, reach: int) -> ir.Value:
         graph = self._graph
         window = self._window(reach)
-        places = (window.asking, window.seen, window.seen)
+        places = (window.queries, window.seen, window.seen)
         parts = [graph.op("Gather", x, place) for x, place in zip((query, key, value), places, strict=True)]
         attended = graph.op(
             "MultiHeadAttention", *parts, None, None, window.mask, domain=MICROSOFT, num_heads=self._n_heads
@@ -113,17 +113,17 @@ class RotaryCudaEngine(VarlenRows):
         one = graph.constant("int32(1)", np.array(1, np.int32))
         last = graph.op("Sub", graph.op("Slice", self._row_offsets, ints(-1), ints(2**62)), one)
         first = graph.op("Unsqueeze", graph.op("Mul", blocks, step), ints(1))
-        asking = graph.op("Min", graph.op("Add", first, graph.constant("block.own", own)), last)
+        queries = graph.op("Min", graph.op("Add", first, graph.constant("block.own", own)), last)
         unbounded = graph.op("Add", first, graph.constant("block.around", around))
         seen = graph.op("Max", graph.op("Min", unbounded, last), zero)
         is_there = graph.op("Unsqueeze", graph.op("Equal", seen, unbounded), ints(1))
-        asking_rows = graph.op("Unsqueeze", graph.op("Gather", rows, asking), ints(2))
+        query_rows = graph.op("Unsqueeze", graph.op("Gather", rows, queries), ints(2))
         seen_rows = graph.op("Unsqueeze", graph.op("Gather", rows, seen), ints(1))
-        is_own = graph.op("And", graph.op("Equal", asking_rows, seen_rows), is_there)
+        is_own = graph.op("And", graph.op("Equal", query_rows, seen_rows), is_there)
         is_seen = graph.op("And", is_own, graph.constant("block.is_near", is_near))
         values = (graph.constant("seen", _SEEN[graph.states]), graph.constant("hidden", _HIDDEN[graph.states]))
         return _Window(
-            asking=asking,
+            queries=queries,
             seen=seen,
             mask=graph.op("Unsqueeze", graph.op("Where", is_seen, *values), ints(1)),
             tokens=graph.op("Add", graph.op("Gather", self._row_offsets, rows), self._positions),

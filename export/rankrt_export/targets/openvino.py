@@ -13,7 +13,7 @@ from rankrt_export.targets import plain
 from rankrt_export.targets.spread_rows import SpreadRows
 
 
-class OpenVinoEngine(SpreadRows):
+class OpenVinoOperators(SpreadRows):
     """Operators of encoders with absolute positions and norms after their layers."""
 
     def attention(
@@ -23,8 +23,8 @@ class OpenVinoEngine(SpreadRows):
         graph = self._graph
         size = graph.weights.shape(f"{layers[0]}.weight")[0] // n_heads
         query, key, value = (graph.linear(x, name) for x, name in zip((queries, hidden, hidden), layers, strict=True))
-        asking = graph.op("Unsqueeze", query, graph.ints(1)) if first_only else self._filled(query)
-        attended = plain.attention(graph, asking, self._filled(key), self._filled(value), self._mask, size)
+        first_or_all = graph.op("Unsqueeze", query, graph.ints(1)) if first_only else self._filled(query)
+        attended = plain.attention(graph, first_or_all, self._filled(key), self._filled(value), self._mask, size)
         return graph.op("Squeeze", attended, graph.ints(1)) if first_only else self._flat(attended)
 
     def add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float) -> ir.Value:

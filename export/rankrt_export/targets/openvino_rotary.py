@@ -12,7 +12,7 @@ from rankrt_export.targets import plain
 from rankrt_export.targets.spread_rows import SpreadRows
 
 
-class RotaryOpenVinoEngine(SpreadRows):
+class RotaryOpenVinoOperators(SpreadRows):
     """Operators of ONNX."""
 
     def __init__(self, graph: Graph, n_heads: int, head_size: int) -> None:
@@ -41,11 +41,11 @@ class RotaryOpenVinoEngine(SpreadRows):
     ) -> ir.Value:
         """Attend to all tokens of a row but those out of reach."""
         graph = self._graph
-        asking = graph.op("Unsqueeze", self.first_tokens(query), graph.ints(1)) if first_only else self._filled(query)
+        queries = graph.op("Unsqueeze", self.first_tokens(query), graph.ints(1)) if first_only else self._filled(query)
         mask = self._mask if reach is None else self._window(reach)
         if first_only and reach is not None:
             mask = graph.op("Slice", mask, graph.ints(0), graph.ints(1), graph.ints(2))
-        attended = plain.attention(graph, asking, self._filled(key), self._filled(value), mask, self._head_size)
+        attended = plain.attention(graph, queries, self._filled(key), self._filled(value), mask, self._head_size)
         return graph.op("Squeeze", attended, graph.ints(1)) if first_only else self._flat(attended)
 
     def _window(self, reach: int) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Rows of a run on a CPU, concatenated: what every encoder's engine there knows of them."""
+"""Rows of a run on a CPU, concatenated: what the operators of every encoder there know of them."""
 
 import onnx_ir as ir
 from onnx_ir.tape import Tape

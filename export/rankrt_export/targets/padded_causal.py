@@ -13,7 +13,7 @@ from rankrt_export.graph.graph import Graph
 from rankrt_export.targets.segment import SegmentShape
 
 
-class PaddedCausalEngine:
+class PaddedCausalOperators:
     """Inputs input_ids (n_rows, longest) and lengths (n_rows,), both int32; the whole model is one segment."""
 
     layout: Layout = "padded"
@@ -28,13 +28,13 @@ class PaddedCausalEngine:
         # (n_rows, 1): the place of each row's last token
         self.last = graph.op("Sub", stops, graph.ints(1))
 
-    def going_on(self, x: ir.Value) -> ir.Value:
+    def last_layer_outputs(self, x: ir.Value) -> ir.Value:
         """Return the states of each row's last token, (n_rows, 1, n_features)."""
         found = self.graph.op("GatherND", x, self.last, batch_dims=1)
         return self.graph.op("Unsqueeze", found, self.graph.ints(1))
 
     def last_tokens(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's last token, (n_rows, n_features), the only one that is kept."""
+        """Return the states of each row's last token, (n_rows, n_features): it is the row's only output."""
         return self.graph.op("Squeeze", hidden, self.graph.ints(1))
 
     def outputs(self) -> Mapping[str, ir.Value]:

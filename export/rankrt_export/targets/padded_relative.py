@@ -10,10 +10,10 @@ import onnx_ir as ir
 from rankrt.arrays import Float32Array
 from rankrt_export.graph.graph import DistanceTables, Graph
 from rankrt_export.targets import plain
-from rankrt_export.targets.tensorrt import TensorRtEngine
+from rankrt_export.targets.tensorrt import TensorRtOperators
 
 
-class PaddedRelativeEngine(TensorRtEngine):
+class PaddedRelativeOperators(TensorRtOperators):
     """Operators of encoders with distances between tokens and norms after their layers."""
 
     def __init__(self, graph: Graph) -> None:

@@ -1,4 +1,4 @@
-"""Rows of a run as a matrix, padded to the longest: what the engines for TensorRT know of them."""
+"""Rows of a run as a matrix, padded to the longest: what the operators for TensorRT know of them."""
 
 from collections.abc import Callable
 

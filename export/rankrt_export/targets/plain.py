@@ -61,8 +61,8 @@ def attention(
     """
     scale = size**-0.5 if scale is None else scale
     factor = graph.constant(f"scale({scale!r})", np.array(scale, _TYPE_OF[graph.states]))
-    asking = by_head(graph, graph.op("Mul", query, factor), size)
-    scores = graph.op("MatMul", asking, by_head(graph, key, size, perm=(0, 2, 3, 1)))
+    queries = by_head(graph, graph.op("Mul", query, factor), size)
+    scores = graph.op("MatMul", queries, by_head(graph, key, size, perm=(0, 2, 3, 1)))
     shares = graph.op("Softmax", graph.op("Add", graph.as_float32(scores), mask), axis=-1)
     attended = graph.op("MatMul", graph.as_states(shares), by_head(graph, value, size))
     return graph.op("Reshape", graph.op("Transpose", attended, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))

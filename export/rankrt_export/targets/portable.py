@@ -1,14 +1,14 @@
 """The portable target: the inputs that transformers' tokenizers make, and no operator that is ONNX Runtime's own.
 
 Rows are padded, and a mask says where. The operators are those for TensorRT. `portable.passes` writes them in an older
-opset afterwards, which more engines read.
+opset afterwards, which more runtimes read.
 """
 
 import onnx_ir as ir
 
 from rankrt_export.targets.padded_rows import PaddedRows
-from rankrt_export.targets.tensorrt import TensorRtEngine
-from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtEngine
+from rankrt_export.targets.tensorrt import TensorRtOperators
+from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtOperators
 
 
 class MaskedRows(PaddedRows):
@@ -24,9 +24,9 @@ class MaskedRows(PaddedRows):
         return lengths, graph.op("Cast", mask, to=ir.DataType.BOOL)
 
 
-class PortableEngine(MaskedRows, TensorRtEngine):
+class PortableOperators(MaskedRows, TensorRtOperators):
     """Operators of encoders with absolute positions and norms after their layers."""
 
 
-class RotaryPortableEngine(MaskedRows, RotaryTensorRtEngine):
+class RotaryPortableOperators(MaskedRows, RotaryTensorRtOperators):
     """Operators of encoders with rotary positions."""

@@ -1,4 +1,4 @@
-"""Rows of a run concatenated, and as a matrix for attention: what the engines for OpenVINO know of them."""
+"""Rows of a run concatenated, and as a matrix for attention: what the operators for OpenVINO know of them."""
 
 import numpy as np
 import onnx_ir as ir

@@ -10,7 +10,7 @@ from rankrt_export.targets import plain
 from rankrt_export.targets.padded_rows import PaddedRows
 
 
-class TensorRtEngine(PaddedRows):
+class TensorRtOperators(PaddedRows):
     """Operators of encoders with absolute positions and norms after their layers."""
 
     def attention(

@@ -11,11 +11,11 @@ import onnx_ir as ir
 from rankrt.arrays import Float32Array
 from rankrt_export.graph.graph import Graph, RotaryTables
 from rankrt_export.targets import plain
-from rankrt_export.targets.padded_causal import PaddedCausalEngine
+from rankrt_export.targets.padded_causal import PaddedCausalOperators
 from rankrt_export.targets.segment import SegmentShape
 
 
-class CausalTensorRtEngine(PaddedCausalEngine):
+class CausalTensorRtOperators(PaddedCausalOperators):
     """Operators of ONNX."""
 
     def __init__(self, graph: Graph, shape: SegmentShape) -> None:
@@ -26,21 +26,21 @@ class CausalTensorRtEngine(PaddedCausalEngine):
         self._causal = plain.mask(graph, is_before, axes=(0, 1))
         self._own = plain.mask(graph, is_own, axes=(1, 2))
 
-    def asking(self, hidden: ir.Value) -> ir.Value:
-        """Return the states of each row's last token."""
-        return self.going_on(hidden)
+    def last_layer_queries(self, hidden: ir.Value) -> ir.Value:
+        """Return the states of each row's last token, (n_rows, 1, n_features)."""
+        return self.last_layer_outputs(hidden)
 
-    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last: bool) -> ir.Value:
+    def rotated(self, x: ir.Value, tables: RotaryTables, *, n_heads: int, is_last_layer: bool) -> ir.Value:
         """Rotate the features of each head by the token's position, in float32."""
-        return plain.rotated(self.graph, x, tables, self.last if is_last else self._places, n_heads=n_heads)
+        return plain.rotated(self.graph, x, tables, self.last if is_last_layer else self._places, n_heads=n_heads)
 
     def attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last: bool, window: int | None
+        self, query: ir.Value, key: ir.Value, value: ir.Value, *, n_heads: int, is_last_layer: bool, window: int | None
     ) -> ir.Value:
         """Attend from each token, or from each row's last one, to itself and the tokens before it."""
         self.check_sees_all(window)
         key, value = self.for_each_head(key, n_heads), self.for_each_head(value, n_heads)
-        mask = self._own if is_last else self._causal
+        mask = self._own if is_last_layer else self._causal
         return plain.attention(self.graph, query, key, value, mask, self.shape.head_size)
 
     def rms_norm(self, x: ir.Value, name: str, scale: Float32Array, epsilon: float) -> ir.Value:

@@ -12,7 +12,7 @@ from rankrt_export.targets import plain
 from rankrt_export.targets.padded_rows import PaddedRows
 
 
-class RotaryTensorRtEngine(PaddedRows):
+class RotaryTensorRtOperators(PaddedRows):
     """Operators of ONNX."""
 
     def __init__(self, graph: Graph, n_heads: int, head_size: int) -> None:

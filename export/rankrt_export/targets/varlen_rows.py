@@ -1,4 +1,4 @@
-"""Rows of a run on a GPU, concatenated: what the engines for CUDA know of them."""
+"""Rows of a run on a GPU, concatenated: what the operators for CUDA know of them."""
 
 import onnx_ir as ir
 

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "w8", "int8", "fp8", "int4"]
 # The library that computes on a CPU.
-CpuEngine: TypeAlias = Literal["onnxruntime", "openvino"]
-# The engines that graphs are written for: a target's own, or OpenVINO on a CPU.
-Operators: TypeAlias = Target | Literal["openvino"]
+CpuLibrary: TypeAlias = Literal["onnxruntime", "openvino"]
+# Whose operators a graph has: its target's own, or OpenVINO's on a CPU.
+OperatorsName: TypeAlias = Target | Literal["openvino"]
 # How a processor adds products of bytes: "vnni" four at once in 32 bits; "avx2" two at once in 16 bits, which saturate,
 # so that a graph for it halves the weights.
 InstructionSet: TypeAlias = Literal["avx2", "vnni"]
@@ -26,7 +26,7 @@ class TargetRow:
     """A way to compute.
 
     is_gpu         whether it is a GPU's
-    builds_engines whether a host has to build engines from the graph before it can score
+    builds_engines whether a host has to build TensorRT engines from the graph before it can score
     bounds_memory  whether its memory can be limited
     has_exits      whether a layerwise model has a graph for each exit; otherwise one graph, which ends at the last
     unquantized    the precision of the layers that a calibrated variant leaves as they are
@@ -60,7 +60,7 @@ class PrecisionRow:
     is_calibrated      text decides how its layers are rounded, and which stay as they are
     instruction_sets   those that it has a graph for on a CPU; none if one graph is for every processor
     needs_fast_bytes   on a CPU it is slower than fp32 without fast products of bytes
-    engine_on_cpu      the library that computes it on a CPU
+    cpu_library      the library that computes it on a CPU
     is_measured_on_cpu   "auto" takes it on a CPU only if `rankrt prepare` measured there that it is faster than fp32
     stored_as          the precision whose data files it shares, if that is another
     least_capability   the compute capability from which on a GPU multiplies its numbers
@@ -79,7 +79,7 @@ class PrecisionRow:
     is_calibrated: bool = False
     instruction_sets: tuple[InstructionSet, ...] = ()
     needs_fast_bytes: bool = False
-    engine_on_cpu: CpuEngine = "onnxruntime"
+    cpu_library: CpuLibrary = "onnxruntime"
     is_measured_on_cpu: bool = False
     stored_as: Precision | None = None
     least_capability: tuple[int, int] = (0, 0)
@@ -135,7 +135,7 @@ PRECISIONS: Mapping[Precision, PrecisionRow] = {
         rank_on_gpu=7,
         max_difference=1.0,
         min_tau=0.95,
-        engine_on_cpu="openvino",
+        cpu_library="openvino",
         is_measured_on_cpu=True,
         stored_as="fp32",
         bytes_per_weight=4,
@@ -217,10 +217,10 @@ class VariantKey:
     @property
     def is_for_openvino(self) -> bool:
         """Whether OpenVINO runs it, not ONNX Runtime."""
-        return self.target == "cpu" and self.row.engine_on_cpu == "openvino"
+        return self.target == "cpu" and self.row.cpu_library == "openvino"
 
     @property
-    def operators(self) -> Operators:
+    def operators(self) -> OperatorsName:
         """Whose operators its graph has."""
         return "openvino" if self.is_for_openvino else self.target
 

@@ -125,7 +125,7 @@ def _slower(machine: Machine, instruction_set: InstructionSet | None) -> Mapping
     for name, row in PRECISIONS.items():
         if row.needs_fast_bytes and not machine.multiplies_bytes and instruction_set is None:
             found[name] = "has no fast products of bytes (AVX2, or asimddp on Arm)"
-        if row.engine_on_cpu == "openvino" and machine.multiplies_bf16 is None:
+        if row.cpu_library == "openvino" and machine.multiplies_bf16 is None:
             found[name] = "does not multiply brain floats (by AMX or AVX-512 BF16)"
     return found
 
