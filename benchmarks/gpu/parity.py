@@ -37,7 +37,8 @@ def tiny(subject: Subject) -> Iterator[Line]:
         yield _found(finding, "")
     artifact = subject.tiny
     tokenizer = open_pair_tokenizer(placed(artifact, _PRECISIONS[0]), prepare=False)
-    encoded = tokenizer.encode(_sample_pairs(), rules_for(artifact, {}))
+    pairs = [(question.query, passage) for question in sample().questions for passage in question.passages]
+    encoded = tokenizer.encode(pairs, rules_for(artifact, {}))
     rows = [encoded.row(i) for i in range(encoded.n_rows)]
     expected = _alone(model_of(TINY_CHECKPOINT, torch.float32), rows)
     for precision in _PRECISIONS:
@@ -72,10 +73,6 @@ def _alone(model: Any, rows: Sequence[Int32Array]) -> Float32Array:
     """Return the logits of rows, computed one by one. There is no padding, and products keep all bits of fp32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     return np.concatenate([padded(model, [row])() for row in rows])
-
-
-def _sample_pairs() -> list[tuple[str, str]]:
-    return [(question.query, passage) for question in sample().questions for passage in question.passages]
 
 
 def _prepared(placement: Placement) -> str:

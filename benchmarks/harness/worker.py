@@ -56,7 +56,7 @@ class Worker:
         self.system = system
         self.log = log
         self._budget = budget
-        what = [system, model, str(budget.n_threads), _listed(budget.cpus), budget.device]
+        what = [system, model, str(budget.n_threads), ",".join(map(str, budget.cpus)), budget.device]
         command = [python, "-m", "benchmarks.harness.worker", *what]
         started = time.perf_counter()
         with log.open("wb") as words:
@@ -145,10 +145,6 @@ def environment(n_threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     alone = {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     return os.environ | dict.fromkeys(names, str(n_threads)) | alone
-
-
-def _listed(cpus: Sequence[int]) -> str:
-    return ",".join(map(str, cpus))
 
 
 def main() -> None:

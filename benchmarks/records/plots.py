@@ -47,7 +47,8 @@ def speed_against_quality(record: Record) -> str | None:
         speed = row.metrics["pairs_per_s"] or 0.0
         if row.metrics.get("mean_drift") is not None and speed > (_speed(best.get(row.system)) or 0.0):
             best[row.system] = row
-    points = {system: (_drift(row), _speed(row)) for system, row in best.items()}
+    # The reference drifts by 0, which a logarithm cannot show.
+    points = {system: (max(1e-7, row.metrics["mean_drift"] or 0.0), _speed(row)) for system, row in best.items()}
 
     def draw(axes: Axes) -> None:
         front = pareto(points)
@@ -162,8 +163,3 @@ def _n_systems(rows: Sequence[Row]) -> int:
 
 def _speed(row: Row | None) -> float:
     return (row.metrics["pairs_per_s"] or 0.0) if row else 0.0
-
-
-def _drift(row: Row) -> float:
-    # The reference drifts by 0, which a logarithm cannot show.
-    return max(1e-7, row.metrics["mean_drift"] or 0.0)

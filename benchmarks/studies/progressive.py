@@ -155,20 +155,16 @@ def _mean_overlap(known: list[Known], exit_: int) -> float:
 def table(record: Mapping[str, Any]) -> str:
     """Return the cost and the overlap of each policy, and of stopping all rows at an exit, as Markdown."""
     head = ["margins", f"overlap of the top {record['top_n']}", "least", "layers' work", "nDCG@10"]
-    rows = [[_title(row), *_cells(row), f"{row['ndcg']:.3f}"] for row in record["policies"]]
+    titles = ["exact" if row["progressive"] == "exact" else f"{row['progressive']:g}" for row in record["policies"]]
+    rows = [
+        [title, f"{row['overlap']:.4f}", f"{row['least_overlap']:.1f}", f"{row['work']:.1%}", f"{row['ndcg']:.3f}"]
+        for title, row in zip(titles, record["policies"], strict=True)
+    ]
     last = record["exits"][-1]
     for layer, overlap, ndcg_ in zip(record["exits"], record["overlap"], record["ndcg"], strict=True):
         title = "none, all layers" if layer == last else f"none, all stop after layer {layer}"
         rows.append([title, f"{overlap:.4f}", "", f"{layer / last:.0%}", f"{ndcg_:.3f}"])
     return Table(heading=head, rows=rows).markdown()
-
-
-def _title(row: Mapping[str, Any]) -> str:
-    return "exact" if row["progressive"] == "exact" else f"{row['progressive']:g}"
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row['overlap']:.4f}", f"{row['least_overlap']:.1f}", f"{row['work']:.1%}"]
 
 
 def _as_texts(found: list[Task]) -> Texts:

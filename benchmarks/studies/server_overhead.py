@@ -120,7 +120,7 @@ def measure_saturation(
         {name: _work(call, n_callers, n_requests, server) for name, (call, n_callers) in sides.items()}
         for _ in range(options.rounds)
     ]
-    ratios = [_ratio(found) for found in rounds]
+    ratios = [found["server"].tokens_per_second / _fastest(found).tokens_per_second for found in rounds]
     return {
         "n_passages": len(passages),
         "n_callers": _N_CALLERS,
@@ -267,10 +267,6 @@ def _cpu_s(server: Server) -> dict[str, float]:
 
 def _fastest(found: Mapping[str, Work]) -> Work:
     return max(found["alone"], found["together"], key=lambda work: work.tokens_per_second)
-
-
-def _ratio(found: Mapping[str, Work]) -> float:
-    return found["server"].tokens_per_second / _fastest(found).tokens_per_second
 
 
 def _median(values: Any, digits: int = 3) -> float:

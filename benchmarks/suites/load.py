@@ -9,7 +9,6 @@ import itertools
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from benchmarks.harness.arrivals import Send, capacity_per_s, offer, poisson_arr
 from benchmarks.harness.conversions import compile_program
 from benchmarks.harness.environments import cache_folder, pinned, python_of
 from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.served import free_port
 from benchmarks.harness.worker import ROOT, Budget, SystemFailed, environment, last_words
 from benchmarks.harness.workloads import Workload
 from benchmarks.records.record import System
@@ -196,7 +196,7 @@ def serving(lab: Lab, system: str, server: Server) -> Iterator[_Served]:
     if server.is_elsewhere:
         yield _Served(url=server.command.rstrip("/"))
         return
-    port, threads = _free_port(), lab.settings.budget.n_threads
+    port, threads = free_port(), lab.settings.budget.n_threads
     tools = tools_of(server, lab.settings.budget)
     if server.parts:
         lab.systems.setdefault(system, System(versions=pinned(server.environment, server.parts)))
@@ -239,10 +239,3 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -7,7 +7,6 @@ from statistics import fmean
 import numpy as np
 
 from benchmarks.harness.lab import Case, Lab, Measured
-from benchmarks.harness.workloads import Workload
 from rankrt.arrays import Float32Array
 from rankrt_export.text.ranks import overlap, tau
 from rankrt_export.text.texts import Question
@@ -29,7 +28,11 @@ def _measure(lab: Lab, system: str) -> Measured:
     difference = np.abs(np.concatenate(ours) - np.concatenate(theirs))
     pairs = list(zip(ours, theirs, strict=True))
     return Measured(
-        size={"n_questions": len(questions), "n_pairs": len(difference), "n_tokens": _n_tokens(workloads)},
+        size={
+            "n_questions": len(questions),
+            "n_pairs": len(difference),
+            "n_tokens": sum(one.n_tokens for one in workloads),
+        },
         metrics={
             "max_drift": float(difference.max()),
             "mean_drift": float(difference.mean()),
@@ -55,7 +58,3 @@ def _rank_labels(questions: Sequence[Question], scores: Sequence[Float32Array]) 
         labels = [1] * len(question.pos) + [0] * len(question.neg)
         ranked.append([label for _, label in sorted(zip(-of_one, labels, strict=True))])
     return ranked
-
-
-def _n_tokens(workloads: Sequence[Workload]) -> int:
-    return sum(workload.n_tokens for workload in workloads)

@@ -32,8 +32,8 @@ class Optimum:
         )
         if provider not in self._model.providers:
             raise RuntimeError(f"ONNX Runtime did not load {provider} and uses {self._model.providers}")
-        engine = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
-        self.versions = {name: version(name) for name in ("optimum-onnx", engine, "transformers")}
+        build = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
+        self.versions = {name: version(name) for name in ("optimum-onnx", build, "transformers")}
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         logits: list[float] = []
@@ -77,11 +77,7 @@ def quantize(exported: Path, out: Path) -> None:
         exported / _EXPORTED,
         out / _INT8,
         per_channel=True,
-        reduce_range=not _has_vnni(),
+        reduce_range="vnni" not in Path("/proc/cpuinfo").read_text(),
         weight_type=QuantType.QInt8,
         use_external_data_format=True,
     )
-
-
-def _has_vnni() -> bool:
-    return "vnni" in Path("/proc/cpuinfo").read_text()

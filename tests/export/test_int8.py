@@ -188,7 +188,7 @@ def test_a_channel_that_is_never_used_is_left_alone():
 def test_outlier_channels_move_into_the_weights():
     x, weight = random_rows(64, 128), random_rows(32, 128, seed=1)
     x[:, [3, 70]] *= 40
-    group = LayerGroup(layers=("layer",), is_behind_gelu=False)
+    group = LayerGroup(layers=("layer",), is_after_gelu=False)
     (scaling,) = group_scalings(group, [weight], Seen(rows=x, shares=[]))
     plain = Scaling(divisors=None, grid=SYMMETRIC, scales=weight_scales(weight))
     assert scaling.divisors is not None
@@ -201,7 +201,7 @@ def _error(scaling: Scaling, x: np.ndarray, weight: np.ndarray) -> float:
 
 def test_a_token_that_counts_more_is_more_exact():
     x, weight = random_rows(60, 64), random_rows(32, 64, seed=1)
-    group = LayerGroup(layers=("layer",), is_behind_gelu=False)
+    group = LayerGroup(layers=("layer",), is_after_gelu=False)
 
     def error_of_first_ten(share: float) -> float:
         shares = np.where(np.arange(60) < 10, share, 1).astype(np.float32)
@@ -219,7 +219,7 @@ def test_layers_that_read_the_same_activations_are_one_group(make_checkpoint: Ma
     layers = layers_of(open_checkpoint(str(make_checkpoint()), Hub()))
     first = layers.groups[0]
     assert [name.rsplit(".", 1)[1] for name in first.layers] == ["query", "key", "value"]
-    assert [group.is_behind_gelu for group in layers.groups[:4]] == [False, False, False, True]
+    assert [group.is_after_gelu for group in layers.groups[:4]] == [False, False, False, True]
     assert sum(len(group.layers) for group in layers.groups) == 3 * 6
     assert layers.tables == ("roberta.embeddings.word_embeddings",)
 

@@ -36,9 +36,11 @@ def layers_of(checkpoint: Checkpoint, readout: Readout | None = None) -> Layers:
         new_graph=lambda: Graph(weights=checkpoint.weights, data=_Nowhere(), precision=recorder),
     )
     ARCHITECTURES[checkpoint.architecture](blueprint)
-    groups = (
-        LayerGroup(layers=tuple(layers), is_behind_gelu=_is_gelu(x.producer())) for x, layers in recorder.layers.items()
-    )
+    groups = []
+    for x, layers in recorder.layers.items():
+        node = x.producer()
+        is_after_gelu = node is not None and node.op_type == "Gelu"
+        groups.append(LayerGroup(layers=tuple(layers), is_after_gelu=is_after_gelu))
     return Layers(groups=tuple(groups), tables=tuple(recorder.tables))
 
 
@@ -67,7 +69,3 @@ class _Nowhere:
         self, file: str, key: str, dtype: np.dtype[Any], shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
     ) -> ir.ExternalTensor:
         return ir.ExternalTensor(Path(file), 0, 0, ir.DataType.from_numpy(dtype), shape=ir.Shape(shape), name=key)
-
-
-def _is_gelu(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == "Gelu"

@@ -70,7 +70,7 @@ class FixedRecipe:
 
     def quantize(self, weight: Float32Array) -> StoredArray:
         """Return the layer's weights, (n_out, n_in), in 8 bits."""
-        steps = self._divide(weight) / self.scales[..., None]
+        steps = (weight if self.factors is None else weight / self.factors) / self.scales[..., None]
         return self.format.quantize(np.clip(steps, -self.format.highest, self.format.highest))
 
     def round(self, x: Float32Array) -> Float32Array:
@@ -84,9 +84,6 @@ class FixedRecipe:
     def for_instruction_set(self, name: InstructionSet | None) -> Self:
         """Return the same: a GPU has none."""
         return self
-
-    def _divide(self, weight: Float32Array) -> Float32Array:
-        return weight if self.factors is None else weight / self.factors
 
 
 def fixed_recipes(

@@ -41,7 +41,7 @@ class LayerGroup:
     """Linear layers, by name, that read the same activations, and whether these come from a GELU."""
 
     layers: tuple[str, ...]
-    is_behind_gelu: bool
+    is_after_gelu: bool
 
 
 class LayerRounding(Protocol):
@@ -233,7 +233,7 @@ def _scalings(
 ) -> list[Scaling]:
     by = divisors(largest, np.abs(np.concatenate(weights)).max(axis=0), strength) if strength else None
     grid = SYMMETRIC
-    if group.is_behind_gelu:
+    if group.is_after_gelu:
         grid = one_sided(GELU_MINIMUM if by is None else GELU_MINIMUM / float(by.min()))
     scales = [weight_scales(weight if by is None else weight * by) for weight in weights]
     return [Scaling(divisors=by, grid=grid, scales=of_layer) for of_layer in scales]

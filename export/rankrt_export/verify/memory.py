@@ -5,13 +5,10 @@ from pathlib import Path
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Return the bytes that the kernel counts as available, or a cgroup's rest. None if unknown."""
-    found = [n for n in (_of_kernel(root / "proc/meminfo"), _of_cgroup(root / "sys/fs/cgroup")) if n is not None]
-    return min(found) if found else None
-
-
-def _of_kernel(path: Path) -> int | None:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
+    meminfo, of_cgroup = root / "proc/meminfo", _of_cgroup(root / "sys/fs/cgroup")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    of_kernel = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return min(of_kernel if of_cgroup is None else [*of_kernel, of_cgroup], default=None)
 
 
 def _of_cgroup(folder: Path) -> int | None:

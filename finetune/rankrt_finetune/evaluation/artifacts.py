@@ -11,6 +11,7 @@ import numpy as np
 
 from rankrt import Reranker
 from rankrt.artifact.precisions import Precision
+from rankrt.backends.session import import_onnxruntime
 from rankrt.errors import InputError, ScoreError
 from rankrt.host.host import this_host
 from rankrt.llm.exits import checked_exits, verification_at
@@ -82,7 +83,7 @@ class RankrtSystem:
             "refine": "" if exact is None else fingerprint(exact),
             "progressive": str(self.progressive),
             "top_n": str(self.top_n),
-            "programs": f"rankrt {version('rankrt')}, {_engine()}",
+            "programs": f"rankrt {version('rankrt')}, onnxruntime {import_onnxruntime().__version__}",
         }
 
     @property
@@ -180,9 +181,3 @@ def _named(error: Exception, asked: Sequence[Asked]) -> str:
         return f"query {query!r:.80} with document {document!r:.80}"
 
     return re.sub(r"\bpair (\d+)\b", name, str(error))
-
-
-def _engine() -> str:
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"

@@ -212,17 +212,14 @@ def _not_empty(query: Text) -> str:
 
 def _of_run(run: Path, queries: Mapping[str, str], top_k: int | None) -> tuple[str, dict[str, Candidates]]:
     tag, of_run = read_run(run)
-    found = {name: _first(of_run.get(name, Candidates()), top_k) for name in queries}
+    all_of = {name: of_run.get(name, Candidates()) for name in queries}
+    found = {name: Candidates(ids=one.ids[:top_k], scores=one.scores[:top_k]) for name, one in all_of.items()}
     if not any(candidates.ids for candidates in found.values()):
         raise InputError(
             f"{run} has no judged query: it ranks for {next(iter(of_run))!r}, judged is {next(iter(queries))!r}. Are"
             " they of one data set?"
         )
     return tag, found
-
-
-def _first(candidates: Candidates, n: int | None) -> Candidates:
-    return Candidates(ids=candidates.ids[:n], scores=candidates.scores[:n])
 
 
 def _without(name: str, candidates: Candidates) -> Candidates:

@@ -68,7 +68,7 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
         cells = _cells_of_json(line, place) if is_json else line.split()
         if place.number == 1 and cells[0].lower() in _HEADINGS:
             continue
-        if len(cells) not in (3, 4) or not _is_whole(cells[-1]):
+        if len(cells) not in (3, 4) or not (_is_number(cells[-1]) and float(cells[-1]).is_integer()):
             raise InputError(
                 f"{place}: expected a query, a document and a whole number as its grade, got {line:.80}. Judgements are"
                 f" TREC's four columns, BEIR's three, or {_JUDGEMENT}"
@@ -181,7 +181,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _is_whole(text: str) -> bool:
-    return _is_number(text) and float(text).is_integer()

@@ -11,6 +11,7 @@ import ir_measures
 import numpy as np
 from ir_measures import RR, nDCG
 from sentence_transformers.base.evaluation import BaseEvaluator
+from torch.nn import Identity
 
 from rankrt_finetune.data.examples import Example
 
@@ -45,11 +46,7 @@ class Evaluator(BaseEvaluator):
         """Return the quality of the model as it is."""
         logits = iter(
             model.predict(
-                self._pairs, batch_size=self._batch_size, activation_fn=_identity, show_progress_bar=False
+                self._pairs, batch_size=self._batch_size, activation_fn=Identity(), show_progress_bar=False
             ).tolist()
         )
         return quality(self._labels, [[next(logits) for _ in labels] for labels in self._labels])
-
-
-def _identity(logits: Any) -> Any:
-    return logits

@@ -269,11 +269,8 @@ def _precision(recipe: Recipe) -> dict[str, Any]:
         precision = "fp32" if not has_gpu else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if precision == "fp16" and not has_gpu:
         raise TrainingError("--precision fp16 needs a GPU; a CPU trains in fp32, or in bf16 if it has instructions")
-    return {"bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": not has_gpu and _is_cpu_only()}
-
-
-def _is_cpu_only() -> bool:
-    return not torch.backends.mps.is_available()
+    is_cpu_only = not has_gpu and not torch.backends.mps.is_available()
+    return {"bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": is_cpu_only}
 
 
 def _before(folder: Path, loaded: Loaded, evaluator: Evaluator | None) -> dict[str, float] | None:
