@@ -47,11 +47,6 @@ class LoadOptions:
         if (asked := Device.parse(self.device)) is not None:
             self.check_device(asked)
 
-    @property
-    def gpu_memory_bytes(self) -> int | None:
-        """The bytes of memory that CUDA may take; None is what is needed."""
-        return None if self.gpu_memory_gb is None else int(self.gpu_memory_gb * 2**30)
-
     def check_device(self, device: Device) -> None:
         """Raise InputError for an option that is given and that would change nothing on the device that was chosen."""
         taken = f", which took {str(device)!r} here" if self.device == AUTO else ""

@@ -106,11 +106,6 @@ class Batch:
         tokens = [np.arange(stop - n, stop) for stop, n in zip(self.offsets[1:], counts, strict=True)]
         return np.concatenate(tokens).astype(np.int64), _offsets(counts)
 
-    @property
-    def all_tokens(self) -> tuple[Int64Array, Int32Array]:
-        """All tokens, and where each piece's begin."""
-        return np.arange(self.offsets[-1], dtype=np.int64), self.offsets
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passed:
@@ -295,7 +290,8 @@ class Segments:
                     batch = replace(batch, states=batch.states.numpy())
                 batch = batch.compressed(ratio)
             goes_on = segment < stop - 1 or keep_hidden
-            tokens, offsets = batch.all_tokens if goes_on else batch.last_tokens
+            all_tokens = np.arange(batch.offsets[-1], dtype=np.int64), batch.offsets
+            tokens, offsets = all_tokens if goes_on else batch.last_tokens
             wanted = {"logits": self.ends[segment] in exits, "hidden": goes_on, "kept": n_kept > 0}
             feed = {
                 "input_ids" if segment == 0 else "states": batch.states,

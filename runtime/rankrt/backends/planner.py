@@ -68,11 +68,6 @@ class Capacity:
         return self.layout in ("varlen", "padded")
 
     @property
-    def longest_narrow_row(self) -> int | None:
-        """The most tokens of a row that need not run wide; None where none does."""
-        return None if self.is_gpu else LONGEST_NARROW_ROW
-
-    @property
     def run_tokens(self) -> int:
         """The most tokens that pay in one run."""
         if self.is_gpu:
@@ -91,8 +86,7 @@ class Capacity:
 
     def must_be_wide(self, length: int) -> bool:
         """Tell whether a row of that length only runs on all threads."""
-        limit = self.longest_narrow_row
-        return self.n_narrow == 0 or (limit is not None and length > limit)
+        return self.n_narrow == 0 or (length > LONGEST_NARROW_ROW and not self.is_gpu)
 
 
 @dataclass(frozen=True, slots=True)

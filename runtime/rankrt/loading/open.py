@@ -39,7 +39,7 @@ from rankrt.options import LoadOptions
 from rankrt.text.options import Rules, default_length
 from rankrt.text.pairs import PairTokenizer
 
-# Two files at a time keep a fast disk busy; more would take cores from the engine, which is loading.
+# Two files at a time keep a fast disk busy; more would take cores from ONNX Runtime, which is loading.
 _HASHING_THREADS = 2
 # More threads than cores are slower and still right; so many more are a slip of the keyboard.
 _MOST_THREADS_PER_CPU = 4
@@ -112,7 +112,8 @@ def open_backend(
 ) -> Backend:
     """Load a variant where it was placed. Raises ArtifactError or DeviceError."""
     if placement.device.is_gpu:
-        return open_gpu(placement, memory_bytes=options.gpu_memory_bytes)
+        n_gb = options.gpu_memory_gb
+        return open_gpu(placement, memory_bytes=None if n_gb is None else int(n_gb * 2**30))
     return _open_cpu(placement, n_threads, prepare=options.prepare, shares_prefixes=shares_prefixes)
 
 
@@ -253,7 +254,7 @@ def _checked(artifact: Artifact, variant: Variant, hashes: FileHashes) -> Iterat
     """Compare a variant's files with the manifest while it is opened: small ones before, large ones beside.
 
     A large file that is as it was when it was last read whole is not read again: a GB takes 0.65 s of one core, or
-    2.0 s without instructions for it. What the engine says of a changed file hides what happened, so the check's error
+    2.0 s without instructions for it. ONNX Runtime's words on a changed file hide what happened, so the check's error
     goes first.
     """
     large = [name for name in variant.files if artifact.manifest.files[name].n_bytes > SMALL_BYTES]
