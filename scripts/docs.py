@@ -136,7 +136,7 @@ def _all_speeds(record: Record) -> str:
 
 
 def int8_speed() -> str:
-    """Return int8 beside fp32 and beside the int8 of other engines, as a table."""
+    """Return int8 beside fp32 and beside the int8 of other systems, as a table."""
     record = read_record(RESULTS / f"{FULL}.json")
     return (
         f"{_throughput(record, INT8).markdown()}\n{_conditions(record)} Random weights drift more than trained ones."

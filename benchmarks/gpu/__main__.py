@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.gpu.session import RESULTS, STAGES, Session
 from benchmarks.gpu.subject import FULL, SMALL, Subject
 from benchmarks.records.record import commit
-from rankrt.backends.session import installed_engines
+from rankrt.backends.session import installed_builds
 from rankrt.host.cpu import this_machine
 from rankrt.host.gpus import find_gpus
 
@@ -37,12 +37,12 @@ def main() -> None:
 def conditions(*, is_small: bool) -> dict[str, str]:
     """Return the conditions that all stages of a record share. A new record begins when one of them changes."""
     found, machine = find_gpus(), this_machine()
-    engines = {**installed_engines(), **{name: version(name) for name in ("torch", "transformers") if find_spec(name)}}
+    builds = {**installed_builds(), **{name: version(name) for name in ("torch", "transformers") if find_spec(name)}}
     return {
         "gpu": ", ".join(map(str, found.found)) or f"none: {found.reason}",
         "driver": found.driver or "none",
         "host": f"{machine.processor}, {machine.cores.n} cores",
-        "software": ", ".join(f"{name} {number}" for name, number in {"rankrt": commit(), **engines}.items()),
+        "software": ", ".join(f"{name} {number}" for name, number in {"rankrt": commit(), **builds}.items()),
         "model": "small shapes: figures mean nothing" if is_small else "bge-reranker-v2-m3's shape, random weights",
     }
 

@@ -88,7 +88,7 @@ def killed(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def crashed(stage: Stage) -> Iterator[None]:
-    """A bug of the engine."""
+    """A bug of the library that computes."""
     os.kill(stage.worker, signal.SIGSEGV)
     yield
 

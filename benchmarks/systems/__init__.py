@@ -1,4 +1,4 @@
-"""The systems, one file for each engine. Each is loaded in a process and an environment of its own.
+"""The systems, one file each. Each is loaded in a process and an environment of its own.
 
 To add a system, write an entry in `SYSTEMS` and a class with the methods of `System`.
 """
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 
 class System(Protocol):
-    """An engine with a model loaded.
+    """A system with a model loaded.
 
     Its constructor takes the model's folder, a thread budget, and the device if that is not "cpu".
     """
@@ -21,7 +21,7 @@ class System(Protocol):
         ...
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
-        """Return the logit of each passage, in order. Without a batch size the engine uses its default."""
+        """Return the logit of each passage, in order. Without a batch size the system uses its default."""
         ...
 
 
@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """The conversion of a checkpoint for an engine. It starts from the conversion `of`, or "" for none."""
+    """The conversion of a checkpoint for a system. It starts from the conversion `of`, or "" for none."""
 
     place: str
     environment: str

@@ -19,8 +19,8 @@ class Float32:
         self._reranker = Reranker.load(
             model, precision=self.precision, device=device, **(of_cpu if device == "cpu" else {})
         )
-        engine = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
-        self.versions = {name: version(name) for name in ("rankrt", engine, "numpy", "tokenizers")}
+        build = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
+        self.versions = {name: version(name) for name in ("rankrt", build, "numpy", "tokenizers")}
 
     def score(self, query: str, passages: Sequence[str], max_length: int, batch_size: int | None = None) -> list[float]:
         reranker = self._reranker.with_rules(max_length=max_length, truncation="longest_first")

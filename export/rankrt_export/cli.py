@@ -20,7 +20,7 @@ from rankrt_export.decoders.styles import STYLES
 from rankrt_export.errors import OptionsError
 from rankrt_export.job.options import Options, precisions_of
 
-# Not a target of the runtime: plain ONNX for other engines.
+# Not a target of the runtime: plain ONNX for other runtimes.
 _PORTABLE = "portable"
 # The precisions that are calibrated.
 _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_calibrated]
@@ -77,7 +77,7 @@ _CALIBRATED = [precision for precision, row in PRECISIONS.items() if row.is_cali
     metavar="T...",
     help="Where it will run. Each target gets those of the precisions that it has:"
     f" {'; '.join(f'{target} {precisions_of(target)}' for target in TARGETS)}. TensorRT is experimental."
-    " portable is plain ONNX for other engines (fp32, fp16, int8), in a folder of its own.",
+    " portable is plain ONNX for other runtimes (fp32, fp16, int8), in a folder of its own.",
 )
 @list_option(
     "--cutoff-layers",

@@ -115,7 +115,7 @@ class Reranker:
         gpu_memory_gb  the most that CUDA may take of the GPU's memory, weights counted; by default what is needed
         rules       the other fields of `Rules`: query_max_length, truncation, long_documents, instructions, question
 
-        Raises ArtifactError, DeviceError, InputError, or MissingExtra if no engine is installed.
+        Raises ArtifactError, DeviceError, InputError, or MissingExtra if ONNX Runtime is not installed.
         """
         check_names("Reranker.load", rules, _OPTIONS)
         check_whole("max_length", max_length, none_is="512 or the model's limit")

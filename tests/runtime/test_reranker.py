@@ -206,7 +206,7 @@ def test_options_that_cannot_be_honoured_are_refused(artifact: Artifact, options
 
 def test_a_missing_engine_names_the_pip_command(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rankrt.backends.session, "import_module", _no_such_module)
-    with pytest.raises(MissingExtra, match=r"no engine is installed: pip install 'rankrt\[cpu\]'"):
+    with pytest.raises(MissingExtra, match=r"ONNX Runtime is not installed: pip install 'rankrt\[cpu\]'"):
         Reranker.load(artifact.folder)
 
 

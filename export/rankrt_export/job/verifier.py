@@ -13,7 +13,7 @@ from rankrt_export.verify.rows import RowMaker
 from rankrt_export.verify.scorers import can_run, load
 from rankrt_export.verify.verify import Reference, decoder_reference, example_pairs, reference, verify
 
-# An engine is checked by them where it is built.
+# A TensorRT engine is checked by them where it is built.
 N_EXAMPLES = 24
 
 

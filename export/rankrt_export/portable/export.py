@@ -76,7 +76,7 @@ def _check_checkpoint(checkpoint: Checkpoint) -> None:
     if checkpoint.is_decoder:
         raise CheckpointError(
             f"{checkpoint.id} is a {checkpoint.architecture}, a decoder. --target portable is for encoders: other"
-            " engines expect other inputs and outputs of a decoder"
+            " runtimes expect other inputs and outputs of a decoder"
         )
     written = [name for name in ARCHITECTURES if name not in deberta.CLASSES]
     if checkpoint.architecture not in written:
@@ -157,7 +157,7 @@ class _Writer:
 
 
 def _limits(precision: PortablePrecision, options: Options) -> Limits:
-    """Return how far a graph may be from PyTorch: an int8 for any engine is told, more than it is limited.
+    """Return how far a graph may be from PyTorch: an int8 for any runtime is told, more than it is limited.
 
     One scale for all activations of a product costs up to 1.9 in logits with a small trained model, whichever of the
     quantizer's options are taken. rankrt's own int8, with a scale for each token, stays within 0.25.

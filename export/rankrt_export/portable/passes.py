@@ -1,4 +1,4 @@
-"""Rewriting a graph so that more engines read it: an older opset, no rare operators, weights as they are multiplied."""
+"""Rewriting a graph for more runtimes: an older opset, no rare operators, weights as they are multiplied."""
 
 import math
 

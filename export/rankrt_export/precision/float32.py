@@ -20,7 +20,7 @@ def gemm(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> 
 
 
 def matmul(graph: Graph, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-    """Multiply states of any shape, which Gemm does not take. Engines transpose the weight when they load the graph."""
+    """Multiply states of any shape, which Gemm does not take. ONNX Runtime transposes the weight at loading."""
     product = graph.op("MatMul", x, graph.op("Transpose", weight, perm=[1, 0]))
     return product if bias is None else graph.op("Add", product, bias)
 

@@ -61,7 +61,7 @@ class GpuBackend:
         """Return the logits of rows, (n_rows,), as one run on the session of that number. Raises DeviceError."""
         try:
             return self._in_flight[number].run(self._batch(encoded, rows), len(rows))
-        except Exception as error:  # the engine's exceptions share no base of their own
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise DeviceError(
                 f"the GPU failed on {len(rows)} rows of up to {encoded.lengths[rows].max()} tokens: {error}"
             ) from error

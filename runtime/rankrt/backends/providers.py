@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrt.artifact.precisions import Target
-from rankrt.backends.session import import_onnxruntime, installed_engines
+from rankrt.backends.session import import_onnxruntime, installed_builds
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu, Gpus
@@ -52,7 +52,7 @@ def gpu_for(device: Device, host: Host) -> Gpu:
     """
     ort, provider = import_onnxruntime(), PROVIDERS[device.target]
     if provider.name not in ort.get_available_providers():
-        builds = ", ".join(f"{name} {version}" for name, version in installed_engines().items()) or "this onnxruntime"
+        builds = ", ".join(f"{name} {version}" for name, version in installed_builds().items()) or "this onnxruntime"
         raise DeviceError(
             f"device '{device}' needs {provider.name}, which {builds} does not have. Install the build for GPUs in its"
             f" place: pip uninstall onnxruntime onnxruntime-gpu; pip install '{_EXTRAS[device.target]}'"

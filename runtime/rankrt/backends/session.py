@@ -1,4 +1,4 @@
-"""The common part of all ONNX Runtime backends: finding the engine, options of a session, and forks."""
+"""The common part of all ONNX Runtime backends: finding ONNX Runtime, options of a session, and forks."""
 
 import ctypes
 import os
@@ -34,13 +34,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def keep_after_fork(session: Any) -> None:
-    """Keep a session, of whichever engine, from being destroyed in a forked child."""
+    """Keep a session, of whichever library, from being destroyed in a forked child."""
     _sessions.add(session)
 
 
 def import_onnxruntime() -> Any:
     """Return the onnxruntime module. Raises MissingExtra if there is none, DeviceError if there are two."""
-    if len(installed_engines()) > 1:
+    if len(installed_builds()) > 1:
         raise DeviceError(
             "onnxruntime and onnxruntime-gpu are both installed; they write the same files, so it is chance which one"
             " runs. Remove both and install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'rankrt[cpu]'"
@@ -51,11 +51,11 @@ def import_onnxruntime() -> Any:
         return import_module("onnxruntime")
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            "no engine is installed: pip install 'rankrt[cpu]' (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
+            "ONNX Runtime is not installed: pip install 'rankrt[cpu]' (or 'rankrt[gpu]' for an NVIDIA GPU)"
         ) from error
 
 
-def installed_engines() -> dict[str, str]:
+def installed_builds() -> dict[str, str]:
     """Return the distributions that provide onnxruntime, with their versions."""
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -122,7 +122,7 @@ def open_session(
         providers = [(provider, dict(settings or {}))]
         with changing_mappings():
             session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
-    except Exception as error:  # the engine's exceptions share no base of their own
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {graph}: {error}") from error
     keep_after_fork(session)
     if (used := session.get_providers()[0]) != provider:

@@ -1,4 +1,4 @@
-"""Why it runs the way it does here: the host, the engine, the cache, and an artifact checked to the byte.
+"""Why it runs the way it does here: the host, the libraries, the cache, and an artifact checked to the byte.
 
 Every finding is a name, a verdict and a sentence; nothing is repaired.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from rankrt.artifact.manifest import Artifact, Variant, open_artifact
 from rankrt.backends.openvino import openvino_version, why_not_bf16
-from rankrt.backends.session import import_onnxruntime, installed_engines
+from rankrt.backends.session import import_onnxruntime, installed_builds
 from rankrt.cli.arguments import Command, file_argument, option
 from rankrt.cli.finding import Finding, checked
 from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
@@ -44,7 +44,7 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
     """
     on = device or Device("cpu")
     yield from _host()
-    yield checked("engine", _engine)
+    yield checked("onnxruntime", _onnxruntime)
     yield _telemetry()
     yield _limits()
     yield from _cache()
@@ -94,25 +94,25 @@ def _host() -> Iterator[Finding]:
     yield Finding(name="threads", verdict="ok", detail=f"{machine.cores.n}, set by {machine.cores.limited_by}")
 
 
-def _engine() -> str:
+def _onnxruntime() -> str:
     ort = import_onnxruntime()
-    names = ", ".join(f"{name} {version}" for name, version in installed_engines().items()) or "of unknown origin"
+    names = ", ".join(f"{name} {version}" for name, version in installed_builds().items()) or "of unknown origin"
     return f"{names}; providers: {', '.join(ort.get_available_providers())}"
 
 
 def _brain_floats() -> Finding:
     """Say by which instructions OpenVINO would compute bf16 here, and whether it is installed."""
-    found, engine = this_machine().multiplies_bf16, openvino_version()
+    found, openvino = this_machine().multiplies_bf16, openvino_version()
     if found is None:
         detail = "this processor has neither AMX (amx_bf16) nor AVX-512 BF16 (avx512_bf16), so bf16 is not used"
         return Finding(name="bf16", verdict="ok", detail=detail)
     facts = [f"by {found}"]
     if found != "AMX":
         facts.append("it is faster than fp32 on AMD's processors and slower on Intel's without AMX")
-    if engine is None:
+    if openvino is None:
         facts.append("OpenVINO is not installed: pip install 'rankrt[cpu,openvino]'")
     else:
-        facts.append(f"openvino {engine}; rankrt prepare ARTIFACT measures it")
+        facts.append(f"openvino {openvino}; rankrt prepare ARTIFACT measures it")
     return Finding(name="bf16", verdict="ok", detail="; ".join(facts))
 
 

@@ -1,13 +1,13 @@
 """The host's cache: all that rankrt writes for itself, in one place, with one format, one list and one limit.
 
     CACHE/prepared/NAME-VARIANT-DIGEST/    graphs and vocabularies made ready for this processor
-    CACHE/gpu/...                          engines and records that `rankrt prepare` made
+    CACHE/gpu/...                          TensorRT engines and records that `rankrt prepare` made
     CACHE/measured/...                     how fast a variant is on this processor, and how far from PyTorch
     CACHE/exported/...                     artifacts of checkpoints that were loaded
     CACHE/hashes/...                       SHA-256 of files that were read whole, with the state they had then
 
 An entry is a folder with an `entry.json`, which has the entry's inputs and the hashes of its files. Its name has a
-digest of the inputs, so another artifact, engine, processor or format of the cache has another entry. Knows neither
+digest of the inputs, so another artifact, library, processor or format of the cache has another entry. Knows neither
 graphs nor weights nor tokenizers. Processes and users may share the cache. An entry that is not in use can disappear at
 any time.
 """
@@ -353,7 +353,7 @@ def _look_at(path: Path, kind: Kind) -> Item:
         if path.name.startswith(".") and path.name.endswith(".lock"):
             return _item(path, kind, "lock", is_in_use=_is_locked(path))
         if kind == "gpu" and path.name == "timings":
-            return _item(path, kind, "ready", remark="TensorRT's timings of kernels, shared by all engines")
+            return _item(path, kind, "ready", remark="TensorRT's timings of kernels, shared by all its engines")
         content = (path / ENTRY).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return _without_entry(path, kind)
@@ -407,11 +407,11 @@ def _item(
 def _why_stale(entry: Entry) -> str:
     if entry.format != _FORMAT:
         return f"written by {entry.producer}, in format {entry.format} of the cache"
-    for engine in entry.key.depends_on.get("engine", "").split(", "):
-        name, _, made_for = engine.rpartition(" ")
+    for library in entry.key.depends_on.get("engine", "").split(", "):
+        name, _, made_for = library.rpartition(" ")
         with suppress(PackageNotFoundError, ValueError):
             if made_for != (installed := version(name)):
-                return f"made for {engine}; {installed} is installed"
+                return f"made for {library}; {installed} is installed"
     return ""
 
 

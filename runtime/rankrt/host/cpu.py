@@ -1,6 +1,6 @@
 """What this host offers a computation: the cores it may use and the instructions they speak.
 
-Speaks with the operating system only; knows no model and no engine.
+Speaks with the operating system only; knows no model, and nothing that runs one.
 """
 
 import os

@@ -12,7 +12,7 @@ _GPU = re.compile(r"(cuda|tensorrt)(?::(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An engine's way to compute, and the number of the GPU as CUDA counts those that the process may see."""
+    """A way to compute, and the number of the GPU as CUDA counts those that the process may see."""
 
     target: Target
     index: int = 0

@@ -79,7 +79,7 @@ def unmap_largest(folder: Path) -> None:
 
 
 def unmap_all(folder: Path) -> None:
-    """Unmap the resident pages of all that is mapped from a folder, for an engine that packs copies of weights."""
+    """Unmap the resident pages of all that is mapped from a folder, for a library that packs copies of weights."""
     _unmap(folder, lambda mapping, largest: True)
 
 

@@ -15,7 +15,7 @@ from functools import cache
 
 _VARIABLES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-# This module is imported before it sets a variable, and long before rankrt needs an engine.
+# This module is imported before it sets a variable, and long before rankrt needs ONNX Runtime.
 _ENGINE_CAME_FIRST = (
     sys.platform == "linux" and "onnxruntime" in sys.modules and not os.environ.get("ORT_DISABLE_TELEMETRY")
 )

@@ -1,6 +1,6 @@
 """The exits of a layerwise model: the layers where a score can be read, and which of them a caller may ask for.
 
-Knows the exits of a variant; no text, no engine.
+Knows the exits of a variant; no text, and nothing that runs one.
 """
 
 from collections.abc import Callable, Iterable

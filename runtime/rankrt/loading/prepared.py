@@ -15,7 +15,7 @@ from rankrt.artifact.manifest import Variant
 from rankrt.artifact.precisions import PRECISIONS, TARGETS
 from rankrt.backends.openvino import openvino_version
 from rankrt.backends.providers import tensorrt_version
-from rankrt.backends.session import import_onnxruntime, installed_engines
+from rankrt.backends.session import import_onnxruntime, installed_builds
 from rankrt.errors import CacheError
 from rankrt.files.cache import HostCache, Key, Kind, Use, warn_once
 from rankrt.host.cpu import Machine
@@ -105,16 +105,16 @@ def key_of(placement: Placement) -> Key:
     )
 
 
-def _of_cpu(machine: Machine, engine: str) -> dict[str, str]:
-    return {"engine": engine, "processor": " ".join((machine.architecture, *machine.instructions))}
+def _of_cpu(machine: Machine, library: str) -> dict[str, str]:
+    return {"engine": library, "processor": " ".join((machine.architecture, *machine.instructions))}
 
 
 def _of_gpu(placement: Placement, gpu: Gpu) -> dict[str, str]:
-    engines = ", ".join(f"{name} {version}" for name, version in installed_engines().items())
+    builds = ", ".join(f"{name} {version}" for name, version in installed_builds().items())
     found = {
         "gpu": gpu.name,
         "driver": placement.host.gpus.driver,
-        "engine": engines or f"onnxruntime {import_onnxruntime().__version__}",
+        "engine": builds or f"onnxruntime {import_onnxruntime().__version__}",
         "tensorrt": tensorrt_version() if TARGETS[placement.device.target].builds_engines else None,
         "capability": gpu.capability,
     }

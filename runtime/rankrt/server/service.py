@@ -13,7 +13,7 @@ from rankrt.errors import RankrtError
 from rankrt.host.cpu import usable_cores
 from rankrt.host.memory import release_free_memory
 from rankrt.server.background import Background
-from rankrt.server.engine import Engine
+from rankrt.server.evaluator import Evaluator
 from rankrt.server.keys import ApiKeys
 from rankrt.server.limits import InFlight, Limits
 from rankrt.server.models import LoadOptions, Models, Served
@@ -115,7 +115,7 @@ class Service:
             abandon=self.scheduler.abandon,
             forget=self.scheduler.forget,
         )
-        self.engine = Engine(self.models, self.scheduler, settings.limits, max(2, n_threads))
+        self.evaluator = Evaluator(self.models, self.scheduler, settings.limits, max(2, n_threads))
         self._watch_workers()
         self._background.start(self._load_first(), self._fail)
 
@@ -164,7 +164,7 @@ class Service:
         self.scheduler.stop()
         await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self.workers))
         await asyncio.to_thread(self.scheduler.close)
-        await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.evaluator.close)
         await self._background.close()  # what it waits for has ended with the workers
         await asyncio.to_thread(self.tracer.close)
 
@@ -174,7 +174,7 @@ class Service:
 
     async def _load(self) -> None:
         async with self._reloading:
-            await self.models.load(self.engine.warm_up)
+            await self.models.load(self.evaluator.warm_up)
 
     def _fail(self, error: BaseException) -> None:
         """Note why the models could not be loaded at the start."""

@@ -1,1 +1,1 @@
-"""From text to rows of token ids: options, instructions, tokenizers. Knows no model and no engine."""
+"""From text to rows of token ids: options, instructions, tokenizers. Knows no model, and nothing that runs one."""

@@ -1,4 +1,4 @@
-"""From pairs of text to rows of token ids. `Rules` decide the cuts. Knows neither models nor engines.
+"""From pairs of text to rows of token ids. `Rules` decide the cuts. Knows no models.
 
 The two texts of a pair are tokenized separately, as Hugging Face's tokenizers do. So a query is tokenized once for all
 its passages.

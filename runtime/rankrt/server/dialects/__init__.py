@@ -19,7 +19,7 @@ from rankrt.arrays import Float32Array, Float64Array
 from rankrt.scale import Scale, ScoreKind
 from rankrt.server.dialects import fields
 from rankrt.server.dialects.texts import Document, QueryDocument, check_query, texts_of
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 from rankrt.server.failures import STATUSES, Failure, Kind
 
 Milliseconds: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=86_400_000)]

@@ -20,7 +20,7 @@ from rankrt.server.dialects import (
     scores_of,
 )
 from rankrt.server.dialects.texts import Fields, Query, Texts, text_of_fields
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 
 # Cohere's unit of search: a query with up to so many documents.
 _DOCUMENTS_A_UNIT = 100

@@ -19,7 +19,7 @@ Given: TypeAlias = Mapping[str, bytes]
 # Fields that SDKs and proxies add to any body. They cannot change a score.
 HARMLESS = frozenset(
     {
-        "backend",  # LocalAI's clients choose one of its engines
+        "backend",  # LocalAI's clients choose one of its libraries
         "cache_salt",  # vLLM's prefix cache
         "client_name",
         "custom_llm_provider",

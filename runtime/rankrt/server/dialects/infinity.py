@@ -22,7 +22,7 @@ from rankrt.server.dialects import (
 from rankrt.server.dialects.fields import REFUSED
 from rankrt.server.dialects.openai import OpenAIError, error_of
 from rankrt.server.dialects.texts import Query, Texts
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 
 _ANY_MODEL = "default/not-specified"
 

@@ -18,7 +18,7 @@ from rankrt.server.dialects import (
     usage_of,
 )
 from rankrt.server.dialects.texts import Fields, Query, text_of_fields
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 
 
 class MixedbreadRerank(Limited, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from rankrt.server.dialects import (
 )
 from rankrt.server.dialects.openai import models_of
 from rankrt.server.dialects.texts import Query, Text
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 
 
 class NimRerank(Limited, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from rankrt.server.dialects import (
 from rankrt.server.dialects.fields import REFUSED
 from rankrt.server.dialects.openai import models_of
 from rankrt.server.dialects.texts import Documents, QueryDocument, texts_of
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 
 
 class Rerank(Limited, frozen=True, kw_only=True):

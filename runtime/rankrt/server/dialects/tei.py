@@ -20,7 +20,7 @@ from rankrt.server.dialects import (
 from rankrt.server.dialects.fields import REFUSED
 from rankrt.server.dialects.openai import models_of
 from rankrt.server.dialects.texts import Query, Texts, check_query
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 from rankrt.server.failures import Failure, Kind
 
 Direction: TypeAlias = Literal["Left", "Right", "left", "right"]

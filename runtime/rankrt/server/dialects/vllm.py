@@ -25,7 +25,7 @@ from rankrt.server.dialects import (
 from rankrt.server.dialects.fields import REFUSED
 from rankrt.server.dialects.openai import OpenAIError, error_of, models_of
 from rankrt.server.dialects.texts import Document, Documents, QueryDocument, Text, check_query, texts_of
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 from rankrt.server.failures import Failure, Kind
 from rankrt.text.pairs import Pair
 

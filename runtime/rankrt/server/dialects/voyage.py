@@ -16,7 +16,7 @@ from rankrt.server.dialects import (
     scores_of,
 )
 from rankrt.server.dialects.texts import Query, Texts
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 
 
 class VoyageRerank(Limited, frozen=True, kw_only=True):

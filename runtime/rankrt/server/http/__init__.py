@@ -1,1 +1,1 @@
-"""HTTP: routes, bodies, headers, errors and pages. Knows dialects, and the engine as one call."""
+"""HTTP: routes, bodies, headers, errors and pages. Knows dialects, and the evaluator as one call."""

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, bodies, headers and errors around the engine."""
+"""The ASGI application: routes, bodies, headers and errors around the evaluator."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ from rankrt.server.dialects import Card, Dialect, Endpoint, fields
 from rankrt.server.dialects.jina import JINA, JinaRerank
 from rankrt.server.dialects.tei import TEI, TeiInfo, TeiTokenize
 from rankrt.server.dialects.vllm import VLLM
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 from rankrt.server.failures import Failure, failure_of
 from rankrt.server.http import bodies, openapi, pages
 from rankrt.server.http.connections import IS_SPARE
@@ -150,7 +150,7 @@ class App:
             endpoint, decoded = await self._decode(exchange, body, await self._body(request, body), endpoints)
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
-            answer = await _unless_client_leaves(request, self._service.engine.evaluate(ask))
+            answer = await _unless_client_leaves(request, self._service.evaluator.evaluate(ask))
             exchange.answer = answer
             encoded = msgspec.json.encode(endpoint.answer(decoded, answer, exchange.id))
             headers = _answer_headers(exchange, answer) | {"x-rankrt-score-kind": endpoint.kind(decoded)}
@@ -169,7 +169,7 @@ class App:
             _, decoded = await self._decode(exchange, body, await self._body(request, body), (endpoint,))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
-            progress = await stack.enter_async_context(contextlib.aclosing(self._service.engine.stream(ask)))
+            progress = await stack.enter_async_context(contextlib.aclosing(self._service.evaluator.stream(ask)))
             # Refusals come before the first byte of a stream, which says 200.
             first = await anext(progress)
             events = self._events(exchange, endpoint, decoded, first, progress)
@@ -400,7 +400,7 @@ class App:
             max_input_length=model.rules.max_length,
             max_batch_tokens=settings.max_batch_tokens or model.served.capacity.run_tokens,
             max_client_batch_size=settings.limits.max_documents,
-            tokenization_workers=self._service.engine.n_threads,
+            tokenization_workers=self._service.evaluator.n_threads,
             version=__version__,
             artifact=model.artifact.identity,
         )

@@ -3,7 +3,7 @@
 Every lane of every worker has a thread here. It takes a run from the queue, runs it and hands out the logits.
 `admission` decides which requests are accepted and which go first, by the pace that is measured here. The cache has the
 scores of earlier rows, and equal rows that wait or run are scored once. After a failed run each of its rows runs alone,
-so a row that breaks the engine fails no other row. While a worker is away its lanes take nothing. The rows wait for it,
+so a row that breaks its run fails no other row. While a worker is away its lanes take nothing. The rows wait for it,
 or run on another one.
 """
 

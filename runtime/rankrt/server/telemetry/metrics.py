@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from rankrt.server.engine import Answer
+from rankrt.server.evaluator import Answer
 from rankrt.server.limits import InFlight
 from rankrt.server.scheduling.scheduler import Finished, Scheduler
 from rankrt.server.workers.local import Worker

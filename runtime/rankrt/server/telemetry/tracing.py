@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rankrt.errors import MissingExtra
-from rankrt.server.engine import Answer
+from rankrt.server.evaluator import Answer
 
 
 class Tracer(Protocol):

@@ -26,7 +26,7 @@ class WorkerLost(RankrtError):
 
 
 class RunFailed(RankrtError):
-    """The engine refused a run."""
+    """A run ended with an error."""
 
 
 class ArtifactReplaced(ArtifactError):
@@ -165,8 +165,8 @@ class LocalWorker:
         try:
             encoded = Encoded.of_rows(run.rows, run.passage_starts, self._n_suffix[run.key])
             return self._backends[run.key].run(encoded, run.exits, is_wide=run.is_wide).last
-        except Exception as error:  # the engine's exceptions share no base of their own
-            raise RunFailed(f"the engine failed on {len(run.rows)} rows: {error}") from error
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            raise RunFailed(f"a run of {len(run.rows)} rows failed: {error}") from error
 
     def hurry(self) -> None:
         """Do nothing: this process is here."""

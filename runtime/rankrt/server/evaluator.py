@@ -117,7 +117,7 @@ class Answer:
         return bool(self.is_scored.all())
 
 
-class Engine:
+class Evaluator:
     """Evaluates what requests ask. One event loop uses it."""
 
     def __init__(self, models: Models, scheduler: Scheduler, limits: Limits, n_tokenizer_threads: int) -> None:
