@@ -119,7 +119,10 @@ def _stream(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     (endpoint,) = [e for e in ENDPOINTS if e.dialect is JINA]
     operation = _operation([endpoint], schemas, "/v1/rerank/stream")
     operation["post"]["summary"] = "rank documents with server-sent events: hits as they are scored, then the ranking"
-    operation["post"]["responses"]["200"]["content"] = {"text/event-stream": {"schema": _EVENT}}
+    answer = operation["post"]["responses"]["200"]
+    answer["content"] = {"text/event-stream": {"schema": _EVENT}}
+    # The other headers are figures, which are not known when a stream begins.
+    answer["headers"] = {name: answer["headers"][name] for name in ("x-request-id", "x-rankrt-score-kind")}
     return operation
 
 
