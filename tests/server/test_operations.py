@@ -20,10 +20,11 @@ from rankrt import InputError  # noqa: E402
 from rankrt.server.http.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
+from rankrt.server.models import LoadOptions, Served  # noqa: E402
 from rankrt.server.telemetry.logs import JsonLines  # noqa: E402
 from rankrt.server.telemetry.tracing import OtlpTracer  # noqa: E402
 from tests.server.support import reload, serving, serving_with_service, wait_until  # noqa: E402
-from tests.support import POINTS, tiny_artifact  # noqa: E402
+from tests.support import POINTS, calibrate, tiny_artifact  # noqa: E402
 
 BODY = {"query": "one", "texts": ["two"]}
 
@@ -100,6 +101,42 @@ def test_models_are_listed_as_openai_s_clients_read_them(client: Any, path: str)
         "parent": None,
         "max_model_len": 64,
     }
+
+
+def test_rankrt_s_own_list_says_what_requests_may_ask_for(tmp_path: Path):
+    calibrate(tiny_artifact(tmp_path / "fitted", max_length=100))
+    tiny_artifact(tmp_path / "plain")
+    load = LoadOptions(max_length=50, rules={"long_documents": "chunk"})
+    with serving(f"fitted={tmp_path / 'fitted'}", f"plain={tmp_path / 'plain'}", load=load) as address:
+        fitted, plain = httpx.get(f"{address}/rankrt/v1/models").json()["data"]
+    assert (fitted["id"], fitted["precision"], fitted["device"]) == ("fitted", "fp32", "cpu")
+    assert (fitted["max_model_len"], fitted["longest"], fitted["long_documents"]) == (50, 100, "chunk")
+    assert (fitted["calibrated"], plain["calibrated"], plain["longest"]) == (True, False, 64)
+
+
+def test_one_artifact_is_served_in_two_precisions_at_once(tmp_path: Path):
+    tiny_artifact(tmp_path / "tiny", precisions=["fp32", "int8"], points={"int8": 2 * POINTS})
+    with serving(f"{tmp_path / 'tiny'}@fp32", f"quick={tmp_path / 'tiny'}@int8") as address:
+        models = httpx.get(f"{address}/rankrt/v1/models").json()["data"]
+        assert [(model["id"], model["precision"]) for model in models] == [("tiny@fp32", "fp32"), ("quick", "int8")]
+        body = {"query": "one", "documents": ["two"]}
+        found = [httpx.post(f"{address}/rankrt/rerank", json=body | {"model": model["id"]}) for model in models]
+    assert [answer.json()["results"][0]["score"] for answer in found] == [3.0, 6.0]
+    assert [answer.json()["variant"] for answer in found] == ["cpu-fp32", "cpu-int8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "served"),
+    [
+        ("owner/name@int8", Served(source="owner/name", precision="int8")),
+        ("a=./b@fp32", Served(source="./b", name="a", precision="fp32")),
+        ("./b@2024", Served(source="./b@2024")),
+        ("./b@int8/", Served(source="./b@int8/")),
+        ("./a=b@bf16", Served(source="./a=b", precision="bf16")),
+    ],
+)
+def test_a_model_is_named_with_its_precision_and_other_signs_are_a_part_of_the_path(text: str, served: Served):
+    assert Served.parse(text) == served
 
 
 def test_models_are_listed_as_cohere_and_infinity_do(client: Any):

@@ -12,6 +12,7 @@ from rankrt.server.dialects.infinity import InfinityHealth, InfinityModels
 from rankrt.server.dialects.jina import JINA, JinaRanking
 from rankrt.server.dialects.llamacpp import LlamacppHealth
 from rankrt.server.dialects.openai import OpenAIModels
+from rankrt.server.dialects.rankrt import RankrtModels
 from rankrt.server.dialects.tei import TEI, TeiError, TeiInfo, TeiToken, TeiTokenize
 from rankrt.server.dialects.vllm import VLLM
 from rankrt.server.http.routes import BARE, DIALECTS, ENDPOINTS, prefixed
@@ -52,7 +53,7 @@ _HEADERS = {
     "x-rankrt-partial": "scored documents / all documents, if the deadline came first",
     "x-rankrt-unknown-fields": "ignored fields of the body",
 }
-_MODELS: Mapping[str, Any] = {"cohere": CohereModels, "infinity": InfinityModels}
+_MODELS: Mapping[str, Any] = {"cohere": CohereModels, "infinity": InfinityModels, "rankrt": RankrtModels}
 _HEALTH: Mapping[str, Any] = {"infinity": InfinityHealth, "llamacpp": LlamacppHealth}
 
 
