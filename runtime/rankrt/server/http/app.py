@@ -100,7 +100,7 @@ class App:
     def _other_routes(self) -> list[Route]:
         documentation = pages.documentation(msgspec.json.decode(self._openapi))
         return [
-            Route("/", _page_route(pages.playground()), methods=["GET"]),
+            *(Route(path, _page_route(page), methods=["GET"]) for path, page in pages.playground().items()),
             Route("/docs", _page_route(documentation), methods=["GET"]),
             Route("/openapi.json", self._get_openapi, methods=["GET"]),
             Route("/health", self._get_health, methods=["GET"]),
@@ -517,7 +517,7 @@ def _json(content: Any, status: int = 200) -> Response:
 
 def _page_route(page: pages.Page) -> Any:
     async def get(request: Request) -> Response:
-        return Response(page.content, media_type="text/html", headers=dict(page.headers))
+        return Response(page.content, media_type=page.media_type, headers=dict(page.headers))
 
     return get
 
