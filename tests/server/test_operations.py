@@ -17,6 +17,7 @@ pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt import InputError  # noqa: E402
+from rankrt.server.http import pages  # noqa: E402
 from rankrt.server.http.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
@@ -344,12 +345,15 @@ def test_traces_hang_below_the_client_s_own(tiny_folder: Path):
     assert "two" not in str(root.attributes)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", [*pages.playground(), "/docs"])
 def test_pages_load_nothing_from_elsewhere(client: Any, path: str):
     page = client.get(path)
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    kind = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+    assert page.headers["content-type"].startswith(kind.get(path.rpartition(".")[2], "text/html"))
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page.text)
 
 
@@ -358,8 +362,8 @@ def test_the_interface_describes_every_path_and_every_error(tiny_folder: Path):
         described = httpx.get(f"{address}/openapi.json").json()["paths"]
         page = httpx.get(f"{address}/docs").text
         routes: Any = App(service).starlette().routes
-    pages = {("/", "GET"), ("/docs", "GET"), ("/openapi.json", "GET")}
-    answered = {(route.path, method) for route in routes for method in route.methods if method != "HEAD"} - pages
+    answered = {(route.path, method) for route in routes for method in route.methods if method != "HEAD"}
+    answered -= {(path, "GET") for path in (*pages.playground(), "/docs", "/openapi.json")}
     assert answered == {(path, method.upper()) for path, methods in described.items() for method in methods}
     statuses = {"401", "404", "413", "415", "422", "429", "503", "504"}
     assert all(statuses <= set(methods["post"]["responses"]) for methods in described.values() if "post" in methods)

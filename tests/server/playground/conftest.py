@@ -75,6 +75,14 @@ def page(open_page: Callable[..., Any], address: str) -> Any:
 
 
 @pytest.fixture(scope="package")
+def modules(browser: Any, address: str) -> Any:
+    """A page from which the playground's modules can be called, without the playground."""
+    page = browser.new_page()
+    page.goto(f"{address}/playground/measures.js")
+    return page
+
+
+@pytest.fixture(scope="package")
 def two_models(tmp_path_factory: pytest.TempPathFactory, _session_cache: None) -> Iterator[str]:
     """The address of a server of two models. The first is calibrated, and fails for the word "nan"."""
     folder = tmp_path_factory.mktemp("two")

@@ -101,27 +101,27 @@ def parts(page: Any, text: str, read: list[int], span: list[int] | None = None) 
     return [(part["kind"], part["text"]) for part in call(page, "spans.js", "partsOf", text, read, span)]
 
 
-def test_a_text_is_divided_at_code_points(page: Any):
-    assert parts(page, "abc", [0, 3]) == [("read", "abc")]
-    assert parts(page, "😀b😀d", [1, 3]) == [("unread", "😀"), ("read", "b😀"), ("unread", "d")]
-    assert parts(page, "a😀cd", [0, 4], [1, 2]) == [("read", "a"), ("window", "😀"), ("read", "cd")]
-    assert parts(page, "ab  ", [0, 2]) == [("read", "ab")]
-    assert parts(page, "", [0, 0]) == []
-    assert parts(page, "😀", [0, 0]) == [("unread", "😀")]
+def test_a_text_is_divided_at_code_points(modules: Any):
+    assert parts(modules, "abc", [0, 3]) == [("read", "abc")]
+    assert parts(modules, "😀b😀d", [1, 3]) == [("unread", "😀"), ("read", "b😀"), ("unread", "d")]
+    assert parts(modules, "a😀cd", [0, 4], [1, 2]) == [("read", "a"), ("window", "😀"), ("read", "cd")]
+    assert parts(modules, "ab  ", [0, 2]) == [("read", "ab")]
+    assert parts(modules, "", [0, 0]) == []
+    assert parts(modules, "😀", [0, 0]) == [("unread", "😀")]
 
 
-def test_kendall_s_tau_and_what_is_shared_are_scipy_s_and_a_count_s(page: Any):
+def test_kendall_s_tau_and_what_is_shared_are_scipy_s_and_a_count_s(modules: Any):
     stats = pytest.importorskip("scipy.stats", reason="needs scipy")
     drawn = random.Random(0)
     for n in (2, 3, 10, 60):
         first, second = ([{"index": i} for i in drawn.sample(range(n), n)] for _ in range(2))
-        found = call(page, "comparison.js", "agreement", first, second)
+        found = call(modules, "comparison.js", "agreement", first, second)
         ranks = [{hit["index"]: i for i, hit in enumerate(order)} for order in (first, second)]
         expected = stats.kendalltau(*([rank[i] for i in range(n)] for rank in ranks)).statistic
         assert found["tau"] == pytest.approx(expected, abs=1e-12)
         best = [{hit["index"] for hit in order[:10]} for order in (first, second)]
         assert found["nShared"] == len(best[0] & best[1])
-    assert call(page, "comparison.js", "agreement", [{"index": 1}], [{"index": 1}]).get("tau") is None
+    assert call(modules, "comparison.js", "agreement", [{"index": 1}], [{"index": 1}]).get("tau") is None
 
 
 # What shells, Python and JavaScript might take for something else.

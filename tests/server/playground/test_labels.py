@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("starlette", reason="needs the extra server")
@@ -41,11 +42,11 @@ def queries(page: Any, name: str, text: str) -> dict[str, dict[str, int]]:
         ("a.tsv", "query\tpositive\tnegative\none\ttwo\tfour\none\ttwo\tzero\n"),
     ],
 )
-def test_each_layout_gives_the_same_labels(page: Any, name: str, text: str):
-    assert queries(page, name, text) == {"one": {"two": 1, "four": 0, "zero": 0}}
+def test_each_layout_gives_the_same_labels(modules: Any, name: str, text: str):
+    assert queries(modules, name, text) == {"one": {"two": 1, "four": 0, "zero": 0}}
 
 
-def test_layouts_are_read_like_by_the_library_s_own_reader(page: Any, written: Write):
+def test_layouts_are_read_like_by_the_library_s_own_reader(modules: Any, written: Write):
     examples = pytest.importorskip("rankrt_finetune.data.examples", reason="needs the extra finetune")
     text = (
         '{"query": "a", "pos": ["x", "y"], "neg": ["z"]}\n{"query": "b", "passage": "u", "label": 1}\n'
@@ -53,7 +54,7 @@ def test_layouts_are_read_like_by_the_library_s_own_reader(page: Any, written: W
     )
     found = examples.read_examples(written("a.jsonl", text))
     expected = {one.query: dict(zip(one.passages, one.labels, strict=True)) for one in found}
-    assert queries(page, "a.jsonl", text) == expected
+    assert queries(modules, "a.jsonl", text) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,9 @@ def test_layouts_are_read_like_by_the_library_s_own_reader(page: Any, written: W
         ('{"query": "one", "passage": "two", "label": 0}', "line 2: this passage has the label 0, but 1 at line 1"),
     ],
 )
-def test_a_bad_line_is_named_with_what_was_expected(page: Any, line: str, told: str):
+def test_a_bad_line_is_named_with_what_was_expected(modules: Any, line: str, told: str):
     good = '{"query": "one", "pos": ["two"], "neg": ["four"]}'
-    (error,) = call(page, "labelled.js", "queriesOf", "a.jsonl", f"{good}\n{line}")["errors"]
+    (error,) = call(modules, "labelled.js", "queriesOf", "a.jsonl", f"{good}\n{line}")["errors"]
     assert error.startswith(told)
 
 
@@ -114,26 +115,23 @@ def test_errors_of_a_file_are_listed_and_nothing_is_ranked(
     assert page.locator("#measured table").count() == 0
 
 
-def test_measures_are_ir_measures(page: Any):
+def test_measures_are_ir_measures(modules: Any):
     measures = pytest.importorskip("rankrt_finetune.evaluation.measures", reason="needs the extra evaluate")
     drawn = random.Random(0)
-    rankings = [drawn.choices([0, 0, 0, 1, 2, 3], k=drawn.randint(1, 30)) for _ in range(200)]
+    rankings = [drawn.choices([0, 0, 0, 1, 2, 3], k=drawn.randint(1, 30)) for _ in range(60)]
     rankings = [labels if any(labels) else [*labels, 1] for labels in rankings]
     names = {str(i): [str(k) for k in range(len(labels))] for i, labels in enumerate(rankings)}
     grades = {query: dict(zip(ids, rankings[int(query)], strict=True)) for query, ids in names.items()}
     expected = measures.Measures.of(["nDCG@10", "MRR@10"]).values(grades, names)
-    found = [
-        [call(page, "measures.js", name, labels) for name in ("ndcg", "reciprocalRank")] for labels in rankings[:40]
-    ]
-    for labels, row in zip(found, expected[:40].tolist(), strict=True):
-        assert labels == pytest.approx(row, abs=1e-12)
+    found = [[call(modules, "measures.js", name, each) for name in ("ndcg", "reciprocalRank")] for each in rankings]
+    assert np.abs(np.array(found) - expected).max() < 1e-12  # rounding of sums of ten
 
 
-def test_the_uncertainty_of_a_mean_is_1_96_standard_errors(page: Any):
+def test_the_uncertainty_of_a_mean_is_1_96_standard_errors(modules: Any):
     stats = pytest.importorskip("scipy.stats", reason="needs scipy")
     values = [random.Random(1).random() for _ in range(30)]
-    assert call(page, "measures.js", "uncertainty", values) == pytest.approx(1.96 * stats.sem(values), rel=1e-12)
-    assert [call(page, "measures.js", "median", given) for given in ([3, 1, 2], [4, 1, 2, 3])] == [2, 2.5]
+    assert call(modules, "measures.js", "uncertainty", values) == pytest.approx(1.96 * stats.sem(values), rel=1e-12)
+    assert [call(modules, "measures.js", "median", given) for given in ([3, 1, 2], [4, 1, 2, 3])] == [2, 2.5]
 
 
 def cells(page: Any, table: int) -> list[list[str]]:
@@ -164,7 +162,7 @@ def test_a_query_of_the_file_is_opened_with_its_labels(page: Any, written: Write
     page.wait_for_selector(".hits li")
     assert page.input_value("#query") == "one"
     assert texts(page) == ["four", "two"]
-    assert page.locator(".label").all_inner_texts() == ["label 0", "★ label 2"]
+    assert page.locator(".label").all_inner_texts() == ["label 0", "label 2"]
     page.fill("#documents", "two")
     page.click("#go")
     page.wait_for_selector(".hits li:only-child")
