@@ -156,7 +156,8 @@ def test_the_characters_that_are_told_of_a_cut_passage_have_the_tokens_of_its_ro
 def test_the_characters_of_a_passage_are_told_without_the_words_around_it():
     text = "two " * 40
     pairs = PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE)
-    for side, expected in {"right": (0, 4 * 18 - 1), "left": (160 - 4 * 18, 160)}.items():
+    expected_spans: dict[Side, tuple[int, int]] = {"right": (0, 4 * 18 - 1), "left": (160 - 4 * 18, 160)}
+    for side, expected in expected_spans.items():
         rules = Rules(max_length=24, truncation_side=side, passage_instruction="four ", query_max_length=1)
         encoded = pairs.encode([("one", text)], rules, wants_spans=True)
         assert encoded.row(0)[4:-1].tolist() == [FOUR, *[TWO] * 18]

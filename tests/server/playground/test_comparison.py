@@ -227,13 +227,8 @@ def packed(state: Any) -> str:
     return base64.urlsafe_b64encode(zlib.compress(json.dumps(state).encode())).decode().rstrip("=")
 
 
-STATE = {
-    "query": "one",
-    "documents": "two",
-    "kind": "logit",
-    "top": "",
-    "sides": [{"model": "tiny", "maxLength": "", "longDocuments": ""}],
-}
+SIDE = {"model": "tiny", "maxLength": "", "longDocuments": ""}
+STATE: dict[str, Any] = {"query": "one", "documents": "two", "kind": "logit", "top": "", "sides": [SIDE]}
 DAMAGED = "This link is damaged, perhaps cut off. Copy it again, whole."
 
 
@@ -250,9 +245,10 @@ DAMAGED = "This link is damaged, perhaps cut off. Copy it again, whole."
         (f"#v1.{packed(STATE | {'sides': []})}", DAMAGED),
         (f"#v2.{packed(STATE)}", "This link is of version 2 of the playground, and this server's is 1."),
         (
-            f"#v1.{packed(STATE | {'sides': [STATE['sides'][0] | {'model': 'other'}]})}",  # type: ignore[index]
-            "The link names other, which this server does not offer.",
+            f"#v1.{packed(STATE | {'sides': [SIDE | {'model': 'other'}]})}",
+            "The link names other, which this server does",
         ),
+        (f"#v1.{packed(STATE | {'kind': 'probability'})}", "The link wants scores of the kind probability"),
     ],
 )
 def test_a_link_that_cannot_be_read_is_said_and_the_page_still_ranks(

@@ -10,7 +10,8 @@ export function ranksOf(results) {
  * Kendall's tau of the documents that both have (undefined for fewer than two).
  */
 export function agreement(first, second, most = 10) {
-  const n = Math.min(most, first.length, second.length), ranks = ranksOf(second);
+  const n = Math.min(most, first.length, second.length);
+  const ranks = ranksOf(second);
   const shared = first.map((result) => ranks.get(result.index)).filter((rank) => rank !== undefined);
   const nShared = first.slice(0, n).filter((result) => ranks.get(result.index) <= n).length;
   const nPairs = (shared.length * (shared.length - 1)) / 2;
@@ -26,9 +27,11 @@ export function agreement(first, second, most = 10) {
 function sorted(values) {
   if (values.length < 2) return { values, nSwapped: 0 };
   const middle = values.length >> 1;
-  const left = sorted(values.slice(0, middle)), right = sorted(values.slice(middle));
+  const left = sorted(values.slice(0, middle));
+  const right = sorted(values.slice(middle));
   const merged = [];
-  let nSwapped = left.nSwapped + right.nSwapped, i = 0;
+  let nSwapped = left.nSwapped + right.nSwapped;
+  let i = 0;
   for (const value of right.values) {
     while (i < left.values.length && left.values[i] < value) merged.push(left.values[i++]);
     nSwapped += left.values.length - i;

@@ -1,4 +1,4 @@
-/* Documents as people have them: lines, JSON, tables. A document is {text, place}; the place is where it stands there. */
+/* Documents as people have them: lines, JSON, tables. A document is {text, place}; the place names its line or item. */
 
 import { LINE_END, linesOf, recordsOf } from "./files.js";
 
@@ -36,7 +36,10 @@ function ofJson(value, field) {
   const name = Array.isArray(value) ? undefined : LIST_FIELDS.find((list) => Array.isArray(value?.[list]));
   const list = name ? value[name] : value;
   if (!Array.isArray(list)) throw new Error("this JSON is neither a list nor an object with a list of documents");
-  return ofItems(list.map((item, i) => ({ value: item, place: `item ${i + 1}` })), field);
+  return ofItems(
+    list.map((item, i) => ({ value: item, place: `item ${i + 1}` })),
+    field,
+  );
 }
 
 /** Return the documents of lines of which each is JSON. */
@@ -67,7 +70,7 @@ function textFieldsOf(records) {
   for (const [name, value] of records.flatMap(Object.entries)) {
     if (typeof value === "string") lengths.set(name, (lengths.get(name) ?? 0) + value.length);
   }
-  const usual = (name) => (TEXT_FIELDS.indexOf(name.toLowerCase()) + 1 || TEXT_FIELDS.length + 1);
+  const usual = (name) => TEXT_FIELDS.indexOf(name.toLowerCase()) + 1 || TEXT_FIELDS.length + 1;
   return [...lengths.keys()].sort((a, b) => usual(a) - usual(b) || lengths.get(b) - lengths.get(a));
 }
 

@@ -7,7 +7,11 @@ import { mean, median, ndcg, reciprocalRank, uncertainty } from "./measures.js";
 import { rank } from "./server.js";
 import { bodyOf, described } from "./sides.js";
 
-const MOST_ERRORS = 20, MOST_QUERIES = 20, MOST_TRIES = 5;
+const MOST_ERRORS = 20;
+const MOST_QUERIES = 20;
+const MOST_TRIES = 5;
+// A screen reader says each progress.
+const PROGRESS_MS = 2000;
 // Below so many queries a normal distribution says little of their mean.
 const FEWEST_FOR_UNCERTAINTY = 20;
 
@@ -25,10 +29,15 @@ export async function evaluate(file, sides, key, signal, open) {
     say(at("progress"), `${file.name} has ${counted(errors.length, "error")}, so nothing was ranked.`, true);
     return;
   }
-  const ranked = [], failed = [];
+  const ranked = [];
+  const failed = [];
+  let saidAt = -Infinity;
   for (const query of queries) {
     if (signal.aborted) break;
-    say(at("progress"), `${grouped(ranked.length)} of ${counted(queries.length, "query", "queries")} ranked …`);
+    if (performance.now() - saidAt > PROGRESS_MS) {
+      say(at("progress"), `${grouped(ranked.length)} of ${counted(queries.length, "query", "queries")} ranked …`);
+      saidAt = performance.now();
+    }
     try {
       ranked.push(await rankOn(sides, query, key, signal));
     } catch (error) {
@@ -40,7 +49,11 @@ export async function evaluate(file, sides, key, signal, open) {
   showErrors(failed);
   if (ranked.length) at("measured").append(...tablesOf(ranked, sides, open));
   const share = ranked.length < queries.length ? `${grouped(ranked.length)} of ` : "";
-  say(at("progress"), `${share}${counted(queries.length, "query", "queries")} of ${file.name} ranked.`, failed.length > 0);
+  say(
+    at("progress"),
+    `${share}${counted(queries.length, "query", "queries")} of ${file.name} ranked.`,
+    failed.length > 0,
+  );
 }
 
 async function read(file) {
@@ -57,7 +70,12 @@ async function read(file) {
 async function rankOn(sides, query, key, signal) {
   const found = [];
   for (const side of sides) {
-    const body = bodyOf(side, query.query, query.passages.map((passage) => passage.text), "logit");
+    const body = bodyOf(
+      side,
+      query.query,
+      query.passages.map((passage) => passage.text),
+      "logit",
+    );
     const ranking = await rankPatiently(body, key, signal);
     const labels = ranking.results.map((result) => query.passages[result.index].label);
     found.push({ ndcg: ndcg(labels), rr: reciprocalRank(labels), ms: ranking.milliseconds.total });
@@ -82,10 +100,14 @@ async function rankPatiently(body, key, signal) {
 function wait(seconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, 1000 * seconds);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    }, { once: true });
+    signal.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        reject(signal.reason);
+      },
+      { once: true },
+    );
   });
 }
 
@@ -105,7 +127,10 @@ function tablesOf(ranked, sides, open) {
 
 function summaryOf(ranked, sides) {
   const values = (name) => sides.map((_, i) => ranked.map((one) => one.sides[i][name]));
-  const rows = [["nDCG@10", "ndcg"], ["MRR@10", "rr"]].map(([title, name]) => {
+  const rows = [
+    ["nDCG@10", "ndcg"],
+    ["MRR@10", "rr"],
+  ].map(([title, name]) => {
     const found = values(name);
     return row(title, ...found.map((one) => mean(one).toFixed(4)), ...(sides.length > 1 ? [differenceOf(found)] : []));
   });
@@ -124,16 +149,22 @@ function differenceOf([first, second]) {
 
 function balanceOf(ranked) {
   const differences = ranked.map(({ sides: [a, b] }) => b.ndcg - a.ndcg);
-  const nBetter = differences.filter((by) => by > 0).length, nWorse = differences.filter((by) => by < 0).length;
+  const nBetter = differences.filter((by) => by > 0).length;
+  const nWorse = differences.filter((by) => by < 0).length;
   const range = ranked.length < FEWEST_FOR_UNCERTAINTY ? "" : " The range after ± is the 95 % interval.";
-  return `By nDCG@10, B ranks ${counted(nBetter, "query", "queries")} better than A, ${grouped(nWorse)} worse, and ` +
-    `${grouped(ranked.length - nBetter - nWorse)} alike.${range}`;
+  return (
+    `By nDCG@10, B ranks ${counted(nBetter, "query", "queries")} better than A, ${grouped(nWorse)} worse, and ` +
+    `${grouped(ranked.length - nBetter - nWorse)} alike.${range}`
+  );
 }
 
 /** Return the queries to look at: those where the sides differ most, or those of the lowest nDCG. */
 function toLookAt(ranked) {
   const loss = ({ sides: [a, b] }) => (b ? Math.abs(b.ndcg - a.ndcg) : 1 - a.ndcg);
-  return ranked.filter(loss).toSorted((x, y) => loss(y) - loss(x)).slice(0, MOST_QUERIES);
+  return ranked
+    .filter(loss)
+    .toSorted((x, y) => loss(y) - loss(x))
+    .slice(0, MOST_QUERIES);
 }
 
 function queriesTable(chosen, sides, open) {
@@ -143,11 +174,18 @@ function queriesTable(chosen, sides, open) {
     button.type = "button";
     button.addEventListener("click", () => open(query));
     const difference = isPaired ? [signed(found[1].ndcg - found[0].ndcg, 4)] : [];
-    return row(made("span", "", button, made("span", "soft", ` ${query.place}`)),
-      ...found.map((one) => one.ndcg.toFixed(4)), ...difference);
+    return row(
+      made("span", "", button, made("span", "soft", ` ${query.place}`)),
+      ...found.map((one) => one.ndcg.toFixed(4)),
+      ...difference,
+    );
   });
   const title = isPaired ? "The queries that differ most, by nDCG@10" : "The queries with the lowest nDCG@10";
-  return table(title, ["Query", ...sides.map((side) => (isPaired ? side.name : "nDCG@10")), ...(isPaired ? ["B − A"] : [])], rows);
+  return table(
+    title,
+    ["Query", ...sides.map((side) => (isPaired ? side.name : "nDCG@10")), ...(isPaired ? ["B − A"] : [])],
+    rows,
+  );
 }
 
 function row(head, ...cells) {
@@ -162,7 +200,13 @@ function table(title, names, rows) {
     if (name) head.scope = "col";
     return head;
   });
-  const whole = made("table", "", made("caption", "", title), made("thead", "", made("tr", "", ...heads)), made("tbody", "", ...rows));
+  const whole = made(
+    "table",
+    "",
+    made("caption", "", title),
+    made("thead", "", made("tr", "", ...heads)),
+    made("tbody", "", ...rows),
+  );
   const frame = made("div", "scroll", whole);
   frame.tabIndex = 0;
   frame.setAttribute("role", "group");

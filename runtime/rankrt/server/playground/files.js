@@ -47,7 +47,11 @@ function rowsOf(text) {
   const isMore = (sign, than) => head.split(sign).length > head.split(than).length;
   const separator = [",", ";", "\t"].reduce((best, sign) => (isMore(sign, best) ? sign : best));
   const rows = [];
-  let cells = [], cell = "", isQuoted = false, line = 1, start = 1;
+  let cells = [];
+  let cell = "";
+  let isQuoted = false;
+  let line = 1;
+  let start = 1;
   const endRow = () => {
     cells.push(cell);
     if (cells.some(Boolean)) rows.push({ cells, line: start });

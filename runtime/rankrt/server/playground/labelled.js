@@ -7,7 +7,10 @@ const EXPECTED =
   '{"query": text, "positive": text, "negative": text}';
 const QUERIES = ["query", "anchor"];
 const PASSAGES = ["passage", "document", "text"];
-const LABELS = new Map([["true", 1], ["false", 0]]);
+const LABELS = new Map([
+  ["true", 1],
+  ["false", 0],
+]);
 
 /**
  * Return the queries of a file, and a sentence for each line that cannot be used.
@@ -16,7 +19,8 @@ const LABELS = new Map([["true", 1], ["false", 0]]);
  * that does not answer the query. Lines with the same query are one.
  */
 export function queriesOf(name, text) {
-  const errors = [], found = new Map();
+  const errors = [];
+  const found = new Map();
   const attempt = (place, work) => {
     try {
       work();
@@ -71,7 +75,10 @@ function lineOf(value) {
   if ("label" in value) {
     return { query, passages: [{ text: textOf(value, keyOf(value, PASSAGES)), label: labelOf(value.label) }] };
   }
-  const names = [["positive", "pos"], ["negative", "neg"]];
+  const names = [
+    ["positive", "pos"],
+    ["negative", "neg"],
+  ];
   if (names[0].some((key) => key in value)) {
     const [positive, negative] = names.map((keys) => textOf(value, keyOf(value, keys)));
     return { query, passages: [...labelled([positive], 1), ...labelled([negative], 0)] };
@@ -93,7 +100,9 @@ function add(passages, passage) {
 function keyOf(value, keys) {
   const found = keys.filter((key) => key in value);
   if (found.length === 1) return found[0];
-  throw new Error(`${found.length ? `${found.join(" and ")} are both there` : `${keys[0]} is missing`}; expected ${EXPECTED}`);
+  throw new Error(
+    `${found.length ? `${found.join(" and ")} are both there` : `${keys[0]} is missing`}; expected ${EXPECTED}`,
+  );
 }
 
 function textOf(value, key) {

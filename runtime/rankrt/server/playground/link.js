@@ -22,13 +22,14 @@ export async function fragmentOf(state) {
   return fragment;
 }
 
-/** Return the state of a fragment, undefined for a fragment without one. Throws for a damaged one and another version. */
+/** Return the state of a fragment, undefined if it has none. Throws for a damaged one and for another version. */
 export async function stateOf(fragment) {
   if (!fragment.startsWith("#v")) return undefined;
   const [, version, text] = FORM.exec(fragment) ?? [];
   if (version !== undefined && Number(version) !== VERSION) {
     throw new Error(
-      `This link is of version ${version} of the playground, and this server's is ${VERSION}. Open it on the server that it is from.`,
+      `This link is of version ${version} of the playground, and this server's is ${VERSION}. ` +
+        "Open it on the server that it is from.",
     );
   }
   try {

@@ -57,7 +57,7 @@ function open(query) {
   at("query").value = query.query;
   setDocuments(
     written(query.passages.map((passage) => passage.text)),
-    new Map(query.passages.map((passage) => [passage.text.trim(), passage.label])),
+    new Map(query.passages.map((passage) => [passage.text, passage.label])),
   );
   at("heading").scrollIntoView();
   at("heading").focus();
@@ -91,10 +91,12 @@ async function rankAll() {
 function show(found, documents) {
   const ranked = found.filter((one) => one.ranking);
   if (!ranked.length) throw found[0].error;
-  at("rankings").replaceChildren(...found.map((one, i) => {
-    const other = ranked.length > 1 ? found[1 - i] : undefined;
-    return one.ranking ? rankingOf(one, other, documents, page.labels) : failureOf(one.side, one.error);
-  }));
+  at("rankings").replaceChildren(
+    ...found.map((one, i) => {
+      const other = ranked.length > 1 ? found[1 - i] : undefined;
+      return one.ranking ? rankingOf(one, other, documents, page.labels) : failureOf(one.side, one.error);
+    }),
+  );
   letScroll(at("rankings"));
   const failed = found.find((one) => one.error);
   if (failed) say(at("status"), `${failed.side.name} failed: ${failed.error.message}`, true);
@@ -163,8 +165,11 @@ async function restore() {
     at("kind").value = isOffered ? found.kind : "sigmoid";
     const missing = sides.set(found.sides);
     arrange();
-    const said = missing.length ? `The link names ${missing.join(" and ")}, which this server does not offer.` : "";
-    say(at("status"), said || "The page is as in the link.", missing.length > 0);
+    const said = [
+      ...missing.map((name) => `The link names ${name}, which this server does not offer.`),
+      ...(isOffered ? [] : [`The link wants scores of the kind ${found.kind}, which no model here has.`]),
+    ];
+    say(at("status"), said.join(" ") || "The page is as in the link.", said.length > 0);
   } catch (error) {
     say(at("status"), error.message, true);
   }
@@ -205,7 +210,11 @@ function showCode() {
   try {
     const chosen = sides.sides().find((side) => side.name === at("code-side").value) ?? sides.sides()[0];
     const body = sides.bodyOf(
-      chosen, at("query").value, documentsOf(at("documents").value).map((one) => one.text), at("kind").value, at("top").value,
+      chosen,
+      at("query").value,
+      documentsOf(at("documents").value).map((one) => one.text),
+      at("kind").value,
+      at("top").value,
     );
     at("code").textContent = programOf(at("language").value, rankAddress(), body, page.needsKey);
   } catch (error) {

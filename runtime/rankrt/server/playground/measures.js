@@ -1,6 +1,6 @@
 /* Measures of a ranking by the labels of its passages, in their order; as trec_eval and ir-measures compute them. */
 
-/** Return nDCG of a ranking of all passages of a query: a passage gains its label, discounted by the log of its rank. */
+/** Return nDCG of a ranking of all passages of a query. A passage gains its label, discounted by its rank. */
 export function ndcg(labels, cutoff = 10) {
   const gain = (ordered) => ordered.slice(0, cutoff).reduce((sum, label, i) => sum + label / Math.log2(i + 2), 0);
   const best = gain(labels.toSorted((a, b) => b - a));
@@ -20,7 +20,8 @@ export function mean(values) {
 
 /** Return the median of some numbers. */
 export function median(values) {
-  const ordered = values.toSorted((a, b) => a - b), middle = ordered.length >> 1;
+  const ordered = values.toSorted((a, b) => a - b);
+  const middle = ordered.length >> 1;
   return ordered.length % 2 ? ordered[middle] : (ordered[middle - 1] + ordered[middle]) / 2;
 }
 

@@ -26,14 +26,17 @@ export function rankingOf(ranked, other, documents, labels) {
   heading.id = `ranking-${side.name}`;
   column.setAttribute("aria-labelledby", heading.id);
   const hits = made("ol", "hits");
-  hits.setAttribute("aria-label", `Documents, the most relevant first`);
+  hits.setAttribute("aria-label", "Documents, the most relevant first");
   const ranks = other && ranksOf(other.ranking.results);
-  hits.append(...ranking.results.slice(0, MOST_SHOWN).map((result, i) => hitOf(result, i + 1, ranking.score_kind, {
-    document: documents[result.index],
-    label: labels.get(documents[result.index].text),
-    move: other && moveOf(i + 1, ranks.get(result.index), other),
-    id: `${side.name}-${i + 1}`,
-  })));
+  hits.append(
+    ...ranking.results.slice(0, MOST_SHOWN).map((result, i) =>
+      hitOf(result, i + 1, ranking.score_kind, {
+        document: documents[result.index],
+        label: labels.get(documents[result.index].text),
+        move: other && moveOf(i + 1, ranks.get(result.index), other),
+      }),
+    ),
+  );
   column.append(heading, ...notesOf(ranked), figuresOf(ranking), hits);
   return column;
 }
@@ -41,7 +44,10 @@ export function rankingOf(ranked, other, documents, labels) {
 /** Return an element for a side that failed. */
 export function failureOf(side, error) {
   const column = made("article", "ranking");
-  column.append(made("h3", "", made("span", "side", side.name), " ", described(side)), made("p", "error", error.message));
+  column.append(
+    made("h3", "", made("span", "side", side.name), " ", described(side)),
+    made("p", "error", error.message),
+  );
   return column;
 }
 
@@ -55,8 +61,12 @@ export function differenceOf(first, second) {
     isSameFirst ? "Both have the same first document." : "The first documents differ.",
     n < first.ranking.results.length ? `Of the first ${n}, ${nShared} are the same.` : "",
     tau === undefined ? "" : `Kendall's tau is ${tau.toFixed(2)}; 1 is the same order.`,
-    times < 1.05 ? "Both took the same time." : `${slow.side.name} took ${times.toFixed(1)} times as long as ${fast.side.name}.`,
-  ].filter(Boolean).join(" ");
+    times < 1.05
+      ? "Both took the same time."
+      : `${slow.side.name} took ${times.toFixed(1)} times as long as ${fast.side.name}.`,
+  ]
+    .filter(Boolean)
+    .join(" ");
 }
 
 /** Let the keyboard scroll the texts that are longer than their place, and show their best window. */
@@ -74,12 +84,17 @@ export function letScroll(container) {
 function notesOf({ ranking, isUncalibrated }) {
   const notes = [made("p", "soft", "Scores are ", made("b", "", KINDS[ranking.score_kind]), ".")];
   if (isUncalibrated) {
-    notes.push(made("p", "warning", "This model has no calibration, so it has no probabilities. ",
-      made("code", "", "rankrt calibrate"), " fits one."));
+    notes.push(
+      made(
+        "p",
+        "warning",
+        "This model has no calibration, so it has no probabilities. ",
+        made("code", "", "rankrt calibrate"),
+        " fits one.",
+      ),
+    );
   }
   if (ranking.query_truncated) notes.push(made("p", "warning", "✂ The query was cut off."));
-  const nMissing = ranking.n_documents - ranking.results.length;
-  if (ranking.is_partial) notes.push(made("p", "warning", `${counted(nMissing, "document")} not scored in time.`));
   if (ranking.results.length > MOST_SHOWN) {
     notes.push(made("p", "warning", `The first ${MOST_SHOWN} of ${grouped(ranking.results.length)} are shown.`));
   }
@@ -89,15 +104,17 @@ function notesOf({ ranking, isUncalibrated }) {
 function figuresOf(ranking) {
   const { total, tokenization, queue, inference } = ranking.milliseconds;
   const figures = {
-    "server": `${total.toFixed(1)} ms`,
-    "tokenizing": `${tokenization.toFixed(1)} ms`,
-    "waiting": `${queue.toFixed(1)} ms`,
-    "scoring": `${inference.toFixed(1)} ms`,
+    server: `${total.toFixed(1)} ms`,
+    tokenizing: `${tokenization.toFixed(1)} ms`,
+    waiting: `${queue.toFixed(1)} ms`,
+    scoring: `${inference.toFixed(1)} ms`,
     "in this page": `${(ranking.seconds * 1000).toFixed(0)} ms`,
-    "tokens": grouped(ranking.n_tokens),
+    tokens: grouped(ranking.n_tokens),
     ...(ranking.n_cached_tokens && { "from the cache": grouped(ranking.n_cached_tokens) }),
   };
-  const pairs = Object.entries(figures).map(([name, value]) => made("div", "", made("dt", "", name), made("dd", "", value)));
+  const pairs = Object.entries(figures).map(([name, value]) =>
+    made("div", "", made("dt", "", name), made("dd", "", value)),
+  );
   return made("dl", "figures", ...pairs);
 }
 
@@ -109,12 +126,19 @@ function moveOf(rank, otherRank, { side }) {
   const arrow = made("span", "", by > 0 ? "▲" : "▼");
   arrow.setAttribute("aria-hidden", "true");
   const words = unseen(`${by > 0 ? "higher" : "lower"} by `);
-  return made("span", `move ${by > 0 ? "up" : "down"}`, arrow, words, `${Math.abs(by)}`,
-    made("span", "soft", ` (${side.name}: ${otherRank})`));
+  return made(
+    "span",
+    `move ${by > 0 ? "up" : "down"}`,
+    arrow,
+    words,
+    `${Math.abs(by)}`,
+    made("span", "soft", ` (${side.name}: ${otherRank})`),
+  );
 }
 
-function hitOf(result, rank, kind, { document, label, move, id }) {
-  const facts = made("div", "facts"), bar = made("div", "bar");
+function hitOf(result, rank, kind, { document, label, move }) {
+  const facts = made("div", "facts");
+  const bar = made("div", "bar");
   bar.style.width = `${100 * (kind === "logit" ? 1 / (1 + Math.exp(-result.score)) : result.score)}%`;
   facts.append(
     bar,
@@ -130,11 +154,10 @@ function hitOf(result, rank, kind, { document, label, move, id }) {
   else if (result.span && result.span[1] - result.span[0] < result.read[1] - result.read[0]) {
     facts.append(made("span", "soft", "read in windows"));
   }
-  const text = made("p", "text", ...(result.read ? partsOf(document.text, result.read, result.span).map(partOf) : [document.text]));
+  const text = made("p", "text", ...partsOf(document.text, result.read, result.span).map(partOf));
   text.setAttribute("role", "group");
   text.setAttribute("aria-label", `Text of ${document.place}`);
   const item = made("li", "", facts, text);
-  item.id = id;
   item.dataset.index = result.index;
   return item;
 }

@@ -7,16 +7,18 @@ const CUTS = { truncate: "cut off", chunk: "read in windows" };
 
 let offered = [];
 
-/** Show the models that a server offers. What was chosen before stays chosen. */
+/** Show the models that a server offers, and keep the choice of before. */
 export function offer(models) {
   offered = models;
   for (const name of NAMES) {
     const chosen = at(`model-${name}`).value;
-    at(`model-${name}`).replaceChildren(...models.map((model) => {
-      const option = made("option", "", `${model.id} (${model.precision}, ${model.device})`);
-      option.value = model.id;
-      return option;
-    }));
+    at(`model-${name}`).replaceChildren(
+      ...models.map((model) => {
+        const option = made("option", "", `${model.id} (${model.precision}, ${model.device})`);
+        option.value = model.id;
+        return option;
+      }),
+    );
     const i = name === "B" ? Math.min(1, models.length - 1) : 0;
     choose(name, models.some((model) => model.id === chosen) ? chosen : models[i].id);
   }

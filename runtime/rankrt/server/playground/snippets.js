@@ -20,8 +20,10 @@ function curl(address, body, needsKey) {
 
 function python(address, body, needsKey) {
   // A text has no line breaks and no bare quotation marks in JSON, so only the flags match.
-  const literal = JSON.stringify(body, null, 4).replace(/^( *"\w+": )(true|false)(,?)$/gm, (_, name, value, comma) =>
-    `${name}${value === "true" ? "True" : "False"}${comma}`);
+  const literal = JSON.stringify(body, null, 4).replace(
+    /^( *"\w+": )(true|false)(,?)$/gm,
+    (_, name, value, comma) => `${name}${value === "true" ? "True" : "False"}${comma}`,
+  );
   const headers = ['"content-type": "application/json"'];
   if (needsKey) headers.push('"authorization": f"Bearer {os.environ[\'RANKRT_API_KEY\']}"');
   return [

@@ -11,14 +11,15 @@ export function partsOf(text, read, span) {
     { kind: "read", text: text.slice(last, stop) },
     { kind: "unread", text: text.slice(stop) },
   ];
-  // White space is no part of a token, so a text that was read whole may leave some over.
+  // Tokens have no white space around them, so a text that was read whole may leave some over.
   return parts.filter((part) => (part.kind === "unread" ? part.text.trim() : part.text));
 }
 
 function unitsOf(text, places) {
   if (!/[\ud800-\udfff]/.test(text)) return places;
   const units = places.map(() => text.length);
-  let n = 0, unit = 0;
+  let n = 0;
+  let unit = 0;
   for (const character of text) {
     places.forEach((place, i) => {
       if (place === n) units[i] = unit;
