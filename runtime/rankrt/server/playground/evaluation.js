@@ -137,8 +137,8 @@ function summaryOf(ranked, sides) {
   const times = values("ms").map(median);
   const slower = times.length > 1 ? [`${signed(times[1] - times[0], 1)} ms`] : [];
   rows.push(row("median time", ...times.map((ms) => `${ms.toFixed(1)} ms`), ...slower));
-  const names = sides.map((side) => (sides.length > 1 ? `${side.name}: ${described(side)}` : described(side)));
-  return table("Measures", ["", ...names, ...(sides.length > 1 ? ["B − A"] : [])], rows);
+  const title = sides.map((side) => `${side.name} is ${described(side)}`).join("; ");
+  return table(title, ["", ...sides.map((side) => side.name), ...(sides.length > 1 ? ["B − A"] : [])], rows);
 }
 
 function differenceOf([first, second]) {

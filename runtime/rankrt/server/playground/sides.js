@@ -68,7 +68,8 @@ export function described(side) {
     side.maxLength && `${side.maxLength} tokens`,
     side.longDocuments && CUTS[side.longDocuments],
   ].filter(Boolean);
-  return [`${side.model.id} (${side.model.precision})`, ...settings].join(", ");
+  const { id, precision } = side.model;
+  return [id.endsWith(`@${precision}`) ? id : `${id} (${precision})`, ...settings].join(", ");
 }
 
 /**
