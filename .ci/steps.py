@@ -285,7 +285,7 @@ def covered(shop: Workshop, step: str) -> Mapping[str, str]:
 
 
 def browser() -> str | None:
-    """Return the browser that tests/server/test_playground.py would use."""
+    """Return the browser that tests/server/playground would use."""
     return shutil.which("chromium") or shutil.which("google-chrome")
 
 

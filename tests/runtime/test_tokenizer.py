@@ -1,5 +1,6 @@
 """Pairs to rows: FlagEmbedding's rule, transformers' rule, windows, and text that is none."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,21 @@ from tokenizers import Tokenizer
 
 from rankrt import ArtifactError, InputError, Rules
 from rankrt.artifact.manifest import Template
-from rankrt.text.options import longest_first, windows
+from rankrt.text.options import Side, longest_first, windows
 from rankrt.text.pairs import Encoded, PairTokenizer
 from rankrt.text.tokenizers import LibraryTokenizer
 from tests.support import TEMPLATE, tiny_tokenizer
 
 S, END, ONE, TWO, THREE, FOUR = 0, 2, 5, 6, 7, 8
 
+UNIGRAM = Path(__file__).resolve().parents[2] / "tiny_reranker" / "checkpoint" / "tokenizer.json"
+
 words = st.lists(st.sampled_from(["one", "two", "three", "four", "unknown"]), max_size=60).map(" ".join)
+
+
+@cache
+def tokenizer_of(kind: str) -> LibraryTokenizer:
+    return LibraryTokenizer(tiny_tokenizer() if kind == "words" else Tokenizer.from_file(str(UNIGRAM)))
 
 
 def encode(pairs: list[tuple[str, str]], **rules: Any) -> Encoded:
@@ -118,6 +126,42 @@ def test_a_long_passage_is_tokenized_as_far_as_needed_and_comes_out_the_same(tex
     kept = encoded.row(0)[encoded.passage_starts[0] : -1].tolist()
     assert kept == whole[: len(kept)]
     assert encoded.truncated[0] == (len(kept) < len(whole))
+
+
+@pytest.mark.parametrize("kind", ["words", "unigram"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@given(text=st.text(alphabet=" \n\tabcde,.ß你好🐼", min_size=1, max_size=300), max_length=st.integers(8, 30))
+def test_the_characters_that_are_told_of_a_cut_passage_have_the_tokens_of_its_row(
+    kind: str, side: Side, text: str, max_length: int
+):
+    tokenizer = tokenizer_of(kind)
+    rules = Rules(max_length=max_length, query_max_length=1, truncation_side=side)
+    pairs = PairTokenizer(tokenizer, TEMPLATE)
+    encoded, plain = pairs.encode([("one", text)], rules, wants_spans=True), pairs.encode([("one", text)], rules)
+    assert encoded.ids.tolist() == plain.ids.tolist()
+    (start, stop), kept = encoded.spans[0].tolist(), encoded.row(0)[encoded.passage_starts[0] : -1].tolist()
+    if not encoded.truncated[0]:
+        assert (start, stop) == (0, len(text))
+    (whole,) = tokenizer.located([text])
+    first, last = (0, len(kept)) if side == "right" else (len(whole.ids) - len(kept), len(whole.ids))
+    assert whole.ids[first:last].tolist() == kept
+    if kept:
+        assert (start <= whole.spans[first, 0], stop >= whole.spans[last - 1, 1]) == (True, True)
+    if encoded.truncated[0] and kept:
+        assert (start, stop) == (
+            (0, whole.spans[last - 1, 1]) if side == "right" else (whole.spans[first, 0], len(text))
+        )
+
+
+def test_the_characters_of_a_passage_are_told_without_the_words_around_it():
+    text = "two " * 40
+    pairs = PairTokenizer(LibraryTokenizer(tiny_tokenizer()), TEMPLATE)
+    expected_spans: dict[Side, tuple[int, int]] = {"right": (0, 4 * 18 - 1), "left": (160 - 4 * 18, 160)}
+    for side, expected in expected_spans.items():
+        rules = Rules(max_length=24, truncation_side=side, passage_instruction="four ", query_max_length=1)
+        encoded = pairs.encode([("one", text)], rules, wants_spans=True)
+        assert encoded.row(0)[4:-1].tolist() == [FOUR, *[TWO] * 18]
+        assert tuple(encoded.spans[0]) == expected
 
 
 def test_a_ten_megabyte_passage_is_one_truncated_row():

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from tokenizers import Tokenizer  # noqa: E402
 
+from rankrt.server.http.routes import BARE, prefixed  # noqa: E402
 from tests.server.support import reload, serving, serving_with_service  # noqa: E402
 from tests.support import calibrate, tiny_artifact, tiny_tokenizer  # noqa: E402
 
@@ -308,6 +310,16 @@ def test_a_header_says_what_the_scores_of_any_dialect_are(client: Any, path: str
     assert response.headers["x-rankrt-score-kind"] == kind
     score = 3.0 if kind == "logit" else float(f"{1 / (1 + math.exp(-3)):.6f}")
     assert str(score) in response.text
+
+
+@pytest.mark.parametrize("path", [*prefixed(), *BARE, "/v1/rerank/stream"])
+def test_every_answer_says_what_its_scores_are(client: Any, path: str):
+    endpoint = prefixed().get(path) or BARE.get(path, BARE["/v1/rerank"])[0]
+    with client.stream("POST", path, json=dict(endpoint.example)) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["x-rankrt-score-kind"] == endpoint.kind(
+            msgspec.convert(endpoint.example, endpoint.request)
+        )
 
 
 @pytest.mark.parametrize(

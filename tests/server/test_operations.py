@@ -17,13 +17,15 @@ pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt import InputError  # noqa: E402
+from rankrt.server.http import pages  # noqa: E402
 from rankrt.server.http.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
+from rankrt.server.models import LoadOptions, Served  # noqa: E402
 from rankrt.server.telemetry.logs import JsonLines  # noqa: E402
 from rankrt.server.telemetry.tracing import OtlpTracer  # noqa: E402
 from tests.server.support import reload, serving, serving_with_service, wait_until  # noqa: E402
-from tests.support import POINTS, tiny_artifact  # noqa: E402
+from tests.support import POINTS, calibrate, tiny_artifact  # noqa: E402
 
 BODY = {"query": "one", "texts": ["two"]}
 
@@ -100,6 +102,42 @@ def test_models_are_listed_as_openai_s_clients_read_them(client: Any, path: str)
         "parent": None,
         "max_model_len": 64,
     }
+
+
+def test_rankrt_s_own_list_says_what_requests_may_ask_for(tmp_path: Path):
+    calibrate(tiny_artifact(tmp_path / "fitted", max_length=100))
+    tiny_artifact(tmp_path / "plain")
+    load = LoadOptions(max_length=50, rules={"long_documents": "chunk"})
+    with serving(f"fitted={tmp_path / 'fitted'}", f"plain={tmp_path / 'plain'}", load=load) as address:
+        fitted, plain = httpx.get(f"{address}/rankrt/v1/models").json()["data"]
+    assert (fitted["id"], fitted["precision"], fitted["device"]) == ("fitted", "fp32", "cpu")
+    assert (fitted["max_model_len"], fitted["longest"], fitted["long_documents"]) == (50, 100, "chunk")
+    assert (fitted["calibrated"], plain["calibrated"], plain["longest"]) == (True, False, 64)
+
+
+def test_one_artifact_is_served_in_two_precisions_at_once(tmp_path: Path):
+    tiny_artifact(tmp_path / "tiny", precisions=["fp32", "int8"], points={"int8": 2 * POINTS})
+    with serving(f"{tmp_path / 'tiny'}@fp32", f"quick={tmp_path / 'tiny'}@int8") as address:
+        models = httpx.get(f"{address}/rankrt/v1/models").json()["data"]
+        assert [(model["id"], model["precision"]) for model in models] == [("tiny@fp32", "fp32"), ("quick", "int8")]
+        body = {"query": "one", "documents": ["two"]}
+        found = [httpx.post(f"{address}/rankrt/rerank", json=body | {"model": model["id"]}) for model in models]
+    assert [answer.json()["results"][0]["score"] for answer in found] == [3.0, 6.0]
+    assert [answer.json()["variant"] for answer in found] == ["cpu-fp32", "cpu-int8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "served"),
+    [
+        ("owner/name@int8", Served(source="owner/name", precision="int8")),
+        ("a=./b@fp32", Served(source="./b", name="a", precision="fp32")),
+        ("./b@2024", Served(source="./b@2024")),
+        ("./b@int8/", Served(source="./b@int8/")),
+        ("./a=b@bf16", Served(source="./a=b", precision="bf16")),
+    ],
+)
+def test_a_model_is_named_with_its_precision_and_other_signs_are_a_part_of_the_path(text: str, served: Served):
+    assert Served.parse(text) == served
 
 
 def test_models_are_listed_as_cohere_and_infinity_do(client: Any):
@@ -307,12 +345,15 @@ def test_traces_hang_below_the_client_s_own(tiny_folder: Path):
     assert "two" not in str(root.attributes)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", [*pages.playground(), "/docs"])
 def test_pages_load_nothing_from_elsewhere(client: Any, path: str):
     page = client.get(path)
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    kind = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+    assert page.headers["content-type"].startswith(kind.get(path.rpartition(".")[2], "text/html"))
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page.text)
 
 
@@ -321,8 +362,8 @@ def test_the_interface_describes_every_path_and_every_error(tiny_folder: Path):
         described = httpx.get(f"{address}/openapi.json").json()["paths"]
         page = httpx.get(f"{address}/docs").text
         routes: Any = App(service).starlette().routes
-    pages = {("/", "GET"), ("/docs", "GET"), ("/openapi.json", "GET")}
-    answered = {(route.path, method) for route in routes for method in route.methods if method != "HEAD"} - pages
+    answered = {(route.path, method) for route in routes for method in route.methods if method != "HEAD"}
+    answered -= {(path, "GET") for path in (*pages.playground(), "/docs", "/openapi.json")}
     assert answered == {(path, method.upper()) for path, methods in described.items() for method in methods}
     statuses = {"401", "404", "413", "415", "422", "429", "503", "504"}
     assert all(statuses <= set(methods["post"]["responses"]) for methods in described.values() if "post" in methods)

@@ -177,6 +177,8 @@ def test_it_serves_tls(tmp_path: Path):
         (["{folder}", "--query-max-length", "9", "--truncation", "longest_first"], "remove --query-max-length"),
         (["{folder}", "--device", "npu"], "--device npu, expected"),
         (["{folder}", "--precision", "int8"], "int8"),
+        (["{folder}@fp32", "{folder}@int8"], "int8"),
+        (["{folder}@fp32", "{folder}@fp32"], "two models are called tiny@fp32"),
         (["{folder}", "--revision", "main"], "main is a state of a hub repository, but {folder} is a folder"),
         (
             ["{folder}", "--gpu-memory-gb", "2"],

@@ -91,7 +91,11 @@ class Network:
 
 @click.command("serve", cls=Command, epilog="Example: rankrt serve ./bge-m3 --port 8080")
 @argument(
-    "models", nargs=-1, required=True, metavar="MODEL...", help="An artifact's folder or a Hub id; NAME=MODEL names it."
+    "models",
+    nargs=-1,
+    required=True,
+    metavar="MODEL...",
+    help="An artifact's folder or a Hub id. NAME=MODEL names it; MODEL@int8 serves that precision of it.",
 )
 @option(
     "--host",
@@ -335,7 +339,7 @@ def _check_threads(settings: Settings) -> None:
 def _check_models(settings: Settings) -> Settings:
     """Raise what loading the models would raise, as far as that is quickly found; return settings for their devices."""
     host, names = this_host(), set[str]()
-    found = [find(served.source, settings.load, host) for served in settings.models]
+    found = [find(served.source, served.options(settings.load), host) for served in settings.models]
     for served, placement in zip(settings.models, found, strict=True):
         artifact = placement.artifact
         check_cutoff(settings.load.cutoff_layer, placement.variant)

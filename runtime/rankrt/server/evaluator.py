@@ -46,6 +46,7 @@ class Ask:
     rules        fields of `Rules` that are other than the server's; max_length is lowered to the model's limit
     instruction, prompt_name  what the model is told to look for, or the name of such a text
     cutoff_layer  of a layerwise model: the layer whose score is wanted, if it is another than the server's
+    wants_spans  whether the answer says which characters of the passages were read
     is_calibrated  whether the answer is told as probabilities, for which the model needs a calibration
     may_cut      whether texts may be truncated; if not, one that does not fit is an error
     priority     lower goes first
@@ -59,6 +60,7 @@ class Ask:
     instruction: str | None = None
     prompt_name: str | None = None
     cutoff_layer: int | None = None
+    wants_spans: bool = False
     is_calibrated: bool = False
     may_cut: bool = True
     priority: int = 0
@@ -90,6 +92,8 @@ class Answer:
     query_truncated  (n_pairs,) whether some of the query was not seen
     pair_tokens      (n_pairs,) tokens of a pair's rows, special ones counted; 0 where it was not tokenized in time
     n_cached         tokens of them that were not computed for this request
+    read             (n_pairs, 2) the first and last + 1 character of the passage that was seen, if that was asked
+    best             (n_pairs, 2) the same of the window that scored best, if that was asked and there are windows
     """
 
     model: Model
@@ -100,6 +104,8 @@ class Answer:
     pair_tokens: Int64Array
     n_cached: int
     timings: Timings
+    read: Int64Array | None = None
+    best: Int64Array | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -216,7 +222,9 @@ class Evaluator:
         self, evaluation: "_Evaluation", pairs: Sequence[Pair], before: Future[None] | None, in_order: bool
     ) -> None:
         started = time.monotonic()
-        encoded = evaluation.model.tokenizer.encode(pairs, evaluation.rules, evaluation.queries)
+        encoded = evaluation.model.tokenizer.encode(
+            pairs, evaluation.rules, evaluation.queries, wants_spans=evaluation.ask.wants_spans
+        )
         stopped = time.monotonic()
         if before is not None:
             before.result()  # it began earlier, so it never waits for this one
@@ -304,6 +312,7 @@ class _Evaluation:
         # In this order: blocks may still be added, and none may have rows that are not counted.
         logits = np.array(self.job.logits, np.float32)
         lengths, pair_of_row = self._rows()
+        read, best = self._spans(logits, pair_of_row) if self.ask.wants_spans else (None, None)
         return Answer(
             model=self.model,
             scale=self.scale,
@@ -313,6 +322,8 @@ class _Evaluation:
             pair_tokens=np.bincount(pair_of_row, lengths, n_pairs).astype(np.int64),
             n_cached=self.job.n_cached,
             timings=self._timings(),
+            read=read,
+            best=best,
         )
 
     def _rows(self) -> tuple[Int64Array, Int64Array]:
@@ -328,11 +339,26 @@ class _Evaluation:
         if self.rules.long_documents != "chunk":
             of_pairs[: len(logits)] = logits  # a row a pair
         elif len(logits):
-            found = np.where(np.isnan(logits), -np.inf, logits)
-            n_submitted = int(pair_of_row[-1]) + 1
-            of_pairs[:n_submitted] = found[best_rows(found, pair_of_row, n_submitted)]
+            best = _best_rows(logits, pair_of_row)
+            of_pairs[: len(best)] = logits[best]
             of_pairs[pair_of_row[np.isnan(logits)]] = np.nan
         return of_pairs
+
+    def _spans(self, logits: Float32Array, pair_of_row: Int64Array) -> tuple[Int64Array, Int64Array | None]:
+        """Return the characters of each passage that all its rows have together, and those of its best window."""
+        n_pairs, none = len(self.ask.pairs), np.zeros((0, 2), np.int64)
+        spans = np.concatenate([*(block.spans for block in self._blocks), none])
+        read = np.tile(np.array([np.iinfo(np.int64).max, 0]), (n_pairs, 1))
+        np.minimum.at(read[:, 0], pair_of_row, spans[:, 0])
+        np.maximum.at(read[:, 1], pair_of_row, spans[:, 1])
+        read[read[:, 0] > read[:, 1]] = 0  # not tokenized in time
+        if self.rules.long_documents != "chunk":
+            return read, None
+        best = np.zeros((n_pairs, 2), np.int64)
+        if len(logits):
+            rows = _best_rows(logits, pair_of_row[: len(logits)])
+            best[: len(rows)] = spans[rows]
+        return read, best
 
     def _timings(self) -> Timings:
         job, now = self.job, time.monotonic()
@@ -388,6 +414,12 @@ def _rules(model: Model, ask: Ask) -> Rules:
     rules = replace(model.rules, **given)
     rules.check(model.artifact.manifest.template, model.limit)
     return rules
+
+
+def _best_rows(logits: Float32Array, pair_of_row: Int64Array) -> Int64Array:
+    """Return the best row of each pair that has one; a row that is not scored is worse than any other."""
+    found = np.where(np.isnan(logits), -np.inf, logits)
+    return best_rows(found, pair_of_row, int(pair_of_row[-1]) + 1)
 
 
 def _flags(blocks: Sequence[BoolArray], n_pairs: int) -> BoolArray:

@@ -15,6 +15,7 @@ from typing import Any
 
 import rankrt.options
 from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.host.host import this_host
 from rankrt.host.memory import release_free_memory
@@ -31,16 +32,27 @@ _logger = logging.getLogger("rankrt.server")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What to serve: an artifact, and the name that requests call it by (None: the artifact's own)."""
+    """What to serve: an artifact, the name that requests call it by, and its precision.
+
+    Without a name it has the artifact's own, and without a precision that of the server's options.
+    """
 
     source: str
     name: str | None = None
+    precision: Precision | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Served":
-        """Read NAME=SOURCE, or SOURCE."""
+        """Read NAME=SOURCE@PRECISION, or without its first or last part. Another `@` belongs to the source."""
+        precision = next((known for known in PRECISIONS if text.endswith(f"@{known}")), None)
+        text = text.removesuffix(f"@{precision}")
         name, equals, source = text.partition("=")
-        return cls(source=source, name=name) if equals and name and "/" not in name else cls(source=text)
+        is_named = bool(equals and name and "/" not in name)
+        return cls(source=source if is_named else text, name=name if is_named else None, precision=precision)
+
+    def options(self, options: "LoadOptions") -> "LoadOptions":
+        """Return the server's options with this model's own."""
+        return options if self.precision is None else replace(options, precision=self.precision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +85,12 @@ class Model:
         return min(
             self.artifact.manifest.max_length, self.served.capacity.longest_row or self.artifact.manifest.max_length
         )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the artifact has a calibration for the scores of the layer that the server reads them from."""
+        calibration = self.artifact.calibration
+        return calibration is not None and calibration.cutoff_layer == self.layer(None)
 
     def layer(self, asked: int | None) -> int | None:
         """Return the layer whose score a request gets: the one that it asks for, or the server's; None is the last."""
@@ -176,7 +194,7 @@ class Models:
         raise Failure("unknown_model", f"no model is called {name[:100]}; there are {', '.join(self._models)}")
 
     def _load(self, served: Served, warm_up: Callable[[Model], None]) -> Model:
-        options = self._options
+        options = served.options(self._options)
         placement = find(served.source, options, this_host())
         artifact, variant = placement.artifact, placement.variant
         check_cutoff(options.cutoff_layer, variant)
@@ -193,7 +211,7 @@ class Models:
                 variant=variant,
                 tokenizer=tokenizer,
                 rules=rules,
-                served=self._load_in_workers(key, placement),
+                served=self._load_in_workers(key, placement, options),
                 loaded_at=int(time.time()),
             )
             rules.check(artifact.manifest.template, model.limit)
@@ -206,7 +224,7 @@ class Models:
         _logger.info("%s is ready: %s", name, variant.name, extra={"model": name, "artifact": artifact.identity})
         return model
 
-    def _load_in_workers(self, key: str, placement: Placement) -> ServedModel:
+    def _load_in_workers(self, key: str, placement: Placement, options: LoadOptions) -> ServedModel:
         """Load a model in all workers side by side."""
         artifact, variant = placement.artifact, placement.variant
         files = ModelFiles(
@@ -214,12 +232,12 @@ class Models:
             artifact=replace(artifact, folder=artifact.folder.resolve()),  # a link may lead elsewhere later
             variant=variant,
             device=placement.device,
-            options=self._options,
+            options=options,
         )
         with ThreadPoolExecutor(len(self._workers)) as pool:
             capacities = list(pool.map(lambda worker: worker.load(files), self._workers))
         salt = hashlib.sha256(f"{key} {artifact.identity} {variant.name}".encode()).digest()
-        layer = self._options.cutoff_layer
+        layer = options.cutoff_layer
         return ServedModel(key=key, salt=salt, capacity=capacities[0], exits=() if layer is None else (layer,))
 
     async def _retire(self, model: Model) -> None:
@@ -257,12 +275,14 @@ def _content(artifact: Artifact, variant: Variant) -> tuple[object, ...]:
 def name_of(artifact: Artifact, served: Served) -> str:
     """Return what a model is called: as it was named, or else as on the hub, or after the folder that is served.
 
+    If the command line gives it a precision, that is a part of the name: one artifact may be served in several.
     The manifest calls one that was exported from a folder after that folder, often `checkpoint` or `model`.
     """
     if served.name is not None:
         return served.name
-    exported = artifact.manifest.source.id
-    return artifact.manifest.name if "/" in exported else Path(os.path.abspath(Path(served.source).expanduser())).name
+    exported, folder = artifact.manifest.source.id, Path(os.path.abspath(Path(served.source).expanduser())).name
+    name = artifact.manifest.name if "/" in exported else folder
+    return name if served.precision is None else f"{name}@{served.precision}"
 
 
 def rules_of(artifact: Artifact, options: LoadOptions) -> Rules:

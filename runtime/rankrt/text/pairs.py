@@ -23,6 +23,8 @@ _Found = TypeVar("_Found")
 
 # Windows of a long passage share a quarter of their tokens. So one of them has the whole of an answer on a border.
 _CHUNK_OVERLAP = 4
+# Where a passage was cut is looked for in so many characters a token, then in so many times more.
+_CHARS_PER_TOKEN, _GROWTH = 8, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class Encoded:
     offsets         (n_rows + 1,) row i is ids[offsets[i]:offsets[i + 1]]
     passage_starts  (n_rows,) the place of the passage in its row
     pair_of_row     (n_rows,) the pair of a row, ascending; a chunked passage has several rows
-    spans           (n_rows, 2) first and last + 1 character of the passage in a chunk; zeros without chunks
+    spans           (n_rows, 2) first and last + 1 character of the passage in a row; zeros if no chunks and not asked
     truncated       (n_pairs,) whether some of the passage is in no row
     query_truncated (n_pairs,) whether some of the query is in no row
     n_suffix        how many tokens come after the passage in each row, or after the query if the passage is first
@@ -148,11 +150,19 @@ class PairTokenizer:
         self._text_tokenizer = text_tokenizer
         self._template = template
 
-    def encode(self, pairs: Sequence[Pair], rules: Rules, queries: dict[str, Worded] | None = None) -> Encoded:
+    def encode(
+        self,
+        pairs: Sequence[Pair],
+        rules: Rules,
+        queries: dict[str, Worded] | None = None,
+        *,
+        wants_spans: bool = False,
+    ) -> Encoded:
         """Tokenize, cut and join pairs; rows come in the order of the pairs.
 
-        `queries` holds those that were tokenized by these rules before, and new ones are added. Raises InputError for a
-        value of another type, and for text with a lone surrogate.
+        `queries` holds those that were tokenized by these rules before, and new ones are added. With `wants_spans`, a
+        passage that was cut is tokenized once more, to see where. Raises InputError for a value of another type, and
+        for text with a lone surrogate.
         """
         _check_texts(pairs)
         template, queries = self.template(rules), {} if queries is None else queries
@@ -171,6 +181,9 @@ class PairTokenizer:
             if rules.truncation == "longest_first" and room % 2:
                 self._find_longer(pairs, queries, passages, rules)
             rows = [self._cut(i, queries[q], passages[i], room, rules) for i, (q, _) in enumerate(pairs)]
+            if wants_spans:
+                spans = [self._span(row, passages[row.pair], pairs[row.pair][1], form, rules) for row in rows]
+                rows = [replace(row, span=span) for row, span in zip(rows, spans, strict=True)]
         return self._join(rows, len(pairs), template)
 
     def located(self, texts: Sequence[str]) -> list[Located]:
@@ -247,6 +260,38 @@ class PairTokenizer:
             )
         return n_query
 
+    def _span(self, row: _Row, passage: Worded, text: str, form: Form, rules: Rules) -> Span:
+        """Return the characters of a passage that its row has."""
+        first, last = form.kept(text)
+        if not row.truncated:
+            return first, last
+        if rules.truncation_side == "left":
+            n_kept = len(row.passage) - min(passage.n_before, len(row.passage))
+            spans = passage.spans if len(passage.spans) else self._last_spans(form.around(text), row.passage)
+            start = spans[len(spans) - n_kept][0] if n_kept else len(form.around(text))
+            return form.inside((start, len(form.around(text))), text)[0], last
+        kept = row.passage[: len(row.passage) - len(passage.end)]
+        return first, form.inside((0, self._first_spans(form.around(text), kept)[-1][1] if len(kept) else 0), text)[1]
+
+    def _first_spans(self, text: str, ids: Int32Array) -> Int64Array:
+        """Return the characters of the first tokens of a text, whose ids are known, and read no more of it than needed.
+
+        More text can change the last tokens of a part. So the part has to have more tokens than are wanted.
+        """
+        for n_chars in _sizes(len(text), len(ids)):
+            (found,) = self.located([text[:n_chars]])
+            if len(found.ids) > len(ids) and np.array_equal(found.ids[: len(ids)], ids):
+                break
+        return found.spans[: len(ids)]
+
+    def _last_spans(self, text: str, ids: Int32Array) -> Int64Array:
+        """Return the characters of the last tokens of a text, as `_first_spans` does for the first."""
+        for n_chars in _sizes(len(text), len(ids)):
+            (found,) = self.located([text[len(text) - n_chars :]])
+            if len(found.ids) > len(ids) and np.array_equal(found.ids[len(found.ids) - len(ids) :], ids):
+                break
+        return found.spans[len(found.ids) - len(ids) :] + (len(text) - n_chars)
+
     def _chunks(self, pair: int, query: Worded, passage: Worded, room: int, rules: Rules) -> Iterator[_Row]:
         """Cut a passage into windows, each with the words around a passage."""
         kept = query.kept(self._n_query(query, room, rules), rules)
@@ -309,6 +354,15 @@ def _head(text: str, n_chars: int) -> str:
     while cut != -1 and not (text[cut - 1 : cut].isalnum() and text[cut + 1 : cut + 2].isalnum()):
         cut = text.find(" ", cut + 1)
     return text if cut == -1 else text[:cut]
+
+
+def _sizes(n_chars: int, n_tokens: int) -> Iterator[int]:
+    """Yield numbers of characters that may have so many tokens, growing until it is all of them."""
+    size = _CHARS_PER_TOKEN * (n_tokens + 1)
+    while size < n_chars:
+        yield size
+        size *= _GROWTH
+    yield n_chars
 
 
 def _checked(tokenize: Callable[[Sequence[str]], list[_Found]], texts: Sequence[str]) -> list[_Found]:

@@ -21,6 +21,7 @@ from rankrt.server.dialects import fields
 from rankrt.server.dialects.texts import Document, QueryDocument, check_query, texts_of
 from rankrt.server.evaluator import Answer, Ask
 from rankrt.server.failures import STATUSES, Failure, Kind
+from rankrt.text.options import LongDocuments
 
 Milliseconds: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=86_400_000)]
 Priority: TypeAlias = Annotated[int, msgspec.Meta(ge=-1_000_000, le=1_000_000)]
@@ -82,6 +83,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 class Card:
     """Facts about a served model that a dialect may tell.
 
+    max_length        the most tokens of a row, unless a request says otherwise
+    longest           the most tokens of a row that a request may ask for
+    long_documents    what happens to documents that do not fit
+    is_calibrated     whether its scores can be told as probabilities
     created           seconds since 1970 when it was loaded
     n_waiting         requests in flight
     queue_tokens      tokens that wait to be scored
@@ -95,6 +100,9 @@ class Card:
     precision: str
     device: str
     max_length: int
+    longest: int
+    long_documents: LongDocuments
+    is_calibrated: bool
     created: int
     n_waiting: int
     queue_tokens: int

@@ -1,11 +1,14 @@
 """rankrt's own dialect: it answers all that is known about a document, for the playground and other programs."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from rankrt.arrays import Int64Array
 from rankrt.scale import Scale, ScoreKind, check_threshold, kind_of, reaches
 from rankrt.server.dialects import (
+    Card,
     Dialect,
     Endpoint,
     Flag,
@@ -19,9 +22,10 @@ from rankrt.server.dialects import (
     shortest,
 )
 from rankrt.server.dialects.fields import REFUSED
-from rankrt.server.dialects.openai import models_of
+from rankrt.server.dialects.openai import OpenAIModel
 from rankrt.server.dialects.texts import Documents, QueryDocument, texts_of
 from rankrt.server.evaluator import Answer, Ask
+from rankrt.text.options import LongDocuments, Span
 
 
 class Rerank(Limited, frozen=True, kw_only=True):
@@ -29,7 +33,8 @@ class Rerank(Limited, frozen=True, kw_only=True):
 
     `cutoff_layer` is the layer of a layerwise model whose score is wanted. Scores are logits, their sigmoid with
     `normalize`, or probabilities with `calibrated`, if the artifact has a calibration. Documents whose score is below
-    `score_threshold`, a number of that kind, are left out of the answer.
+    `score_threshold`, a number of that kind, are left out of the answer. `return_spans` asks which part of each
+    document was read.
     """
 
     query: QueryDocument
@@ -39,6 +44,8 @@ class Rerank(Limited, frozen=True, kw_only=True):
     calibrated: Flag = None
     score_threshold: float | None = None
     return_documents: Flag = None
+    return_spans: Flag = None
+    long_documents: LongDocuments | None = None
     max_length: Some | None = None
     query_max_length: Some | None = None
     passage_max_length: Some | None = None
@@ -48,12 +55,19 @@ class Rerank(Limited, frozen=True, kw_only=True):
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A document in the order of relevance; `score_kind` of the ranking says what its score is."""
+    """A document in the order of relevance; `score_kind` of the ranking says what its score is.
+
+    `read` and `span` are the first character and the one after the last, counted from 0 in Unicode code points. The
+    model has read the characters of `read`, in one window or several. `span` is the window that scored best, if the
+    document was read in windows.
+    """
 
     index: int
     score: float
     n_tokens: int
     truncated: bool = msgspec.field(default=False)
+    read: tuple[int, int] | None = None
+    span: tuple[int, int] | None = None
     document: str | None = None
 
 
@@ -86,6 +100,26 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds: Milliseconds
 
 
+class RankrtModel(OpenAIModel, frozen=True, kw_only=True):
+    """A served model. `max_model_len` is the length of a row by default, `longest` the most that a request may ask for.
+
+    `calibrated` says whether requests may ask for probabilities.
+    """
+
+    precision: str
+    device: str
+    longest: int
+    long_documents: LongDocuments
+    calibrated: bool
+
+
+class RankrtModels(msgspec.Struct, frozen=True, kw_only=True):
+    """The models that are served, in OpenAI's form with what the playground needs to know besides."""
+
+    data: list[RankrtModel]
+    object: Literal["list"] = "list"
+
+
 class Error(msgspec.Struct, frozen=True, kw_only=True):
     """An error."""
 
@@ -93,12 +127,31 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+def _models(cards: Sequence[Card]) -> RankrtModels:
+    return RankrtModels(
+        data=[
+            RankrtModel(
+                id=card.name,
+                created=card.created,
+                root=card.source,
+                max_model_len=card.max_length,
+                precision=card.precision,
+                device=card.device,
+                longest=card.longest,
+                long_documents=card.long_documents,
+                calibrated=card.is_calibrated,
+            )
+            for card in cards
+        ]
+    )
+
+
 RANKRT = Dialect(
     name="rankrt",
     error=lambda failure, status: Error(kind=failure.kind, message=failure.message),
     error_type=Error,
     is_strict=True,
-    models=models_of,
+    models=_models,
 )
 
 
@@ -112,6 +165,7 @@ def _ask(request: Rerank) -> Ask:
         "max_length": request.max_length,
         "query_max_length": request.query_max_length,
         "passage_max_length": request.passage_max_length,
+        "long_documents": request.long_documents,
         "truncation_side": request.truncation_side if request.truncation_side == "left" else None,
     }
     return rerank_ask(
@@ -121,6 +175,7 @@ def _ask(request: Rerank) -> Ask:
         priority=request.priority or 0,
         cutoff_layer=request.cutoff_layer,
         is_calibrated=is_set(request.calibrated),
+        wants_spans=is_set(request.return_spans),
         rules={name: value for name, value in wanted.items() if value is not None},
         **common_of(request),
     )
@@ -143,6 +198,8 @@ def _answer(request: Rerank, answer: Answer, request_id: str) -> Ranking:
                 score=float(told[i]),
                 n_tokens=int(answer.pair_tokens[i]),
                 truncated=bool(answer.truncated[i]),
+                read=_span(answer.read, i),
+                span=_span(answer.best, i),
                 document=texts[i] if echo else None,
             )
             for i in rank(answer, request.n_best)
@@ -160,6 +217,10 @@ def _answer(request: Rerank, answer: Answer, request_id: str) -> Ranking:
             total=1000 * timings.total,
         ),
     )
+
+
+def _span(spans: Int64Array | None, index: int) -> Span | None:
+    return None if spans is None else (int(spans[index, 0]), int(spans[index, 1]))
 
 
 ENDPOINTS = (

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ T = TypeVar("T")
 # Decoding a larger body delays the other requests of the loop: 256 KB take 1 ms.
 _DECODE_ELSEWHERE_BYTES = 256 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# A client may read scores before it knows the model, so each answer says what they are.
+_SCORE_KIND = "x-rankrt-score-kind"
 # nginx's status for a client that has left. It is only logged and counted.
 _CLIENT_LEFT = 499
 
@@ -98,7 +100,7 @@ class App:
     def _other_routes(self) -> list[Route]:
         documentation = pages.documentation(msgspec.json.decode(self._openapi))
         return [
-            Route("/", _page_route(pages.playground()), methods=["GET"]),
+            *(Route(path, _page_route(page), methods=["GET"]) for path, page in pages.playground().items()),
             Route("/docs", _page_route(documentation), methods=["GET"]),
             Route("/openapi.json", self._get_openapi, methods=["GET"]),
             Route("/health", self._get_health, methods=["GET"]),
@@ -153,7 +155,7 @@ class App:
             answer = await _unless_client_leaves(request, self._service.evaluator.evaluate(ask))
             exchange.answer = answer
             encoded = msgspec.json.encode(endpoint.answer(decoded, answer, exchange.id))
-            headers = _answer_headers(exchange, answer) | {"x-rankrt-score-kind": endpoint.kind(decoded)}
+            headers = _answer_headers(exchange, answer) | {_SCORE_KIND: endpoint.kind(decoded)}
             return Response(encoded, media_type="application/json", headers=headers)
 
     async def _stream(self, request: Request) -> Response:
@@ -173,7 +175,7 @@ class App:
             # Refusals come before the first byte of a stream, which says 200.
             first = await anext(progress)
             events = self._events(exchange, endpoint, decoded, first, progress)
-            return _EventStream(exchange, events, stack.pop_all())
+            return _EventStream(exchange, events, stack.pop_all(), {_SCORE_KIND: endpoint.kind(decoded)})
 
     async def _events(
         self,
@@ -380,6 +382,9 @@ class App:
                 precision=model.variant.precision,
                 device="cuda" if model.served.capacity.is_gpu else "cpu",
                 max_length=model.rules.max_length,
+                longest=model.limit,
+                long_documents=model.rules.long_documents,
+                is_calibrated=model.is_calibrated,
                 created=model.loaded_at,
                 n_waiting=self._service.in_flight.n_requests,
                 queue_tokens=scheduler.queue.n_tokens,
@@ -409,8 +414,10 @@ class App:
 class _EventStream(Response):
     """Server-sent events, until they end or the client leaves."""
 
-    def __init__(self, exchange: _Exchange, events: AsyncGenerator[bytes], open_things: Any) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    def __init__(
+        self, exchange: _Exchange, events: AsyncGenerator[bytes], open_things: Any, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
         self.headers["content-type"] = "text/event-stream; charset=utf-8"
         self._exchange = exchange
@@ -510,7 +517,7 @@ def _json(content: Any, status: int = 200) -> Response:
 
 def _page_route(page: pages.Page) -> Any:
     async def get(request: Request) -> Response:
-        return Response(page.content, media_type="text/html", headers=dict(page.headers))
+        return Response(page.content, media_type=page.media_type, headers=dict(page.headers))
 
     return get
 

@@ -12,6 +12,7 @@ from rankrt.server.dialects.infinity import InfinityHealth, InfinityModels
 from rankrt.server.dialects.jina import JINA, JinaRanking
 from rankrt.server.dialects.llamacpp import LlamacppHealth
 from rankrt.server.dialects.openai import OpenAIModels
+from rankrt.server.dialects.rankrt import RankrtModels
 from rankrt.server.dialects.tei import TEI, TeiError, TeiInfo, TeiToken, TeiTokenize
 from rankrt.server.dialects.vllm import VLLM
 from rankrt.server.http.routes import BARE, DIALECTS, ENDPOINTS, prefixed
@@ -52,7 +53,7 @@ _HEADERS = {
     "x-rankrt-partial": "scored documents / all documents, if the deadline came first",
     "x-rankrt-unknown-fields": "ignored fields of the body",
 }
-_MODELS: Mapping[str, Any] = {"cohere": CohereModels, "infinity": InfinityModels}
+_MODELS: Mapping[str, Any] = {"cohere": CohereModels, "infinity": InfinityModels, "rankrt": RankrtModels}
 _HEALTH: Mapping[str, Any] = {"infinity": InfinityHealth, "llamacpp": LlamacppHealth}
 
 
@@ -119,7 +120,10 @@ def _stream(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     (endpoint,) = [e for e in ENDPOINTS if e.dialect is JINA]
     operation = _operation([endpoint], schemas, "/v1/rerank/stream")
     operation["post"]["summary"] = "rank documents with server-sent events: hits as they are scored, then the ranking"
-    operation["post"]["responses"]["200"]["content"] = {"text/event-stream": {"schema": _EVENT}}
+    answer = operation["post"]["responses"]["200"]
+    answer["content"] = {"text/event-stream": {"schema": _EVENT}}
+    # The other headers are figures, which are not known when a stream begins.
+    answer["headers"] = {name: answer["headers"][name] for name in ("x-request-id", "x-rankrt-score-kind")}
     return operation
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,21 +17,33 @@ from rankrt.server.dialects import Dialect
 from rankrt.server.failures import Failure
 from rankrt.server.http.routes import DIALECTS
 
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _CONTENT_TYPE = "-H 'content-type: application/json'"
 _WITH_KEY = "-H 'authorization: Bearer KEY'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page and its headers. They allow only its own script and style, and requests to this server only."""
+    """A page or a part of one, and its headers. They allow only its own scripts and styles, and this server only."""
 
     content: bytes
+    media_type: str
     headers: Mapping[str, str]
 
 
-def playground() -> Page:
-    """Return the page to try a model on."""
-    return _page(files("rankrt.server.http").joinpath("playground.html").read_text(encoding="utf-8"))
+def playground() -> Mapping[str, Page]:
+    """Return the page to try models on, its style and its modules, by their paths.
+
+    The browser takes scripts and styles from this server only, and none from the page itself. A text that a script
+    would turn into markup is refused by the browser.
+    """
+    policy = _policy(script="'self'", style="'self'") + "; require-trusted-types-for 'script'; trusted-types 'none'"
+    found = {file.name: file.read_bytes() for file in files("rankrt.server").joinpath("playground").iterdir()}
+    paths = {name: "/" if name == "index.html" else f"/playground/{name}" for name in found}
+    return {
+        paths[name]: Page(content=found[name], media_type=_TYPES[Path(name).suffix], headers=_headers(policy))
+        for name in sorted(found)
+    }
 
 
 def documentation(openapi: Mapping[str, Any]) -> Page:
@@ -136,23 +149,23 @@ def _resolve(schema: Any, openapi: Mapping[str, Any]) -> Any:
 
 
 def _page(text: str) -> Page:
-    hashes = {tag: _hashes(text, tag) for tag in ("script", "style")}
-    policy = (
-        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self';"
-        " img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    )
-    return Page(
-        content=text.encode(),
-        headers={
-            "content-security-policy": policy,
-            "x-content-type-options": "nosniff",
-            "referrer-policy": "no-referrer",
-            "cache-control": "no-cache",
-        },
+    (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = _policy(script="'none'", style=f"'sha256-{digest}'")
+    return Page(content=text.encode(), media_type="text/html", headers=_headers(policy))
+
+
+def _policy(*, script: str, style: str) -> str:
+    return (
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:;"
+        " form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
     )
 
 
-def _hashes(text: str, tag: str) -> str:
-    parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
-    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+def _headers(policy: str) -> Mapping[str, str]:
+    return {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
