@@ -1,0 +1,104 @@
+"""deploy/haproxy/haproxy.cfg in a real HAProxy: where requests go, and what a restart of replicas loses."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra server")
+pytest.importorskip("uvicorn", reason="needs the extra server")
+front = pytest.importorskip("benchmarks.harness.front", reason="needs the source tree")
+crowd = pytest.importorskip("benchmarks.harness.crowd", reason="needs the source tree")
+
+from benchmarks.harness.served import Server  # noqa: E402
+from tests.server.support import wait_until  # noqa: E402
+from tests.support import tiny_artifact  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not front.has_haproxy(), reason="needs HAProxy 2.6 or newer")
+# A server that ends has answered what it took. Its front sends what it had not taken to the other replica.
+OPTIONS = ("--workers", "0", "--threads", "1", "--cache-mb", "1")
+# The words that the tiny model knows: other words are all the same to it.
+QUERIES = [" ".join(words) for words in product(("zero", "one", "two", "three", "four"), repeat=2)]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("front") / "tiny").folder
+
+
+@pytest.fixture
+def servers(artifact: Path, tmp_path: Path) -> Iterator[list[Server]]:
+    environment = {"RANKRT_CACHE": str(tmp_path / "cache")}
+    with ExitStack() as stack:
+        yield [stack.enter_context(Server(str(artifact), *OPTIONS, environment=environment)) for _ in range(2)]
+
+
+def ask(port: int, body: dict[str, Any], path: str = "/rerank") -> bytes:
+    status, answer, _ = crowd.post(port, json.dumps(body).encode(), path=path)
+    assert status == 200, answer
+    return bytes(answer)
+
+
+def counts(servers: list[Server], name: str) -> list[float]:
+    return [sum(value for key, value in server.metrics().items() if key.startswith(name)) for server in servers]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"query": "{}", "texts": ["one"]}),
+        ("/rerank", {"texts": ["one " * 20_000], "query": "{}"}),
+        ("/v1/rerank", {"query": {"text": "{}"}, "documents": ["one"]}),
+        ("/v1/ranking", {"query": {"text": "{}"}, "passages": [{"text": "one"}]}),
+    ],
+)
+def test_the_same_query_meets_the_same_replica_in_every_dialect(servers: Any, tmp_path: Path, path: str, body: Any):
+    before = counts(servers, "rankrt_cache_misses_total")  # of the warm-up
+    with front.Front(tmp_path, [server.port for server in servers], "by_query") as opened:
+        for query in QUERIES * 3:
+            ask(opened.port, json.loads(json.dumps(body).replace("{}", query)), path)
+    hits = counts(servers, "rankrt_cache_hits_total")
+    misses = [now - then for now, then in zip(counts(servers, "rankrt_cache_misses_total"), before, strict=True)]
+    # A query that comes to both replicas misses twice. Without the hash half of them would; the bound passes on a few.
+    assert len(QUERIES) <= sum(misses) <= 1.2 * len(QUERIES)
+    assert sum(hits) + sum(misses) == 3 * len(QUERIES)
+    assert min(misses) > 0, "both replicas have queries"
+
+
+def test_a_replica_that_is_away_passes_its_queries_to_the_other(servers: Any, tmp_path: Path):
+    with front.Front(tmp_path, [server.port for server in servers], "by_query") as opened:
+        servers[0].process.kill()
+        for query in QUERIES:
+            ask(opened.port, {"query": query, "texts": ["two"]})
+    assert counts(servers[1:], "rankrt_requests_total") == [len(QUERIES)]
+
+
+def test_least_connections_gives_both_replicas_work(servers: Any, tmp_path: Path):
+    with front.Front(tmp_path, [server.port for server in servers], "by_load") as opened:
+        for query in QUERIES:
+            ask(opened.port, {"query": query, "texts": ["two"]})
+    first, second = counts(servers, "rankrt_requests_total")
+    assert abs(first - second) <= 1
+
+
+@pytest.mark.parametrize("backend", ["by_query", "by_load"])
+def test_a_rolling_restart_under_load_loses_nothing(artifact: Path, servers: Any, tmp_path: Path, backend: str):
+    cases, found, environment = crowd.make_cases(artifact), crowd.Findings(), {"RANKRT_CACHE": str(tmp_path / "cache")}
+    with front.Front(tmp_path, [server.port for server in servers], backend) as opened, ExitStack() as stack:
+
+        def client() -> None:
+            crowd.ask(opened.port, cases, found)
+
+        with crowd.Crowd([client] * 4, found):
+            for server in servers:
+                server.process.terminate()
+                server.process.wait(30)
+                again = stack.enter_context(Server(str(artifact), *OPTIONS, port=server.port, environment=environment))
+                # The front asks every second. Until it knows that this one is back, the other is all that it has.
+                wait_until(lambda again=again: sum(counts([again], "rankrt_requests_total")) > 10)
+    assert found.wrong == []
+    assert set(found.statuses) == {"200"}
