@@ -27,7 +27,7 @@ def has_haproxy() -> bool:
 
 
 def configured(text: str, *, port: int, servers: Sequence[int], backend: str) -> str:
-    """Return the configuration for a front at `port` before servers at these ports, with this backend as the default."""
+    """Return the configuration for a front at `port` before servers at these ports, which uses this backend."""
     listed = "".join(f"    server rankrt{i} 127.0.0.1:{server}\n" for i, server in enumerate(servers, 1))
     text = re.sub(r"( {4}server rankrt\d.*\n)+", listed, text)
     text = re.sub(r"bind :8000", f"bind 127.0.0.1:{port}", text)

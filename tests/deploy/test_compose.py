@@ -1,0 +1,95 @@
+"""compose, Prometheus' rules and Grafana's dashboard ask for figures that a real server has."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra server")
+pytest.importorskip("uvicorn", reason="needs the extra server")
+pytest.importorskip("httpx", reason="needs httpx")
+yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+
+from tests.deploy.figures import figures  # noqa: E402
+
+COMPOSE = Path(__file__).parents[2] / "deploy" / "compose"
+DASHBOARD = COMPOSE / "grafana" / "dashboards" / "rankrt.json"
+# Prometheus adds these to what it reads.
+ADDED = {"instance", "job", "le", "up"}
+
+
+def panels() -> list[dict[str, Any]]:
+    found = json.loads(DASHBOARD.read_text())["panels"]
+    return [panel for panel in found if panel["type"] != "row"]
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((COMPOSE / "alerts.yml").read_text())["groups"]
+    return list(group["rules"])
+
+
+QUERIES = [
+    *(pytest.param(target["expr"], id=panel["title"]) for panel in panels() for target in panel["targets"]),
+    *(pytest.param(rule["expr"], id=rule["alert"]) for rule in rules()),
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_asks_for_figures_and_labels_that_the_server_has(address: str, query: str):
+    known = figures(address)
+    names = set(re.findall(r"\b(?:rankrt|process|up)[a-z_]*\b", re.sub(r"\{[^}]*\}|\"[^\"]*\"", "", query)))
+    assert names
+    assert names <= known.keys() | ADDED
+    labels = {label for group in re.findall(r"\{(.*?)\}", query) for label in re.findall(r"(\w+)\s*[=!]", group)}
+    labels |= {label.strip() for group in re.findall(r"by \((.*?)\)", query) for label in group.split(",")}
+    assert labels <= ADDED.union(*(known.get(name, set()) for name in names))
+
+
+def test_every_panel_explains_itself_and_has_a_place_of_its_own():
+    assert all(panel["description"].endswith(".") for panel in panels())
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
+    assert len(set(places)) == len(places)
+
+
+def test_every_alert_says_what_to_do():
+    for rule in rules():
+        assert rule["annotations"]["description"].endswith(".")
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
+def test_promtool_understands_the_rules_and_every_query(tmp_path: Path):
+    # Grafana puts a duration in place of its variable, and a pattern in place of the other.
+    recorded = [
+        {"record": f"panel:{i}", "expr": query.values[0].replace("$__rate_interval", "1m").replace("$instance", ".*")}
+        for i, query in enumerate(QUERIES)
+    ]
+    (tmp_path / "panels.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": recorded}]}))
+    checks = [
+        ["rules", COMPOSE / "alerts.yml"],
+        ["rules", tmp_path / "panels.yml"],
+        ["config", COMPOSE / "prometheus.yml"],
+    ]
+    for kind, file in checks:
+        command = ["promtool", "check", str(kind), str(file)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
+def test_compose_understands_the_file_and_asks_for_a_model(tmp_path: Path):
+    command = ["docker-compose", "-f", str(COMPOSE / "compose.yaml"), "config", "--format", "json"]
+    without = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "set MODEL to the folder of an artifact" in without.stderr
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "MODEL": str(tmp_path)}
+    )
+    services = json.loads(done.stdout)["services"]
+    assert services["rankrt"]["read_only"] is True
+    sources = [volume["source"] for each in services.values() for volume in each["volumes"] if volume["type"] == "bind"]
+    assert [source for source in sources if not Path(source).exists()] == []
