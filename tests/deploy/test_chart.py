@@ -15,7 +15,7 @@ yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 
 from rankrt.server.cli import serve  # noqa: E402
 from rankrt.server.limits import Limits  # noqa: E402
-from tests.deploy.figures import SERVER_AND_MODEL, bytes_of, figures  # noqa: E402
+from tests.deploy.figures import SERVER_AND_MODEL, bytes_of  # noqa: E402
 
 pytestmark = pytest.mark.skipif(shutil.which("helm") is None, reason="needs helm")
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "rankrt"
@@ -150,13 +150,13 @@ def test_everything_is_about_the_same_pods_and_port(tmp_path: Path):
     assert {*probes, objects["Service"]["spec"]["ports"][0]["targetPort"]} == {port["name"]}
 
 
-def test_the_autoscaler_decides_and_looks_at_a_figure_that_the_server_has(tmp_path: Path, address: str):
+def test_the_autoscaler_decides_and_looks_at_a_figure_that_the_server_has(tmp_path: Path, figures: Any):
     objects = rendered(tmp_path)
     assert "replicas" not in objects["Deployment"]["spec"]
     metrics = objects["HorizontalPodAutoscaler"]["spec"]["metrics"]
     names = [metric["pods"]["metric"]["name"] for metric in metrics if metric["type"] == "Pods"]
     assert len(names) == 1
-    assert names[0] in figures(address)
+    assert names[0] in figures
     assert [metric["resource"]["name"] for metric in metrics if metric["type"] == "Resource"] == ["cpu"]
     alone = rendered(tmp_path, autoscaling={"enabled": False}, replicas=3)
     assert "HorizontalPodAutoscaler" not in alone
