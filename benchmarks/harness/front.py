@@ -35,7 +35,7 @@ def configured(text: str, *, port: int, servers: Sequence[int], backend: str) ->
 
 
 class Front:
-    """A process with HAProxy. It is ready when a server behind it is."""
+    """A process with HAProxy. It is ready when one of its servers is."""
 
     def __init__(self, folder: Path, servers: Sequence[int], backend: str, configuration: Path = CONFIGURATION) -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""Several servers behind HAProxy: requests by the least load, and by their query.
+"""Several servers with HAProxy in front: requests go by the least load, or by their query.
 
     python -m benchmarks.studies.replicas --artifact ./tiny -o benchmarks/results/replicas.json
 

@@ -5,12 +5,17 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+httpx = pytest.importorskip("httpx", reason="needs httpx")
+served = pytest.importorskip("benchmarks.harness.served", reason="needs the source tree")
+
+from tests.server.support import wait_until  # noqa: E402
 
 COMPOSE = Path(__file__).parents[2] / "deploy" / "compose"
 DASHBOARD = COMPOSE / "grafana" / "dashboards" / "rankrt.json"
@@ -73,6 +78,41 @@ def test_promtool_understands_the_rules_and_every_query(tmp_path: Path):
         command = ["promtool", "check", str(kind), str(file)]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus, of Debian's package prometheus")
+def test_every_panel_shows_something_of_a_server_that_was_asked(client: Any, tmp_path: Path):
+    target = str(client.base_url.netloc.decode())
+    scraped = {"job_name": "rankrt", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}
+    (tmp_path / "prometheus.yml").write_text(json.dumps({"scrape_configs": [scraped]}))
+    port = served.free_port()
+    command = ["prometheus", "--config.file", str(tmp_path / "prometheus.yml"), "--storage.tsdb.path", str(tmp_path)]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
+    queries = {(panel["title"], target["expr"]) for panel in panels() for target in panel["targets"]}
+
+    def is_empty(query: str) -> bool:
+        asked = query.replace("$__rate_interval", "10s").replace("$instance", ".*")
+        answer = client.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": asked}).json()
+        return not any(row["value"][1] != "NaN" for row in answer["data"]["result"])
+
+    with subprocess.Popen(command) as process:
+        try:
+            wait_until(lambda: is_up(client, port))
+            limit = time.monotonic() + 20
+            while queries and time.monotonic() < limit:
+                for body in ({"query": "one", "texts": ["two " * 500]}, {"query": "one"}):
+                    client.post("/rerank", json=body)
+                queries = {(title, query) for title, query in queries if is_empty(query)}
+        finally:
+            process.terminate()
+    assert queries == set()
+
+
+def is_up(client: Any, port: int) -> bool:
+    try:
+        return bool(client.get(f"http://127.0.0.1:{port}/-/ready").status_code == 200)
+    except httpx.ConnectError:
+        return False
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
