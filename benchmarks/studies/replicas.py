@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.arrivals import capacity_per_s, offer, poisson_arrivals
+from benchmarks.harness.arrivals import Send, capacity_per_s, offer, poisson_arrivals
 from benchmarks.harness.front import Front
 from benchmarks.harness.served import Server
+from rankrt.arrays import Float64Array
 from rankrt.host.cpu import this_machine
 
 _BACKENDS = ("by_load", "by_query")
@@ -85,75 +86,49 @@ def make_bodies(n_questions: int, n_documents: int) -> list[bytes]:
     return [json.dumps(body).encode() for body in asked]
 
 
-def measure_goodput(
-    n_servers: int, backend: str, bodies: Sequence[bytes], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Return the answers a second, and the shares of rows that the caches had, of clients that never wait."""
-
-    async def run(port: int) -> float:
-        send = _asker(port, bodies)
-        await capacity_per_s(send, options.seconds, _N_CLIENTS)  # fills the caches
-        _note(servers)
-        return await capacity_per_s(send, options.seconds, _N_CLIENTS)
-
+def measure_goodput(n: int, backend: str, bodies: Sequence[bytes], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the answers a second to clients that never wait, and the share of rows that the caches had."""
     with ExitStack() as stack:
-        port, servers = _started(stack, n_servers, backend, options)
-        per_s = asyncio.run(run(port))
-        return {"goodput_per_s": round(per_s, 1), "cache_hit_share": _hit_share(servers)}
+        port, servers = _started(stack, n, backend, options)
+        send = _asker(port, bodies)
+        asyncio.run(capacity_per_s(send, options.seconds, _N_CLIENTS))  # fills the caches
+        before = _hits_and_misses(servers)
+        per_s = asyncio.run(capacity_per_s(send, options.seconds, _N_CLIENTS))
+        hits, misses = _hits_and_misses(servers) - before
+        return {"goodput_per_s": round(per_s, 1), "cache_hit_share": round(float(hits / (hits + misses)), 4)}
 
 
 def measure_latency(
-    n_servers: int, backend: str, bodies: Sequence[bytes], options: argparse.Namespace, rate: float
+    n: int, backend: str, bodies: Sequence[bytes], options: argparse.Namespace, rate: float
 ) -> dict[str, Any]:
-    """Return the median and the 99th percentile of requests that come at a rate."""
-
-    async def run(port: int) -> list[float]:
-        send = _asker(port, bodies)
-        await capacity_per_s(send, options.seconds, _N_CLIENTS)
-        replies = await offer(send, poisson_arrivals(rate, options.seconds))
-        if not all(reply.is_good for reply in replies):
-            raise SystemExit(f"{sum(not r.is_good for r in replies)} of {len(replies)} requests were not answered")
-        return [1000 * reply.latency_s for reply in replies]
-
+    """Return the median and the 99th percentile of requests that come at a rate. Raises SystemExit if one is lost."""
     with ExitStack() as stack:
-        port, _ = _started(stack, n_servers, backend, options)
-        p50, p99 = np.percentile(asyncio.run(run(port)), [50, 99])
-        return {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1)}
+        port, _ = _started(stack, n, backend, options)
+        send = _asker(port, bodies)
+        asyncio.run(capacity_per_s(send, options.seconds, _N_CLIENTS))
+        replies = asyncio.run(offer(send, poisson_arrivals(rate, options.seconds)))
+    if n_lost := sum(not reply.is_good for reply in replies):
+        raise SystemExit(f"{n_lost} of {len(replies)} requests were not answered")
+    p50, p99 = np.percentile([1000 * reply.latency_s for reply in replies], [50, 99])
+    return {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1)}
 
 
-def _started(stack: ExitStack, n: int, backend: str, options: argparse.Namespace) -> tuple[int, list["_Counted"]]:
-    """Start servers of one thread each, and the front. Return its port."""
+def _started(stack: ExitStack, n: int, backend: str, options: argparse.Namespace) -> tuple[int, list[Server]]:
+    """Start servers of one thread each, and the front. Return its port, and the servers."""
     arguments = ("--workers", "0", "--threads", "1", "--cache-mb", str(options.cache_mb))
-    servers = [_Counted(stack.enter_context(Server(str(options.artifact), *arguments))) for _ in range(n)]
+    servers = [stack.enter_context(Server(str(options.artifact), *arguments)) for _ in range(n)]
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    front = stack.enter_context(Front(folder, [server.server.port for server in servers], backend))
+    front = stack.enter_context(Front(folder, [server.port for server in servers], backend))
     return front.port, servers
 
 
-class _Counted:
-    """A server, and the counts of its cache when the measurement began."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.before = (0.0, 0.0)
-
-    def counts(self) -> tuple[float, float]:
-        metrics = self.server.metrics()
-        return metrics["rankrt_cache_hits_total"], metrics["rankrt_cache_misses_total"]
+def _hits_and_misses(servers: Sequence[Server]) -> Float64Array:
+    """Return the rows that the caches of all servers had until now, and those that they had not."""
+    names = ("rankrt_cache_hits_total", "rankrt_cache_misses_total")
+    return np.sum([[server.metrics()[name] for name in names] for server in servers], axis=0, dtype=np.float64)
 
 
-def _note(servers: Sequence[_Counted]) -> None:
-    for server in servers:
-        server.before = server.counts()
-
-
-def _hit_share(servers: Sequence[_Counted]) -> float:
-    since = [np.subtract(server.counts(), server.before) for server in servers]
-    hits, misses = np.sum(since, axis=0)
-    return round(float(hits / (hits + misses)), 4)
-
-
-def _asker(port: int, bodies: Sequence[bytes]) -> Any:
+def _asker(port: int, bodies: Sequence[bytes]) -> Send:
     """Return a function that asks one of the questions, the popular ones more often, and tells if it was answered."""
     random = np.random.default_rng(1)
     weights = 1 / np.arange(1, len(bodies) + 1)
