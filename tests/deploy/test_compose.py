@@ -20,7 +20,7 @@ from tests.server.support import wait_until  # noqa: E402
 COMPOSE = Path(__file__).parents[2] / "deploy" / "compose"
 DASHBOARD = COMPOSE / "grafana" / "dashboards" / "rankrt.json"
 # Prometheus adds these to what it reads.
-ADDED = {"instance", "job", "le", "up"}
+ADDED = {"__name__", "instance", "job", "le", "up"}
 
 
 def panels() -> list[dict[str, Any]]:
@@ -78,6 +78,39 @@ def test_promtool_understands_the_rules_and_every_query(tmp_path: Path):
         command = ["promtool", "check", str(kind), str(file)]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
+def test_an_alert_fires_when_requests_are_refused_even_if_none_is_answered(tmp_path: Path):
+    refused = {"series": 'rankrt_errors_total{instance="%s", dialect="tei", kind="overloaded"}', "values": "0+6x20"}
+    answered = {"series": 'rankrt_requests_total{instance="%s", dialect="tei", status="200"}', "values": "0+%dx20"}
+    series = [
+        {**refused, "series": refused["series"] % "all"},
+        {**refused, "series": refused["series"] % "some"},
+        {"series": answered["series"] % "some", "values": answered["values"] % 54},
+        {**refused, "series": refused["series"] % "few"},
+        {"series": answered["series"] % "few", "values": answered["values"] % 600},
+    ]
+    said = {"all": "100%", "some": "10%"}
+    alerts = [
+        {
+            "exp_labels": {"severity": "page", "instance": name},
+            "exp_annotations": {
+                "summary": f"{name} refuses {share} of its requests",
+                "description": "Add replicas, or lower the number of documents of a request.",
+            },
+        }
+        for name, share in said.items()
+    ]
+    test = {
+        "interval": "1m",
+        "input_series": series,
+        "alert_rule_test": [{"eval_time": "15m", "alertname": "RankrtRefuses", "exp_alerts": alerts}],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps({"rule_files": [str(COMPOSE / "alerts.yml")], "tests": [test]}))
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus, of Debian's package prometheus")
