@@ -14,6 +14,7 @@ front = pytest.importorskip("benchmarks.harness.front", reason="needs the source
 crowd = pytest.importorskip("benchmarks.harness.crowd", reason="needs the source tree")
 
 from benchmarks.harness.served import Server  # noqa: E402
+from rankrt import Reranker  # noqa: E402
 from tests.server.support import wait_until  # noqa: E402
 from tests.support import tiny_artifact  # noqa: E402
 
@@ -109,3 +110,33 @@ def test_a_rolling_restart_under_load_loses_nothing(artifact: Path, servers: Any
                 wait_until(lambda i=i: sum(counts([servers[i]], "rankrt_requests_total")) > 10)
     assert found.wrong == []
     assert set(found.statuses) == {"200"}
+
+
+def test_a_replica_that_is_drained_first_loses_no_large_body(artifact: Path, servers: Any, tmp_path: Path):
+    text = "two " * 100_000  # more than HAProxy keeps, so that it cannot send it again
+    with Reranker.load(artifact) as reranker:
+        case = crowd.Case(query="one", texts=[text], scores=reranker.score([("one", text)]).tolist())
+    found = crowd.Findings()
+    ports = [server.port for server in servers]
+    with (
+        front.Front(tmp_path, ports, "by_load") as opened,
+        crowd.Crowd([lambda: crowd.ask(opened.port, [case], found)] * 4, found),
+    ):
+        for i, server in enumerate(servers):
+            name = f"by_load/rankrt{i + 1}"
+            assert opened.command(f"set server {name} state drain").strip() == ""
+            wait_until(lambda name=name: in_flight(opened, name) == 0)
+            server.__exit__()
+            servers[i] = started(artifact, server.port)
+            opened.command(f"set server {name} state ready")
+            wait_until(lambda i=i: sum(counts([servers[i]], "rankrt_requests_total")) > 5)
+    assert found.wrong == []
+    assert set(found.statuses) == {"200"}
+
+
+def in_flight(opened: Any, name: str) -> int:
+    """Return how many requests a server has, as HAProxy counts them."""
+    lines = opened.command("show stat").splitlines()
+    rows = [dict(zip(lines[0].lstrip("# ").split(","), line.split(","), strict=False)) for line in lines[1:] if line]
+    (row,) = [row for row in rows if f"{row['pxname']}/{row['svname']}" == name]
+    return int(row["scur"])
