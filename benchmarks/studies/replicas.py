@@ -125,7 +125,8 @@ def _started(stack: ExitStack, n: int, backend: str, options: argparse.Namespace
 def _hits_and_misses(servers: Sequence[Server]) -> Float64Array:
     """Return the rows that the caches of all servers had until now, and those that they had not."""
     names = ("rankrt_cache_hits_total", "rankrt_cache_misses_total")
-    return np.sum([[server.metrics()[name] for name in names] for server in servers], axis=0, dtype=np.float64)
+    each = np.array([[server.metrics()[name] for name in names] for server in servers], np.float64)
+    return np.asarray(each.sum(axis=0), np.float64)
 
 
 def _asker(port: int, bodies: Sequence[bytes]) -> Send:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def ask(port: int, body: dict[str, Any], path: str = "/rerank") -> bytes:
 
 def counts(servers: list[Server], name: str) -> list[float]:
     return [sum(value for key, value in server.metrics().items() if key.startswith(name)) for server in servers]
+
+
+def has_answered(server: Server, n: int) -> bool:
+    return counts([server], "rankrt_requests_total")[0] > n
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_a_rolling_restart_under_load_loses_nothing(artifact: Path, servers: Any
                 server.__exit__()  # it is told to end, and answers what it took
                 servers[i] = started(artifact, server.port)
                 # The front asks every second. Until it knows that this one is back, the other is all that it has.
-                wait_until(lambda i=i: sum(counts([servers[i]], "rankrt_requests_total")) > 10)
+                wait_until(partial(has_answered, servers[i], 10))
     assert found.wrong == []
     assert set(found.statuses) == {"200"}
 
@@ -125,18 +130,18 @@ def test_a_replica_that_is_drained_first_loses_no_large_body(artifact: Path, ser
         for i, server in enumerate(servers):
             name = f"by_load/rankrt{i + 1}"
             assert opened.command(f"set server {name} state drain").strip() == ""
-            wait_until(lambda name=name: in_flight(opened, name) == 0)
+            wait_until(partial(is_free, opened, name))
             server.__exit__()
             servers[i] = started(artifact, server.port)
             opened.command(f"set server {name} state ready")
-            wait_until(lambda i=i: sum(counts([servers[i]], "rankrt_requests_total")) > 5)
+            wait_until(partial(has_answered, servers[i], 5))
     assert found.wrong == []
     assert set(found.statuses) == {"200"}
 
 
-def in_flight(opened: Any, name: str) -> int:
-    """Return how many requests a server has, as HAProxy counts them."""
+def is_free(opened: Any, name: str) -> bool:
+    """Tell whether HAProxy counts no request that a server has."""
     lines = opened.command("show stat").splitlines()
     rows = [dict(zip(lines[0].lstrip("# ").split(","), line.split(","), strict=False)) for line in lines[1:] if line]
     (row,) = [row for row in rows if f"{row['pxname']}/{row['svname']}" == name]
-    return int(row["scur"])
+    return int(row["scur"]) == 0
