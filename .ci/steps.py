@@ -100,10 +100,16 @@ class Workshop:
     def _make(self, name: str) -> None:
         if name == "full":
             return self._call("make", "env", f"VENV={self.folder / 'full'}")
-        if name in ("clients", "fake-gpu", "portable", "site"):
+        if name in ("clients", "deploy", "fake-gpu", "portable", "site"):
             return self._call("make", f"env-{name}", f"VENV={self.folder / 'full'}")
-        if name == "chromium":
-            return self._chromium()
+        if name == "chromium" and browser() is None:
+            return self._debian("chromium")
+        if name == "proxy" and shutil.which("haproxy") is None:
+            return self._debian("haproxy")
+        if name == "promtool" and shutil.which("promtool") is None:
+            return self._debian("prometheus")
+        if name in ("chromium", "proxy", "promtool"):
+            return None
         if name == "wheel":
             self._environment("build", sys.executable, "--group", "release")
             dist = str(self.folder / "dist")
@@ -124,14 +130,15 @@ class Workshop:
         self._call(self.python(name), *PIP, "--upgrade", "pip>=25.1")
         self._call(self.python(name), *PIP, "--constraint", "constraints.txt", *packages)
 
-    def _chromium(self) -> None:
-        if browser() or shutil.which("apt-get") is None or os.geteuid() != 0:
+    def _debian(self, package: str) -> None:
+        """Install a package of Debian, if this is Debian. Without it the tests that need it are skipped."""
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
             return
         try:
             self._call("apt-get", "update", "-qq")
-            self._call("apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium")
+            self._call("apt-get", "install", "-qq", "--yes", "--no-install-recommends", package)
         except subprocess.CalledProcessError:
-            print("Chromium cannot be installed here, so the browser tests are skipped", flush=True)
+            print(f"{package} cannot be installed here, so the tests that need it are skipped", flush=True)
 
     def _call(self, *command: str) -> None:
         done = subprocess.run(
@@ -212,6 +219,14 @@ def steps(shop: Workshop) -> list[Step]:
             limit_s=300,
             needs=("clients",),
             commands=((*make, "test-clients"),),
+        ),
+        Step(
+            name="deploy",
+            title="the chart, the image, compose and HAProxy, with the programs that read them",
+            limit_s=600,
+            needs=("full", "deploy", "proxy", "promtool"),
+            commands=((*make, "test-deploy"),),
+            variables=ONE_THREAD,
         ),
         Step(
             name="portable",

@@ -280,6 +280,29 @@ def server_soak() -> str:
     )
 
 
+def replicas() -> str:
+    """Return several servers with HAProxy in front, by load and by query, as a table."""
+    record = _result("replicas")
+    lines = [
+        "| servers | backend | rows from the cache | answers a second | p50, ms | p99, ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {case['servers']} | `{case['backend']}` | {case['cache_hit_share']:.0%} | {case['goodput_per_s']:.0f}"
+        f" | {case['p50_ms']:.0f} | {case['p99_ms']:.0f} |"
+        for case in record["cases"]
+    ]
+    machine = record["machine"]
+    return "\n".join(lines) + (
+        f"\n\n{record['model']} in int8. {record['n_questions']:,} questions with {record['n_documents']} documents"
+        f" each, asked by Zipf's law; `--cache-mb {record['cache_mb']}`. Latencies are of"
+        f" {record['offered_per_s']:.0f} requests a second in every case. Servers, HAProxy and clients shared"
+        f" {machine['n_processors']} cores of an {machine['processor']}. So four servers have more memory for scores"
+        " than two, and no more processors."
+        " [The record](../benchmarks/results/replicas.json).\n"
+    )
+
+
 def llm_speed() -> str:
     """Return the LLM rerankers beside FlagEmbedding, as a table."""
     if not (RESULTS / "llm_speed.json").exists():
@@ -330,6 +353,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "docs" / "benchmarks.md": {"all speeds": all_speeds, "small speeds": small_speeds},
     ROOT / "docs" / "int8.md": {"int8 speed": int8_speed, "int8 drift": int8_drift},
     ROOT / "docs" / "integrations.md": {"adapters": adapters},
+    ROOT / "docs" / "deployment.md": {"replicas": replicas},
     ROOT / "docs" / "llm-rerankers.md": {"llm speed": llm_speed, "progressive": progressive},
     ROOT / "docs" / "memory.md": {"memory": memory, "resident": resident},
     ROOT / "docs" / "server.md": {"server overhead": server_overhead, "server soak": server_soak},

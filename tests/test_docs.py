@@ -129,6 +129,17 @@ def test_every_option_header_metric_and_variable_of_a_page_exists(page: Path):
     text = page.read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+|\bx-[a-z][a-z-]+|\brankrt_[a-z_]+|\bRANKRT_[A-Z_]+", text))
     others = {"--gpus", "--preload"}  # docker's and gunicorn's
+    others |= {
+        "--build",
+        "--build-arg",
+        "--from-file",
+        "--platform",
+        "--read-only",
+        "--set",
+        "--stop-timeout",
+        "--tmpfs",
+        "--values",
+    }
     assert sorted(name for name in named - others if name not in sources()) == []
 
 

@@ -133,10 +133,10 @@ class Crowd:
                 self._found.blame(f"no answer: {error!r}")
 
 
-def post(port: int, body: bytes) -> tuple[int, bytes, Mapping[str, str]]:
+def post(port: int, body: bytes, path: str = "/rerank") -> tuple[int, bytes, Mapping[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_LONGEST_WAIT_S)
     try:
-        connection.request("POST", "/rerank", body, {"content-type": "application/json"})
+        connection.request("POST", path, body, {"content-type": "application/json"})
         response = connection.getresponse()
         return response.status, response.read(), dict(response.headers)
     finally:

@@ -34,11 +34,16 @@ class Server:
     """A process with `rankrt serve`."""
 
     def __init__(
-        self, artifact: str, *options: str, prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None
+        self,
+        artifact: str,
+        *options: str,
+        port: int | None = None,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start one and wait until it is ready; `prefix` is a command that runs it, as another user for example."""
         self.artifact = Path(artifact)
-        self.port = free_port()
+        self.port = port or free_port()
         command = child_command("rankrt.cli.main", "serve", artifact, "--port", str(self.port))
         command = [*prefix, *command, "--log-level", "error", *options]
         self.process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
@@ -128,7 +133,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def free_port() -> int:
-    """Return a port of this host on which nothing listens."""
+    """Return a port that no process listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -177,7 +177,7 @@ def test_v1_rerank_is_cohere_s_for_cohere_s_own_client(client: Any):
     assert set(found) == {"id", "results", "meta"}
 
 
-@pytest.mark.parametrize("path", ["/rerank", "/vllm/rerank", "/vllm/v1/rerank", "/vllm/v2/rerank"])
+@pytest.mark.parametrize("path", ["/rerank", "/vllm/rerank", "/vllm/v1/rerank", "/vllm/v2/rerank", "/openai/v1/rerank"])
 def test_vllm_echoes_documents_and_takes_0_for_all(client: Any, path: str):
     body = {"query": "one", "documents": DOCUMENTS, "top_n": 0, "request_id": "mine", "use_activation": False}
     found = post(client, path, body)

@@ -197,7 +197,7 @@ def damage(content: bytes, data: Any) -> bytes:
 # Whether these accept a request depends on what no schema can say: how many texts are on the other side, which fields a
 # document has, whether a text is empty in an object, how long the model's rows are, which dialect is meant.
 BEYOND_SCHEMA = re.compile(
-    r"/|(/v\d)?/rerank(/stream)?|(/v1)?/(score|reranking|ranking)|/(cohere/v1|jina|llamacpp|mixedbread|nim|rankrt|vllm)/.*"
+    r"/|(/openai)?(/v\d)?/rerank(/stream)?|(/v1)?/(score|reranking|ranking)|/(cohere/v1|jina|llamacpp|mixedbread|nim|rankrt|vllm)/.*"
 )
 
 

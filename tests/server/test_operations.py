@@ -88,7 +88,10 @@ def test_below_a_dialect_s_prefix_it_is_said_in_its_words(client: Any, path: str
     assert (response.status_code, set(response.json())) == (404, keys)
 
 
-@pytest.mark.parametrize("path", ["/models", "/v1/models", "/vllm/v1/models", "/llamacpp/v1/models", "/jina/v1/models"])
+@pytest.mark.parametrize(
+    "path",
+    ["/models", "/v1/models", "/openai/v1/models", "/vllm/v1/models", "/llamacpp/v1/models", "/jina/v1/models"],
+)
 def test_models_are_listed_as_openai_s_clients_read_them(client: Any, path: str):
     found = client.get(path).json()
     assert found["object"] == "list"
@@ -154,6 +157,26 @@ def test_each_dialect_s_health_says_whether_the_server_can_rank(client: Any):
     for path in ("/tei/health", "/vllm/health"):
         response = client.get(path)
         assert (response.status_code, response.content) == (200, b"")
+
+
+def test_kserve_s_paths_say_whether_the_server_and_a_model_are_ready(client: Any, tiny_folder: Path):
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
+    with serving(tiny_folder, f"other={tiny_folder}") as address:
+        assert httpx.get(f"{address}/v2/models/other/ready").json() == {"name": "other", "ready": True}
+        response = httpx.get(f"{address}/v2/models/third/ready")
+    said = {"error": "no model is called third; there are tiny, other"}
+    assert (response.status_code, response.json()) == (404, said)
+
+
+def test_kserve_s_paths_are_503_until_a_worker_can_score(tiny_folder: Path):
+    with serving_with_service(tiny_folder) as (address, service):
+        service.is_stopping = True
+        answers = {path: httpx.get(f"{address}{path}") for path in ("/v2/health/ready", "/v2/models/tiny/ready")}
+        live = httpx.get(f"{address}/v2/health/live")
+    assert [(a.status_code, a.json()["ready"]) for a in answers.values()] == [(503, False)] * 2
+    assert live.status_code == 200
 
 
 def test_info_tells_the_server_s_own_limits(tiny_folder: Path):

@@ -31,7 +31,7 @@ from rankrt.server.dialects.jina import JINA, JinaRerank
 from rankrt.server.dialects.tei import TEI, TeiInfo, TeiTokenize
 from rankrt.server.dialects.vllm import VLLM
 from rankrt.server.evaluator import Answer, Ask
-from rankrt.server.failures import Failure, failure_of
+from rankrt.server.failures import STATUSES, Failure, failure_of
 from rankrt.server.http import bodies, openapi, pages
 from rankrt.server.http.connections import IS_SPARE
 from rankrt.server.http.routes import BARE, DIALECTS, advice_for, choose, dialect_of, prefixed
@@ -109,8 +109,17 @@ class App:
             Route("/metrics", self._get_metrics, methods=["GET"]),
             *(Route(path, self._get_info, methods=["GET"]) for path in ("/info", "/tei/info")),
             *(Route(path, self._tokenize, methods=["POST"]) for path in ("/tokenize", "/tei/tokenize")),
-            *(Route(path, self._models_route(VLLM), methods=["GET"]) for path in ("/models", "/v1/models")),
+            *(Route(path, self._models_route(VLLM), methods=["GET"]) for path in openapi.MODELS_PATHS),
+            *self._open_inference_routes(),
             *self._dialect_routes(),
+        ]
+
+    def _open_inference_routes(self) -> list[Route]:
+        """Return the health paths of the Open Inference Protocol (v2), which KServe asks for."""
+        return [
+            Route("/v2/health/live", self._get_live, methods=["GET"]),
+            Route("/v2/health/ready", self._get_v2_ready, methods=["GET"]),
+            Route("/v2/models/{name}/ready", self._get_model_ready, methods=["GET"]),
         ]
 
     def _dialect_routes(self) -> list[Route]:
@@ -318,6 +327,22 @@ class App:
             return _json({"status": "ready", "models": [model.name for model in self._service.models]})
         reason = {"reason": str(self._service.scheduler.outage)} if state == "unavailable" else {}
         return _json({"status": state, **reason}, status=503)
+
+    async def _get_live(self, request: Request) -> Response:
+        return _json({"live": True})
+
+    async def _get_v2_ready(self, request: Request) -> Response:
+        is_ready = self._service.state == "ready"
+        return _json({"ready": is_ready}, status=200 if is_ready else 503)
+
+    async def _get_model_ready(self, request: Request) -> Response:
+        """Answer for one model. A name that no model answers to is 404."""
+        name, is_ready = request.path_params["name"], self._service.state == "ready"
+        try:
+            with self._service.models.use(name):
+                return _json({"name": name, "ready": is_ready}, status=200 if is_ready else 503)
+        except Failure as failure:
+            return _json({"error": failure.message}, status=STATUSES[failure.kind])
 
     async def _get_metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.page(), headers={"content-type": CONTENT_TYPE})

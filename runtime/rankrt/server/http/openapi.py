@@ -53,6 +53,8 @@ _HEADERS = {
     "x-rankrt-partial": "scored documents / all documents, if the deadline came first",
     "x-rankrt-unknown-fields": "ignored fields of the body",
 }
+# KServe's clients have OpenAI's paths below /openai.
+MODELS_PATHS = ("/models", "/v1/models", "/openai/v1/models")
 _MODELS: Mapping[str, Any] = {"cohere": CohereModels, "infinity": InfinityModels, "rankrt": RankrtModels}
 _HEALTH: Mapping[str, Any] = {"infinity": InfinityHealth, "llamacpp": LlamacppHealth}
 
@@ -160,8 +162,8 @@ def _operations(schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "/metrics": _get("figures for Prometheus", text, needs_key=False),
         "/info": info,
         "/tei/info": info,
-        "/models": models,
-        "/v1/models": models,
+        **dict.fromkeys(MODELS_PATHS, models),
+        **_open_inference_operations(),
     }
     for dialect in DIALECTS:
         for path in dialect.models_paths if dialect.models else ():
@@ -175,6 +177,33 @@ def _operations(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         path: {"get": {**operation["get"], "operationId": "get" + path.replace("/", "_")}}
         for path, operation in operations.items()
+    }
+
+
+def _open_inference_operations() -> dict[str, Any]:
+    """Return the health paths of the Open Inference Protocol."""
+    live, ready = _object(live="boolean"), _object(ready="boolean")
+    model = _content(_object(name="string", ready="boolean"))
+    operations = {
+        "/v2/health/live": _get("200 while the server is alive", _content(live), needs_key=False),
+        "/v2/health/ready": _get("200 when the models are loaded, else 503", _content(ready), needs_key=False),
+        "/v2/models/{name}/ready": _get("200 when this model is loaded, else 503", model, needs_key=False),
+    }
+    loading = {"description": "the models are loading", "content": _content(ready)}
+    operations["/v2/health/ready"]["get"]["responses"]["503"] = loading
+    asked = operations["/v2/models/{name}/ready"]["get"]
+    asked["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    asked["responses"]["404"] = {"description": "no model has that name", "content": _content(_object(error="string"))}
+    asked["responses"]["503"] = {"description": "the model is loading", "content": _content({"type": "object"})}
+    return operations
+
+
+def _object(**types: str) -> dict[str, Any]:
+    """Return the schema of an object that has all of these."""
+    return {
+        "type": "object",
+        "properties": {name: {"type": kind} for name, kind in types.items()},
+        "required": [*types],
     }
 
 

@@ -56,6 +56,8 @@ BARE: Mapping[str, Sequence[Endpoint]] = {
         "/": ("/tei/rerank", "/vllm/rerank", "/infinity/rerank"),
         "/v1/rerank": ("/jina/v1/rerank", "/vllm/v1/rerank", "/cohere/v1/rerank"),
         "/v2/rerank": ("/cohere/v2/rerank", "/vllm/v2/rerank"),
+        # KServe's own servers have vLLM's path below this prefix.
+        "/openai/v1/rerank": ("/vllm/v1/rerank",),
         "/predict": ("/tei/predict",),
         "/invocations": ("/tei/invocations",),
         "/score": ("/vllm/score",),
