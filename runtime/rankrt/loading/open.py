@@ -158,8 +158,8 @@ def open_again(origin: Origin, expected: str) -> Model:
         model = open_model(origin.source, origin.options)
     except ArtifactError as error:
         raise ArtifactError(
-            f"a pickled reranker is loaded again from where it came, which fails on the host {platform.node()}: {error}."
-            " Put it at the same place on every host, or load it from the hub"
+            f"a pickled reranker is loaded again from where it came, which fails on the host {platform.node()}:"
+            f" {error}. Put it at the same place on every host, or load it from the hub"
         ) from error
     if fingerprint(model.placement) != expected:
         raise ArtifactError(
