@@ -49,8 +49,8 @@ test-suite: $(READY)  ## all tests but those with an environment of their own; A
 	$(BIN)/python $(PYTEST) --durations=30 --ignore=tests/server/test_clients.py --ignore=tests/gpu/test_fake_cuda.py \
 	    --ignore=tests/export/test_portable.py --ignore=tests/deploy $(ARGUMENTS)
 
-test-clients: $(CLIENTS_READY)  ## the clients and frameworks that people have, against the server and in process
-	$(CLIENTS_VENV)/bin/python -m pytest -q -rfEs --durations=5 tests/server/test_clients.py tests/integrations
+test-clients: $(CLIENTS_READY)  ## the clients, frameworks and engines that people have, against the server and in process
+	$(CLIENTS_VENV)/bin/python -m pytest -q -rfEs --durations=5 tests/server/test_clients.py tests/integrations tests/scale
 
 test-deploy: $(READY) $(DEPLOY_READY)  ## the chart, the image, compose and HAProxy, with the programs that read them
 	PATH="$(abspath $(DEPLOY_VENV))/bin:$$PATH" $(BIN)/python -m pytest -q -rfEs --durations=5 tests/deploy
@@ -139,7 +139,7 @@ $(READY): pyproject.toml constraints.txt
 $(CLIENTS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(CLIENTS_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server]' --group clients
+	$(CLIENTS_VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[cpu,server]' --group clients --group scale
 	touch $@
 
 $(DEPLOY_READY): pyproject.toml constraints.txt scripts/helm.py

@@ -215,8 +215,8 @@ def steps(shop: Workshop) -> list[Step]:
         ),
         Step(
             name="clients",
-            title="the clients and frameworks that people have, against the server and in process",
-            limit_s=300,
+            title="the clients, frameworks and engines that people have, against the server and in process",
+            limit_s=600,
             needs=("clients",),
             commands=((*make, "test-clients"),),
         ),

@@ -24,6 +24,8 @@ from benchmarks.studies.adapters import table as adapters_table
 from benchmarks.studies.int8_drift import table as int8_drift_table
 from benchmarks.studies.llm_speed import table as llm_speed_table
 from benchmarks.studies.progressive import table as progressive_table
+from benchmarks.studies.ray_and_spark import hundred_nodes as hundred_nodes_table
+from benchmarks.studies.ray_and_spark import table as scaling_table
 from benchmarks.studies.resident import table as resident_table
 from rankrt.cli.main import main as rankrt
 from rankrt.cli.main import program
@@ -330,6 +332,28 @@ def adapters() -> str:
     )
 
 
+def scaling() -> str:
+    """Return what an actor of Ray costs, and what follows for 100 nodes."""
+    record = _result("ray_and_spark") if (RESULTS / "ray_and_spark.json").exists() else {}
+    parts = []
+    if (found := record.get("equality")) is not None:
+        ray, spark = found["ray"], found["spark"]
+        parts.append(
+            f"{found['n_pairs']:,} pairs have the bits of one process on Ray and on Spark. On Ray"
+            f" {ray['n_actors_killed']} actor and {ray['n_nodes_killed']} of {ray['n_nodes']} nodes were killed"
+            f" meanwhile, and on Spark {spark['n_workers_killed']} Python worker.\n"
+        )
+    if (speed := record.get("speed")) is not None:
+        machine = record["machine"]
+        parts += [
+            scaling_table(speed).markdown(),
+            f"The model is the tiny one, on {machine['n_threads']} cores of an {machine['processor']}. Each actor has"
+            " one thread.\n",
+            hundred_nodes_table(speed).markdown(),
+        ]
+    return "\n".join(parts) or "No record is kept yet: `python -m benchmarks.studies.ray_and_spark`.\n"
+
+
 def progressive() -> str:
     """Return what ranking that stops early saves and loses, as a table."""
     if not (RESULTS / "progressive.json").exists():
@@ -356,6 +380,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "docs" / "deployment.md": {"replicas": replicas},
     ROOT / "docs" / "llm-rerankers.md": {"llm speed": llm_speed, "progressive": progressive},
     ROOT / "docs" / "memory.md": {"memory": memory, "resident": resident},
+    ROOT / "docs" / "scaling.md": {"scaling": scaling},
     ROOT / "docs" / "server.md": {"server overhead": server_overhead, "server soak": server_soak},
     TINY / "README.md": {"quality": quality},
 }

@@ -31,7 +31,7 @@ PROBE = """
         try:
             importlib.import_module(module.name)
         except rankrt.MissingExtra:
-            if not module.name.startswith("rankrt.integrations."):
+            if not module.name.startswith(("rankrt.integrations.", "rankrt.server.ray_serve")):
                 raise
         except ModuleNotFoundError as error:
             if not module.name.startswith("rankrt.server.") or error.name not in OF_THE_EXTRA:

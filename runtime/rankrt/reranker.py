@@ -1,7 +1,7 @@
 """The reranker: a loaded model, the rules by which rows are cut, and the calls that rank and score."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial, update_wrapper
 from pathlib import Path
 from types import TracebackType
@@ -282,6 +282,17 @@ class Reranker:
         """Return the rows of token ids that these pairs become."""
         return self._model.tokenizer.encode(pairs, self.rules)
 
+    def recipe(self) -> "Recipe":
+        """Return how to load the same reranker in another process. A pickled reranker is its recipe."""
+        if self._model.origin is None:
+            raise TypeError("a reranker that was put together from parts cannot be pickled; use Reranker.load")
+        return Recipe(
+            origin=self._model.origin.pinned(self._placement),
+            fingerprint=fingerprint(self._placement),
+            rules=self.rules,
+            cutoff_layer=self.cutoff_layer,
+        )
+
     def close(self) -> None:
         """Release the model, after the calls of other threads have ended. A later call is a ClosedError.
 
@@ -297,10 +308,7 @@ class Reranker:
         return self._sibling()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._model.origin is None:
-            raise TypeError("a reranker that was put together from parts cannot be pickled; use Reranker.load")
-        origin = self._model.origin.pinned(self._placement)
-        return _load_again, (origin, fingerprint(self._placement), self.rules, self.cutoff_layer)
+        return Recipe.load, (self.recipe(),)
 
     def __enter__(self) -> Self:
         return self
@@ -374,9 +382,25 @@ class Reranker:
             )
 
 
-def _load_again(origin: Origin, expected: str, rules: Rules, cutoff_layer: int | None) -> Reranker:
-    """Load a reranker that was pickled."""
-    return Reranker(open_again(origin, expected), rules, cutoff_layer=cutoff_layer)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to load a reranker again, to be sent to another process.
+
+    origin       where the model came from, and the variant that was chosen
+    fingerprint  of all that its scores come from; a process that finds other files refuses them
+    """
+
+    origin: Origin
+    fingerprint: str
+    rules: Rules
+    cutoff_layer: int | None
+
+    def load(self, *, n_threads: int | None = None) -> Reranker:
+        """Load the reranker; `n_threads` are those of this process. Raises ArtifactError if its files are not here."""
+        origin = self.origin
+        if n_threads is not None:
+            origin = replace(origin, options=replace(origin.options, n_threads=n_threads))
+        return Reranker(open_again(origin, self.fingerprint), self.rules, cutoff_layer=self.cutoff_layer)
 
 
 def _check_query(query: object) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -160,13 +161,13 @@ def open_again(origin: Origin, expected: str) -> Model:
         model = open_model(origin.source, origin.options)
     except ArtifactError as error:
         raise ArtifactError(
-            f"a pickled reranker is loaded again from where it came, which fails here: {error}. Put it at the same"
-            " place on every host, or load it from the hub"
+            f"a pickled reranker is loaded again from where it came, which fails on the host {platform.node()}:"
+            f" {error}. Put it at the same place on every host, or load it from the hub"
         ) from error
     if fingerprint(model.placement) != expected:
         raise ArtifactError(
-            f"{origin.source} has changed since this reranker was pickled: its {model.placement.variant.name} has other"
-            " files. Load it again, or name a revision of the hub"
+            f"{origin.source} on the host {platform.node()} has changed since this reranker was pickled: its"
+            f" {model.placement.variant.name} has other files. Load it again, or name a revision of the hub"
         )
     return model
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 ColumnFormat: TypeAlias = Literal["parquet", "arrow"]
 COLUMN_FORMATS: tuple[ColumnFormat, ...] = get_args(ColumnFormat)
-_ENDINGS: Mapping[str, ColumnFormat] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+COLUMN_ENDINGS: Mapping[str, ColumnFormat] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 # A stream of Arrow has no such mark; its name has to say what it is.
 _MARKS: Mapping[bytes, ColumnFormat] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 
 
 def column_format_of(name: str) -> ColumnFormat | None:
     """Return the format with columns that a file's name tells, or else how the file begins; None for any other."""
-    if (found := _ENDINGS.get(Path(name.lower()).suffix)) is not None or name == STANDARD_INPUT:
+    if (found := COLUMN_ENDINGS.get(Path(name.lower()).suffix)) is not None or name == STANDARD_INPUT:
         return found
     try:
         if not Path(name).is_file():  # a pipe that has a name can be read only once

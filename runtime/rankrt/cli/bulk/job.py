@@ -1,8 +1,14 @@
 """The steps of `rankrt score`: pairs to lines at once, or to a file by a job that may be stopped and continued."""
 
+import glob
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
@@ -12,6 +18,7 @@ from rankrt.cli import inputs, outputs, terminal
 from rankrt.cli.bulk.checkpoint import Checkpoint, open_checkpoint
 from rankrt.cli.bulk.chunks import Chunk, Names, Scored, read_rows
 from rankrt.cli.bulk.columns import (
+    COLUMN_ENDINGS,
     COLUMN_FORMATS,
     ColumnFormat,
     Columns,
@@ -20,13 +27,16 @@ from rankrt.cli.bulk.columns import (
     is_columns,
     read_columns,
 )
-from rankrt.cli.bulk.scoring import chunk_size, score_chunks, score_in_processes
+from rankrt.cli.bulk.scoring import chunk_size
 from rankrt.cli.bulk.selection import Selection, Told
 from rankrt.cli.inputs import Format
 from rankrt.cli.outputs import ScoreFormat
 from rankrt.errors import InputError
+from rankrt.files.folders import UNFINISHED, new_folder
 from rankrt.reranker import Reranker
 
+# Chunks to logits, in their order: here, in several processes, or on a cluster.
+Scoring: TypeAlias = Callable[[Iterable[Chunk]], Iterator[Scored]]
 InputFormat: TypeAlias = Format | ColumnFormat
 OutputFormat: TypeAlias = ScoreFormat | ColumnFormat
 INPUT_FORMATS = (*(format for format in inputs.FORMATS if format != "text"), *COLUMN_FORMATS)
@@ -70,16 +80,16 @@ def file_format(out: Path, asked: OutputFormat | None) -> OutputFormat:
 
 
 def score_to_lines(
-    reranker: Reranker, source: Source, selection: Selection, format: ScoreFormat, n_processes: int, bar: Any
+    reranker: Reranker, source: Source, selection: Selection, format: ScoreFormat, score: Scoring, bar: Any
 ) -> Iterator[str]:
     """Yield the lines of all pairs, as they are scored."""
     chunks = selection.in_order(source.chunks(chunk_size(reranker)))
-    scored = _counted(_scored(reranker, n_processes, chunks), bar.update)
+    scored = _counted(score(chunks), bar.update)
     yield from outputs.score_lines(_rows_of(selection, scored), format)
 
 
 def score_to_file(
-    reranker: Reranker, source: Source, selection: Selection, out: Path, format: OutputFormat, n_processes: int
+    reranker: Reranker, source: Source, selection: Selection, out: Path, format: OutputFormat, score: Scoring
 ) -> int:
     """Score a file into another one, which appears when all is scored. Returns the number of pairs that were read.
 
@@ -90,21 +100,59 @@ def score_to_file(
     check_output(out)
     if source.name == inputs.STANDARD_INPUT or (Path(source.name).exists() and not Path(source.name).is_file()):
         raise InputError("--out needs a file of pairs, which is read more than once; a stream is read once")
-    size = chunk_size(reranker)
-    n_pairs = sum(len(chunk.pairs) for chunk in selection.in_order(source.chunks(size, has_all=False)))
-    with open_checkpoint(Path(f"{out}.unfinished"), _job(reranker, source, size)) as checkpoint:
-        with terminal.progress(n_pairs, checkpoint.n_pairs, "pair") as update:
-            rest = _from(checkpoint.n_pairs, source.chunks(size, has_all=False))
-            for part in _scored(reranker, n_processes, rest):
-                checkpoint.append(part.logits, part.truncated)
-                update(len(part))
+    state = os.stat(source.name)
+    given = {"a file of pairs of this size": state.st_size, "a file of pairs of this time": state.st_mtime_ns}
+    with _logits(reranker, [source], selection, out, given, score) as logits:
         unfinished = out.with_name(f".unfinished-{out.name}")
         try:
-            _write(unfinished, format, selection, _read_again(source.chunks(size), checkpoint))
+            _write(unfinished, format, selection, logits.beside(source.chunks(chunk_size(reranker))))
             os.replace(unfinished, out)
         finally:
             unfinished.unlink(missing_ok=True)
-    return n_pairs
+    return logits.n_pairs
+
+
+def score_to_folder(
+    reranker: Reranker, source: Source, selection: Selection, out: Path, format: OutputFormat | None, score: Scoring
+) -> int:
+    """Score each file of a folder into one of the same name in another folder, which appears when all is scored.
+
+    The files are one job with one checkpoint, otherwise as in `score_to_file`. A file has the format of its input
+    unless `format` is given.
+    """
+    check_output(out)
+    files = files_of(source)
+    listing = [(name, os.stat(file.name).st_size, os.stat(file.name).st_mtime_ns) for name, file in files.items()]
+    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+    digested = {"files with this digest": digest}
+    with _logits(reranker, list(files.values()), selection, out, digested, score) as logits:
+        for left in out.absolute().parent.glob(f"{UNFINISHED}{glob.escape(out.name)}-*"):
+            shutil.rmtree(left)  # by a process that was killed while it wrote; the checkpoint's lock is this one's
+        with new_folder(out) as unfinished:
+            for name, file in files.items():
+                path = unfinished / (name if format is None else Path(name).with_suffix(f".{format}"))
+                if path.exists():
+                    raise InputError(f"two files of {source.name} would be written as {path.name}; rename one")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                chunks = file.chunks(chunk_size(reranker))
+                _write(path, format or file_format(path, None), selection, logits.beside(chunks))
+    return logits.n_pairs
+
+
+def files_of(source: Source) -> Mapping[str, Source]:
+    """Return the files with columns in a folder and the folders in it, by their paths there, in order.
+
+    Names that begin with a dot or an underscore are skipped, as other programs that write such folders do.
+    """
+    folder = Path(source.name)
+    found = {
+        name.as_posix(): replace(source, name=str(folder / name))
+        for name in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        if name.suffix.lower() in COLUMN_ENDINGS and not any(part.startswith((".", "_")) for part in name.parts)
+    }
+    if not found:
+        raise InputError(f"{folder} has no files that end with .parquet, .arrow or .feather; a folder is for those")
+    return found
 
 
 def check_output(out: Path) -> None:
@@ -115,27 +163,39 @@ def check_output(out: Path) -> None:
         raise InputError(f"{out} cannot be written: {out.parent} is not a folder")
 
 
-def _job(reranker: Reranker, source: Source, size: int) -> Mapping[str, Any]:
-    """Return all that the logits of a file depend on, under the names that a message tells."""
-    state = os.stat(source.name)
-    return {
+@contextmanager
+def _logits(
+    reranker: Reranker,
+    sources: Sequence[Source],
+    selection: Selection,
+    out: Path,
+    given: Mapping[str, Any],
+    score: Scoring,
+) -> Iterator["_Logits"]:
+    """Yield the logits of all pairs of some files, after those were scored that the checkpoint lacks.
+
+    `given` says which files they are. The checkpoint is removed when the block ends without an error.
+    """
+    size = chunk_size(reranker)
+    n_pairs = sum(
+        len(chunk.pairs) for chunk in selection.in_order(*(file.chunks(size, has_all=False) for file in sources))
+    )
+    job = {
         "the artifact": reranker.artifact.identity,
         "the variant": reranker.variant.name,
         "cutoff_layer": reranker.cutoff_layer,
         **asdict(reranker.rules),
-        "a file of pairs of this size": state.st_size,
-        "a file of pairs of this time": state.st_mtime_ns,
-        "columns": asdict(source.names),
+        **given,
+        "columns": asdict(sources[0].names),
         "chunks": size,
     }
-
-
-def _scored(reranker: Reranker, n_processes: int, chunks: Iterable[Chunk]) -> Iterator[Scored]:
-    if n_processes == 1:
-        return score_chunks(reranker, chunks)
-    if reranker.device.is_gpu:
-        raise InputError(f"n_processes={n_processes} is for the CPU; one process is enough for a GPU")
-    return score_in_processes(reranker, n_processes, chunks)
+    with open_checkpoint(Path(f"{out}.unfinished"), job) as checkpoint:
+        with terminal.progress(n_pairs, checkpoint.n_pairs, "pair") as update:
+            chunks = chain.from_iterable(file.chunks(size, has_all=False) for file in sources)
+            for part in score(_from(checkpoint.n_pairs, chunks)):
+                checkpoint.append(part.logits, part.truncated)
+                update(len(part))
+        yield _Logits(checkpoint)
 
 
 def _from(n_done: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -147,16 +207,24 @@ def _from(n_done: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
             yield chunk.cut(n_skipped, len(chunk)) if n_skipped else chunk
 
 
-def _read_again(chunks: Iterable[Chunk], checkpoint: Checkpoint) -> Iterator[Scored]:
-    """Yield chunks with the logits that a checkpoint has for them, whose blocks may have other ends."""
-    blocks, logits, truncated = checkpoint.blocks(), np.zeros(0, np.float32), np.zeros(0, bool)
-    for chunk in chunks:
-        n = len(chunk)
-        while len(logits) < n:
-            more_logits, more_truncated = next(blocks)
-            logits, truncated = np.concatenate([logits, more_logits]), np.concatenate([truncated, more_truncated])
-        yield Scored(chunk=chunk, logits=logits[:n], truncated=truncated[:n])
-        logits, truncated = logits[n:], truncated[n:]
+class _Logits:
+    """The logits of a checkpoint, taken in order for chunks that may have other ends than its blocks."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.n_pairs = checkpoint.n_pairs
+        self._blocks = checkpoint.blocks()
+        self._logits, self._truncated = np.zeros(0, np.float32), np.zeros(0, bool)
+
+    def beside(self, chunks: Iterable[Chunk]) -> Iterator[Scored]:
+        """Yield the next chunks with their logits."""
+        for chunk in chunks:
+            n = len(chunk)
+            while len(self._logits) < n:
+                logits, truncated = next(self._blocks)
+                self._logits = np.concatenate([self._logits, logits])
+                self._truncated = np.concatenate([self._truncated, truncated])
+            yield Scored(chunk=chunk, logits=self._logits[:n], truncated=self._truncated[:n])
+            self._logits, self._truncated = self._logits[n:], self._truncated[n:]
 
 
 def _counted(scored: Iterable[Scored], update: Callable[[int], object]) -> Iterator[Scored]:

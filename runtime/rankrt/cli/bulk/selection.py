@@ -34,25 +34,28 @@ class Selection:
     top_n: int | None = None
     has_text: bool = False
 
-    def in_order(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    def in_order(self, *files: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield chunks whose queries can be told apart: for the best of each, a query has all its pairs in one place.
 
         Raises InputError for a query that comes again. Remembers a hash a query, some 60 MB for a million.
         """
-        ended, last = set[int](), None
-        for chunk in chunks:
-            for number, (query, _) in enumerate(chunk.pairs if self.top_n is not None else ()):
-                if query == last:
-                    continue
-                if hash(query) in ended:
-                    raise InputError(
-                        f"{chunk.place(number)}: this query has pairs further up, after which others come. For the"
-                        " best of each query (top_n) the pairs of a query have to follow each other; sort the file by"
-                        " query"
-                    )
-                ended.add(hash(last))
-                last = query
-            yield chunk
+        ended = set[int]()
+        for file in files:
+            last = None
+            for chunk in file:
+                for number, (query, _) in enumerate(chunk.pairs if self.top_n is not None else ()):
+                    if query == last:
+                        continue
+                    if hash(query) in ended:
+                        raise InputError(
+                            f"{chunk.place(number)}: this query has pairs further up, after which others come, or in"
+                            " another file. For the best of each query (top_n) the pairs of a query have to follow"
+                            " each other; sort the pairs by query"
+                        )
+                    ended.add(hash(last))
+                    last = query
+                yield chunk
+            ended.add(hash(last))
 
     def told(self, scored: Iterable[Scored]) -> Iterator[Told]:
         """Yield the pairs to write, in the order of the file."""

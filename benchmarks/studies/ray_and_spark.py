@@ -1,0 +1,276 @@
+"""Scoring on Ray and on Spark: the same bits as one process while workers and a node are killed, and what it costs.
+
+    python -m benchmarks.studies.ray_and_spark equality --artifact ./tiny -o benchmarks/results/ray_and_spark.json
+    python -m benchmarks.studies.ray_and_spark speed --artifact ./tiny -o benchmarks/results/ray_and_spark.json
+
+Needs the extras ray, spark and parquet, and Java. The Ray cluster is of three nodes on this machine, with one CPU each;
+Spark runs in local mode, with two tasks at a time. Each part replaces its own figures in the record.
+
+`equality` scores a folder of Parquet files in one process, and then by `rankrt score --ray` and by Spark. A Ray actor,
+a Ray node and a Python worker of Spark are killed meanwhile. `speed` compares an actor with this process, both with one
+thread, in turn, and two actors with one. It measures the processor time of the driver, too, which limits how many
+actors it can feed.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rankrt import Reranker
+from rankrt.cli.bulk.chunks import Names
+from rankrt.cli.bulk.cluster import connected, score_on_cluster
+from rankrt.cli.bulk.columns import Columns, read_columns
+from rankrt.cli.bulk.scoring import chunk_size, score_chunks
+from rankrt.host.cpu import this_machine
+from rankrt_finetune.reports.tables import Table
+
+WORDS = ["the", "giant", "panda", "is", "a", "bear", "of", "central", "China", "and", "eats", "bamboo", "all", "day"]
+N_FILES = 8
+LIMIT_S = 1800
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["equality", "speed"])
+    parser.add_argument("--artifact", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, help="how many; 200,000 or 12,800 by default")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the file of the record")
+    options = parser.parse_args()
+    record = json.loads(options.output.read_text()) if options.output.exists() else {"benchmark": "ray_and_spark"}
+    machine = this_machine()
+    record["machine"] = {"processor": machine.processor, "n_threads": machine.cores.n}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.part == "equality":
+            record["equality"] = equality(options.artifact.absolute(), Path(folder), options.pairs or 200_000)
+        else:
+            record["speed"] = speed(options.artifact.absolute(), Path(folder), options.pairs or 12_800)
+    text = json.dumps(record, indent=1)
+    print(text)
+    options.output.write_text(f"{text}\n")
+
+
+def table(speed: Mapping[str, Any]) -> Table:
+    """Return rows a second with none, one and two actors, and what a chunk costs beside its scores."""
+    rates = speed["best_rows_a_second"]
+    rows = [
+        ["rows a second in this process", f"{rates['here']:,.0f}"],
+        ["rows a second with one actor", f"{rates['one actor']:,.0f}"],
+        ["rows a second with two actors", f"{rates['two actors']:,.0f} ({speed['speedup_of_two_actors']:.2f} times)"],
+        [
+            f"an actor's overhead, for {speed['pairs_a_chunk']} rows",
+            f"{speed['overhead_of_an_actor_ms_a_chunk']:.1f} ms",
+        ],
+        [f"the driver's processor time, for {speed['pairs_a_chunk']} rows", f"{speed['driver_cpu_ms_a_chunk']:.1f} ms"],
+        ["rows a second that the driver can feed", f"{speed['driver_feeds_rows_a_second']:,}"],
+    ]
+    return Table(heading=["measured", "on a Ray cluster of this machine"], rows=rows)
+
+
+def hundred_nodes(speed: Mapping[str, Any]) -> Table:
+    """Return what 100 nodes would give, derived from the overhead of a chunk and from what the driver can feed."""
+    size, overhead_s = speed["pairs_a_chunk"], max(0.0, speed["overhead_of_an_actor_ms_a_chunk"] / 1e3)
+    rows = []
+    for alone in (10, 100, 1000):
+        of_node = size / (size / alone + overhead_s)
+        all_nodes = min(100 * of_node, speed["driver_feeds_rows_a_second"])
+        rows.append([f"{alone:,}", f"{of_node:,.1f}", f"{all_nodes:,.0f}", f"{all_nodes / alone:.0f}"])
+    return Table(heading=["rows a second of a node alone", "in the cluster", "of 100 nodes", "times one"], rows=rows)
+
+
+def write_folder(folder: Path, n_pairs: int) -> Path:
+    """Write files of pairs of 5 to 60 words, the same for the same number."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    chance = random.Random(1)
+    folder.mkdir()
+    n_rows = n_pairs // N_FILES
+    for number in range(N_FILES):
+        columns = {
+            "id": [number * n_rows + row for row in range(n_rows)],
+            "query": [" ".join(chance.choices(WORDS, k=6)) for _ in range(n_rows)],
+            "passage": [" ".join(chance.choices(WORDS, k=chance.randint(5, 60))) for _ in range(n_rows)],
+        }
+        parquet.write_table(pa.table(columns), folder / f"part-{number}.parquet")
+    return folder
+
+
+def equality(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
+    """Score in one process, on Ray and on Spark, and compare the bytes of all scores."""
+    pairs = write_folder(folder / "pairs", n_pairs)
+    command = [sys.executable, "-m", "rankrt", "score", str(artifact), str(pairs), "--out"]
+    seconds = {"one process": timed(lambda: subprocess.run([*command, str(folder / "one")], check=True))}
+    expected = scores_of(folder / "one")
+    with three_nodes() as cluster:
+        ray_command = [*command, str(folder / "ray"), "--ray", cluster.address]
+        killed: dict[str, int] = {}
+        seconds["ray"] = timed(lambda: killed.update(score_and_kill(ray_command, folder / "ray", cluster, n_pairs)))
+    on_spark, n_workers_killed, seconds["spark"] = score_on_spark(artifact, pairs)
+    return {
+        "n_pairs": len(expected),
+        "ray": {"is_equal": scores_of(folder / "ray") == expected, "n_nodes": 3, **killed},
+        "spark": {"is_equal": on_spark == expected, "n_workers_killed": n_workers_killed},
+        "seconds": {name: round(taken, 1) for name, taken in seconds.items()},
+    }
+
+
+def scores_of(folder: Path) -> Mapping[int, bytes]:
+    """Return the bytes of each pair's score, by its id."""
+    from pyarrow import parquet
+
+    found = parquet.read_table(folder).select(["id", "score"]).to_pydict()
+    return bytes_of(found["id"], found["score"])
+
+
+def bytes_of(ids: Sequence[int], scores: Sequence[float]) -> Mapping[int, bytes]:
+    import numpy as np
+
+    return {number: np.float32(score).tobytes() for number, score in zip(ids, scores, strict=True)}
+
+
+@contextlib.contextmanager
+def three_nodes() -> Iterator[Any]:
+    """Yield a Ray cluster of three nodes on this machine, each with one CPU."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def score_and_kill(command: Sequence[str], out: Path, cluster: Any, n_pairs: int) -> dict[str, int]:
+    """Run a command that scores on a cluster; kill an actor after a quarter of the pairs, and a node after half."""
+    checkpoint = out.with_name(f"{out.name}.unfinished")
+    with subprocess.Popen(command) as process:
+        wait_for(process, lambda: checkpoint.exists() and checkpoint.stat().st_size > 5 * n_pairs // 4)
+        n_actors = kill_one("ray::Scorer")
+        wait_for(process, lambda: checkpoint.stat().st_size > 5 * n_pairs // 2)
+        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+        if process.wait(LIMIT_S):
+            raise SystemExit("the command failed")
+    return {"n_actors_killed": n_actors, "n_nodes_killed": 1}
+
+
+def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], int, float]:
+    """Score with Spark, whose tasks may fail three times; kill a Python worker meanwhile."""
+    import threading
+
+    from pyspark.sql import SparkSession
+
+    from rankrt.integrations.spark import RankrtScorer
+
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.master("local[2,4]").config("spark.ui.enabled", "false")
+    session = builder.config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
+    killed: list[int] = []
+
+    def kill() -> None:
+        time.sleep(8)
+        killed.append(kill_one("pyspark.daemon", is_busy=True))
+
+    killer = threading.Thread(target=kill)
+    try:
+        frame = RankrtScorer(str(artifact)).transform(session.read.parquet(str(pairs)))
+        started = time.monotonic()
+        killer.start()
+        found = frame.select("id", "score").toPandas()
+        seconds = time.monotonic() - started
+    finally:
+        killer.join()
+        session.stop()
+    return bytes_of(found["id"].tolist(), found["score"].tolist()), sum(killed), seconds
+
+
+def kill_one(name: str, *, is_busy: bool = False) -> int:
+    """Kill a process of a name among those that this one started; return how many. A busy one is not the oldest."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            found += [child] if name in " ".join(child.cmdline()) else []
+    pids = {child.pid for child in found}
+    for child in [child for child in found if not is_busy or child.ppid() in pids][:1]:
+        os.kill(child.pid, signal.SIGKILL)
+        return 1
+    return 0
+
+
+def wait_for(process: subprocess.Popen[bytes], has_happened: Callable[[], bool]) -> None:
+    """Wait until something has happened while a process runs."""
+    limit = time.monotonic() + LIMIT_S
+    while process.poll() is None and time.monotonic() < limit:
+        try:
+            if has_happened():
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.01)
+    raise SystemExit("it ended before a process could be killed; give more --pairs")
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that work takes."""
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
+    """Measure rows a second here and on Ray, in turn, with one thread each; what starting costs is left out."""
+    pairs = write_folder(folder / "pairs", n_pairs)
+    rates: dict[str, list[float]] = {"here": [], "one actor": [], "two actors": []}
+    driver_s: list[float] = []
+    with three_nodes() as cluster, Reranker.load(artifact, n_threads=1) as reranker, connected(cluster.address):
+        size = chunk_size(reranker)
+
+        def chunks() -> Iterator[Columns]:
+            for file in sorted(pairs.iterdir()):
+                yield from read_columns(str(file), "parquet", Names(), size, has_all=False)
+
+        for _ in range(3):
+            rates["here"].append(rate(score_chunks(reranker, chunks()), skipped=4)[0])
+            for n_actors, name in ((1, "one actor"), (2, "two actors")):
+                found, driver = rate(score_on_cluster(reranker, n_actors, 1, chunks()), skipped=4 * n_actors)
+                rates[name].append(found)
+                driver_s.append(driver * size)
+    best = {name: max(found) for name, found in rates.items()}
+    return {
+        "n_pairs": n_pairs,
+        "pairs_a_chunk": size,
+        "rows_a_second": {name: round(median(found), 1) for name, found in rates.items()},
+        "best_rows_a_second": {name: round(found, 1) for name, found in best.items()},
+        "overhead_of_an_actor_ms_a_chunk": round(1e3 * size * (1 / best["one actor"] - 1 / best["here"]), 2),
+        "driver_cpu_ms_a_chunk": round(1e3 * median(driver_s), 2),
+        "speedup_of_two_actors": round(best["two actors"] / best["one actor"], 2),
+        "driver_feeds_rows_a_second": round(size / median(driver_s)),
+    }
+
+
+def rate(scored: Iterator[Any], *, skipped: int) -> tuple[float, float]:
+    """Return rows a second, and this process's processor time a row, without the first chunks: actors start then."""
+    for _ in range(skipped):
+        next(scored)
+    started, started_cpu, n_rows = time.monotonic(), time.process_time(), 0
+    for part in scored:
+        n_rows += len(part)
+    return n_rows / (time.monotonic() - started), (time.process_time() - started_cpu) / n_rows
+
+
+if __name__ == "__main__":
+    main()
