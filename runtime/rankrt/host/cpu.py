@@ -76,7 +76,7 @@ def this_machine(root: Path = Path("/")) -> Machine:
     cpuinfo = _cpuinfo(root)
     flags = set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
     return Machine(
-        processor=cpuinfo.get("model name", platform.processor() or "unknown"),
+        processor=cpuinfo.get("model name") or platform.processor() or "unknown",
         architecture=platform.machine(),
         instructions=tuple(flag for flag in _KERNEL_FLAGS if flag in flags),
         cores=usable_cores(root),

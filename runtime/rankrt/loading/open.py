@@ -1,4 +1,7 @@
-"""Finding a model, placing it on this host and opening it: one way for the library, the server and its workers."""
+"""Finding a model, placing it on this host and opening it: one way for the library, the server and its workers.
+
+An engine is imported when a variant needs it, and what prepares a model when it was not prepared: 10 ms of a start.
+"""
 
 import hashlib
 import logging
@@ -17,12 +20,7 @@ from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.artifact.precisions import TARGETS
 from rankrt.artifact.source import Hub, find_artifact, local_folder
 from rankrt.backends import Backend
-from rankrt.backends.cpu_decoder import CpuDecoder
 from rankrt.backends.cpu_encoder import CpuEncoder
-from rankrt.backends.cuda import open_cuda
-from rankrt.backends.gpu import GpuBackend
-from rankrt.backends.openvino import OpenVinoEncoder
-from rankrt.backends.tensorrt_engines import open_tensorrt
 from rankrt.errors import ArtifactError, CacheError, DeviceError, InputError
 from rankrt.files.cache import HostCache, Use
 from rankrt.files.seals import SMALL_BYTES
@@ -32,7 +30,6 @@ from rankrt.host.host import Host, this_host
 from rankrt.loading.choose import Asked, place
 from rankrt.loading.model import Model, Origin
 from rankrt.loading.placement import Placement
-from rankrt.loading.prepare import prepare_for_cpu
 from rankrt.loading.prepared import Prepared, find_cache, go_on_without, key_of, prepare_command
 from rankrt.loading.tokenizer import open_tokenizer
 from rankrt.options import LoadOptions
@@ -114,8 +111,10 @@ def open_backend(
     return _open_cpu(placement, n_threads, prepare=options.prepare, shares_prefixes=shares_prefixes)
 
 
-def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> GpuBackend:
+def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> Backend:
     """Load a variant on a GPU; for TensorRT the engines that were prepared. Raises ArtifactError or DeviceError."""
+    from rankrt.backends.cuda import open_cuda
+
     artifact, variant, device = placement.artifact, placement.variant, placement.device
     with _checked(artifact, variant, FileHashes(artifact.folder, find_cache())):
         if TARGETS[device.target].builds_engines:
@@ -175,6 +174,8 @@ def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_pre
     cache = find_cache()
     hashes = FileHashes(artifact.folder, cache)
     if variant.key.is_for_openvino:
+        from rankrt.backends.openvino import OpenVinoEncoder
+
         with _checked(artifact, variant, hashes):
             return OpenVinoEncoder(artifact.path(variant.graph), variant.layout, n_threads=n_threads)
     found = _prepared(placement, cache, hashes) if prepare and cache else None
@@ -198,6 +199,8 @@ def _opened(
 ) -> Backend:
     variant, emulates_vnni = placement.variant, placement.emulates_vnni
     if variant.exits:
+        from rankrt.backends.cpu_decoder import CpuDecoder
+
         return CpuDecoder(
             graphs,
             list(variant.graphs_by_layer),
@@ -215,14 +218,20 @@ def _opened(
 def _prepared(placement: Placement, cache: HostCache, hashes: FileHashes) -> tuple[list[Path], Use] | None:
     """Return the prepared graphs, or None, with a warning, where the host has no room or no right to keep one."""
     try:
+        if (found := Prepared(cache).graphs(placement)) is not None:
+            return found
+        from rankrt.loading.prepare import prepare_for_cpu
+
         return prepare_for_cpu(placement, Prepared(cache), hashes)
     except CacheError as error:
         go_on_without(error)
         return None
 
 
-def _open_engines(placement: Placement) -> GpuBackend:
+def _open_engines(placement: Placement) -> Backend:
     """Load the TensorRT engines that were prepared for a variant."""
+    from rankrt.backends.tensorrt_engines import open_tensorrt
+
     artifact, variant, record = placement.artifact, placement.variant, placement.record
     prepared, key = Prepared(), key_of(placement)
     before = {*prepared.engine_names(key)}
