@@ -91,7 +91,7 @@ def test_a_large_file_is_read_whole_once(artifact: Artifact, reads: list[str], m
     for _ in range(3):
         monkeypatch.setattr("rankrt.artifact.hashes._of_this_process", {})
         Reranker.load(artifact.folder, prepare=False).close()
-    assert sorted(reads) == ["cpu-fp32.onnx", "points.fp32.data", "tokenizer.json"]
+    assert sorted(reads) == ["cpu-fp32.onnx", "points.fp32.data"]
 
 
 def test_a_file_that_was_only_touched_is_read_again_and_then_known(artifact: Artifact, reads: list[str]):

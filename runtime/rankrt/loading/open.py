@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,6 +36,9 @@ from rankrt.options import LoadOptions
 from rankrt.text.options import Rules, default_length
 from rankrt.text.pairs import PairTokenizer
 
+if TYPE_CHECKING:
+    from rankrt.backends.gpu import GpuBackend
+
 # Two files at a time keep a fast disk busy; more would take cores from the engine, which is loading.
 _HASHING_THREADS = 2
 # More threads than cores are slower and still right; so many more are a slip of the keyboard.
@@ -45,7 +48,7 @@ _logger = logging.getLogger("rankrt")
 
 
 def open_model(source: str | Path, options: LoadOptions, *, shares_prefixes: bool = True) -> Model:
-    """Find a model, choose its variant and open its tokenizer; a variant is loaded when it is first used.
+    """Find a model, choose its variant, and load that beside the tokenizer; others are loaded when they are first used.
 
     Without `shares_prefixes` a decoder computes each row whole, for measurements. Raises ArtifactError, DeviceError or
     InputError.
@@ -54,15 +57,23 @@ def open_model(source: str | Path, options: LoadOptions, *, shares_prefixes: boo
     _check_threads(options.n_threads, host.machine)
     placement = find(origin.source, options, host)
     on_device = replace(options, device=str(placement.device))
+
+    def load(chosen: Placement) -> Backend:
+        n_threads = options.n_threads or host.machine.cores.n
+        return open_backend(chosen, options, n_threads, shares_prefixes=shares_prefixes)
+
+    # A small model's tokenizer takes as long as its weights: 45 ms each.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load, placement)
+        tokenizer = open_pair_tokenizer(placement, prepare=options.prepare)
     return Model(
         placement,
-        open_pair_tokenizer(placement, prepare=options.prepare),
+        tokenizer,
         find=lambda precision: replace(
             _find(origin.source, replace(on_device, precision=precision), host), artifact=placement.artifact
         ),
-        load=lambda chosen: open_backend(
-            chosen, options, options.n_threads or host.machine.cores.n, shares_prefixes=shares_prefixes
-        ),
+        load=load,
+        loaded=loading.result(),
         origin=origin,
     )
 
@@ -111,7 +122,7 @@ def open_backend(
     return _open_cpu(placement, n_threads, prepare=options.prepare, shares_prefixes=shares_prefixes)
 
 
-def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> Backend:
+def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> "GpuBackend":
     """Load a variant on a GPU; for TensorRT the engines that were prepared. Raises ArtifactError or DeviceError."""
     from rankrt.backends.cuda import open_cuda
 
@@ -228,7 +239,7 @@ def _prepared(placement: Placement, cache: HostCache, hashes: FileHashes) -> tup
         return None
 
 
-def _open_engines(placement: Placement) -> Backend:
+def _open_engines(placement: Placement) -> "GpuBackend":
     """Load the TensorRT engines that were prepared for a variant."""
     from rankrt.backends.tensorrt_engines import open_tensorrt
 

@@ -2,7 +2,6 @@
 
 import tokenizers
 
-from rankrt.artifact.hashes import FileHashes
 from rankrt.artifact.manifest import Artifact
 from rankrt.errors import CacheError
 from rankrt.files.cache import HostCache, Key
@@ -23,13 +22,10 @@ def open_tokenizer(artifact: Artifact, *, prepare: bool, n_cores: int = 1) -> Te
     """
     name = artifact.manifest.tokenizer
     path = artifact.path(name)
-    cache = find_cache()
-    hashes = FileHashes(artifact.folder, cache)
-    artifact.check_hashes([name], hashes.sha256)
-    hashes.save()
+    artifact.check_hashes([name])
     if n_cores >= _LIBRARY_CORES:
         return LibraryTokenizer.open(path)
-    if prepare and cache is not None:
+    if prepare and (cache := find_cache()) is not None:
         try:
             return _mapped(artifact, cache) or LibraryTokenizer.open(path)
         except CacheError as error:
