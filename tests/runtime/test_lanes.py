@@ -1,4 +1,4 @@
-"""Narrow runs: the caller computes some itself, other threads help if they are free, and an exception stops the rest."""
+"""Narrow runs: the caller computes some itself, free threads help it, and an exception stops the rest."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +64,7 @@ def test_the_first_exception_stops_what_has_not_begun(failing: str):
                 raise ValueError(f"run {rows[0]}")
             threading.Event().wait(0.2)  # until the other thread has failed
 
-    with pytest.raises(ValueError, match="run [01]"):
+    with pytest.raises(ValueError, match=r"run [01]"):
         lanes.run(runs(50), wide, narrow)
     lanes.close()
     assert sorted(begun) == [0, 1]
