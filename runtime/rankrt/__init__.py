@@ -7,6 +7,9 @@ for hit in reranker.rank("what is panda?", passages, top_n=3):
     print(hit.index, hit.score, hit.document)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from rankrt.errors import (
     ArtifactError,
     CacheError,
@@ -19,9 +22,11 @@ from rankrt.errors import (
     ScoreError,
 )
 from rankrt.host import telemetry
-from rankrt.ranking import Hit, Ranking
-from rankrt.reranker import Reranker
-from rankrt.text.options import Rules
+
+if TYPE_CHECKING:
+    from rankrt.ranking import Hit, Ranking
+    from rankrt.reranker import Reranker
+    from rankrt.text.options import Rules
 
 telemetry.turn_off()
 
@@ -43,3 +48,24 @@ __all__ = [
     "ScoreError",
     "__version__",
 ]
+
+# Imported when they are first used: numpy and the tokenizers take 0.2 s, which `rankrt --help` does not need.
+_LATER = {
+    "Hit": "rankrt.ranking",
+    "Ranking": "rankrt.ranking",
+    "Reranker": "rankrt.reranker",
+    "Rules": "rankrt.text.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the library when it is first used (PEP 562)."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'rankrt' has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_LATER[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the names that are there, imported or not."""
+    return sorted({*globals(), *_LATER})

@@ -111,7 +111,7 @@ def test_engines_that_are_gone_are_not_built_while_somebody_waits(artifact: Arti
 def test_engines_that_the_engine_did_not_recognise_are_announced(artifact: Artifact, monkeypatch, caplog):
     keep_engines(monkeypatch, "rankrt.loading.prepare.open_tensorrt")
     prepared(artifact, TENSORRT)
-    keep_engines(monkeypatch, "rankrt.loading.open.open_tensorrt", number=2)
+    keep_engines(monkeypatch, "rankrt.backends.tensorrt_engines.open_tensorrt", number=2)
     with caplog.at_level(logging.WARNING), Reranker.load(artifact.folder, device="tensorrt") as reranker:
         assert reranker.score([("one", "two")]).tolist() == [3.0]
     assert "built engines again instead of loading them: 128x128_2.engine, 32x512_2.engine" in caplog.text

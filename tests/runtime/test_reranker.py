@@ -3,6 +3,7 @@
 import logging
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -210,8 +211,12 @@ def test_a_missing_engine_names_the_pip_command(artifact: Artifact, monkeypatch:
         Reranker.load(artifact.folder)
 
 
-def test_two_engines_at_once_are_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rankrt.backends.session, "version", lambda name: "1.0")
+def test_two_engines_at_once_are_refused(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("onnxruntime", "onnxruntime-1.32.0.dist-info", "onnxruntime_gpu-1.31.1.dist-info"):
+        (tmp_path / "site" / name).mkdir(parents=True)
+    engine = ModuleType("onnxruntime")
+    engine.__file__ = str(tmp_path / "site" / "onnxruntime" / "__init__.py")
+    monkeypatch.setattr(rankrt.backends.session, "import_module", lambda name: engine)
     with pytest.raises(DeviceError, match="onnxruntime and onnxruntime-gpu are both installed"):
         Reranker.load(artifact.folder)
 

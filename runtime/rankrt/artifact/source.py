@@ -9,7 +9,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -174,6 +173,8 @@ def _module_folders(folder: Path) -> list[str]:
 
 def _exported(source: str, cache: HostCache, hub: Hub, *, content: str) -> Artifact:
     """Return the artifact of a checkpoint from the cache, where it is put by exporting it the first time."""
+    from importlib.metadata import version  # 12 ms, and an artifact's folder needs no version
+
     key = Key(
         kind="exported",
         name=Path(source).name,

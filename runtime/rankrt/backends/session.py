@@ -3,8 +3,8 @@
 import ctypes
 import os
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -40,23 +40,33 @@ def keep_after_fork(session: Any) -> None:
 
 def import_onnxruntime() -> Any:
     """Return the onnxruntime module. Raises MissingExtra if there is none, DeviceError if there are two."""
-    if len(installed_builds()) > 1:
+    warn_if_too_late()
+    try:
+        found = import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "ONNX Runtime is not installed: pip install 'rankrt[cpu]' (or 'rankrt[gpu]' for an NVIDIA GPU)"
+        ) from error
+    if len(_records_beside(found)) > 1:
         raise DeviceError(
             "onnxruntime and onnxruntime-gpu are both installed; they write the same files, so it is chance which one"
             " runs. Remove both and install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'rankrt[cpu]'"
             " (or 'rankrt[gpu]' on a machine with an NVIDIA GPU)"
         )
-    warn_if_too_late()
-    try:
-        return import_module("onnxruntime")
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "ONNX Runtime is not installed: pip install 'rankrt[cpu]' (or 'rankrt[gpu]' for an NVIDIA GPU)"
-        ) from error
+    return found
+
+
+@cache
+def _records_beside(module: Any) -> list[Path]:
+    """Return pip's records of the distributions that wrote this module, found without importlib.metadata."""
+    names = ("onnxruntime", "onnxruntime_gpu")
+    return [found for name in names for found in Path(module.__file__).parents[1].glob(f"{name}-*.dist-info")]
 
 
 def installed_builds() -> dict[str, str]:
     """Return the distributions that provide onnxruntime, with their versions."""
+    from importlib.metadata import PackageNotFoundError, version  # 12 ms, to be said in messages only
+
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from rankrt.cli import inputs, streams
 
 # How often a job without a terminal says how far it is.
@@ -25,7 +23,29 @@ def open_input(name: str) -> io.BufferedReader:
 
 def bar(total: int | None, unit: str) -> Any:
     """Return a bar that shows progress on a terminal, and nothing elsewhere."""
-    return tqdm(total=total, unit=unit, leave=False, disable=not streams.is_terminal())
+    if not streams.is_terminal():
+        return _NoBar()
+    from tqdm import tqdm  # 20 ms
+
+    return tqdm(total=total, unit=unit, leave=False)
+
+
+class _NoBar:
+    """Stands for a bar where there is no terminal."""
+
+    disable = True
+
+    def update(self, n: int) -> None:
+        """Show nothing."""
+
+    def clear(self) -> None:
+        """Show nothing."""
+
+    def __enter__(self) -> "_NoBar":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Show nothing."""
 
 
 class Counter:
@@ -47,6 +67,8 @@ def progress(total: int, n_done: int, unit: str) -> Iterator[Callable[[int], Non
 
     n_done   the part that was done before, which counts for the total and not for the rate
     """
+    from tqdm import tqdm
+
     if streams.is_terminal():
         with tqdm(total=total, initial=n_done, unit=unit, leave=False) as bar:
             yield lambda n: bar.update(n) and None

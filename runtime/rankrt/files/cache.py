@@ -17,23 +17,20 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache as once
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from rankrt.errors import CacheError, InputError
 from rankrt.files.folders import UNFINISHED, lock_of, new_folder, size_of
-from rankrt.files.locks import alone_with, hold
+from rankrt.files.locks import alone_with, hold, lock_file
 from rankrt.files.rights import home_folder, this_user, unreadable
 from rankrt.files.seals import Seal
 
@@ -152,7 +149,7 @@ class HostCache:
             if (found := self._find(key)) is not None:
                 return found
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock_of(folder)):
+            with lock_file(lock_of(folder)):
                 if (found := self._find(key)) is None:
                     found = self._make(key, write)
         self._keep_to_limit(found.folder)
@@ -163,7 +160,7 @@ class HostCache:
         folder = self.path(key)
         with _explain_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock_of(folder)):
+            with lock_file(lock_of(folder)):
                 self._make(key, write)
 
     @contextmanager
@@ -172,7 +169,7 @@ class HostCache:
         folder = self.path(key)
         with _explain_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock_of(folder)):
+            with lock_file(lock_of(folder)):
                 yield folder
         self._keep_to_limit(folder)
 
@@ -320,6 +317,8 @@ def warn_once(message: str) -> None:
 
 def _seal(folder: Path, key: Key, names: Sequence[str]) -> None:
     """Write entry.json, last and whole."""
+    from importlib.metadata import version  # 12 ms, and a start from the cache writes nothing
+
     files = {name: Seal.of(folder / name) for name in names}
     entry = Entry(format=_FORMAT, producer=f"rankrt {version('rankrt')}", key=key, files=files)
     unfinished = folder / f".{ENTRY}"
@@ -405,6 +404,8 @@ def _item(
 
 
 def _why_stale(entry: Entry) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     if entry.format != _FORMAT:
         return f"written by {entry.producer}, in format {entry.format} of the cache"
     for library in entry.key.depends_on.get("engine", "").split(", "):
@@ -421,12 +422,12 @@ def _remove(item: Item) -> bool:
     if item.state == "lock" or item.state == "unfinished":
         lock = path if item.state == "lock" else _lock_of_unfinished(path)
         try:
-            with FileLock(lock, timeout=0):
+            with lock_file(lock, timeout=0):
                 if item.state == "unfinished":
                     shutil.rmtree(path, ignore_errors=True)
                 # A process that waits for a lock without a name may make an entry beside another one: see `_made`.
                 lock.unlink(missing_ok=True)
-        except (Timeout, OSError):
+        except OSError:
             return False
         return not path.exists()
     try:
@@ -444,7 +445,7 @@ def _lock_of_unfinished(path: Path) -> Path:
 
 def _discard(path: Path) -> bool:
     """Take an entry's name away first, so that no process finds half of it; tell whether it is gone."""
-    trash = path.parent / f"{UNFINISHED}{path.name}-{secrets.token_hex(4)}"
+    trash = path.parent / f"{UNFINISHED}{path.name}-{os.urandom(4).hex()}"
     try:
         path.rename(trash)
     except FileNotFoundError:
@@ -485,9 +486,9 @@ def _is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with FileLock(path, timeout=0):
+        with lock_file(path, timeout=0):
             return False
-    except (Timeout, OSError):
+    except OSError:
         return True
 
 

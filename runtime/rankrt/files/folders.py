@@ -1,12 +1,12 @@
 """Folders that appear whole or not at all."""
 
-import secrets
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from rankrt.files.locks import lock_file
 
 UNFINISHED = ".unfinished-"
 
@@ -18,7 +18,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     The given folder must not exist at the end. A process that is killed leaves `.unfinished-*`, never half a folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f"{UNFINISHED}{folder.name}-{secrets.token_hex(4)}"
+    unfinished = folder.parent / f"{UNFINISHED}{folder.name}-{os.urandom(4).hex()}"
     unfinished.mkdir()
     try:
         yield unfinished
@@ -32,7 +32,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return the folder after the first process has filled it with `make`; other processes wait."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_of(folder)):
+        with lock_file(lock_of(folder)):
             if not folder.exists():
                 with new_folder(folder) as unfinished:
                     make(unfinished)

@@ -77,7 +77,7 @@ def this_machine(root: Path = Path("/")) -> Machine:
     cpuinfo = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
     return Machine(
-        processor=cpuinfo.get("model name", platform.processor() or "unknown"),
+        processor=cpuinfo.get("model name") or platform.processor() or "unknown",
         architecture=platform.machine(),
         instructions=tuple(flag for flag in _KERNEL_FLAGS if flag in flags),
         cores=usable_cores(root),

@@ -52,18 +52,20 @@ class Model:
         *,
         find: Callable[[Precision], Placement],
         load: Callable[[Placement], Backend],
+        loaded: Backend | None = None,
         origin: Origin | None = None,
     ) -> None:
         """`find` places the variant in a precision, with its files there; `load` loads one.
 
-        `origin` says how to open the same model again, where that is known.
+        `loaded` is the variant of that placement, if it is loaded already. `origin` says how to open the same model
+        again, where that is known.
         """
         self.placement = placement
         self.tokenizer = tokenizer
         self.find = find
         self.origin = origin
         self._load = load
-        self._backends: dict[str, Backend] = {}
+        self._backends = {} if loaded is None else {placement.variant.name: loaded}
         # Of the process that this one was forked from: not used here, and not destroyed either.
         self._of_parent: list[dict[str, Backend]] = []
         self._is_closed = False

@@ -1,4 +1,7 @@
-"""Finding a model, placing it on this host and opening it: one way for the library, the server and its workers."""
+"""Finding a model, placing it on this host and opening it: one way for the library, the server and its workers.
+
+An engine is imported when a variant needs it, and what prepares a model when it was not prepared: 10 ms of a start.
+"""
 
 import hashlib
 import logging
@@ -9,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,12 +21,7 @@ from rankrt.artifact.manifest import Artifact, Variant
 from rankrt.artifact.precisions import TARGETS
 from rankrt.artifact.source import Hub, find_artifact, local_folder
 from rankrt.backends import Backend
-from rankrt.backends.cpu_decoder import CpuDecoder
 from rankrt.backends.cpu_encoder import CpuEncoder
-from rankrt.backends.cuda import open_cuda
-from rankrt.backends.gpu import GpuBackend
-from rankrt.backends.openvino import OpenVinoEncoder
-from rankrt.backends.tensorrt_engines import open_tensorrt
 from rankrt.errors import ArtifactError, CacheError, DeviceError, InputError
 from rankrt.files.cache import HostCache, Use
 from rankrt.files.seals import SMALL_BYTES
@@ -33,12 +31,14 @@ from rankrt.host.host import Host, this_host
 from rankrt.loading.choose import Asked, place
 from rankrt.loading.model import Model, Origin
 from rankrt.loading.placement import Placement
-from rankrt.loading.prepare import prepare_for_cpu
 from rankrt.loading.prepared import Prepared, find_cache, go_on_without, key_of, prepare_command
 from rankrt.loading.tokenizer import open_tokenizer
 from rankrt.options import LoadOptions
 from rankrt.text.options import Rules, default_length
 from rankrt.text.pairs import PairTokenizer
+
+if TYPE_CHECKING:
+    from rankrt.backends.gpu import GpuBackend
 
 # Two files at a time keep a fast disk busy; more would take cores from ONNX Runtime, which is loading.
 _HASHING_THREADS = 2
@@ -49,7 +49,7 @@ _logger = logging.getLogger("rankrt")
 
 
 def open_model(source: str | Path, options: LoadOptions, *, shares_prefixes: bool = True) -> Model:
-    """Find a model, choose its variant and open its tokenizer; a variant is loaded when it is first used.
+    """Find a model, choose its variant, and load that beside the tokenizer; others are loaded when they are first used.
 
     Without `shares_prefixes` a decoder computes each row whole, for measurements. Raises ArtifactError, DeviceError or
     InputError.
@@ -60,15 +60,23 @@ def open_model(source: str | Path, options: LoadOptions, *, shares_prefixes: boo
     _check_threads(options.n_threads, host.machine)
     placement = find(origin.source, options, host)
     on_device = replace(options, device=str(placement.device))
+
+    def load(chosen: Placement) -> Backend:
+        n_threads = options.n_threads or host.machine.cores.n
+        return open_backend(chosen, options, n_threads, shares_prefixes=shares_prefixes)
+
+    # A small model's tokenizer takes as long as its weights: 45 ms each.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load, placement)
+        tokenizer = open_pair_tokenizer(placement, prepare=options.prepare)
     return Model(
         placement,
-        open_pair_tokenizer(placement, prepare=options.prepare),
+        tokenizer,
         find=lambda precision: replace(
             _find(origin.source, replace(on_device, precision=precision), host), artifact=placement.artifact
         ),
-        load=lambda chosen: open_backend(
-            chosen, options, options.n_threads or host.machine.cores.n, shares_prefixes=shares_prefixes
-        ),
+        load=load,
+        loaded=loading.result(),
         origin=origin,
     )
 
@@ -118,8 +126,10 @@ def open_backend(
     return _open_cpu(placement, n_threads, prepare=options.prepare, shares_prefixes=shares_prefixes)
 
 
-def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> GpuBackend:
+def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> "GpuBackend":
     """Load a variant on a GPU; for TensorRT the engines that were prepared. Raises ArtifactError or DeviceError."""
+    from rankrt.backends.cuda import open_cuda
+
     artifact, variant, device = placement.artifact, placement.variant, placement.device
     with _checked(artifact, variant, FileHashes(artifact.folder, find_cache())):
         if TARGETS[device.target].builds_engines:
@@ -179,6 +189,8 @@ def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_pre
     cache = find_cache()
     hashes = FileHashes(artifact.folder, cache)
     if variant.key.is_for_openvino:
+        from rankrt.backends.openvino import OpenVinoEncoder
+
         with _checked(artifact, variant, hashes):
             return OpenVinoEncoder(artifact.path(variant.graph), variant.layout, n_threads=n_threads)
     found = _prepared(placement, cache, hashes) if prepare and cache else None
@@ -202,6 +214,8 @@ def _opened(
 ) -> Backend:
     variant, emulates_vnni = placement.variant, placement.emulates_vnni
     if variant.exits:
+        from rankrt.backends.cpu_decoder import CpuDecoder
+
         return CpuDecoder(
             graphs,
             list(variant.graphs_by_layer),
@@ -219,14 +233,20 @@ def _opened(
 def _prepared(placement: Placement, cache: HostCache, hashes: FileHashes) -> tuple[list[Path], Use] | None:
     """Return the prepared graphs, or None, with a warning, where the host has no room or no right to keep one."""
     try:
+        if (found := Prepared(cache).graphs(placement)) is not None:
+            return found
+        from rankrt.loading.prepare import prepare_for_cpu
+
         return prepare_for_cpu(placement, Prepared(cache), hashes)
     except CacheError as error:
         go_on_without(error)
         return None
 
 
-def _open_engines(placement: Placement) -> GpuBackend:
+def _open_engines(placement: Placement) -> "GpuBackend":
     """Load the TensorRT engines that were prepared for a variant."""
+    from rankrt.backends.tensorrt_engines import open_tensorrt
+
     artifact, variant, record = placement.artifact, placement.variant, placement.record
     prepared, key = Prepared(), key_of(placement)
     before = {*prepared.engine_names(key)}

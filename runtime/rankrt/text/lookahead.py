@@ -15,7 +15,7 @@ which these are. If one of them is unknown here, the whole text is tokenized.
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import Any
 
@@ -53,10 +53,14 @@ class Lookahead:
         self._normal = partial(_normal, tokenizer.normalizer)  # no method, or the vocabulary is freed by the collector
         normalized = [token.content for token in added if token.normalized]
         self._cuts = Cuts(self._normal, [token.content for token in added], normalized)
-        self._longest = max((len(piece) for piece in tokenizer.get_vocab(with_added_tokens=False)), default=1)
         contents = sorted({token.content for token in added if token.content}, key=len, reverse=True)
         self._ends = _ends_of_words(self._model, contents)
         self._added = re.compile("|".join(map(re.escape, contents)) or "(?!)")
+
+    @cached_property
+    def _longest(self) -> int:
+        """The characters of the longest token. Long texts ask for it; a vocabulary of 30,000 takes 20 ms."""
+        return max((len(piece) for piece in self._tokenizer.get_vocab(with_added_tokens=False)), default=1)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Lookahead | None":

@@ -86,7 +86,10 @@ class LibraryTokenizer:
     def ids(self, texts: Sequence[str]) -> list[Int32Array]:
         """Return the ids of each text."""
         short = [text for text in texts if len(text) <= _PART_CHARS]
-        encodings = iter(self._tokenizer.encode_batch_fast(short, add_special_tokens=False))
+        if len(short) == 1:  # a batch goes to other threads: 28 us for a query instead of 23, 44 on a busy host
+            encodings = iter([self._tokenizer.encode(short[0], add_special_tokens=False)])
+        else:
+            encodings = iter(self._tokenizer.encode_batch_fast(short, add_special_tokens=False))
         return [
             np.array(next(encodings).ids, np.int32) if len(text) <= _PART_CHARS else self._ids_by_part(text)
             for text in texts

@@ -13,7 +13,6 @@ from struct import Struct
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from rankrt.arrays import BoolArray, Float32Array
 from rankrt.errors import InputError
@@ -61,6 +60,8 @@ def open_checkpoint(path: Path, job: Mapping[str, Any]) -> Iterator[Checkpoint]:
 
     Raises InputError if another process has it, or if it was begun by a job that would give other scores.
     """
+    from filelock import FileLock, Timeout  # 8 ms, for a job with --out only
+
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=0)
