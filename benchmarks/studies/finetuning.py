@@ -1,8 +1,7 @@
 """A reranker for one field, from a general embedding model: COVID-QA, 1,380 questions about 98 articles.
 
     python -m benchmarks.studies.finetuning prepare COVID_QA.json FOLDER
-    python -m benchmarks.studies.finetuning compare FOLDER [NAME=]ARTIFACT ... --embedder CHECKPOINT
-
+    python -m benchmarks.studies.finetuning compare FOLDER [NAME=]ARTIFACT ... --embedder CHECKPOINT -o record.json
     python -m benchmarks.studies.finetuning trainers FOLDER CHECKPOINT --flagembedding PYTHON
 
 `prepare` writes corpus.jsonl with passages of at most 50 words, and questions of three parts, each with the passage
@@ -40,8 +39,8 @@ from rankrt_finetune.training.quality import MRR, NDCG, Evaluator, quality
 _WORDS_OF_PASSAGE = 50
 # Of ten articles, by the hash of their number.
 _PARTS = ("test", "test", "dev", *["train"] * 7)
-# So many questions are taken of each part, those with the lowest hashes: the study is to take minutes of two cores.
-_N_QUESTIONS = {"train": 400, "dev": 50, "test": 100}
+# So many questions are taken of these parts, those with the lowest hashes.
+_N_HELD_OUT = {"dev": 50, "test": 100}
 _N_SAMPLES = 1000
 # The same settings by the names of rankrt and of FlagEmbedding.
 _SETTINGS = {
@@ -60,12 +59,17 @@ def main() -> None:
     preparing = commands.add_parser("prepare")
     preparing.add_argument("source", type=Path)
     preparing.add_argument("folder", type=Path)
-    preparing.set_defaults(run=lambda options: prepare(options.source, options.folder))
+    preparing.add_argument("--questions", type=int, default=400, help="of the training part, at most")
+    preparing.add_argument("--also", type=Path, action="append", default=[], help="another file in SQuAD's form")
+    preparing.set_defaults(run=lambda options: prepare(options.source, options.folder, options.questions, options.also))
     comparing = commands.add_parser("compare")
     comparing.add_argument("folder", type=Path)
     comparing.add_argument("artifacts", nargs="*")
     comparing.add_argument("--embedder")
-    comparing.set_defaults(run=lambda options: compare(options.folder, options.artifacts, options.embedder))
+    comparing.add_argument("-o", "--output", type=Path, help="the file of the record")
+    comparing.set_defaults(
+        run=lambda options: compare(options.folder, options.artifacts, options.embedder, options.output)
+    )
     training = commands.add_parser("trainers")
     training.add_argument("folder", type=Path)
     training.add_argument("checkpoint")
@@ -78,31 +82,48 @@ def main() -> None:
     options.run(options)
 
 
-def prepare(source: Path, folder: Path) -> None:
+def prepare(source: Path, folder: Path, n_train: int, also: Sequence[Path]) -> None:
     """Write the corpus and the questions of each part; a question that stands there twice is taken once."""
     folder.mkdir(parents=True, exist_ok=True)
-    corpus, seen = [], set()
-    examples: dict[str, list[dict[str, Any]]] = {part: [] for part in dict.fromkeys(_PARTS)}
-    for article in json.loads(source.read_text(encoding="utf-8"))["data"]:
-        (paragraph,) = article["paragraphs"]
-        spans = list(passages(paragraph["context"]))
-        texts = [" ".join(paragraph["context"][start:stop].split()) for start, stop in spans]
-        name = str(paragraph["document_id"])
-        corpus += [{"id": f"{name}-{i}", "text": text} for i, text in enumerate(texts)]
-        part = _PARTS[digest(name) % len(_PARTS)]
-        for question in paragraph["qas"]:
-            begin = question["answers"][0]["answer_start"]
-            answer = next(i for i, (start, stop) in enumerate(spans) if start <= begin < stop)
-            query = " ".join(question["question"].split())
-            if digest(query) not in seen:
-                seen.add(digest(query))
-                examples[part].append({"query": query, "pos": [texts[answer]], "neg": [], "article": name})
-    for part, n_questions in _N_QUESTIONS.items():
+    corpus: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    examples: dict[str, list[dict[str, Any]]] = {part: [] for part in (*dict.fromkeys(_PARTS), "also")}
+    for path in (source, *also):
+        for name, paragraph in paragraphs(path):
+            texts, questions = cut(name, paragraph)
+            corpus += texts
+            part = _PARTS[digest(name) % len(_PARTS)] if path == source else "also"
+            for question in questions:
+                if digest(question["query"]) not in seen:
+                    seen.add(digest(question["query"]))
+                    examples[part].append(question)
+    for part, n_questions in ({"train": n_train} | _N_HELD_OUT).items():
         examples[part] = sorted(examples[part], key=lambda row: digest(row["query"]))[:n_questions]
+    examples["train"] += examples.pop("also")
     for name, rows in {"corpus": corpus, **examples}.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         print(f"{name}.jsonl: {len(rows)}")
+
+
+def paragraphs(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the paragraphs of a file in SQuAD's form, each with a name of its own."""
+    for i, article in enumerate(json.loads(source.read_text(encoding="utf-8"))["data"]):
+        for j, paragraph in enumerate(article["paragraphs"]):
+            yield str(paragraph.get("document_id", f"{source.stem}-{i}-{j}")), paragraph
+
+
+def cut(name: str, paragraph: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a paragraph's passages, and its questions, each with the passage that has the answer."""
+    spans = list(passages(paragraph["context"]))
+    texts = [" ".join(paragraph["context"][start:stop].split()) for start, stop in spans]
+    questions = []
+    for question in paragraph["qas"]:
+        begin = question["answers"][0]["answer_start"]
+        answer = next(i for i, (start, stop) in enumerate(spans) if start <= begin < stop)
+        query = " ".join(question["question"].split())
+        questions.append({"query": query, "pos": [texts[answer]], "neg": [], "article": name})
+    return [{"id": f"{name}-{i}", "text": text} for i, text in enumerate(texts)], questions
 
 
 def passages(text: str) -> Iterator[tuple[int, int]]:
@@ -115,24 +136,29 @@ def passages(text: str) -> Iterator[tuple[int, int]]:
     yield start, len(text) + 1
 
 
-def compare(folder: Path, artifacts: Sequence[str], embedder: str | None) -> None:
-    """Print the quality of each way to order the candidates of the test questions."""
+def compare(folder: Path, artifacts: Sequence[str], embedder: str | None, output: Path | None) -> None:
+    """Print the quality of each way to order the candidates of the test questions, and write it as JSON."""
     corpus, examples = read_corpus(folder / "corpus.jsonl"), list(read_examples(folder / "test.mined.jsonl"))
-    rows = [("BM25", by_bm25(corpus, examples))]
+    ways = [("BM25", by_bm25(corpus, examples))]
     if embedder is not None:
         search = Embedder(embedder, [corpus[0]], folder / "first.npy")
-        rows.append(("the embedder, cosine", [search.similarity(e.query, e.passages).tolist() for e in examples]))
+        ways.append(("the embedder, cosine", [search.similarity(e.query, e.passages).tolist() for e in examples]))
     for artifact in artifacts:
         name, _, path = artifact.rpartition("=")
         for precision in dict.fromkeys(variant.precision for variant in open_artifact(Path(path)).manifest.variants):
             with Reranker.load(path, precision=precision) as reranker:
                 title = f"{name or Path(path).name}, {precision}"
-                rows.append((title, [reranker.score([(e.query, p) for p in e.passages]).tolist() for e in examples]))
+                ways.append((title, [reranker.score([(e.query, p) for p in e.passages]).tolist() for e in examples]))
     labels = [example.labels for example in examples]
     print(f"| {len(examples)} questions | nDCG@10 | 95 % interval | MRR@10 |\n|---|---|---|---|")
-    for title, scores in rows:
-        found, (low, high) = quality(labels, scores), interval(labels, scores)
-        print(f"| {title} | {found[NDCG]:.3f} | {low:.3f} to {high:.3f} | {found[MRR]:.3f} |")
+    found = []
+    for way, scores in ways:
+        reached, (low, high) = quality(labels, scores), interval(labels, scores)
+        found.append({"way": way, **reached, "interval": [low, high]})
+        print(f"| {way} | {reached[NDCG]:.3f} | {low:.3f} to {high:.3f} | {reached[MRR]:.3f} |")
+    if output is not None:
+        record = {"benchmark": "finetuning", "n_questions": len(examples), "n_passages": len(corpus), "found": found}
+        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def by_bm25(corpus: Sequence[str], examples: Sequence[Example]) -> list[list[float]]:
