@@ -1,8 +1,7 @@
 """A reranker for one field, from a general embedding model: COVID-QA, 1,380 questions about 98 articles.
 
     python -m benchmarks.studies.finetuning prepare COVID_QA.json FOLDER
-    python -m benchmarks.studies.finetuning compare FOLDER [NAME=]ARTIFACT ... --embedder CHECKPOINT
-
+    python -m benchmarks.studies.finetuning compare FOLDER [NAME=]ARTIFACT ... --embedder CHECKPOINT -o record.json
     python -m benchmarks.studies.finetuning trainers FOLDER CHECKPOINT --flagembedding PYTHON
 
 `prepare` writes corpus.jsonl with passages of at most 50 words, and questions of three parts, each with the passage
@@ -62,14 +61,15 @@ def main() -> None:
     preparing.add_argument("folder", type=Path)
     preparing.add_argument("--questions", type=int, default=400, help="of the training part, at most")
     preparing.add_argument("--also", type=Path, action="append", default=[], help="another file in SQuAD's form")
-    preparing.set_defaults(
-        run=lambda options: prepare(options.source, options.folder, options.questions, options.also)
-    )
+    preparing.set_defaults(run=lambda options: prepare(options.source, options.folder, options.questions, options.also))
     comparing = commands.add_parser("compare")
     comparing.add_argument("folder", type=Path)
     comparing.add_argument("artifacts", nargs="*")
     comparing.add_argument("--embedder")
-    comparing.set_defaults(run=lambda options: compare(options.folder, options.artifacts, options.embedder))
+    comparing.add_argument("-o", "--output", type=Path, help="the file of the record")
+    comparing.set_defaults(
+        run=lambda options: compare(options.folder, options.artifacts, options.embedder, options.output)
+    )
     training = commands.add_parser("trainers")
     training.add_argument("folder", type=Path)
     training.add_argument("checkpoint")
@@ -136,24 +136,29 @@ def passages(text: str) -> Iterator[tuple[int, int]]:
     yield start, len(text) + 1
 
 
-def compare(folder: Path, artifacts: Sequence[str], embedder: str | None) -> None:
-    """Print the quality of each way to order the candidates of the test questions."""
+def compare(folder: Path, artifacts: Sequence[str], embedder: str | None, output: Path | None) -> None:
+    """Print the quality of each way to order the candidates of the test questions, and write it as JSON."""
     corpus, examples = read_corpus(folder / "corpus.jsonl"), list(read_examples(folder / "test.mined.jsonl"))
-    rows = [("BM25", by_bm25(corpus, examples))]
+    ways = [("BM25", by_bm25(corpus, examples))]
     if embedder is not None:
         search = Embedder(embedder, [corpus[0]], folder / "first.npy")
-        rows.append(("the embedder, cosine", [search.similarity(e.query, e.passages).tolist() for e in examples]))
+        ways.append(("the embedder, cosine", [search.similarity(e.query, e.passages).tolist() for e in examples]))
     for artifact in artifacts:
         name, _, path = artifact.rpartition("=")
         for precision in dict.fromkeys(variant.precision for variant in open_artifact(Path(path)).manifest.variants):
             with Reranker.load(path, precision=precision) as reranker:
                 title = f"{name or Path(path).name}, {precision}"
-                rows.append((title, [reranker.score([(e.query, p) for p in e.passages]).tolist() for e in examples]))
+                ways.append((title, [reranker.score([(e.query, p) for p in e.passages]).tolist() for e in examples]))
     labels = [example.labels for example in examples]
     print(f"| {len(examples)} questions | nDCG@10 | 95 % interval | MRR@10 |\n|---|---|---|---|")
-    for title, scores in rows:
-        found, (low, high) = quality(labels, scores), interval(labels, scores)
-        print(f"| {title} | {found[NDCG]:.3f} | {low:.3f} to {high:.3f} | {found[MRR]:.3f} |")
+    found = []
+    for way, scores in ways:
+        reached, (low, high) = quality(labels, scores), interval(labels, scores)
+        found.append({"way": way, **reached, "interval": [low, high]})
+        print(f"| {way} | {reached[NDCG]:.3f} | {low:.3f} to {high:.3f} | {reached[MRR]:.3f} |")
+    if output is not None:
+        record = {"benchmark": "finetuning", "n_questions": len(examples), "n_passages": len(corpus), "found": found}
+        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def by_bm25(corpus: Sequence[str], examples: Sequence[Example]) -> list[list[float]]:
