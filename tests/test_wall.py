@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import ModuleType
 
 import rankrt
 from rankrt.artifact.manifest import Artifact
@@ -64,6 +63,7 @@ def test_scoring_and_every_module_of_the_runtime_stay_on_their_side(artifact: Ar
 
 
 def test_what_is_public_is_in_all_and_what_is_in_all_is_there():
-    public = {name for name, value in vars(rankrt).items() if name[0] != "_" and not isinstance(value, ModuleType)}
+    found = {name: getattr(rankrt, name) for name in dir(rankrt) if name[0] != "_"}
+    public = {name for name, value in found.items() if getattr(value, "__module__", "").startswith("rankrt.")}
     assert public | {"__version__"} == set(rankrt.__all__)
     assert rankrt.__all__ == sorted(rankrt.__all__)

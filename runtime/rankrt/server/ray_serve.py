@@ -19,7 +19,7 @@ from rankrt.integrations.ray import given_by_ray
 from rankrt.ranking import Hit
 from rankrt.scale import Scale, kind_of
 from rankrt.server.dialects import rank
-from rankrt.server.engine import Answer, Ask
+from rankrt.server.evaluator import Answer, Ask
 from rankrt.server.http.app import App
 from rankrt.server.models import LoadOptions, Served
 from rankrt.server.service import Service, Settings
@@ -148,7 +148,7 @@ class Replica:
     async def _answer(self, pairs: Sequence[Pair], calibrated: bool, ask: Mapping[str, Any]) -> Answer:
         service: Service = self.app.state.service
         with service.answering():
-            return await service.engine.evaluate(Ask(pairs=pairs, is_calibrated=calibrated, **ask))
+            return await service.evaluator.evaluate(Ask(pairs=pairs, is_calibrated=calibrated, **ask))
 
 
 def _scale(answer: Answer, normalize: bool, calibrated: bool) -> Scale:
