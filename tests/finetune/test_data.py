@@ -97,6 +97,33 @@ def test_a_query_of_pairs_that_comes_back_is_refused(tmp_path: Path):
         read(tmp_path, *pairs)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_columns_are_read_as_lines_are_and_errors_name_the_row(tmp_path: Path, ending: str):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
+    lines: list[dict[str, Any]] = [
+        {"query": "q", "pos": ["a", "b"], "neg": ["c"], "pos_scores": [1.0, 2.0], "neg_scores": [0.5], "id": 7},
+        {"query": "r", "pos": ["d"], "neg": [], "pos_scores": None, "neg_scores": None, "id": 8},
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_columns(pa, tmp_path / f"data.{ending}", lines)
+    written = [[example.line() for example in read_examples(tmp_path / f"data.{e}")] for e in ("jsonl", ending)]
+    assert written[0] == written[1]
+    write_columns(pa, tmp_path / f"bad.{ending}", [*lines, {"query": " ", "pos": ["e"]}])
+    with pytest.raises(InputError, match=rf"bad\.{ending}, row 3: query is"):
+        list(read_examples(tmp_path / f"bad.{ending}"))
+
+
+def write_columns(pa: Any, path: Path, rows: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".arrow":
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+        return
+    from pyarrow import parquet
+
+    parquet.write_table(table, path)
+
+
 def test_pairs_have_all_scores_or_none(tmp_path: Path):
     pairs = [{"query": "q", "passage": "p", "label": 1, "score": 2}, {"query": "q", "passage": "n", "label": 0}]
     with pytest.raises(InputError, match="line 1: some lines of this query have a score and others do not"):

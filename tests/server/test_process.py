@@ -54,7 +54,7 @@ def test_a_process_answers_as_this_one_does(artifact: Artifact, worker: ProcessW
     assert worker.load(files) == local.load(files)
     for run in (run_of([5, 6], [7], [8] * 50), run_of([5], is_wide=True)):
         assert worker.run(1, run).tolist() == local.run(0, run).tolist()
-    with pytest.raises(RunFailed, match="the engine failed on 1 rows"):
+    with pytest.raises(RunFailed, match="a run of 1 rows failed"):
         worker.run(0, run_of([5], key="unknown"))
     other = replace(artifact, folder=tmp_path / "missing", identity="0" * 64)
     with pytest.raises(ArtifactError, match="rankrt artifact"):

@@ -28,7 +28,7 @@ from rankrt_finetune.calibrate.report import page, text_report
     "--data",
     required=True,
     group="Input",
-    help='Labelled pairs: lines of {"query", "passage", "label"} or {"query", "pos", "neg"}, triplets, or CSV or TSV.',
+    help='Labelled pairs: lines or columns of {"query", "passage", "label"}, {"query", "pos", "neg"} or triplets.',
 )
 @option(
     "--method",

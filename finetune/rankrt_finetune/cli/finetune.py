@@ -21,7 +21,7 @@ _DEFAULT = Recipe()
     epilog="Example: rankrt finetune BAAI/bge-reranker-v2-m3 taught.jsonl --evaluate dev.jsonl -o ./tuned",
 )
 @file_argument("checkpoint", help="A folder with a Hugging Face checkpoint, or a Hub id.")
-@file_argument("examples", help='JSON Lines of {"query", "pos", "neg"}, or labelled pairs or triplets.')
+@file_argument("examples", help='Lines or columns of {"query", "pos", "neg"}, or labelled pairs or triplets.')
 @option("-o", "--output", required=True, metavar="FOLDER", help="The folder to write; it must not exist.")
 @file_option("--evaluate", group="Data", help="Examples that are held out, to evaluate with.")
 @option(

@@ -38,7 +38,7 @@ class _Method(Kind):
     cls=Command,
     epilog="Example: rankrt mine train.jsonl --corpus corpus.jsonl --with bm25 --negatives 15 -o mined.jsonl",
 )
-@file_argument("examples", help='JSON Lines of {"query", "pos", "neg"}, or labelled pairs or triplets.')
+@file_argument("examples", help='Lines or columns of {"query", "pos", "neg"}, or labelled pairs or triplets.')
 @file_option("--corpus", required=True, help='Passages: JSON Lines or CSV with "text", or one a line.')
 @file_option("-o", "--output", required=True, help="The file to write. If it was begun, it is continued.")
 @list_option(

@@ -15,7 +15,7 @@ from rankrt_finetune.teaching import teach as teach_examples
 
 
 @click.command("teach", cls=Command, epilog="Example: rankrt teach mined.jsonl --teacher ./bge-m3 -o taught.jsonl")
-@file_argument("examples", help='JSON Lines of {"query", "pos", "neg"}, or labelled pairs or triplets.')
+@file_argument("examples", help='Lines or columns of {"query", "pos", "neg"}, or labelled pairs or triplets.')
 @file_option("--teacher", required=True, help="An artifact's folder, or a Hub id.")
 @file_option("-o", "--output", required=True, help="The file to write. If it was begun, it is continued.")
 @cutoff_layer_option

@@ -1,6 +1,6 @@
 """Examples: a query with passages that answer it and passages that do not, perhaps with a teacher's scores.
 
-Three layouts are read, as JSON Lines or as CSV. FlagEmbedding's has an example a line:
+Three layouts are read, as JSON Lines, CSV, TSV, Parquet or Arrow. FlagEmbedding's has an example a line:
 
     {"query": "...", "pos": ["..."], "neg": ["..."], "prompt": "...", "pos_scores": [8.1], "neg_scores": [-2.5]}
 
@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rankrt.cli.bulk.columns import column_format_of, read_rows
 from rankrt.cli.inputs import Place, Record, format_of, lines, open_input, records
 from rankrt.errors import InputError
 from rankrt_finetune.data.queries import digest
@@ -101,8 +102,8 @@ def read_examples(path: Path | str) -> Iterator[Example]:
         example = _joined([line.example for line in run])
         if (first := first_lines.setdefault(digest(query), example.place.number)) != example.place.number:
             raise InputError(
-                f"{example.place}: the same query already stands at line {first}. Sort the file by query, so that its"
-                " lines follow each other"
+                f"{example.place}: the same query already stands at {example.place.unit} {first}. Sort the file by"
+                " query, so that its lines follow each other"
             )
         yield example
 
@@ -120,13 +121,21 @@ def read_lines(path: Path | str) -> Iterator[Line]:
 
     Raises InputError, with the file and the line, for what is in none of the layouts, and for a file without lines.
     """
-    name, is_empty = str(path), True
-    with open_input(name) as file:
-        for record in records(lines(file, name), name, format_of(name) or "jsonl"):
-            is_empty = False
-            yield _read(record)
+    is_empty = True
+    for record in _records(str(path)):
+        is_empty = False
+        yield _read(record)
     if is_empty:
-        raise InputError(f"{name} has no examples; expected lines of {_EXPECTED}")
+        raise InputError(f"{path} has no examples; expected lines of {_EXPECTED}")
+
+
+def _records(name: str) -> Iterator[Record]:
+    if (columns := column_format_of(name)) is not None:
+        for index, row in enumerate(read_rows(name, columns)):
+            yield Record(place=Place(file=name, unit="row", number=index + 1), index=index, content=row)
+        return
+    with open_input(name) as file:
+        yield from records(lines(file, name), name, format_of(name) or "jsonl")
 
 
 def _read(record: Record) -> Line:

@@ -3,7 +3,7 @@
 Two ways to use n cores. A *narrow* run has one thread, and n of them run side by side: no barriers, so nothing is lost
 between the threads of a matrix product. A *wide* run has all n threads: the only way to use them for the last few rows.
 A GPU has narrow runs only, large ones, of which one computes while the next is prepared. No plan pads a row, but for
-engines that know no other way (the layout "padded"); what they fill up is bounded.
+TensorRT engines, which know no other way (the layout "padded"); what they fill up is bounded.
 """
 
 from collections.abc import Sequence

@@ -61,10 +61,10 @@ _N_TRIED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a record stands: the file, and the line or the item of an array, counted from 1."""
+    """Where a record stands: the file, and the line, the item of an array or the row of columns, counted from 1."""
 
     file: str
-    unit: Literal["line", "item"]
+    unit: Literal["line", "item", "row"]
     number: int
 
     def __str__(self) -> str:

@@ -55,7 +55,10 @@ _logger = logging.getLogger("rankrt")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """The inputs of an entry: the names of a model and a variant, and everything that its content depends on."""
+    """The inputs of an entry: the names of a model and a variant, and everything that its content depends on.
+
+    In `depends_on`, "engine" is the library with its version. Another word would make every entry a stranger.
+    """
 
     kind: Kind
     name: str

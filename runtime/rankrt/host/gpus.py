@@ -1,7 +1,7 @@
 """The NVIDIA GPUs that this process may see, asked of the driver. Knows nothing that computes on them.
 
-CUDA's driver library is asked, not the management library: it honours CUDA_VISIBLE_DEVICES, and its numbers are the
-engine's.
+CUDA's driver library is asked, not the management library: it honours CUDA_VISIBLE_DEVICES, and its numbers are
+those of libraries that compute.
 """
 
 import ctypes

@@ -136,7 +136,7 @@ class Evaluator:
         self._later_blocks = ThreadPoolExecutor(max(1, n_tokenizer_threads // 2), thread_name_prefix="later tokenizer")
 
     async def evaluate(self, ask: Ask) -> Answer:
-        """Score pairs. Raises a Failure, InputError, QueueFull or what the engine raises."""
+        """Score pairs. Raises a Failure, InputError, QueueFull or what a run raises."""
         async with self._begin(ask, in_order=ask.is_partial, is_streamed=False) as evaluation:
             while await evaluation.progress():
                 pass
@@ -153,7 +153,7 @@ class Evaluator:
                 known = answer.is_scored
 
     def warm_up(self, model: Model) -> None:
-        """Run a long row and a short one before anybody waits for them. Blocks. Raises what the engine raises."""
+        """Run a long row and a short one before anyone waits for them. Blocks. Raises what a run raises."""
         n_words = min(model.rules.max_length, RUN_TOKENS)
         encoded = model.tokenizer.encode([("warm", "up " * n_words), ("warm", "up")], model.rules)
         changed, limit_s = threading.Event(), 3 * self.limits.longest_run_s
@@ -298,7 +298,7 @@ class _Evaluation:
         self._blocks.append(encoded)
 
     async def progress(self) -> bool:
-        """Wait until more rows are done; False when there is no more to wait for. Raises what the engine raised."""
+        """Wait until more rows are done; False when there is no more to wait for. Raises what a run raised."""
         if self.job.n_left and self.job.error is None and not self._is_late:
             await self.until_deadline(self._changed.wait())
             self._changed.clear()

@@ -26,6 +26,7 @@ COLUMN_FORMATS: tuple[ColumnFormat, ...] = get_args(ColumnFormat)
 COLUMN_ENDINGS: Mapping[str, ColumnFormat] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 # A stream of Arrow has no such mark; its name has to say what it is.
 _MARKS: Mapping[bytes, ColumnFormat] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
+_ROWS_AT_ONCE = 1024
 
 
 def column_format_of(name: str) -> ColumnFormat | None:
@@ -111,27 +112,36 @@ def read_columns(name: str, format: ColumnFormat, names: Names, size: int, *, ha
 
     Raises InputError for a file that is damaged or has other columns.
     """
-    pa, first = _pyarrow(), 0
+    pa, first, texts = _pyarrow(), 0, (names.query, names.passage)
     with _reading(name):
-        for batch in _batches(name, format, names, size, has_all=has_all):
+        for batch in _batches(name, format, texts, size, has_all=has_all):
             if batch.num_rows:
                 yield Columns(table=pa.Table.from_batches([batch]), file=name, first=first, names=names)
                 first += batch.num_rows
 
 
-def _batches(name: str, format: ColumnFormat, names: Names, size: int, *, has_all: bool) -> Iterator[pa.RecordBatch]:
+def read_rows(name: str, format: ColumnFormat) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a file, whatever columns it has. Raises InputError for a file that is damaged."""
+    with _reading(name):
+        for batch in _batches(name, format, (), _ROWS_AT_ONCE, has_all=True):
+            yield from batch.to_pylist()
+
+
+def _batches(
+    name: str, format: ColumnFormat, texts: Sequence[str], size: int, *, has_all: bool
+) -> Iterator[pa.RecordBatch]:
     if name == STANDARD_INPUT:
         raise InputError(f"standard input cannot be read as {format}, which needs a file")
-    wanted = None if has_all else list(dict.fromkeys([names.query, names.passage]))
+    wanted = None if has_all else list(dict.fromkeys(texts))
     if format == "parquet":
         from pyarrow import parquet
 
         with parquet.ParquetFile(name) as file:
-            _check(name, file.schema_arrow, names)
+            _check(name, file.schema_arrow, texts)
             yield from file.iter_batches(batch_size=size, columns=wanted)
         return
     with _pyarrow().memory_map(name) as source, _arrow(source) as reader:
-        _check(name, reader.schema, names)
+        _check(name, reader.schema, texts)
         batches = (
             reader if not hasattr(reader, "get_batch") else map(reader.get_batch, range(reader.num_record_batches))
         )
@@ -249,10 +259,10 @@ class _ArrowWriter:
         self._sink.close()
 
 
-def _check(name: str, schema: pa.Schema, names: Names) -> None:
+def _check(name: str, schema: pa.Schema, texts: Sequence[str]) -> None:
     """Raise InputError unless a file has the columns of the texts, and they hold text."""
     has = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
-    for column in (names.query, names.passage):
+    for column in texts:
         if column not in schema.names:
             raise InputError(
                 f"{name} has no column {column!r}. It has: {has}. Name the columns of the texts with --query-column and"
