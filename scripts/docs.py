@@ -297,7 +297,7 @@ def replicas() -> str:
         f"\n\n{record['model']} in int8. {record['n_questions']:,} questions with {record['n_documents']} documents"
         f" each, asked by Zipf's law; `--cache-mb {record['cache_mb']}`. Latencies are of"
         f" {record['offered_per_s']:.0f} requests a second in every case. Servers, HAProxy and clients shared"
-        f" {machine['n_processors']} cores of an {machine['processor']}. So four servers have more memory for scores"
+        f" {machine['n_processors']} cores of an {machine['processor']}, load {machine['load_before']} before. So four servers have more memory for scores"
         " than two, and no more processors."
         " [The record](../benchmarks/results/replicas.json).\n"
     )
