@@ -117,7 +117,7 @@ def measure(n: int, backend: str, bodies: Sequence[bytes], options: argparse.Nam
 
 
 def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.median([found[name] for found in rounds])) for name in rounds[0]}
+    return {name: round(float(np.median([found[name] for found in rounds])), 4) for name in rounds[0]}
 
 
 async def _send_all(send: Send, n: int) -> None:
