@@ -286,12 +286,12 @@ def replicas() -> str:
     """Return several servers with HAProxy in front, by load and by query, as a table."""
     record = _result("replicas")
     lines = [
-        "| servers | backend | rows from the cache | answers a second | p50, ms | p99, ms |",
-        "|---|---|---|---|---|---|",
+        "| servers | backend | from the cache | processor time, ms a request | answers a second | p50, ms | p99, ms |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {case['servers']} | `{case['backend']}` | {case['cache_hit_share']:.0%} | {case['goodput_per_s']:.0f}"
-        f" | {case['p50_ms']:.0f} | {case['p99_ms']:.0f} |"
+        f"| {case['servers']} | `{case['backend']}` | {case['cache_hit_share']:.0%} | {case['server_cpu_ms']:.1f}"
+        f" | {case['goodput_per_s']:.0f} | {case['p50_ms']:.0f} | {case['p99_ms']:.0f} |"
         for case in record["cases"]
     ]
     machine = record["machine"]
@@ -299,8 +299,8 @@ def replicas() -> str:
         f"\n\n{record['model']} in int8. {record['n_questions']:,} questions with {record['n_documents']} documents"
         f" each, asked by Zipf's law; `--cache-mb {record['cache_mb']}`. Latencies are of"
         f" {record['offered_per_s']:.0f} requests a second in every case. Servers, HAProxy and clients shared"
-        f" {machine['n_processors']} cores of an {machine['processor']}. So four servers have more memory for scores"
-        " than two, and no more processors."
+        f" {machine['n_processors']} cores of an {machine['processor']}, load {machine['load_before']} before."
+        " So four servers have more memory for scores than two, and no more processors."
         " [The record](../benchmarks/results/replicas.json).\n"
     )
 

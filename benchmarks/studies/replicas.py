@@ -7,24 +7,26 @@ that comes again repeats rows of an earlier request, as in a search box. The ser
 than all questions need. A front that spreads requests by load fills every cache with the same popular questions. One
 that hashes the query gives each server questions of its own.
 
-For the goodput, clients send again as soon as they have an answer. Then requests come at random, at a share of the
-lowest goodput. The rate is the same for each case, and latencies count from when a request was due. All servers,
-the front and the clients share this machine. So more servers add memory for scores here, and no processors.
+A number of requests fills the caches, and as many are measured. Clients send the next one as soon as they have an
+answer. Then requests come at random, at a rate that is the same in every case, and latencies count from when a request
+was due. All servers, the front and the clients share this machine. So more servers add memory for scores here, and no
+processors. The servers' processor time for a request hardly depends on what else the machine does. The other times do.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.arrivals import Send, capacity_per_s, offer, poisson_arrivals
+from benchmarks.harness.arrivals import Send, offer, poisson_arrivals
 from benchmarks.harness.front import Front
 from benchmarks.harness.served import Server
 from rankrt.arrays import Float64Array
@@ -39,19 +41,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--servers", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--questions", type=int, default=1000)
-    parser.add_argument("--documents", type=int, default=20, help="of a question")
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--documents", type=int, default=10, help="of a question")
     parser.add_argument("--cache-mb", type=int, default=1, help="of a server; 1 MB keeps about 4,000 scores")
-    parser.add_argument("--load", type=float, default=0.7, help="of the lowest goodput, for the latencies")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--requests", type=int, default=1500, help="to fill the caches, and as many to measure")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second, for the latencies")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of that rate")
+    parser.add_argument("--rounds", type=int, default=3, help="of all cases in turn; the medians are recorded")
     parser.add_argument("-o", "--output", type=Path, help="the file of the record")
     options = parser.parse_args()
     load_before = os.getloadavg()[0]
     bodies = make_bodies(options.questions, options.documents)
-    cases = [(n_servers, backend) for n_servers in options.servers for backend in _BACKENDS]
-    goodput = [measure_goodput(n, backend, bodies, options) for n, backend in cases]
-    rate = options.load * min(found["goodput_per_s"] for found in goodput)
-    latency = [measure_latency(n, backend, bodies, options, rate) for n, backend in cases]
+    kinds = [(n, backend) for n in options.servers for backend in _BACKENDS]
+    rounds = [[measure(n, backend, bodies, options) for n, backend in kinds] for _ in range(options.rounds)]
+    cases = [
+        {"servers": n, "backend": backend, **_medians(found)}
+        for (n, backend), found in zip(kinds, zip(*rounds, strict=True), strict=True)
+    ]
     record = {
         "benchmark": "replicas",
         "machine": {
@@ -63,11 +69,10 @@ def main() -> None:
         "n_questions": options.questions,
         "n_documents": options.documents,
         "cache_mb": options.cache_mb,
-        "offered_per_s": round(rate, 1),
-        "cases": [
-            {"servers": n, "backend": backend, **of_goodput, **of_latency}
-            for (n, backend), of_goodput, of_latency in zip(cases, goodput, latency, strict=True)
-        ],
+        "n_rounds": options.rounds,
+        "n_requests": options.requests,
+        "offered_per_s": options.rate,
+        "cases": cases,
     }
     text = json.dumps(record, indent=1)
     print(text)
@@ -86,31 +91,49 @@ def make_bodies(n_questions: int, n_documents: int) -> list[bytes]:
     return [json.dumps(body).encode() for body in asked]
 
 
-def measure_goodput(n: int, backend: str, bodies: Sequence[bytes], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the answers a second to clients that never wait, and the share of rows that the caches had."""
+def measure(n: int, backend: str, bodies: Sequence[bytes], options: argparse.Namespace) -> dict[str, float]:
+    """Return what the caches had, the cost of a request and the latencies. Raises SystemExit if a request is lost."""
     with ExitStack() as stack:
         port, servers = _started(stack, n, backend, options)
         send = _asker(port, bodies)
-        asyncio.run(capacity_per_s(send, options.seconds, _N_CLIENTS))  # fills the caches
-        before = _hits_and_misses(servers)
-        per_s = asyncio.run(capacity_per_s(send, options.seconds, _N_CLIENTS))
+        asyncio.run(_send_all(send, options.requests))
+        before, cpu_before, started = _hits_and_misses(servers), _cpu_s(servers), time.perf_counter()
+        asyncio.run(_send_all(send, options.requests))
+        seconds, cpu_s = time.perf_counter() - started, _cpu_s(servers) - cpu_before
         hits, misses = _hits_and_misses(servers) - before
-        return {"goodput_per_s": round(per_s, 1), "cache_hit_share": round(float(hits / (hits + misses)), 4)}
-
-
-def measure_latency(
-    n: int, backend: str, bodies: Sequence[bytes], options: argparse.Namespace, rate: float
-) -> dict[str, Any]:
-    """Return the median and the 99th percentile of requests that come at a rate. Raises SystemExit if one is lost."""
-    with ExitStack() as stack:
-        port, _ = _started(stack, n, backend, options)
-        send = _asker(port, bodies)
-        asyncio.run(capacity_per_s(send, options.seconds, _N_CLIENTS))
-        replies = asyncio.run(offer(send, poisson_arrivals(rate, options.seconds)))
+        replies = asyncio.run(offer(send, poisson_arrivals(options.rate, options.seconds)))
     if n_lost := sum(not reply.is_good for reply in replies):
         raise SystemExit(f"{n_lost} of {len(replies)} requests were not answered")
     p50, p99 = np.percentile([1000 * reply.latency_s for reply in replies], [50, 99])
-    return {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1)}
+    found = {
+        "cache_hit_share": round(float(hits / (hits + misses)), 4),
+        "server_cpu_ms": round(1000 * cpu_s / options.requests, 2),
+        "goodput_per_s": round(options.requests / seconds, 1),
+        "p50_ms": round(float(p50), 1),
+        "p99_ms": round(float(p99), 1),
+    }
+    print(n, backend, json.dumps(found), file=sys.stderr, flush=True)
+    return found
+
+
+def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: round(float(np.median([found[name] for found in rounds])), 4) for name in rounds[0]}
+
+
+async def _send_all(send: Send, n: int) -> None:
+    """Send so many requests from several clients. Raises SystemExit if one is not answered."""
+    numbers = iter(range(n))
+
+    async def client() -> None:
+        for i in numbers:
+            if not await send(i):
+                raise SystemExit(f"request {i} was not answered")
+
+    await asyncio.gather(*(client() for _ in range(_N_CLIENTS)))
+
+
+def _cpu_s(servers: Sequence[Server]) -> float:
+    return sum(server.cpu_s()["server"] for server in servers)
 
 
 def _started(stack: ExitStack, n: int, backend: str, options: argparse.Namespace) -> tuple[int, list[Server]]:

@@ -23,8 +23,19 @@ def test_a_run_records_the_cache_and_the_latencies(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     output = tmp_path / "record.json"
-    words = ["--artifact", str(artifact.folder), "--servers", "1", "--seconds", "0.5", "--questions", "20"]
-    monkeypatch.setattr(sys, "argv", ["replicas", *words, "--load", "0.2", "-o", str(output)])
+    words = [
+        "--artifact",
+        str(artifact.folder),
+        "--servers",
+        "1",
+        "--seconds",
+        "0.5",
+        "--questions",
+        "20",
+        "--requests",
+        "40",
+    ]
+    monkeypatch.setattr(sys, "argv", ["replicas", *words, "--rate", "5", "--rounds", "1", "-o", str(output)])
     replicas.main()
     record = json.loads(output.read_text())
     assert [(case["servers"], case["backend"]) for case in record["cases"]] == [(1, "by_load"), (1, "by_query")]
@@ -32,3 +43,4 @@ def test_a_run_records_the_cache_and_the_latencies(
         assert 0 <= case["cache_hit_share"] <= 1
         assert 0 < case["p50_ms"] <= case["p99_ms"]
         assert case["goodput_per_s"] > 0
+        assert case["server_cpu_ms"] > 0

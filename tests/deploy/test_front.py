@@ -64,6 +64,7 @@ def has_answered(server: Server, n: int) -> bool:
     [
         ("/rerank", {"query": "{}", "texts": ["one"]}),
         ("/rerank", {"texts": ["one " * 20_000], "query": "{}"}),
+        ("/rerank", {"query": "{}", "texts": ["four " * 100_000]}),
         ("/v1/rerank", {"query": {"text": "{}"}, "documents": ["two"]}),
         ("/v1/ranking", {"query": {"text": "{}"}, "passages": [{"text": "three"}]}),
     ],
@@ -78,6 +79,11 @@ def test_the_same_query_meets_the_same_replica_in_every_dialect(servers: Any, tm
     # A query that comes to both replicas misses twice. Without the hash half of them would; the bound passes on a few.
     assert len(QUERIES) <= misses <= 1.2 * len(QUERIES)
     assert hits + misses == 3 * len(QUERIES)
+
+
+def test_a_query_after_more_than_haproxy_keeps_is_answered_too(servers: Any, tmp_path: Path):
+    with front.Front(tmp_path, [server.port for server in servers], "by_query") as opened:
+        assert ask(opened.port, {"texts": ["four " * 100_000], "query": "one"})
 
 
 def test_a_replica_that_is_away_passes_its_queries_to_the_other(artifact: Path, servers: Any, tmp_path: Path):

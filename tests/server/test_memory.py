@@ -91,7 +91,7 @@ def artifact_of_pieces(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    # The memory that deploy/kubernetes.yaml grants, of the server's process alone.
+    # The memory that the chart in deploy/helm grants, of the server's process alone.
     folder = artifact_of_pieces(tmp_path_factory.mktemp("pieces") / "artifact")
     with server_process(folder, tmp_path_factory.mktemp("cache"), 4 << 30) as found:
         post(found[0], body(["two"]))
