@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,16 @@ TINY = ROOT / "tiny_reranker"
 FULL = "bge-reranker-v2-m3"
 SMALL = "minilm-l6"
 _WEIGHTS = {FULL: "random weights", SMALL: "pretrained weights, a random head"}
+# The systems of other makers by the precision that they compute in. sentence-transformers lets OpenVINO take bf16 where
+# the processor multiplies it, as that of these records does.
+CLASSES = {
+    "fp32": {
+        *("torch-eager", "torch-sdpa", "torch-compile", "sentence-transformers-torch", "sentence-transformers-onnx"),
+        *("flagembedding-no-probe", "flagembedding-shipped", "optimum-exported", "openvino-fp32", "fastembed"),
+    },
+    "bf16": {"torch-bf16", "sentence-transformers-openvino"},
+    "int8": {"torch-int8", "onnxruntime-int8", "openvino-int8", "llama.cpp-q8"},
+}
 SHOWN = {
     "rankrt-int8": "rankrt, int8",
     "rankrt-fp32": "rankrt, fp32",
@@ -137,6 +147,41 @@ def _all_speeds(record: Record) -> str:
     return f"{_throughput(record, named).markdown()}\n{_conditions(record)}"
 
 
+def classes() -> str:
+    """Return rankrt beside the fastest peer of each class of precision, by how far scores are from PyTorch's."""
+    rows: list[list[str]] = []
+    for name in (FULL, SMALL):
+        record = read_record(RESULTS / f"{name}.json")
+        found = {(row.system, row.given): row for row in record.of("throughput") if not row.reason}
+        for precision, members in CLASSES.items():
+            ours = found.get((f"rankrt-{precision}", "as shipped"))
+            cells = [
+                _fastest([row for (system, how), row in found.items() if system in members and how == given], ours)
+                for given in ("as shipped", "at its best")
+            ]
+            if any(cells):
+                rows.append([f"{name}, {precision}", "not in this record" if ours is None else _pace(ours), *cells])
+    heading = ["model, class", "rankrt", "fastest peer as shipped", "fastest peer, sorted, best batch size"]
+    return (
+        f"{Table(heading=heading, rows=rows).markdown()}\nPairs a second, and the largest difference of a logit from"
+        " PyTorch's in fp32. x is the peer's time relative to rankrt's in the same class: above 1, rankrt is faster.\n"
+    )
+
+
+def _fastest(peers: Sequence[Row], ours: Row | None) -> str:
+    """Return the fastest of some systems, with its speed beside rankrt's."""
+    if not peers:
+        return ""
+    best = min(peers, key=lambda row: row.metrics["times_baseline"] or float("inf"))
+    times = "" if ours is None else f", {_relative(best, ours):.2f} x"
+    return f"`{best.system}`: {_pace(best)}{times}"
+
+
+def _pace(row: Row) -> str:
+    pairs = figure(row.size["n_passages"] / float(np.median(row.seconds)), 2)
+    return f"{pairs} pairs/s, {figure(row.metrics['max_drift'], 2)}"
+
+
 def int8_speed() -> str:
     """Return int8 beside fp32 and beside the int8 of other systems, as a table."""
     record = read_record(RESULTS / f"{FULL}.json")
@@ -173,8 +218,11 @@ def _time(row: Row, ours: Row) -> str:
     """Return seconds, and the time relative to ours, both against the baseline's calls in between."""
     if row.reason:
         return row.reason
-    times = ratio(row.seconds, row.baseline_seconds) / ratio(ours.seconds, ours.baseline_seconds)
-    return f"{figure(float(np.median(row.seconds)))} s, {times:.2f} x"
+    return f"{figure(float(np.median(row.seconds)))} s, {_relative(row, ours):.2f} x"
+
+
+def _relative(row: Row, ours: Row) -> float:
+    return ratio(row.seconds, row.baseline_seconds) / ratio(ours.seconds, ours.baseline_seconds)
 
 
 def _conditions(record: Record) -> str:
@@ -374,7 +422,7 @@ def quality() -> str:
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"speed": speed},
-    ROOT / "docs" / "benchmarks.md": {"all speeds": all_speeds, "small speeds": small_speeds},
+    ROOT / "docs" / "benchmarks.md": {"all speeds": all_speeds, "small speeds": small_speeds, "classes": classes},
     ROOT / "docs" / "int8.md": {"int8 speed": int8_speed, "int8 drift": int8_drift},
     ROOT / "docs" / "integrations.md": {"adapters": adapters},
     ROOT / "docs" / "deployment.md": {"replicas": replicas},
