@@ -327,8 +327,8 @@ def scaling() -> str:
         machine = record["machine"]
         parts += [
             scaling_table(speed).markdown(),
-            f"The model is {speed['model']}, on {machine['n_threads']} cores of an {machine['processor']}. Each actor has"
-            " one thread.\n",
+            f"The model is {speed['model']}, on {machine['n_threads']} cores of an {machine['processor']}. Each actor"
+            " has one thread.\n",
             hundred_nodes_table(speed).markdown(),
         ]
     return "\n".join(parts) or "No record is kept yet: `python -m benchmarks.studies.ray_and_spark`.\n"

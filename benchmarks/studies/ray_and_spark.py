@@ -222,6 +222,7 @@ def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], in
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.master("local[2,4]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.driver.host", "127.0.0.1")  # a firewall may be before the host's other address
     session = builder.config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
     killed: list[int] = []
 
