@@ -384,19 +384,22 @@ def scaling() -> str:
     """Return what an actor of Ray costs, and what follows for 100 nodes."""
     record = _result("ray_and_spark") if (RESULTS / "ray_and_spark.json").exists() else {}
     parts = []
-    if (found := record.get("equality")) is not None:
-        ray, spark = found["ray"], found["spark"]
+    if (ray := record.get("ray")) is not None:
         parts.append(
-            f"{found['n_pairs']:,} pairs have the bits of one process on Ray and on Spark. On Ray"
-            f" {ray['n_actors_killed']} actor and {ray['n_nodes_killed']} of {ray['n_nodes']} nodes were killed"
-            f" meanwhile, and on Spark {spark['n_workers_killed']} Python worker.\n"
+            f"On a Ray cluster of {ray['n_nodes']} nodes, {ray['n_pairs']:,} pairs got the bits of one process, while"
+            f" {ray['n_actors_killed']} actor and {ray['n_nodes_killed']} node were killed.\n"
+        )
+    if (spark := record.get("spark")) is not None:
+        parts.append(
+            f"In Spark's local mode, {spark['n_pairs']:,} pairs got the bits of one process, while"
+            f" {spark['n_workers_killed']} Python worker was killed.\n"
         )
     if (speed := record.get("speed")) is not None:
         machine = record["machine"]
         parts += [
             scaling_table(speed).markdown(),
-            f"The model is the tiny one, on {machine['n_threads']} cores of an {machine['processor']}. Each actor has"
-            " one thread.\n",
+            f"The model is {speed['model']}, on {machine['n_threads']} cores of an {machine['processor']}. Each actor"
+            " has one thread.\n",
             hundred_nodes_table(speed).markdown(),
         ]
     return "\n".join(parts) or "No record is kept yet: `python -m benchmarks.studies.ray_and_spark`.\n"

@@ -1,15 +1,14 @@
 """Scoring on Ray and on Spark: the same bits as one process while workers and a node are killed, and what it costs.
 
-    python -m benchmarks.studies.ray_and_spark equality --artifact ./tiny -o benchmarks/results/ray_and_spark.json
-    python -m benchmarks.studies.ray_and_spark speed --artifact ./tiny -o benchmarks/results/ray_and_spark.json
+    python -m benchmarks.studies.ray_and_spark ray --artifact ./tiny -o benchmarks/results/ray_and_spark.json
 
 Needs the extras ray, spark and parquet, and Java. The Ray cluster is of three nodes on this machine, with one CPU each;
 Spark runs in local mode, with two tasks at a time. Each part replaces its own figures in the record.
 
-`equality` scores a folder of Parquet files in one process, and then by `rankrt score --ray` and by Spark. A Ray actor,
-a Ray node and a Python worker of Spark are killed meanwhile. `speed` compares an actor with this process, both with one
-thread, in turn, and two actors with one. It measures the processor time of the driver, too, which limits how many
-actors it can feed.
+ray    a folder of Parquet files by `rankrt score --ray`, while an actor and a node are killed, and in one process
+spark  the same folder by Spark, while a Python worker is killed, and in one process
+speed  an actor and this process, both with one thread, in turn, and two actors; and the processor time of the driver,
+       which limits how many actors it can feed
 """
 
 import argparse
@@ -35,14 +34,34 @@ from rankrt.cli.bulk.scoring import chunk_size, score_chunks
 from rankrt.host.cpu import this_machine
 from rankrt_finetune.reports.tables import Table
 
-WORDS = ["the", "giant", "panda", "is", "a", "bear", "of", "central", "China", "and", "eats", "bamboo", "all", "day"]
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "the",
+    "giant",
+    "panda",
+    "is",
+    "a",
+    "bear",
+    "of",
+    "central",
+    "China",
+    "and",
+    "eats",
+    "bamboo",
+    "all",
+    "day",
+]
 N_FILES = 8
 LIMIT_S = 1800
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["equality", "speed"])
+    parser.add_argument("part", choices=["ray", "spark", "speed"])
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--pairs", type=int, help="how many; 200,000 or 12,800 by default")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the file of the record")
@@ -51,10 +70,9 @@ def main() -> None:
     machine = this_machine()
     record["machine"] = {"processor": machine.processor, "n_threads": machine.cores.n}
     with tempfile.TemporaryDirectory() as folder:
-        if options.part == "equality":
-            record["equality"] = equality(options.artifact.absolute(), Path(folder), options.pairs or 200_000)
-        else:
-            record["speed"] = speed(options.artifact.absolute(), Path(folder), options.pairs or 12_800)
+        measure = {"ray": on_ray, "spark": on_spark, "speed": speed}[options.part]
+        n_pairs = options.pairs or (12_800 if options.part == "speed" else 200_000)
+        record[options.part] = measure(options.artifact.absolute(), Path(folder), n_pairs)
     text = json.dumps(record, indent=1)
     print(text)
     options.output.write_text(f"{text}\n")
@@ -106,23 +124,51 @@ def write_folder(folder: Path, n_pairs: int) -> Path:
     return folder
 
 
-def equality(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
-    """Score in one process, on Ray and on Spark, and compare the bytes of all scores."""
-    pairs = write_folder(folder / "pairs", n_pairs)
-    command = [sys.executable, "-m", "rankrt", "score", str(artifact), str(pairs), "--out"]
-    seconds = {"one process": timed(lambda: subprocess.run([*command, str(folder / "one")], check=True))}
-    expected = scores_of(folder / "one")
+def on_ray(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
+    """Score a folder in one process and on Ray, and compare the bytes of all scores."""
+    write_folder(folder / "pairs", n_pairs)
+    expected = scored_by_one(artifact, folder)
     with three_nodes() as cluster:
-        ray_command = [*command, str(folder / "ray"), "--ray", cluster.address]
-        killed: dict[str, int] = {}
-        seconds["ray"] = timed(lambda: killed.update(score_and_kill(ray_command, folder / "ray", cluster, n_pairs)))
-    on_spark, n_workers_killed, seconds["spark"] = score_on_spark(artifact, pairs)
+        command = [*score_command(artifact, folder), str(folder / "ray"), "--ray", cluster.address]
+        started = time.monotonic()
+        killed = score_and_kill(command, folder / "ray", cluster, n_pairs)
+        seconds = time.monotonic() - started
     return {
+        "model": model_of(artifact),
         "n_pairs": len(expected),
-        "ray": {"is_equal": scores_of(folder / "ray") == expected, "n_nodes": 3, **killed},
-        "spark": {"is_equal": on_spark == expected, "n_workers_killed": n_workers_killed},
-        "seconds": {name: round(taken, 1) for name, taken in seconds.items()},
+        "is_equal": scores_of(folder / "ray") == expected,
+        "n_nodes": 3,
+        **killed,
+        "seconds": round(seconds, 1),
     }
+
+
+def on_spark(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
+    """Score a folder in one process and by Spark, and compare the bytes of all scores."""
+    pairs, expected = write_folder(folder / "pairs", n_pairs), scored_by_one(artifact, folder)
+    found, n_killed, seconds = score_on_spark(artifact, pairs)
+    return {
+        "model": model_of(artifact),
+        "n_pairs": len(expected),
+        "is_equal": found == expected,
+        "n_workers_killed": n_killed,
+        "seconds": round(seconds, 1),
+    }
+
+
+def score_command(artifact: Path, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "rankrt", "score", str(artifact), str(folder / "pairs"), "--out"]
+
+
+def scored_by_one(artifact: Path, folder: Path) -> Mapping[int, bytes]:
+    """Return the scores of one process."""
+    subprocess.run([*score_command(artifact, folder), str(folder / "one")], check=True)
+    return scores_of(folder / "one")
+
+
+def model_of(artifact: Path) -> str:
+    with Reranker.load(artifact) as reranker:
+        return f"{reranker.artifact.manifest.name} ({reranker.variant.name})"
 
 
 def scores_of(folder: Path) -> Mapping[int, bytes]:
@@ -176,6 +222,7 @@ def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], in
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.master("local[2,4]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.driver.host", "127.0.0.1")  # a firewall may be before the host's other address
     session = builder.config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
     killed: list[int] = []
 
@@ -251,6 +298,7 @@ def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
                 driver_s.append(driver * size)
     best = {name: max(found) for name, found in rates.items()}
     return {
+        "model": model_of(artifact),
         "n_pairs": n_pairs,
         "pairs_a_chunk": size,
         "rows_a_second": {name: round(median(found), 1) for name, found in rates.items()},
