@@ -1,8 +1,7 @@
 """The threads of runs: wide runs one after the other, narrow ones side by side."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from rankrt.arrays import Int64Array
 from rankrt.backends.planner import Plan
@@ -31,18 +30,14 @@ class Lanes:
         self._pool.shutdown()
 
     def _side_by_side(self, run: Callable[[Int64Array], None], runs: Sequence[Int64Array]) -> None:
-        waiting = iter(runs)
-
-        def work() -> None:
-            try:
-                for rows in waiting:
-                    run(rows)
-            finally:
-                deque(waiting, maxlen=0)  # after an exception no thread begins another run
-
-        # The caller works as well: it would sleep otherwise, and waking it takes longer than a small model's run.
-        others = [self._pool.submit(work) for _ in range(min(len(runs), self._n_narrow) - 1)]
-        work()
-        for other in others:
-            if not other.cancel():
-                other.result()
+        if len(runs) < 2 or self._n_narrow == 1:
+            for rows in runs:
+                run(rows)
+            return
+        futures = [self._pool.submit(run, rows) for rows in runs]
+        try:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-# Files up to this size are read whole at every load. This takes 5 ms with the SHA instructions of most processors. Of
+# Files up to this size are read whole at every load. This takes 20 ms with the SHA instructions of most processors. Of
 # a larger file, 4 KiB in every 2 MiB are read. For 3.5 GB these are 1,660 blocks in 10 ms. Reading it all takes 2 s.
-SMALL_BYTES = 8 << 20
+SMALL_BYTES = 32 << 20
 _SAMPLE_BYTES, _SAMPLE_STEP = 4 << 10, 2 << 20
 
 
