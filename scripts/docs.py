@@ -380,18 +380,22 @@ def adapters() -> str:
     )
 
 
+def _bits(found: Mapping[str, Any]) -> str:
+    return "the bits of one process" if found["is_equal"] else "other scores than by one process"
+
+
 def scaling() -> str:
     """Return what an actor of Ray costs, and what follows for 100 nodes."""
     record = _result("ray_and_spark") if (RESULTS / "ray_and_spark.json").exists() else {}
     parts = []
     if (ray := record.get("ray")) is not None:
         parts.append(
-            f"On a Ray cluster of {ray['n_nodes']} nodes, {ray['n_pairs']:,} pairs got the bits of one process, while"
+            f"On a Ray cluster of {ray['n_nodes']} nodes, {ray['n_pairs']:,} pairs got {_bits(ray)}, while"
             f" {ray['n_actors_killed']} actor and {ray['n_nodes_killed']} node were killed.\n"
         )
     if (spark := record.get("spark")) is not None:
         parts.append(
-            f"In Spark's local mode, {spark['n_pairs']:,} pairs got the bits of one process, while"
+            f"In Spark's local mode, {spark['n_pairs']:,} pairs got {_bits(spark)}, while"
             f" {spark['n_workers_killed']} Python worker was killed.\n"
         )
     if (speed := record.get("speed")) is not None:
