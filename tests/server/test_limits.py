@@ -100,6 +100,15 @@ def test_too_large_a_body_is_refused_with_the_figure(slow: Any):
     wait_until(lambda: service.in_flight.n_bytes == 0)
 
 
+def test_too_large_a_body_that_came_whole_is_refused_at_once(slow: Any):
+    """A server that waits for more of it would answer after 5 s."""
+    address, _, _ = slow
+    header = b"POST /rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=3) as connection:
+        connection.sendall(header + b"1771\r\n" + b" " * 0x1771 + b"\r\n0\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
 def test_a_client_that_sends_on_regardless_still_reads_why_it_was_refused(slow: Any):
     address, _, _ = slow
     big = json.dumps({"query": "one", "texts": ["two " * 5_000_000]}).encode()

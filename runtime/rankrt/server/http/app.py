@@ -58,9 +58,10 @@ _logger = logging.getLogger("rankrt.server.requests")
 
 @dataclass(slots=True, kw_only=True)
 class _Exchange:
-    """One request, and the facts that are logged and counted of it."""
+    """One request with the chunks of its body, and the facts that are logged and counted of it."""
 
     request: Request
+    chunks: AsyncIterator[bytes]
     id: str
     started: float
     dialect: Dialect
@@ -158,7 +159,7 @@ class App:
         request = exchange.request
         self._check_key(request)
         with self._service.in_flight.request() as body:
-            endpoint, decoded = await self._decode(exchange, body, await self._body(request, body), endpoints)
+            endpoint, decoded = await self._decode(exchange, body, await self._body(exchange, body), endpoints)
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             answer = await _unless_client_leaves(request, self._service.evaluator.evaluate(ask))
@@ -177,7 +178,7 @@ class App:
         self._check_key(request)
         async with contextlib.AsyncExitStack() as stack:
             body = stack.enter_context(self._service.in_flight.request())
-            _, decoded = await self._decode(exchange, body, await self._body(request, body), (endpoint,))
+            _, decoded = await self._decode(exchange, body, await self._body(exchange, body), (endpoint,))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
             progress = await stack.enter_async_context(contextlib.aclosing(self._service.evaluator.stream(ask)))
@@ -232,7 +233,7 @@ class App:
             failure = failure_of(error)
             kind, response = failure.kind, self._refusal(exchange, failure)
             if failure.kind in _BODY_UNREAD or _is_spare(exchange.request):
-                await bodies.discard(exchange.request.receive, exchange.request.headers)
+                await bodies.discard(exchange.chunks, exchange.request.headers)
         except Exception:
             _logger.exception("internal error", extra={"request_id": exchange.id})
             failure = Failure("internal", f"internal error; the server's log has the cause for request {exchange.id}")
@@ -296,9 +297,9 @@ class App:
         if not self._service.settings.keys.allow(request.headers.get("authorization")):
             raise Failure("unauthorized", "expected the header Authorization: Bearer KEY with a key of this server")
 
-    async def _body(self, request: Request, body: Body) -> bytes:
-        bodies.check_headers(request.headers, body)
-        return await bodies.read(request.stream(), body, self._service.settings.limits.body_timeout_s)
+    async def _body(self, exchange: _Exchange, body: Body) -> bytes:
+        bodies.check_headers(exchange.request.headers, body)
+        return await bodies.read(exchange.chunks, body, self._service.settings.limits.body_timeout_s)
 
     async def _decode(
         self, exchange: _Exchange, body: Body, content: bytes, endpoints: Sequence[Endpoint]
@@ -363,7 +364,7 @@ class App:
         async def tokenize() -> Response:
             self._check_key(request)
             with self._service.in_flight.request() as body:
-                content = await self._body(request, body)
+                content = await self._body(exchange, body)
                 body.add_values(await _read(content, bodies.n_values))
                 asked = await _read(content, lambda found: bodies.decode(found, TeiTokenize))
                 with self._service.models.use(asked.model) as model:
@@ -465,7 +466,7 @@ def _exchange(request: Request, dialect: Dialect) -> _Exchange:
     """Return a new exchange. Its id is the client's, if that is safe in a log and a header."""
     given = request.headers.get("x-request-id", "")
     name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    return _Exchange(request=request, id=name, started=time.monotonic(), dialect=dialect)
+    return _Exchange(request=request, chunks=request.stream(), id=name, started=time.monotonic(), dialect=dialect)
 
 
 def _is_spare(request: Request) -> bool:

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect
 
 from rankrt.server.failures import Failure
 from rankrt.server.limits import Body
@@ -41,18 +42,17 @@ async def read(chunks: AsyncIterator[bytes], body: Body, seconds: float) -> byte
     return b"".join(parts)
 
 
-async def discard(receive: Callable[[], Awaitable[Any]], headers: Mapping[str, str]) -> None:
-    """Read and drop the rest of a refused body, within bounds."""
+async def discard(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+    """Read and drop the rest of a refused body, within bounds. A body that was read to its end has none."""
     if headers.get("expect", "").lower() == "100-continue":
         return  # it asks before it sends
     n_left = _DISCARD_BYTES
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(_DISCARD_S):
-            while n_left > 0:
-                message = await receive()
-                if not message.get("more_body"):
+            async for chunk in chunks:
+                n_left -= len(chunk)
+                if n_left <= 0:
                     return
-                n_left -= len(message["body"])
 
 
 def n_values(content: bytes) -> int:
