@@ -294,6 +294,16 @@ def test_an_adapter_is_merged_into_its_base(tmp_path: Path):
     assert merged.manifest.name == "adapter"
 
 
+def test_weights_of_another_shape_than_the_config_says_are_refused(tmp_path: Path):
+    """A width that config.json lacks is transformers' default, which is that of the family's first model."""
+    path = make_decoder(tmp_path / "base", "Qwen2") / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: config[name] for name in config if name != "intermediate_size"}))
+    message = r"layers\.0\.mlp\.gate_proj\.weight has the shape \(64, 48\), and by config\.json it is \(22016, 48\)"
+    with pytest.raises(CheckpointError, match=message):
+        export(str(tmp_path / "base"), tmp_path / "artifact", Options())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

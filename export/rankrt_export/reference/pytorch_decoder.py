@@ -277,7 +277,14 @@ def _table_rows(checkpoint: Checkpoint, pieces: np.ndarray[Any, Any]) -> Float32
 def _load(module: Any, checkpoint: Checkpoint, name: str) -> None:
     import torch
 
-    state = {key: torch.from_numpy(read(checkpoint.weights, f"{name}.{key}")) for key in module.state_dict()}
+    state = {}
+    for key, expected in module.state_dict().items():
+        state[key] = torch.from_numpy(read(checkpoint.weights, f"{name}.{key}"))
+        if state[key].shape != expected.shape:
+            raise CheckpointError(
+                f"{name}.{key} has the shape {tuple(state[key].shape)}, and by config.json it is"
+                f" {tuple(expected.shape)}: download the checkpoint again"
+            )
     module.load_state_dict(state, assign=True)
 
 
