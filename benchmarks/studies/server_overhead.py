@@ -30,6 +30,7 @@ from benchmarks.harness.workloads import Source, Workload, read
 from rankrt import Reranker
 from rankrt.host.cpu import this_machine
 
+_PARTS = ("saturation", "idle", "mixed")
 _N_CALLERS = 4
 _N_SMALL, _N_LARGE, _SHARE_LARGE = 10, 500, 0.05
 
@@ -60,9 +61,12 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=32, help="of a request at saturation")
     parser.add_argument("--mixed-seconds", type=float, default=60, help="of the mixed load")
     parser.add_argument("--load", type=float, default=0.5, help="of the mixed load, as a share of the throughput")
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS, help="a large model takes long for all")
     parser.add_argument("--workers", default="auto")
     parser.add_argument("-o", "--output", type=Path, help="the file of the record")
     options = parser.parse_args()
+    if "mixed" in options.parts and "saturation" not in options.parts:
+        parser.error("--parts mixed needs saturation, whose throughput it takes a share of")
     machine, load = this_machine(), os.getloadavg()[0]
     record = {
         "benchmark": "server_overhead",
@@ -76,26 +80,22 @@ def main() -> None:
 
 
 def measure(artifact: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the three measurements of one model."""
+    """Return the measurements of one model; the mixed load follows from the throughput at saturation."""
     workload = Source(read(options.data)[1], artifact / "tokenizer.json").make("mixed", 240)
     with (
         Reranker.load(artifact) as reranker,
         Server(str(artifact), "--workers", options.workers, "--timeout-ms", "600000") as server,
     ):
-        saturation = measure_saturation(reranker, server, workload, options)
-        print(json.dumps(saturation), flush=True)
-        idle = measure_idle(reranker, server, workload, 10 * options.rounds)
-        print(json.dumps(idle), flush=True)
-        mixed = measure_mixed(server, workload, options, saturation["server_tokens_per_second"])
-        print(json.dumps(mixed), flush=True)
-        return {
-            "model": artifact.name,
-            "variant": reranker.variant.name,
-            "workers": options.workers,
-            "saturation": saturation,
-            "idle": idle,
-            "mixed": mixed,
-        }
+        found: dict[str, dict[str, float]] = {}
+        for part in options.parts:
+            if part == "saturation":
+                found[part] = measure_saturation(reranker, server, workload, options)
+            elif part == "idle":
+                found[part] = measure_idle(reranker, server, workload, 10 * options.rounds)
+            else:
+                found[part] = measure_mixed(server, workload, options, found["saturation"]["server_tokens_per_second"])
+            print(json.dumps(found[part]), flush=True)
+    return {"model": artifact.name, "variant": reranker.variant.name, "workers": options.workers, **found}
 
 
 def measure_saturation(
