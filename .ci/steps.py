@@ -35,7 +35,7 @@ PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations=15
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # Python 3.12 and newer count lines at little cost; 3.11, which the suite has, takes 1.7 times the processor time.
 COVERED = ("--cov", "--cov-report=")
-COVERED_PERCENT = 87  # of the runtime's lines, at least; 89 were measured
+COVERED_PERCENT = 88  # of the runtime's lines that these steps can run, at least; 90 were measured
 
 
 @dataclass(frozen=True, kw_only=True)
