@@ -68,6 +68,9 @@ SYSTEMS: Mapping[str, Entry] = {
     "rankrt-avx2-int8": Entry(
         place="benchmarks.systems.rankrt:Int8Avx2", environment="rankrt", given="rankrt-int8", batch_sizes=()
     ),
+    "rankrt-bf16": Entry(
+        place="benchmarks.systems.rankrt:Bfloat16", environment="rankrt-openvino", given="rankrt-bf16", batch_sizes=()
+    ),
     "rankrt-fp16": Entry(
         place="benchmarks.systems.rankrt:Float16",
         environment="rankrt",
@@ -127,6 +130,7 @@ _ON_GPU: Mapping[tuple[str, str], Mapping[str, Any]] = {
 CONVERSIONS: Mapping[str, Conversion] = {
     "rankrt": Conversion(place="benchmarks.systems.rankrt_export:fp32", environment="rankrt-export"),
     "rankrt-int8": Conversion(place="benchmarks.systems.rankrt_export:int8", environment="rankrt-export"),
+    "rankrt-bf16": Conversion(place="benchmarks.systems.rankrt_export:bf16", environment="rankrt-export"),
     "rankrt-fp16": Conversion(place="benchmarks.systems.rankrt_export:fp16", environment="rankrt-export"),
     "rankrt-gpu": Conversion(place="benchmarks.systems.rankrt_export:gpu", environment="rankrt-export"),
     "sentence-transformers-onnx": Conversion(

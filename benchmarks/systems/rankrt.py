@@ -34,6 +34,12 @@ class Float16(Float32):
     precision = "fp16"
 
 
+class Bfloat16(Float32):
+    """OpenVINO's products in bfloat16, on processors that multiply it."""
+
+    precision = "bf16"
+
+
 class Int8(Float32):
     """Linear layers in int8, except those that cost too much, with the graph for this processor."""
 

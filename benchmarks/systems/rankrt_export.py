@@ -15,6 +15,10 @@ def fp16(checkpoint: Path, out: Path) -> None:
     _export(checkpoint, out, "fp16")
 
 
+def bf16(checkpoint: Path, out: Path) -> None:
+    _export(checkpoint, out, "bf16")
+
+
 def gpu(checkpoint: Path, out: Path) -> None:
     """Write the graphs for GPUs. `rankrt build` on a GPU verifies CUDA's; otherwise name their precision."""
     export(str(checkpoint), out, Options(precisions=["fp32", "fp16"], targets=["cuda", "tensorrt"]))

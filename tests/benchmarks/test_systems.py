@@ -45,7 +45,7 @@ def test_on_a_gpu_onnx_runtime_s_systems_have_its_build_for_one(device: str):
 
 
 def test_a_name_stands_for_all_that_begin_with_it():
-    assert members("rankrt") == ["rankrt-fp32", "rankrt-int8", "rankrt-avx2-int8", "rankrt-fp16"]
+    assert members("rankrt") == ["rankrt-fp32", "rankrt-int8", "rankrt-avx2-int8", "rankrt-bf16", "rankrt-fp16"]
     assert members("sentence-transformers-onnx") == ["sentence-transformers-onnx"]
     assert members("my.module:System") == ["my.module:System"]
     with pytest.raises(ValueError, match="'tensorflow' is not a system; choose from rankrt-fp32"):
