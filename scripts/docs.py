@@ -37,8 +37,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = ROOT / "benchmarks" / "records" / "record.schema.json"
 TINY = ROOT / "tiny_reranker"
 FULL = "bge-reranker-v2-m3"
-SMALL = "minilm-l6"
-_WEIGHTS = {FULL: "random weights", SMALL: "pretrained weights, a random head"}
+SMALL = ("minilm-l6", "minilm-l12")
+_WEIGHTS = {"minilm-l6": "fine-tuned weights"}
 # The systems of other makers by the precision that they compute in. sentence-transformers lets OpenVINO take bf16 where
 # the processor multiplies it, as that of these records does.
 CLASSES = {
@@ -132,9 +132,11 @@ def all_speeds() -> str:
 
 
 def small_speeds() -> str:
-    """Return every system's throughput with a small model."""
-    record = read_record(RESULTS / f"{SMALL}.json")
-    return f"{_all_speeds(record)} [The record](../benchmarks/results/{SMALL}.md).\n"
+    """Return every system's throughput with each of the small models."""
+    return "\n".join(
+        f"{_all_speeds(read_record(RESULTS / f'{name}.json'))} [The record](../benchmarks/results/{name}.md).\n"
+        for name in SMALL
+    )
 
 
 def _all_speeds(record: Record) -> str:
@@ -150,7 +152,7 @@ def _all_speeds(record: Record) -> str:
 def classes() -> str:
     """Return rankrt beside the fastest peer of each class of precision, by how far scores are from PyTorch's."""
     rows: list[list[str]] = []
-    for name in (FULL, SMALL):
+    for name in (FULL, *SMALL):
         record = read_record(RESULTS / f"{name}.json")
         found = {(row.system, row.given): row for row in record.of("throughput") if not row.reason}
         for precision, members in CLASSES.items():
@@ -227,8 +229,9 @@ def _relative(row: Row, ours: Row) -> float:
 
 def _conditions(record: Record) -> str:
     model, machine = record.model, record.machine
+    weights = _WEIGHTS.get(model.name, "random weights")
     return (
-        f"{model.name}'s shape ({model.n_parameters / 1e6:.0f} M parameters, {_WEIGHTS[model.name]}) on"
+        f"{model.name}'s shape ({model.n_parameters / 1e6:.0f} M parameters, {weights}) on"
         f" {machine.n_threads} cores of an {machine.processor} ({machine.instructions[-1]}), tokenization included."
         f" Medians; each system took turns with {record.baseline}. x is the time relative to rankrt's in fp32. The last"
         " column is the largest difference of a logit from PyTorch's in fp32."
