@@ -216,7 +216,7 @@ def steps(shop: Workshop) -> list[Step]:
         Step(
             name="clients",
             title="the clients, frameworks and engines that people have, against the server and in process",
-            limit_s=600,
+            limit_s=900,
             needs=("clients",),
             commands=((*make, "test-clients"),),
         ),
