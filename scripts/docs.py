@@ -37,7 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = ROOT / "benchmarks" / "records" / "record.schema.json"
 TINY = ROOT / "tiny_reranker"
 FULL = "bge-reranker-v2-m3"
-SMALL = ("minilm-l6", "minilm-l12")
+SMALL = ("minilm-l6", "minilm-l12", "modernbert-base")
 _WEIGHTS = {"minilm-l6": "fine-tuned weights"}
 # The systems of other makers by the precision that they compute in. sentence-transformers lets OpenVINO take bf16 where
 # the processor multiplies it, as that of these records does.
