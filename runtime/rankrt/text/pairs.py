@@ -344,18 +344,6 @@ class PairTokenizer:
         return _checked(self._text_tokenizer.ids, texts)
 
 
-def _head(text: str, n_chars: int) -> str:
-    """Return the text up to the first space after `n_chars` that stands between two words.
-
-    Words on the two sides of a space are tokenized apart, so the head's tokens are the first of the whole text's. The
-    next character has to be a letter or digit: a combining mark would join the space to one grapheme.
-    """
-    cut = text.find(" ", n_chars)
-    while cut != -1 and not (text[cut - 1 : cut].isalnum() and text[cut + 1 : cut + 2].isalnum()):
-        cut = text.find(" ", cut + 1)
-    return text if cut == -1 else text[:cut]
-
-
 def _sizes(n_chars: int, n_tokens: int) -> Iterator[int]:
     """Yield numbers of characters that may have so many tokens, growing until it is all of them."""
     size = _CHARS_PER_TOKEN * (n_tokens + 1)
