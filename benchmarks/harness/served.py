@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.harness.processes import children_of, cpu_s
 from rankrt.host.child import child_command
 
 # The server closes a connection after 75 idle seconds. The client closes it earlier and opens a new one.
@@ -64,12 +65,11 @@ class Server:
 
     def workers(self) -> list[int]:
         """Return the ids of the processes that score."""
-        threads = Path(f"/proc/{self.pid}/task").glob("*/children")
-        return [int(pid) for thread in threads for pid in thread.read_text().split()]
+        return children_of(self.pid)
 
     def cpu_s(self) -> dict[str, float]:
         """Return the processor time until now of the server and of its running workers."""
-        return {"server": _cpu_s(self.pid), "workers": sum(map(_cpu_s, self.workers()))}
+        return {"server": cpu_s(self.pid), "workers": sum(map(cpu_s, self.workers()))}
 
     def __enter__(self) -> Self:
         return self
@@ -125,11 +125,6 @@ def get(port: int, path: str) -> bytes:
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         connection.request("GET", path)
         return connection.getresponse().read()
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:

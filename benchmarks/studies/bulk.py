@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.processes import children_of, memory_mb
 from benchmarks.studies.resident import real_pairs
 from rankrt.host.cpu import this_machine
 from rankrt_finetune.reports.tables import Table
@@ -44,10 +45,9 @@ def main() -> None:
             for artifact, n_pairs in zip(options.artifact, options.pairs, strict=True)
         ],
     }
-    text = json.dumps(record, indent=1)
     print(table(record["found"]).markdown())
     if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(artifact: Path, n_pairs: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -90,12 +90,12 @@ def score(artifact: Path, file: Path, n_processes: int, precision: str) -> tuple
     """Run the command; return its seconds, its processes' largest memory in MB, and the output."""
     out = file.with_suffix(f".{n_processes}.csv")
     command = [sys.executable, "-m", "rankrt", "score", str(artifact), str(file), "--out", str(out)]
-    started_s, peak = time.perf_counter(), 0
+    started_s, peak_mb = time.perf_counter(), 0.0
     process = subprocess.Popen(
         [*command, "--processes", str(n_processes), "--precision", precision], stderr=subprocess.PIPE
     )
     while process.poll() is None:
-        peak = max(peak, sum(map(pss_kb, family(process.pid))))
+        peak_mb = max(peak_mb, pss_mb(process.pid))
         time.sleep(_SAMPLED_EVERY_S)
     seconds = time.perf_counter() - started_s
     _, said = process.communicate()
@@ -103,28 +103,15 @@ def score(artifact: Path, file: Path, n_processes: int, precision: str) -> tuple
         raise SystemExit(said.decode())
     output = out.read_bytes()
     out.unlink()
-    return seconds, peak * 1024 / 1e6, output
+    return seconds, peak_mb, output
 
 
-def family(pid: int) -> list[int]:
-    """Return a process and its descendants."""
-    found = [pid]
-    for parent in found:
-        try:
-            for file in Path(f"/proc/{parent}/task").glob("*/children"):
-                found += map(int, file.read_text().split())
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            continue
-    return found
-
-
-def pss_kb(pid: int) -> int:
-    """Return the memory of a process in kB, shared pages by its share; 0 if it has ended."""
+def pss_mb(pid: int) -> float:
+    """Return the memory of a process and its descendants, without those that have ended meanwhile."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+        return memory_mb(pid)["pss"] + sum(map(pss_mb, children_of(pid)))
+    except (FileNotFoundError, ProcessLookupError, KeyError):  # an ended process has no figures
+        return 0.0
 
 
 def table(found: list[dict[str, Any]]) -> Table:

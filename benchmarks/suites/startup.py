@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.harness.lab import Case, Lab, Measured
+from benchmarks.harness.processes import memory_mb
 from benchmarks.harness.worker import SystemFailed, Worker
 from benchmarks.harness.workloads import Workload
 from benchmarks.records.record import memory_bytes
@@ -108,13 +109,3 @@ def evict(model: Path) -> None:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-
-
-def memory_mb(pid: int) -> dict[str, float]:
-    """Return a process's resident, proportional, private and shared memory."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
-    shared = kilobytes["Shared_Clean"] + kilobytes["Shared_Dirty"]
-    values = {"rss": kilobytes["Rss"], "pss": kilobytes["Pss"], "private": private, "shared": shared}
-    return {name: value * 1024 / 1e6 for name, value in values.items()}

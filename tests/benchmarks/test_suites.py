@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.harness.lab import Lab, Settings, open_model
 from benchmarks.harness.operations import Shape
+from benchmarks.harness.processes import memory_mb
 from benchmarks.harness.workloads import Source, read
 from benchmarks.records.record import Row
 from benchmarks.run import measure
-from benchmarks.suites.startup import memory_mb
 from tests.benchmarks.conftest import CHECKPOINT, STEADY, with_server
 from tests.benchmarks.fakes import CALL_S
 
