@@ -22,7 +22,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache as once
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -33,6 +32,7 @@ from rankrt.files.folders import UNFINISHED, lock_of, new_folder, size_of
 from rankrt.files.locks import alone_with, hold, lock_file
 from rankrt.files.rights import home_folder, this_user, unreadable
 from rankrt.files.seals import Seal
+from rankrt.notices import warn_once
 
 Kind: TypeAlias = Literal["prepared", "gpu", "measured", "exported", "hashes"]
 # ready: made for this installation.
@@ -310,12 +310,6 @@ def parse_size(text: str, name: str) -> int:
         raise InputError(f"{name}={text!r} is not a size; write it as 20GB, 500MB or 10GiB")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0))
-
-
-@once
-def warn_once(message: str) -> None:
-    """Log a warning once in this process."""
-    _logger.warning("%s", message)
 
 
 def _seal(folder: Path, key: Key, names: Sequence[str]) -> None:

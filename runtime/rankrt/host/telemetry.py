@@ -6,12 +6,12 @@ huggingface_hub puts what is installed into its requests, and asks the hub which
 its tools convert a model, which rankrt never does, through a package of its own.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+
+from rankrt.notices import warn_once
 
 _VARIABLES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -21,8 +21,6 @@ _ENGINE_CAME_FIRST = (
 )
 
 _OPENVINOS = "openvino_telemetry"
-
-_logger = logging.getLogger("rankrt")
 
 
 def turn_off() -> None:
@@ -48,11 +46,10 @@ def without_openvinos() -> Iterator[None]:
         del sys.modules[_OPENVINOS]
 
 
-@cache
 def warn_if_too_late() -> None:
     """Say, once, that ONNX Runtime reports because it was imported before rankrt."""
     if _ENGINE_CAME_FIRST:
-        _logger.warning(
+        warn_once(
             "onnxruntime was imported before rankrt, so it reports this process to its maker; import rankrt first, or"
             " set ORT_DISABLE_TELEMETRY=1"
         )

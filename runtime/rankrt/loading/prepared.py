@@ -17,10 +17,11 @@ from rankrt.backends.openvino import openvino_version
 from rankrt.backends.providers import tensorrt_version
 from rankrt.backends.session import import_onnxruntime, installed_builds
 from rankrt.errors import CacheError
-from rankrt.files.cache import HostCache, Key, Kind, Use, warn_once
+from rankrt.files.cache import HostCache, Key, Kind, Use
 from rankrt.host.cpu import Machine
 from rankrt.host.gpus import Gpu
 from rankrt.loading.placement import Placement, Record
+from rankrt.notices import warn_once
 
 GRAPH, WEIGHTS = "model{}.onnx", "weights{}.data"
 _RECORD = "record.json"
