@@ -133,9 +133,12 @@ def test_a_call_that_is_cancelled_before_its_turn_never_runs(slow: Reranker, bac
 
 def test_a_timeout_ends_a_call(slow: Reranker, backend: SlowBackend):
     async def main() -> None:
+        call = asyncio.create_task(slow.ascore([("one", "two")] * 400))
+        while not backend.n_begun:
+            await asyncio.sleep(0.005)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.12):
-                await slow.ascore([("one", "two")] * 400)
+            async with asyncio.timeout(0.05):
+                await call
 
     asyncio.run(main())
     while backend.n_at_once:
