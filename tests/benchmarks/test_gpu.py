@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu.lines import Line, rate
+from benchmarks.gpu.parts import Products, Rates, at_best_ms, part_of, parts_of
 from benchmarks.gpu.report import report
 from benchmarks.gpu.rows import lengths_of, rows_of
 from benchmarks.gpu.session import Session, Stage
@@ -122,6 +123,60 @@ def test_the_report_gives_the_share_of_the_products_rate_and_the_ratio_to_each_s
         ("| 512: rankrt fp16", "100", "50%", "1.00 |"),
         ("| 512: packed", "50.0", "25%", "2.00 |"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "part"),
+    [
+        (
+            "void onnxruntime::flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4, cutlass::half_t>>",
+            "attention",
+        ),
+        ("attention_kernel_batched_impl<AttentionKernel<cutlass::half_t, cutlass::arch::Sm80>>", "attention"),
+        ("sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_cublas", "products"),
+        ("nvjet_hsh_256x128_64x4_1x2_h_bz_coopA_TNT", "products"),
+        ("void onnxruntime::contrib::cuda::SkipLayerNormKernelSmall<__half, 256u, 4>", "norms"),
+        ("void at::native::vectorized_layer_norm_kernel<c10::Half, float>", "norms"),
+        ("void onnxruntime::contrib::cuda::BiasGeluKernel<__half, 256, 4>", "activation"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>", "activation"),
+        ("onnxruntime::contrib::cuda::BroadcastBiasKernelI6__half", "biases"),
+        ("Memcpy HtoD (Pageable -> Device)", "rest"),
+    ],
+)
+def test_a_kernel_belongs_to_the_part_that_its_source_names(kernel: str, part: str):
+    assert part_of(kernel) == part
+
+
+def test_parts_have_their_share_and_their_ratio_to_the_cards_rates():
+    took = {"nvjet_one": 3.0, "nvjet_two": 1.0, "flash_fwd": 2.0, "gather": 2.0}
+    lines = list(parts_of("rankrt fp16", took, {"products": 2.0, "attention": 2.0}))
+    assert {line.name: tuple(line.figures.values()) for line in lines if line.figures["ms"]} == {
+        "rankrt fp16: products": (4.0, 0.5, 2.0, 2.0),
+        "rankrt fp16: attention": (2.0, 0.25, 2.0, 1.0),
+        "rankrt fp16: rest": (2.0, 0.25, "-", "-"),
+    }
+
+
+def test_at_the_cards_rates_a_run_takes_the_times_that_its_layers_add_up_to():
+    """Three of four layers are whole. 1000 tokens of 1024 values in fp16 are 2.048 MB, or 2.048 ms at 1 GB/s."""
+    rates = Rates(products=Products(square_s=1e-3, up_s=5e-3, down_s=6e-3), attention_s=2e-3, bytes_per_s=1e9)
+    shape = Shape(n_layers=4, hidden=1024, intermediate=4096)
+    assert at_best_ms(shape, 1000, rates) == pytest.approx(
+        {
+            "attention": 3 * 2,
+            "products": 3 * (4 + 5 + 6) + 2,
+            "norms": 3 * 2 * 3 * 2.048,
+            "activation": 3 * 2 * 4 * 2.048,
+            "biases": 3 * 2 * 2.048,
+        }
+    )
+
+
+def test_the_rates_of_a_run_are_measured_in_its_own_shape(tmp_path: Path):
+    from benchmarks.gpu.machine import rates
+
+    measured = rates(Subject(SMALL, tmp_path), 16, 32)
+    assert min(measured.products.square_s, measured.products.up_s, measured.attention_s, measured.bytes_per_s) > 0
 
 
 def test_a_rate_counts_the_operations_of_each_row():
