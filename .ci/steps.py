@@ -190,7 +190,7 @@ def steps(shop: Workshop) -> list[Step]:
             name="server",
             title="the server alone, without torch, on the newest Python",
             limit_s=1200,
-            needs=("chromium", "server"),
+            needs=("wheel", "chromium", "server"),
             commands=((server, *PYTEST, *COVERED, "-rfEs", "--ignore=tests/server/test_clients.py", "tests/server"),),
             variables=covered(shop, "server"),
         ),
