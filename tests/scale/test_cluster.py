@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from rankrt import RankrtError, Reranker
+from rankrt import InputError, RankrtError, Reranker
 from rankrt.artifact.manifest import Artifact
 from rankrt.cli.bulk import cluster as clusters
 from rankrt.cli.bulk.chunks import Names, Rows, Scored
-from rankrt.cli.bulk.probe import reason_of
+from rankrt.cli.bulk.probe import NO_TOKEN, reason_of
 from rankrt.cli.inputs import Place, PlacedPair
 from rankrt.cli.main import main
 from rankrt.errors import ScoreError
-from tests.scale.conftest import WORDS
+from tests.scale.conftest import WORDS, free_port
 from tests.scale.test_folders import write
 
 Output = pytest.CaptureFixture[str]
@@ -53,13 +53,22 @@ def connected(cluster: Any) -> Iterator[Any]:
 
 
 def actors() -> list[int]:
-    """Return the processes of the actors that score, children of the nodes that this process started."""
+    """Return the processes of the actors that score."""
+    return processes("ray::Scorer")
+
+
+def processes(name: str) -> list[int]:
+    """Return the processes with a name among the children of the nodes that this process started."""
     psutil: Any = pytest.importorskip("psutil")
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended
-            found += [child.pid] if "ray::Scorer" in " ".join(child.cmdline()) else []
+            found += [child.pid] if name in " ".join(child.cmdline()) else []
     return found
+
+
+def client_address(cluster: Any) -> str:
+    return f"ray://127.0.0.1:{cluster.head_node._ray_params.ray_client_server_port}"
 
 
 def test_a_folder_scored_on_a_cluster_has_the_bytes_of_one_process(
@@ -88,6 +97,29 @@ def test_what_an_actor_or_a_node_had_in_hand_is_scored_by_others(connected: Any,
     while actors() and time.monotonic() < limit:
         time.sleep(0.1)
     assert actors() == [], "none is left when all is scored"
+
+
+def test_by_ray_s_client_a_folder_has_the_same_bytes(cluster: Any, artifact: Artifact, tmp_path: Path, capsys: Output):
+    """In a process of its own, as a user runs it: a client's connection is the whole process's."""
+    write(tmp_path / "pairs" / "a.parquet", 600)
+    command = [sys.executable, "-m", "rankrt", "score", str(artifact.folder), str(tmp_path / "pairs"), "--out"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "ray"), "--ray", client_address(cluster)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert run("score", artifact.folder, tmp_path / "pairs", "--out", tmp_path / "one") == 0
+    assert (tmp_path / "ray" / "a.parquet").read_bytes() == (tmp_path / "one" / "a.parquet").read_bytes()
+
+
+def test_a_client_whose_connection_is_lost_says_so(cluster: Any, reranker: Reranker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")  # seconds
+    with (
+        clusters.connected(client_address(cluster)),
+        pytest.raises(RankrtError, match=r"the connection to the Ray cluster was lost: .* the same command continues"),
+    ):
+        for _ in clusters.score_on_cluster(reranker, 1, None, rows(CHUNKS)):
+            for server in processes("--mode=specific-server"):
+                os.kill(server, signal.SIGKILL)
 
 
 def test_a_pair_that_cannot_be_scored_is_named(connected: Any, reranker: Reranker):
@@ -151,11 +183,40 @@ def test_an_address_where_nothing_answers_is_one_error_in_bounded_time(
     assert f"no Ray cluster answers at {address} within 6 s" in error and error.count("rankrt: error") == 1
 
 
-def test_an_address_that_is_none_is_an_error(artifact: Artifact, tmp_path: Path, capsys: Output):
+@pytest.mark.parametrize("address", ["", "nonsense", "10.0.0.1", "ray://head", "127.0.0.1:port"])
+def test_what_is_not_an_address_is_refused_at_once(address: str):
+    with pytest.raises(InputError, match="is not an address; expected auto, HOST:PORT or ray://HOST:PORT"):
+        clusters.connected(address).__enter__()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_port_where_nothing_listens_is_an_error_at_once(
+    artifact: Artifact, tmp_path: Path, capsys: Output, address: str
+):
+    pytest.importorskip("ray", reason="ray is not installed")
+    pairs, address = write(tmp_path / "pairs.parquet", 9), address.format(free_port())
+    started = time.monotonic()
+    assert run("score", artifact.folder, pairs, "--ray", address) == 1
+    assert time.monotonic() - started < 20, "Ray alone would try for minutes"
+    assert f"the Ray cluster at {address} cannot be used: no connection (Connection refused)" in capsys.readouterr().err
+
+
+def test_an_address_of_a_web_page_gets_ray_s_own_reason(artifact: Artifact, tmp_path: Path, capsys: Output):
     pytest.importorskip("ray", reason="ray is not installed")
     pairs = write(tmp_path / "pairs.parquet", 9)
-    assert run("score", artifact.folder, pairs, "--ray", "nonsense") == 1
-    assert "the Ray cluster at nonsense cannot be used: " in capsys.readouterr().err
+    assert run("score", artifact.folder, pairs, "--ray", "http://127.0.0.1:8265") == 1
+    assert "the Ray cluster at http://127.0.0.1:8265 cannot be used: " in capsys.readouterr().err
+
+
+def test_a_token_that_is_refused_is_told_by_what_to_do():
+    """Ray names it in the cause of the cause; while it still tries, only in its log."""
+    refused = RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing or incorrect")
+    error = ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+    error.__cause__ = refused
+    assert reason_of(error) == NO_TOKEN
+    said = clusters._no_answer("10.0.0.1:6379", str(refused).encode())
+    assert said == f"the Ray cluster at 10.0.0.1:6379 cannot be used: {NO_TOKEN}"
+    assert "set RAY_AUTH_MODE=token here" in clusters._no_answer("ray://10.0.0.1:10001", b"")
 
 
 def test_a_cluster_with_another_ray_says_which_one_is_needed(cluster: Any):

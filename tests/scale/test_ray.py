@@ -10,7 +10,7 @@ import pytest
 
 from rankrt import ArtifactError, InputError, Reranker
 from rankrt.artifact.manifest import Artifact
-from tests.scale.conftest import WORDS
+from tests.scale.conftest import WORDS, free_port
 from tests.support import tiny_artifact
 
 ray: Any = pytest.importorskip("ray", reason="ray is not installed")
@@ -64,6 +64,15 @@ def test_a_loaded_reranker_is_sent_as_its_recipe(connected: Any, artifact: Artif
     ray.kill(handle)
 
 
+def test_a_gpu_that_a_node_only_claims_to_have_is_an_error_and_not_a_slow_score(connected: Any, folder: str):
+    """Ray believes the number that a node is started with."""
+    node = connected.add_node(num_cpus=1, num_gpus=1)
+    actor = ray.remote(adapters.RankrtScorer).options(num_cpus=0, num_gpus=1, max_restarts=0).remote(folder)
+    with pytest.raises(Exception, match=r"DeviceError: device 'cuda:0' needs .*"):
+        ray.get(actor.__call__.remote({"query": ["one"], "passage": ["two"]}), timeout=60)
+    connected.remove_node(node)
+
+
 def test_outside_of_an_actor_nothing_is_given_by_ray(artifact: Artifact):
     scorer = adapters.RankrtScorer(str(artifact.folder), max_length=32)
     assert scorer.reranker.rules.max_length == 32
@@ -83,7 +92,7 @@ class TestServe:
         serving: Any = pytest.importorskip("rankrt.server.ray_serve", reason="ray[serve] is not installed")
         from ray import serve
 
-        serve.start(http_options={"port": _free_port()})
+        serve.start(http_options={"port": free_port()})
         yield serve.run(serving.application(f"tiny={folder}", num_replicas=1, max_length=64), name="rankrt")
         serve.shutdown()
 
@@ -133,10 +142,3 @@ class TestServe:
 
         with pytest.raises(InputError, match="num_replicas is a fixed number and autoscaling_config a range"):
             application(folder, num_replicas=2, autoscaling_config={"max_replicas": 3})
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -4,6 +4,7 @@ This process reads, keeps the checkpoint and writes, so the nodes need no folder
 scored by another, and a new actor takes the place of the dead one. Knows no file and no format.
 """
 
+import re
 import subprocess
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +37,13 @@ _MOST_DEATHS = 3
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Connect to a cluster. Raises RankrtError, within half a minute, if it does not answer or has another Ray."""
+    """Connect to a cluster.
+
+    Raises InputError for what is not an address, and RankrtError, within half a minute, if the cluster does not answer
+    or has another Ray.
+    """
+    if not re.fullmatch(r"auto|local|[^:/]+:\d{1,5}|\[[^\]]+\]:\d{1,5}|ray://.+:\d{1,5}|(?!ray:)\w+://.+", address):
+        raise InputError(f"--ray {address!r} is not an address; expected auto, HOST:PORT or ray://HOST:PORT")
     with framework("ray", least="2.50", extra="ray"):
         import ray
     try:
@@ -44,18 +51,29 @@ def connected(address: str) -> Iterator[None]:
             child_command(probe.__name__, address), capture_output=True, text=True, timeout=_CONNECT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise RankrtError(
-            f"no Ray cluster answers at {address} within {_CONNECT_S} s. `ray status --address {address}` tells whether"
-            " one runs there; a firewall may be in between"
-        ) from error
+        raise RankrtError(_no_answer(address, error.stderr or b"")) from error
     if tried.returncode:
         said = tried.stdout.strip() or (tried.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RankrtError(f"the Ray cluster at {address} cannot be used: {said}")
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError) as error:
+        raise RankrtError(f"the Ray cluster at {address} cannot be used: {probe.reason_of(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_answer(address: str, logged: bytes) -> str:
+    """Return why a cluster that takes connections has not let this process in, as far as one can know."""
+    if probe.REFUSED_TOKEN.encode() in logged:
+        return f"the Ray cluster at {address} cannot be used: {probe.NO_TOKEN}"
+    if address.startswith("ray://"):
+        advice = "If the cluster asks for a token, set RAY_AUTH_MODE=token here: with ray:// Ray does not do so itself"
+    else:
+        advice = f"`ray status --address {address}` tells whether one runs there; a firewall may be in between"
+    return f"no Ray cluster answers at {address} within {_CONNECT_S} s. {advice}"
 
 
 def score_on_cluster(
@@ -66,9 +84,18 @@ def score_on_cluster(
     n_actors   by default one for each node or GPU, or as many as `n_threads` leave room for
     n_threads  CPUs of an actor, and its threads; by default a node's, or the node's share of `n_actors`
 
-    Raises RankrtError if a node lacks the artifact or rankrt, or if no actor starts.
+    Raises RankrtError if a node lacks the artifact or rankrt, if no actor starts, or if the connection is lost.
     """
-    actors = _Actors(reranker, _rooms(reranker, n_actors, n_threads))
+    try:
+        yield from _scored_in_order(_Actors(reranker, _rooms(reranker, n_actors, n_threads)), chunks)
+    except ConnectionError as error:  # by Ray's client: of HOST:PORT Ray itself ends the process
+        raise RankrtError(
+            f"the connection to the Ray cluster was lost: {_last_line(error)}. The scores in a checkpoint are kept, and"
+            " the same command continues"
+        ) from error
+
+
+def _scored_in_order(actors: "_Actors", chunks: Iterable[Chunk]) -> Iterator[Scored]:
     waiting: deque[_Work] = deque()
     most = _AHEAD * len(actors)
     try:
