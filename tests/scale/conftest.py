@@ -25,14 +25,17 @@ def _cache_of_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyte
 
 @pytest.fixture(scope="session")
 def cluster(_cache_of_workers: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Three nodes with one CPU each, and a server for Ray's client; this process is not connected to them."""
+    """Three nodes with one CPU each, and a server for Ray's client; this process is not connected to them.
+
+    One node claims to have a GPU: Ray believes the number that a node is started with.
+    """
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": free_port()}
     found = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        found.add_node(num_cpus=1)
+    found.add_node(num_cpus=1)
+    found.add_node(num_cpus=1, num_gpus=1)
     yield found
     found.shutdown()
 
