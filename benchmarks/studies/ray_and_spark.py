@@ -7,8 +7,8 @@ Spark runs in local mode, with two tasks at a time. Each part replaces its own f
 
 ray    a folder of Parquet files by `rankrt score --ray`, while an actor and a node are killed, and in one process
 spark  the same folder by Spark, while a Python worker is killed, and in one process
-speed  an actor and this process, both with one thread, in turn, and two actors; and the processor time of the driver,
-       which limits how many actors it can feed
+speed  one and two actors, and one and two processes without Ray, all with one thread, in turn; and the processor time
+       of the driver, which limits how many actors it can feed
 """
 
 import argparse
@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from rankrt import Reranker
 from rankrt.cli.bulk.chunks import Names
 from rankrt.cli.bulk.cluster import connected, score_on_cluster
 from rankrt.cli.bulk.columns import Columns, read_columns
-from rankrt.cli.bulk.scoring import chunk_size, score_chunks
+from rankrt.cli.bulk.scoring import chunk_size, score_chunks, score_in_processes
 from rankrt.host.cpu import this_machine
 from rankrt_finetune.reports.tables import Table
 
@@ -79,12 +78,14 @@ def main() -> None:
 
 
 def table(speed: Mapping[str, Any]) -> Table:
-    """Return rows a second with none, one and two actors, and what a chunk costs beside its scores."""
+    """Return rows a second with and without Ray, and what a chunk costs beside its scores."""
     rates = speed["best_rows_a_second"]
+    times = {name: f"{rate:,.0f} ({rate / rates['here']:.2f} times)" for name, rate in rates.items()}
     rows = [
-        ["rows a second in this process", f"{rates['here']:,.0f}"],
-        ["rows a second with one actor", f"{rates['one actor']:,.0f}"],
-        ["rows a second with two actors", f"{rates['two actors']:,.0f} ({speed['speedup_of_two_actors']:.2f} times)"],
+        ["rows a second in one process, without Ray", f"{rates['here']:,.0f}"],
+        ["rows a second in two processes, without Ray", times["two processes"]],
+        ["rows a second with one actor", times["one actor"]],
+        ["rows a second with two actors", times["two actors"]],
         [
             f"an actor's overhead, for {speed['pairs_a_chunk']} rows",
             f"{speed['overhead_of_an_actor_ms_a_chunk']:.1f} ms",
@@ -107,7 +108,7 @@ def hundred_nodes(speed: Mapping[str, Any]) -> Table:
 
 
 def write_folder(folder: Path, n_pairs: int) -> Path:
-    """Write files of pairs of 5 to 60 words, the same for the same number."""
+    """Write files of pairs, with passages of 3 to 20 words, the same for the same number."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -118,7 +119,7 @@ def write_folder(folder: Path, n_pairs: int) -> Path:
         columns = {
             "id": [number * n_rows + row for row in range(n_rows)],
             "query": [" ".join(chance.choices(WORDS, k=6)) for _ in range(n_rows)],
-            "passage": [" ".join(chance.choices(WORDS, k=chance.randint(5, 60))) for _ in range(n_rows)],
+            "passage": [" ".join(chance.choices(WORDS, k=chance.randint(3, 20))) for _ in range(n_rows)],
         }
         parquet.write_table(pa.table(columns), folder / f"part-{number}.parquet")
     return folder
@@ -213,7 +214,7 @@ def score_and_kill(command: Sequence[str], out: Path, cluster: Any, n_pairs: int
 
 
 def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], int, float]:
-    """Score with Spark, whose tasks may fail three times; kill a Python worker meanwhile."""
+    """Score with Spark, whose tasks may fail three times; kill a Python worker in the middle of a batch."""
     import threading
 
     from pyspark.sql import SparkSession
@@ -222,13 +223,16 @@ def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], in
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.master("local[2,4]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.ui.showConsoleProgress", "false")
     builder = builder.config("spark.driver.host", "127.0.0.1")  # a firewall may be before the host's other address
     session = builder.config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
     killed: list[int] = []
 
     def kill() -> None:
-        time.sleep(8)
-        killed.append(kill_one("pyspark.daemon", is_busy=True))
+        limit = time.monotonic() + LIMIT_S
+        while not sum(killed) and time.monotonic() < limit:
+            time.sleep(0.1)
+            killed.append(kill_one("pyspark.daemon", least_cpu_s=4))
 
     killer = threading.Thread(target=kill)
     try:
@@ -243,18 +247,15 @@ def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], in
     return bytes_of(found["id"].tolist(), found["score"].tolist()), sum(killed), seconds
 
 
-def kill_one(name: str, *, is_busy: bool = False) -> int:
-    """Kill a process of a name among those that this one started; return how many. A busy one is not the oldest."""
+def kill_one(name: str, *, least_cpu_s: float = 0) -> int:
+    """Kill a process of a name, started by this one, that has worked for so long; return how many were killed."""
     import psutil
 
-    found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended
-            found += [child] if name in " ".join(child.cmdline()) else []
-    pids = {child.pid for child in found}
-    for child in [child for child in found if not is_busy or child.ppid() in pids][:1]:
-        os.kill(child.pid, signal.SIGKILL)
-        return 1
+            if name in " ".join(child.cmdline()) and child.cpu_times().user >= least_cpu_s:
+                child.kill()
+                return 1
     return 0
 
 
@@ -281,7 +282,7 @@ def timed(work: Callable[[], object]) -> float:
 def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
     """Measure rows a second here and on Ray, in turn, with one thread each; what starting costs is left out."""
     pairs = write_folder(folder / "pairs", n_pairs)
-    rates: dict[str, list[float]] = {"here": [], "one actor": [], "two actors": []}
+    rates: dict[str, list[float]] = {"here": [], "two processes": [], "one actor": [], "two actors": []}
     driver_s: list[float] = []
     with three_nodes() as cluster, Reranker.load(artifact, n_threads=1) as reranker, connected(cluster.address):
         size = chunk_size(reranker)
@@ -292,6 +293,7 @@ def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
 
         for _ in range(3):
             rates["here"].append(rate(score_chunks(reranker, chunks()), skipped=4)[0])
+            rates["two processes"].append(rate(score_in_processes(reranker, 2, chunks()), skipped=8)[0])
             for n_actors, name in ((1, "one actor"), (2, "two actors")):
                 found, driver = rate(score_on_cluster(reranker, n_actors, 1, chunks()), skipped=4 * n_actors)
                 rates[name].append(found)
@@ -305,7 +307,6 @@ def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
         "best_rows_a_second": {name: round(found, 1) for name, found in best.items()},
         "overhead_of_an_actor_ms_a_chunk": round(1e3 * size * (1 / best["one actor"] - 1 / best["here"]), 2),
         "driver_cpu_ms_a_chunk": round(1e3 * median(driver_s), 2),
-        "speedup_of_two_actors": round(best["two actors"] / best["one actor"], 2),
         "driver_feeds_rows_a_second": round(size / median(driver_s)),
     }
 
