@@ -69,7 +69,7 @@ def reason_of(error: BaseException) -> str:
         (ray_there, python_there), (ray_here, python_here) = found
         return (
             f"it runs Ray {ray_there} on Python {python_there}, and here are Ray {ray_here} and Python {python_here}."
-            f" Use Python {python_there} with ray=={ray_there} here"
+            f" Use Ray {ray_there} and Python {python_there} here"
         )
     return text or type(error).__name__
 
