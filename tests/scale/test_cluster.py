@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from rankrt.cli.bulk.chunks import Names, Rows, Scored
 from rankrt.cli.bulk.probe import NO_TOKEN, reason_of
 from rankrt.cli.inputs import Place, PlacedPair
 from rankrt.cli.main import main
-from rankrt.errors import ScoreError
+from rankrt.errors import DeviceError, ScoreError
+from rankrt.host.device import Device
 from tests.scale.conftest import WORDS, free_port
 from tests.scale.test_folders import write
 
@@ -157,15 +159,40 @@ def test_a_cluster_without_room_says_what_is_free(connected: Any, reranker: Rera
     monkeypatch.setattr(clusters, "_START_S", 1)
     monkeypatch.setattr(clusters, "_rooms", lambda *_: [clusters._Room(n_cpus=99)])
     with pytest.raises(
-        RankrtError, match=r"none of 1 actors has started for 1 s\. Each needs 99 CPUs, and the cluster"
+        RankrtError,
+        match=r"no actor has started for 1 s, of 1 that were asked for\. Each needs 99 CPUs, and",
     ):
         list(clusters.score_on_cluster(reranker, 1, None, rows(CHUNKS)))
+
+
+class _OnTheSecondGpu:
+    """A reranker as it would be on this host's second GPU, by what a cluster asks of it."""
+
+    device = Device("cuda", 1)
+
+    def __init__(self, reranker: Reranker) -> None:
+        recipe = reranker.recipe()
+        options = replace(recipe.origin.options, device=str(self.device))
+        self.variant = reranker.variant
+        self.recipe = lambda: replace(recipe, origin=replace(recipe.origin, options=options))
+
+
+def test_a_model_on_a_gpu_asks_for_one_and_a_node_that_only_claims_to_have_it_is_named(
+    connected: Any, reranker: Reranker
+):
+    """The node's GPU is the first one of the actor, whatever number it has here."""
+    on_gpu: Any = _OnTheSecondGpu(reranker)
+    assert clusters._rooms(on_gpu, None, None) == [clusters._Room(n_cpus=1, n_gpus=1)]
+    with pytest.raises(DeviceError, match=f"on the host {socket.gethostname()}: device 'cuda:0' needs "):
+        list(clusters.score_on_cluster(on_gpu, None, None, rows(CHUNKS[:1])))
+    with pytest.raises(InputError, match="n_threads=2 is for the CPU, not for cuda:1; leave it out"):
+        clusters._rooms(on_gpu, None, 2)
 
 
 def test_more_threads_than_a_node_has_are_refused(cluster: Any, artifact: Artifact, tmp_path: Path, capsys: Output):
     pairs = write(tmp_path / "pairs.parquet", 9)
     assert run("score", artifact.folder, pairs, "--ray", cluster.address, "--threads", 64) == 1
-    assert "--threads 64, but no node of the Ray cluster has more than 1 CPUs" in capsys.readouterr().err
+    assert "--threads 64, but the largest node of the Ray cluster has 1 of Ray's CPUs" in capsys.readouterr().err
 
 
 def test_an_address_where_nothing_answers_is_one_error_in_bounded_time(

@@ -4,12 +4,13 @@ This process reads, keeps the checkpoint and writes, so the nodes need no folder
 scored by another, and a new actor takes the place of the dead one. Knows no file and no format.
 """
 
+import platform
 import re
 import subprocess
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rankrt import __version__
@@ -17,7 +18,7 @@ from rankrt.arrays import BoolArray, Float32Array
 from rankrt.cli.bulk import probe
 from rankrt.cli.bulk.chunks import Chunk, Scored
 from rankrt.cli.scoring import placed
-from rankrt.errors import InputError, RankrtError, ScoreError
+from rankrt.errors import DeviceError, InputError, RankrtError, ScoreError
 from rankrt.host.child import child_command
 from rankrt.integrations.frameworks import framework
 from rankrt.reranker import Recipe, Reranker
@@ -142,6 +143,8 @@ class Scorer:
         """Load the model. Returns the version of rankrt, or what went wrong."""
         try:
             self._reranker = self._recipe.load(n_threads=self._n_threads)
+        except DeviceError as error:
+            return DeviceError(f"on the host {platform.node()}: {error}")
         except RankrtError as error:
             return error
         return __version__
@@ -203,8 +206,9 @@ class _Actors:
         done, _ = ray.wait(refs, timeout=None if self._scoring else _START_S)
         if not done:
             raise RankrtError(
-                f"none of {len(self)} actors has started for {_START_S} s. Each needs {_told(self.rooms[0])}, and the"
-                f" cluster has free: {_free()}. Ask for fewer with --processes, or for smaller ones with --threads"
+                f"no actor has started for {_START_S} s, of {len(self)} that were asked for. Each needs"
+                f" {_told(self.rooms[0])}, and the cluster has free: {_free()}. Ask for fewer with --processes, or for"
+                " smaller ones with --threads"
             )
         for ref in done:
             if ref in self._loading:
@@ -229,8 +233,8 @@ class _Actors:
         options["scheduling_strategy"] = (
             "SPREAD" if room.node is None else NodeAffinitySchedulingStrategy(room.node, soft=True)
         )
-        recipe, n_threads = self.reranker.recipe(), room.n_cpus if is_cpu else None
-        handle = ray.remote(Scorer).options(**options).remote(recipe, n_threads)
+        recipe = _recipe(self.reranker)
+        handle = ray.remote(Scorer).options(**options).remote(recipe, room.n_cpus if is_cpu else None)
         self._loading[handle.load.remote()] = _Actor(handle=handle, room=room)
 
     def _hand_out(self) -> None:
@@ -309,11 +313,16 @@ def _next(actors: _Actors, waiting: deque[_Work]) -> Scored:
 
 
 def _rooms(reranker: Reranker, n_actors: int | None, n_threads: int | None) -> list[_Room]:
-    """Return what each actor takes of the cluster. Raises InputError for more threads than a node has CPUs."""
+    """Return what each actor takes of the cluster.
+
+    Raises InputError for more threads than a node has CPUs, for threads of a GPU, and for a cluster without its kind.
+    """
     import ray
 
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     if reranker.device.is_gpu:
+        if n_threads is not None:
+            raise InputError(f"n_threads={n_threads} is for the CPU, not for {reranker.device}; leave it out")
         n_gpus = int(sum(has.get("GPU", 0) for has in nodes.values()))
         if not n_gpus:
             raise InputError(f"{reranker.variant.name} needs GPUs, and the Ray cluster has none; use --device cpu")
@@ -323,7 +332,7 @@ def _rooms(reranker: Reranker, n_actors: int | None, n_threads: int | None) -> l
         raise InputError("the Ray cluster has no node with a CPU; start its nodes with --num-cpus")
     if n_threads is not None and n_threads > max(cpus.values()):
         raise InputError(
-            f"n_threads={n_threads}, but no node of the Ray cluster has more than {max(cpus.values())} CPUs"
+            f"n_threads={n_threads}, but the largest node of the Ray cluster has {max(cpus.values())} of Ray's CPUs"
         )
     if n_actors is None and n_threads is None:
         return [_Room(n_cpus=n, node=node) for node, n in cpus.items()]
@@ -334,8 +343,17 @@ def _rooms(reranker: Reranker, n_actors: int | None, n_threads: int | None) -> l
     return [_Room(n_cpus=n_threads)] * (n_actors or sum(n // n_threads for n in cpus.values()))
 
 
+def _recipe(reranker: Reranker) -> Recipe:
+    """Return how an actor loads the model. Ray shows it its GPU as the first one, whatever the number here."""
+    recipe = reranker.recipe()
+    if not reranker.device.is_gpu:
+        return recipe
+    options = replace(recipe.origin.options, device=reranker.device.target)
+    return replace(recipe, origin=replace(recipe.origin, options=options))
+
+
 def _told(room: _Room) -> str:
-    return f"{room.n_cpus} CPUs" + (f" and {room.n_gpus} GPU" if room.n_gpus else "")
+    return f"{room.n_cpus} CPU{'s' * (room.n_cpus > 1)}" + (f" and {room.n_gpus} GPU" if room.n_gpus else "")
 
 
 def _free() -> str:
