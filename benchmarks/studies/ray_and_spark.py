@@ -55,6 +55,8 @@ WORDS = [
     "day",
 ]
 N_FILES = 8
+# Words of a passage, least and most.
+SHORT, LONG = (3, 20), (250, 350)
 LIMIT_S = 1800
 
 
@@ -90,8 +92,13 @@ def table(speed: Mapping[str, Any]) -> Table:
             f"an actor's overhead, for {speed['pairs_a_chunk']} rows",
             f"{speed['overhead_of_an_actor_ms_a_chunk']:.1f} ms",
         ],
-        [f"the driver's processor time, for {speed['pairs_a_chunk']} rows", f"{speed['driver_cpu_ms_a_chunk']:.1f} ms"],
-        ["rows a second that the driver can feed", f"{speed['driver_feeds_rows_a_second']:,}"],
+        *(
+            [
+                f"the driver's processor time, for {speed['pairs_a_chunk']} rows of {length} words",
+                f"{ms:.1f} ms: it can feed {1e3 * speed['pairs_a_chunk'] / ms:,.0f} rows a second",
+            ]
+            for length, ms in speed["driver_cpu_ms_a_chunk"].items()
+        ),
     ]
     return Table(heading=["measured", "on a Ray cluster of this machine"], rows=rows)
 
@@ -99,16 +106,17 @@ def table(speed: Mapping[str, Any]) -> Table:
 def hundred_nodes(speed: Mapping[str, Any]) -> Table:
     """Return what 100 nodes would give, derived from the overhead of a chunk and from what the driver can feed."""
     size, overhead_s = speed["pairs_a_chunk"], max(0.0, speed["overhead_of_an_actor_ms_a_chunk"] / 1e3)
+    feeds = 1e3 * size / max(speed["driver_cpu_ms_a_chunk"].values())
     rows = []
     for alone in (10, 100, 1000):
         of_node = size / (size / alone + overhead_s)
-        all_nodes = min(100 * of_node, speed["driver_feeds_rows_a_second"])
+        all_nodes = min(100 * of_node, feeds)
         rows.append([f"{alone:,}", f"{of_node:,.1f}", f"{all_nodes:,.0f}", f"{all_nodes / alone:.0f}"])
     return Table(heading=["rows a second of a node alone", "in the cluster", "of 100 nodes", "times one"], rows=rows)
 
 
-def write_folder(folder: Path, n_pairs: int) -> Path:
-    """Write files of pairs, with passages of 3 to 20 words, the same for the same number."""
+def write_folder(folder: Path, n_pairs: int, n_words: tuple[int, int] = SHORT) -> Path:
+    """Write files of pairs, with passages of so many words, the same for the same numbers."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -119,7 +127,7 @@ def write_folder(folder: Path, n_pairs: int) -> Path:
         columns = {
             "id": [number * n_rows + row for row in range(n_rows)],
             "query": [" ".join(chance.choices(WORDS, k=6)) for _ in range(n_rows)],
-            "passage": [" ".join(chance.choices(WORDS, k=chance.randint(3, 20))) for _ in range(n_rows)],
+            "passage": [" ".join(chance.choices(WORDS, k=chance.randint(*n_words))) for _ in range(n_rows)],
         }
         parquet.write_table(pa.table(columns), folder / f"part-{number}.parquet")
     return folder
@@ -282,12 +290,13 @@ def timed(work: Callable[[], object]) -> float:
 def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
     """Measure rows a second here and on Ray, in turn, with one thread each; what starting costs is left out."""
     pairs = write_folder(folder / "pairs", n_pairs)
+    long_pairs = write_folder(folder / "long", n_pairs // 4, LONG)
     rates: dict[str, list[float]] = {"here": [], "two processes": [], "one actor": [], "two actors": []}
     driver_s: list[float] = []
     with three_nodes() as cluster, Reranker.load(artifact, n_threads=1) as reranker, connected(cluster.address):
         size = chunk_size(reranker)
 
-        def chunks() -> Iterator[Columns]:
+        def chunks(pairs: Path = pairs) -> Iterator[Columns]:
             for file in sorted(pairs.iterdir()):
                 yield from read_columns(str(file), "parquet", Names(), size, has_all=False)
 
@@ -298,6 +307,7 @@ def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
                 found, driver = rate(score_on_cluster(reranker, n_actors, 1, chunks()), skipped=4 * n_actors)
                 rates[name].append(found)
                 driver_s.append(driver * size)
+        _, driver = rate(score_on_cluster(reranker, 2, 1, chunks(long_pairs)), skipped=4)
     best = {name: max(found) for name, found in rates.items()}
     return {
         "model": model_of(artifact),
@@ -306,8 +316,10 @@ def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
         "rows_a_second": {name: round(median(found), 1) for name, found in rates.items()},
         "best_rows_a_second": {name: round(found, 1) for name, found in best.items()},
         "overhead_of_an_actor_ms_a_chunk": round(1e3 * size * (1 / best["one actor"] - 1 / best["here"]), 2),
-        "driver_cpu_ms_a_chunk": round(1e3 * median(driver_s), 2),
-        "driver_feeds_rows_a_second": round(size / median(driver_s)),
+        "driver_cpu_ms_a_chunk": {
+            "{} to {}".format(*SHORT): round(1e3 * median(driver_s), 2),
+            "{} to {}".format(*LONG): round(1e3 * driver * size, 2),
+        },
     }
 
 

@@ -97,6 +97,7 @@ def score_on_cluster(
 
 
 def _scored_in_order(actors: "_Actors", chunks: Iterable[Chunk]) -> Iterator[Scored]:
+    """Yield chunks with their logits in order; the actors end with the last one, or with an error."""
     waiting: deque[_Work] = deque()
     most = _AHEAD * len(actors)
     try:
