@@ -7,8 +7,8 @@ Spark runs in local mode, with two tasks at a time. Each part replaces its own f
 
 ray    a folder of Parquet files by `rankrt score --ray`, while an actor and a node are killed, and in one process
 spark  the same folder by Spark, while a Python worker is killed, and in one process
-speed  one and two actors, and one and two processes without Ray, all with one thread, in turn; and the processor time
-       of the driver, which limits how many actors it can feed
+speed  one and two actors, and one and two processes without Ray, in turn, with one thread each. The processor time of
+       the driver is measured, too: it limits how many actors it can feed
 """
 
 import argparse
