@@ -7,8 +7,8 @@ Spark runs in local mode, with two tasks at a time. Each part replaces its own f
 
 ray    a folder of Parquet files by `rankrt score --ray`, while an actor and a node are killed, and in one process
 spark  the same folder by Spark, while a Python worker is killed, and in one process
-speed  an actor and this process, both with one thread, in turn, and two actors; and the processor time of the driver,
-       which limits how many actors it can feed
+speed  one and two actors, and one and two processes without Ray, in turn, with one thread each. The processor time of
+       the driver is measured, too: it limits how many actors it can feed
 """
 
 import argparse
@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from rankrt import Reranker
 from rankrt.cli.bulk.chunks import Names
 from rankrt.cli.bulk.cluster import connected, score_on_cluster
 from rankrt.cli.bulk.columns import Columns, read_columns
-from rankrt.cli.bulk.scoring import chunk_size, score_chunks
+from rankrt.cli.bulk.scoring import chunk_size, score_chunks, score_in_processes
 from rankrt.host.cpu import this_machine
 from rankrt_finetune.reports.tables import Table
 
@@ -56,6 +55,8 @@ WORDS = [
     "day",
 ]
 N_FILES = 8
+# Words of a passage, least and most.
+SHORT, LONG = (3, 20), (250, 350)
 LIMIT_S = 1800
 
 
@@ -79,18 +80,25 @@ def main() -> None:
 
 
 def table(speed: Mapping[str, Any]) -> Table:
-    """Return rows a second with none, one and two actors, and what a chunk costs beside its scores."""
+    """Return rows a second with and without Ray, and what a chunk costs beside its scores."""
     rates = speed["best_rows_a_second"]
+    times = {name: f"{rate:,.0f} ({rate / rates['here']:.2f} times)" for name, rate in rates.items()}
     rows = [
-        ["rows a second in this process", f"{rates['here']:,.0f}"],
-        ["rows a second with one actor", f"{rates['one actor']:,.0f}"],
-        ["rows a second with two actors", f"{rates['two actors']:,.0f} ({speed['speedup_of_two_actors']:.2f} times)"],
+        ["rows a second in one process, without Ray", f"{rates['here']:,.0f}"],
+        ["rows a second in two processes, without Ray", times["two processes"]],
+        ["rows a second with one actor", times["one actor"]],
+        ["rows a second with two actors", times["two actors"]],
         [
             f"an actor's overhead, for {speed['pairs_a_chunk']} rows",
             f"{speed['overhead_of_an_actor_ms_a_chunk']:.1f} ms",
         ],
-        [f"the driver's processor time, for {speed['pairs_a_chunk']} rows", f"{speed['driver_cpu_ms_a_chunk']:.1f} ms"],
-        ["rows a second that the driver can feed", f"{speed['driver_feeds_rows_a_second']:,}"],
+        *(
+            [
+                f"the driver's processor time, for {speed['pairs_a_chunk']} rows of {length} words",
+                f"{ms:.1f} ms: it can feed {1e3 * speed['pairs_a_chunk'] / ms:,.0f} rows a second",
+            ]
+            for length, ms in speed["driver_cpu_ms_a_chunk"].items()
+        ),
     ]
     return Table(heading=["measured", "on a Ray cluster of this machine"], rows=rows)
 
@@ -98,16 +106,17 @@ def table(speed: Mapping[str, Any]) -> Table:
 def hundred_nodes(speed: Mapping[str, Any]) -> Table:
     """Return what 100 nodes would give, derived from the overhead of a chunk and from what the driver can feed."""
     size, overhead_s = speed["pairs_a_chunk"], max(0.0, speed["overhead_of_an_actor_ms_a_chunk"] / 1e3)
+    feeds = 1e3 * size / max(speed["driver_cpu_ms_a_chunk"].values())
     rows = []
     for alone in (10, 100, 1000):
         of_node = size / (size / alone + overhead_s)
-        all_nodes = min(100 * of_node, speed["driver_feeds_rows_a_second"])
+        all_nodes = min(100 * of_node, feeds)
         rows.append([f"{alone:,}", f"{of_node:,.1f}", f"{all_nodes:,.0f}", f"{all_nodes / alone:.0f}"])
     return Table(heading=["rows a second of a node alone", "in the cluster", "of 100 nodes", "times one"], rows=rows)
 
 
-def write_folder(folder: Path, n_pairs: int) -> Path:
-    """Write files of pairs of 5 to 60 words, the same for the same number."""
+def write_folder(folder: Path, n_pairs: int, n_words: tuple[int, int] = SHORT) -> Path:
+    """Write files of pairs, with passages of so many words, the same for the same numbers."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -118,7 +127,7 @@ def write_folder(folder: Path, n_pairs: int) -> Path:
         columns = {
             "id": [number * n_rows + row for row in range(n_rows)],
             "query": [" ".join(chance.choices(WORDS, k=6)) for _ in range(n_rows)],
-            "passage": [" ".join(chance.choices(WORDS, k=chance.randint(5, 60))) for _ in range(n_rows)],
+            "passage": [" ".join(chance.choices(WORDS, k=chance.randint(*n_words))) for _ in range(n_rows)],
         }
         parquet.write_table(pa.table(columns), folder / f"part-{number}.parquet")
     return folder
@@ -213,7 +222,7 @@ def score_and_kill(command: Sequence[str], out: Path, cluster: Any, n_pairs: int
 
 
 def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], int, float]:
-    """Score with Spark, whose tasks may fail three times; kill a Python worker meanwhile."""
+    """Score with Spark, whose tasks may fail three times; kill a Python worker in the middle of a batch."""
     import threading
 
     from pyspark.sql import SparkSession
@@ -222,13 +231,16 @@ def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], in
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.master("local[2,4]").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.ui.showConsoleProgress", "false")
     builder = builder.config("spark.driver.host", "127.0.0.1")  # a firewall may be before the host's other address
     session = builder.config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
     killed: list[int] = []
 
     def kill() -> None:
-        time.sleep(8)
-        killed.append(kill_one("pyspark.daemon", is_busy=True))
+        limit = time.monotonic() + LIMIT_S
+        while not sum(killed) and time.monotonic() < limit:
+            time.sleep(0.1)
+            killed.append(kill_one("pyspark.daemon", least_cpu_s=4))
 
     killer = threading.Thread(target=kill)
     try:
@@ -243,18 +255,15 @@ def score_on_spark(artifact: Path, pairs: Path) -> tuple[Mapping[int, bytes], in
     return bytes_of(found["id"].tolist(), found["score"].tolist()), sum(killed), seconds
 
 
-def kill_one(name: str, *, is_busy: bool = False) -> int:
-    """Kill a process of a name among those that this one started; return how many. A busy one is not the oldest."""
+def kill_one(name: str, *, least_cpu_s: float = 0) -> int:
+    """Kill a process of a name, started by this one, that has worked for so long; return how many were killed."""
     import psutil
 
-    found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended
-            found += [child] if name in " ".join(child.cmdline()) else []
-    pids = {child.pid for child in found}
-    for child in [child for child in found if not is_busy or child.ppid() in pids][:1]:
-        os.kill(child.pid, signal.SIGKILL)
-        return 1
+            if name in " ".join(child.cmdline()) and child.cpu_times().user >= least_cpu_s:
+                child.kill()
+                return 1
     return 0
 
 
@@ -281,21 +290,24 @@ def timed(work: Callable[[], object]) -> float:
 def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
     """Measure rows a second here and on Ray, in turn, with one thread each; what starting costs is left out."""
     pairs = write_folder(folder / "pairs", n_pairs)
-    rates: dict[str, list[float]] = {"here": [], "one actor": [], "two actors": []}
+    long_pairs = write_folder(folder / "long", n_pairs // 4, LONG)
+    rates: dict[str, list[float]] = {"here": [], "two processes": [], "one actor": [], "two actors": []}
     driver_s: list[float] = []
     with three_nodes() as cluster, Reranker.load(artifact, n_threads=1) as reranker, connected(cluster.address):
         size = chunk_size(reranker)
 
-        def chunks() -> Iterator[Columns]:
+        def chunks(pairs: Path = pairs) -> Iterator[Columns]:
             for file in sorted(pairs.iterdir()):
                 yield from read_columns(str(file), "parquet", Names(), size, has_all=False)
 
         for _ in range(3):
             rates["here"].append(rate(score_chunks(reranker, chunks()), skipped=4)[0])
+            rates["two processes"].append(rate(score_in_processes(reranker, 2, chunks()), skipped=8)[0])
             for n_actors, name in ((1, "one actor"), (2, "two actors")):
                 found, driver = rate(score_on_cluster(reranker, n_actors, 1, chunks()), skipped=4 * n_actors)
                 rates[name].append(found)
                 driver_s.append(driver * size)
+        _, driver = rate(score_on_cluster(reranker, 2, 1, chunks(long_pairs)), skipped=4)
     best = {name: max(found) for name, found in rates.items()}
     return {
         "model": model_of(artifact),
@@ -304,9 +316,10 @@ def speed(artifact: Path, folder: Path, n_pairs: int) -> dict[str, Any]:
         "rows_a_second": {name: round(median(found), 1) for name, found in rates.items()},
         "best_rows_a_second": {name: round(found, 1) for name, found in best.items()},
         "overhead_of_an_actor_ms_a_chunk": round(1e3 * size * (1 / best["one actor"] - 1 / best["here"]), 2),
-        "driver_cpu_ms_a_chunk": round(1e3 * median(driver_s), 2),
-        "speedup_of_two_actors": round(best["two actors"] / best["one actor"], 2),
-        "driver_feeds_rows_a_second": round(size / median(driver_s)),
+        "driver_cpu_ms_a_chunk": {
+            "{} to {}".format(*SHORT): round(1e3 * median(driver_s), 2),
+            "{} to {}".format(*LONG): round(1e3 * driver * size, 2),
+        },
     }
 
 

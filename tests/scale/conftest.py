@@ -1,6 +1,7 @@
 """A Ray cluster of three nodes and a Spark session, on this machine, for all tests that need one."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +19,23 @@ def _cache_of_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyte
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKRT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # the server for Ray's client forks; its handlers crash at times
         yield patch
 
 
 @pytest.fixture(scope="session")
 def cluster(_cache_of_workers: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Three nodes with one CPU each; this process is not connected to them."""
+    """Three nodes with one CPU each, and a server for Ray's client; this process is not connected to them.
+
+    One node claims to have a GPU: Ray believes the number that a node is started with.
+    """
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(2):
-        found.add_node(num_cpus=1)
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": free_port()}
+    found = Cluster(initialize_head=True, head_node_args=head)
+    found.add_node(num_cpus=1)
+    found.add_node(num_cpus=1, num_gpus=1)
     yield found
     found.shutdown()
 
@@ -41,6 +47,11 @@ def session(_cache_of_workers: pytest.MonkeyPatch) -> Iterator[Any]:
     found = spark_session()
     yield found
     found.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def spark_session(**options: str) -> Any:

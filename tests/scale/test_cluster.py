@@ -10,20 +10,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankrt import RankrtError, Reranker
+from rankrt import InputError, RankrtError, Reranker
 from rankrt.artifact.manifest import Artifact
 from rankrt.cli.bulk import cluster as clusters
 from rankrt.cli.bulk.chunks import Names, Rows, Scored
-from rankrt.cli.bulk.probe import reason_of
+from rankrt.cli.bulk.probe import NO_TOKEN, reason_of
 from rankrt.cli.inputs import Place, PlacedPair
 from rankrt.cli.main import main
-from rankrt.errors import ScoreError
-from tests.scale.conftest import WORDS
+from rankrt.errors import DeviceError, ScoreError
+from rankrt.host.device import Device
+from tests.scale.conftest import WORDS, free_port
 from tests.scale.test_folders import write
 
 Output = pytest.CaptureFixture[str]
@@ -53,13 +55,22 @@ def connected(cluster: Any) -> Iterator[Any]:
 
 
 def actors() -> list[int]:
-    """Return the processes of the actors that score, children of the nodes that this process started."""
+    """Return the processes of the actors that score."""
+    return processes("ray::Scorer")
+
+
+def processes(name: str) -> list[int]:
+    """Return the processes with a name among the children of the nodes that this process started."""
     psutil: Any = pytest.importorskip("psutil")
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended
-            found += [child.pid] if "ray::Scorer" in " ".join(child.cmdline()) else []
+            found += [child.pid] if name in " ".join(child.cmdline()) else []
     return found
+
+
+def client_address(cluster: Any) -> str:
+    return f"ray://127.0.0.1:{cluster.head_node._ray_params.ray_client_server_port}"
 
 
 def test_a_folder_scored_on_a_cluster_has_the_bytes_of_one_process(
@@ -88,6 +99,29 @@ def test_what_an_actor_or_a_node_had_in_hand_is_scored_by_others(connected: Any,
     while actors() and time.monotonic() < limit:
         time.sleep(0.1)
     assert actors() == [], "none is left when all is scored"
+
+
+def test_by_ray_s_client_a_folder_has_the_same_bytes(cluster: Any, artifact: Artifact, tmp_path: Path, capsys: Output):
+    """In a process of its own, as a user runs it: a client's connection is the whole process's."""
+    write(tmp_path / "pairs" / "a.parquet", 600)
+    command = [sys.executable, "-m", "rankrt", "score", str(artifact.folder), str(tmp_path / "pairs"), "--out"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "ray"), "--ray", client_address(cluster)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert run("score", artifact.folder, tmp_path / "pairs", "--out", tmp_path / "one") == 0
+    assert (tmp_path / "ray" / "a.parquet").read_bytes() == (tmp_path / "one" / "a.parquet").read_bytes()
+
+
+def test_a_client_whose_connection_is_lost_says_so(cluster: Any, reranker: Reranker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")  # seconds
+    with (
+        clusters.connected(client_address(cluster)),
+        pytest.raises(RankrtError, match=r"the connection to the Ray cluster was lost: .* the same command continues"),
+    ):
+        for _ in clusters.score_on_cluster(reranker, 1, None, rows(CHUNKS)):
+            for server in processes("--mode=specific-server"):
+                os.kill(server, signal.SIGKILL)
 
 
 def test_a_pair_that_cannot_be_scored_is_named(connected: Any, reranker: Reranker):
@@ -125,15 +159,40 @@ def test_a_cluster_without_room_says_what_is_free(connected: Any, reranker: Rera
     monkeypatch.setattr(clusters, "_START_S", 1)
     monkeypatch.setattr(clusters, "_rooms", lambda *_: [clusters._Room(n_cpus=99)])
     with pytest.raises(
-        RankrtError, match=r"none of 1 actors has started for 1 s\. Each needs 99 CPUs, and the cluster"
+        RankrtError,
+        match=r"no actor has started for 1 s, of 1 that were asked for\. Each needs 99 CPUs, and",
     ):
         list(clusters.score_on_cluster(reranker, 1, None, rows(CHUNKS)))
+
+
+class _OnTheSecondGpu:
+    """A reranker as it would be on this host's second GPU, by what a cluster asks of it."""
+
+    device = Device("cuda", 1)
+
+    def __init__(self, reranker: Reranker) -> None:
+        recipe = reranker.recipe()
+        options = replace(recipe.origin.options, device=str(self.device))
+        self.variant = reranker.variant
+        self.recipe = lambda: replace(recipe, origin=replace(recipe.origin, options=options))
+
+
+def test_a_model_on_a_gpu_asks_for_one_and_a_node_that_only_claims_to_have_it_is_named(
+    connected: Any, reranker: Reranker
+):
+    """The node's GPU is the first one of the actor, whatever number it has here."""
+    on_gpu: Any = _OnTheSecondGpu(reranker)
+    assert clusters._rooms(on_gpu, None, None) == [clusters._Room(n_cpus=1, n_gpus=1)]
+    with pytest.raises(DeviceError, match=f"on the host {socket.gethostname()}: device 'cuda:0' needs "):
+        list(clusters.score_on_cluster(on_gpu, None, None, rows(CHUNKS[:1])))
+    with pytest.raises(InputError, match="n_threads=2 is for the CPU, not for cuda:1; leave it out"):
+        clusters._rooms(on_gpu, None, 2)
 
 
 def test_more_threads_than_a_node_has_are_refused(cluster: Any, artifact: Artifact, tmp_path: Path, capsys: Output):
     pairs = write(tmp_path / "pairs.parquet", 9)
     assert run("score", artifact.folder, pairs, "--ray", cluster.address, "--threads", 64) == 1
-    assert "--threads 64, but no node of the Ray cluster has more than 1 CPUs" in capsys.readouterr().err
+    assert "--threads 64, but the largest node of the Ray cluster has 1 of Ray's CPUs" in capsys.readouterr().err
 
 
 def test_an_address_where_nothing_answers_is_one_error_in_bounded_time(
@@ -151,11 +210,40 @@ def test_an_address_where_nothing_answers_is_one_error_in_bounded_time(
     assert f"no Ray cluster answers at {address} within 6 s" in error and error.count("rankrt: error") == 1
 
 
-def test_an_address_that_is_none_is_an_error(artifact: Artifact, tmp_path: Path, capsys: Output):
+@pytest.mark.parametrize("address", ["", "nonsense", "10.0.0.1", "ray://head", "127.0.0.1:port"])
+def test_what_is_not_an_address_is_refused_at_once(address: str):
+    with pytest.raises(InputError, match="is not an address; expected auto, HOST:PORT or ray://HOST:PORT"):
+        clusters.connected(address).__enter__()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_port_where_nothing_listens_is_an_error_at_once(
+    artifact: Artifact, tmp_path: Path, capsys: Output, address: str
+):
+    pytest.importorskip("ray", reason="ray is not installed")
+    pairs, address = write(tmp_path / "pairs.parquet", 9), address.format(free_port())
+    started = time.monotonic()
+    assert run("score", artifact.folder, pairs, "--ray", address) == 1
+    assert time.monotonic() - started < 20, "Ray alone would try for minutes"
+    assert f"the Ray cluster at {address} cannot be used: no connection (Connection refused)" in capsys.readouterr().err
+
+
+def test_an_address_of_a_web_page_gets_ray_s_own_reason(artifact: Artifact, tmp_path: Path, capsys: Output):
     pytest.importorskip("ray", reason="ray is not installed")
     pairs = write(tmp_path / "pairs.parquet", 9)
-    assert run("score", artifact.folder, pairs, "--ray", "nonsense") == 1
-    assert "the Ray cluster at nonsense cannot be used: " in capsys.readouterr().err
+    assert run("score", artifact.folder, pairs, "--ray", "http://127.0.0.1:8265") == 1
+    assert "the Ray cluster at http://127.0.0.1:8265 cannot be used: " in capsys.readouterr().err
+
+
+def test_a_token_that_is_refused_is_told_by_what_to_do():
+    """Ray names it in the cause of the cause; while it still tries, only in its log."""
+    refused = RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing or incorrect")
+    error = ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+    error.__cause__ = refused
+    assert reason_of(error) == NO_TOKEN
+    said = clusters._no_answer("10.0.0.1:6379", str(refused).encode())
+    assert said == f"the Ray cluster at 10.0.0.1:6379 cannot be used: {NO_TOKEN}"
+    assert "set RAY_AUTH_MODE=token here" in clusters._no_answer("ray://10.0.0.1:10001", b"")
 
 
 def test_a_cluster_with_another_ray_says_which_one_is_needed(cluster: Any):
@@ -170,7 +258,7 @@ def test_a_cluster_with_another_ray_says_which_one_is_needed(cluster: Any):
     python = sys.version.split()[0]
     assert done.stdout.strip() == (
         f"it runs Ray {version} on Python {python}, and here are Ray 2.50.1 and Python {python}."
-        f" Use Python {python} with ray=={version} here"
+        f" Use Ray {version} and Python {python} here"
     )
 
 

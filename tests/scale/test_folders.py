@@ -75,6 +75,22 @@ def test_a_damaged_file_is_named_before_anything_is_scored(
     assert not list(tmp_path.glob("*scores*"))
 
 
+def test_so_is_one_with_damage_in_a_column_that_is_only_written(
+    artifact: Artifact, folder: Path, tmp_path: Path, capsys: Output
+):
+    from pyarrow import parquet
+
+    path = folder / "day=1" / "b.parquet"
+    ids = parquet.read_metadata(path).row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    end = ids.dictionary_page_offset + ids.total_compressed_size
+    content[ids.data_page_offset : end] = bytes(end - ids.data_page_offset)
+    path.write_bytes(content)
+    assert run("score", artifact.folder, folder, "--out", tmp_path / "scores") == 1
+    assert "day=1/b.parquet cannot be read" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*scores*")), "nothing was scored"
+
+
 def test_the_best_of_each_query_need_its_pairs_in_one_file(
     artifact: Artifact, folder: Path, tmp_path: Path, capsys: Output
 ):

@@ -2,21 +2,36 @@
 
 import asyncio
 import json
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rankrt import ArtifactError, InputError, Reranker
+from rankrt.arrays import Float32Array
 from rankrt.artifact.manifest import Artifact
-from tests.scale.conftest import WORDS
+from tests.scale.conftest import WORDS, free_port
 from tests.support import tiny_artifact
 
 ray: Any = pytest.importorskip("ray", reason="ray is not installed")
 adapters: Any = pytest.importorskip("rankrt.integrations.ray")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+# Serve looks at the last half second, and decides at once; by default it takes 30 s to grow and 10 minutes to shrink.
+QUICK = {
+    "min_replicas": 1,
+    "max_replicas": 2,
+    "target_ongoing_requests": 1,
+    "metrics_interval_s": 0.1,
+    "look_back_period_s": 0.5,
+    "upscale_delay_s": 0.2,
+    "downscale_delay_s": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +79,12 @@ def test_a_loaded_reranker_is_sent_as_its_recipe(connected: Any, artifact: Artif
     ray.kill(handle)
 
 
+def test_a_gpu_that_a_node_only_claims_to_have_is_an_error_and_not_a_slow_score(connected: Any, folder: str):
+    actor = ray.remote(adapters.RankrtScorer).options(num_cpus=0, num_gpus=1, max_restarts=0).remote(folder)
+    with pytest.raises(Exception, match=r"DeviceError: device 'cuda:0' needs .*"):
+        ray.get(actor.__call__.remote({"query": ["one"], "passage": ["two"]}), timeout=60)
+
+
 def test_outside_of_an_actor_nothing_is_given_by_ray(artifact: Artifact):
     scorer = adapters.RankrtScorer(str(artifact.folder), max_length=32)
     assert scorer.reranker.rules.max_length == 32
@@ -83,7 +104,7 @@ class TestServe:
         serving: Any = pytest.importorskip("rankrt.server.ray_serve", reason="ray[serve] is not installed")
         from ray import serve
 
-        serve.start(http_options={"port": _free_port()})
+        serve.start(http_options={"port": free_port()})
         yield serve.run(serving.application(f"tiny={folder}", num_replicas=1, max_length=64), name="rankrt")
         serve.shutdown()
 
@@ -104,16 +125,59 @@ class TestServe:
             handle.rank.remote(" ", WORDS).result(timeout_s=60)
 
     def test_the_paths_are_those_of_the_server(self, handle: Any):
+        found = _asked_by_http(f"{_address()}/v1/rerank", {"query": "one", "documents": WORDS, "top_n": 2})
+        assert [hit["index"] for hit in found["results"]] == [4, 3]
+        with urllib.request.urlopen(f"{_address()}/ready", timeout=60) as response:
+            assert json.load(response) == {"status": "ready", "models": ["tiny"]}
+
+    def test_replicas_grow_under_load_and_shrink_after_it_and_lose_no_request(self, handle: Any, folder: str):
+        """Four callers ask at once until a second replica runs; then two ask now and then until it has gone."""
         from ray import serve
 
-        address = f"http://127.0.0.1:{serve.context._get_global_client().http_config.port}"
-        body = json.dumps({"query": "one", "documents": WORDS, "top_n": 2}).encode()
-        request = urllib.request.Request(f"{address}/v1/rerank", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response:
-            found = json.load(response)
-        assert [hit["index"] for hit in found["results"]] == [4, 3]
-        with urllib.request.urlopen(f"{address}/ready", timeout=60) as response:
-            assert json.load(response) == {"status": "ready", "models": ["tiny"]}
+        from rankrt.server.ray_serve import application
+
+        app = application(f"tiny={folder}", autoscaling_config=QUICK)
+        asked = serve.run(app, name="growing", route_prefix="/growing")
+        score = asked.score
+        address = f"{_address()}/growing/v1/rerank"
+        found: list[tuple[list[str], Float32Array]] = []
+        has_grown, has_shrunk = threading.Event(), threading.Event()
+
+        def call(number: int) -> None:
+            while not has_grown.is_set() or (number < 2 and not has_shrunk.is_set()):
+                words = [" ".join(WORDS[(number + i) % 5] for _ in range(1 + len(found) % 9)) for i in range(20)]
+                if number % 2:
+                    scores = _scores_by_http(address, words)
+                else:
+                    pairs = [("one", word) for word in words]
+                    scores = score.remote(pairs, normalize=True).result(timeout_s=60)
+                found.append((words, scores))
+                time.sleep(0.05 if has_grown.is_set() else 0)
+
+        with ThreadPoolExecutor(4) as callers:
+            calls = [callers.submit(call, number) for number in range(4)]
+            try:
+                _wait_for_replicas(2)
+                has_grown.set()
+                _wait_for_replicas(1)
+            finally:
+                has_grown.set()
+                has_shrunk.set()
+        asked.shutdown()  # it tells Serve of its requests ten times a second, as long as this process lives
+        serve.delete("growing")
+        for one in calls:
+            one.result()
+        with Reranker.load(folder) as reranker:
+            for words, scores in found:
+                expected = reranker.score([("one", word) for word in words], normalize=True)
+                assert scores.tobytes() == expected.tobytes()
+
+    def test_a_replica_that_is_taken_away_has_the_time_that_a_request_may_take(self, folder: str):
+        from rankrt.server.limits import Limits
+        from rankrt.server.ray_serve import application
+
+        app = application(folder, settings={"limits": Limits(timeout_ms=90_000)})
+        assert app._bound_deployment._deployment_config.graceful_shutdown_timeout_s == 95
 
     def test_a_replica_whose_model_is_not_there_does_not_start(self):
         from rankrt.server.models import Served
@@ -135,8 +199,31 @@ class TestServe:
             application(folder, num_replicas=2, autoscaling_config={"max_replicas": 3})
 
 
-def _free_port() -> int:
-    import socket
+def _address() -> str:
+    from ray import serve
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return f"http://127.0.0.1:{serve.context._get_global_client().http_config.port}"
+
+
+def _asked_by_http(address: str, body: Mapping[str, Any]) -> Any:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def _scores_by_http(address: str, documents: Sequence[str]) -> Float32Array:
+    hits = _asked_by_http(address, {"query": "one", "documents": documents})["results"]
+    in_order = sorted(hits, key=lambda hit: int(hit["index"]))
+    return np.array([hit["relevance_score"] for hit in in_order], np.float32)
+
+
+def _wait_for_replicas(n: int) -> None:
+    from ray import serve
+
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        states = serve.status().applications["growing"].deployments["rankrt"].replica_states
+        if states == {"RUNNING": n}:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"there are not {n} replicas after 60 s: {states}")

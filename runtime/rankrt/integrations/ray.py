@@ -52,11 +52,12 @@ class RankrtScorer:
 def given_by_ray() -> dict[str, Any]:
     """Return the options of loading on what Ray gave this actor: a GPU, or else threads for its CPUs.
 
-    Ray counts CPUs and binds no process to them, so each of several actors on a node would take all cores.
+    Ray counts CPUs and binds no process to them, so each of several actors on a node would take all cores. It does not
+    look for a GPU that a node claims to have: with "auto" the model would then run on the CPU, and no one would know.
     """
     if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return {}
     resources = ray.get_runtime_context().get_assigned_resources()
     if resources.get("GPU"):
-        return {}
+        return {"device": "cuda"}
     return {"device": "cpu", "n_threads": max(1, int(resources.get("CPU", 1)))}

@@ -33,6 +33,10 @@ _ONGOING = 256
 # A replica is added when each has so many requests on average: two that run, and two that wait their turn.
 _AUTOSCALING = {"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": 4}
 
+# A request may use its whole time when Serve takes its replica away, and then be answered. That is 60 s by default, and
+# Serve would kill the replica after 20 s.
+_DRAIN_BEYOND_TIMEOUT_S = 5.0
+
 
 def application(
     models: str | Sequence[str],
@@ -65,6 +69,7 @@ def application(
     deployment = serve.deployment(
         name="rankrt",
         max_ongoing_requests=_ONGOING,
+        graceful_shutdown_timeout_s=given.limits.timeout_ms / 1000 + _DRAIN_BEYOND_TIMEOUT_S,
         ray_actor_options={"num_cpus": 1, **(ray_actor_options or {})},
         **({"num_replicas": num_replicas} if num_replicas is not None else scale),
     )

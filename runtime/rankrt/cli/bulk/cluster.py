@@ -4,11 +4,13 @@ This process reads, keeps the checkpoint and writes, so the nodes need no folder
 scored by another, and a new actor takes the place of the dead one. Knows no file and no format.
 """
 
+import platform
+import re
 import subprocess
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rankrt import __version__
@@ -16,7 +18,7 @@ from rankrt.arrays import BoolArray, Float32Array
 from rankrt.cli.bulk import probe
 from rankrt.cli.bulk.chunks import Chunk, Scored
 from rankrt.cli.scoring import placed
-from rankrt.errors import InputError, RankrtError, ScoreError
+from rankrt.errors import DeviceError, InputError, RankrtError, ScoreError
 from rankrt.host.child import child_command
 from rankrt.integrations.frameworks import framework
 from rankrt.reranker import Recipe, Reranker
@@ -36,7 +38,13 @@ _MOST_DEATHS = 3
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Connect to a cluster. Raises RankrtError, within half a minute, if it does not answer or has another Ray."""
+    """Connect to a cluster.
+
+    Raises InputError for what is not an address, and RankrtError, within half a minute, if the cluster does not answer
+    or has another Ray.
+    """
+    if not re.fullmatch(r"auto|local|[^:/]+:\d{1,5}|\[[^\]]+\]:\d{1,5}|ray://.+:\d{1,5}|(?!ray:)\w+://.+", address):
+        raise InputError(f"--ray {address!r} is not an address; expected auto, HOST:PORT or ray://HOST:PORT")
     with framework("ray", least="2.50", extra="ray"):
         import ray
     try:
@@ -44,18 +52,29 @@ def connected(address: str) -> Iterator[None]:
             child_command(probe.__name__, address), capture_output=True, text=True, timeout=_CONNECT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise RankrtError(
-            f"no Ray cluster answers at {address} within {_CONNECT_S} s. `ray status --address {address}` tells whether"
-            " one runs there; a firewall may be in between"
-        ) from error
+        raise RankrtError(_no_answer(address, error.stderr or b"")) from error
     if tried.returncode:
         said = tried.stdout.strip() or (tried.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RankrtError(f"the Ray cluster at {address} cannot be used: {said}")
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError) as error:
+        raise RankrtError(f"the Ray cluster at {address} cannot be used: {probe.reason_of(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_answer(address: str, logged: bytes) -> str:
+    """Return why a cluster that takes connections has not let this process in, as far as one can know."""
+    if probe.REFUSED_TOKEN.encode() in logged:
+        return f"the Ray cluster at {address} cannot be used: {probe.NO_TOKEN}"
+    if address.startswith("ray://"):
+        advice = "If the cluster asks for a token, set RAY_AUTH_MODE=token here: with ray:// Ray does not do so itself"
+    else:
+        advice = f"`ray status --address {address}` tells whether one runs there; a firewall may be in between"
+    return f"no Ray cluster answers at {address} within {_CONNECT_S} s. {advice}"
 
 
 def score_on_cluster(
@@ -66,9 +85,19 @@ def score_on_cluster(
     n_actors   by default one for each node or GPU, or as many as `n_threads` leave room for
     n_threads  CPUs of an actor, and its threads; by default a node's, or the node's share of `n_actors`
 
-    Raises RankrtError if a node lacks the artifact or rankrt, or if no actor starts.
+    Raises RankrtError if a node lacks the artifact or rankrt, if no actor starts, or if the connection is lost.
     """
-    actors = _Actors(reranker, _rooms(reranker, n_actors, n_threads))
+    try:
+        yield from _scored_in_order(_Actors(reranker, _rooms(reranker, n_actors, n_threads)), chunks)
+    except ConnectionError as error:  # by Ray's client: of HOST:PORT Ray itself ends the process
+        raise RankrtError(
+            f"the connection to the Ray cluster was lost: {_last_line(error)}. The scores in a checkpoint are kept, and"
+            " the same command continues"
+        ) from error
+
+
+def _scored_in_order(actors: "_Actors", chunks: Iterable[Chunk]) -> Iterator[Scored]:
+    """Yield chunks with their logits in order; the actors end with the last one, or with an error."""
     waiting: deque[_Work] = deque()
     most = _AHEAD * len(actors)
     try:
@@ -115,6 +144,8 @@ class Scorer:
         """Load the model. Returns the version of rankrt, or what went wrong."""
         try:
             self._reranker = self._recipe.load(n_threads=self._n_threads)
+        except DeviceError as error:
+            return DeviceError(f"on the host {platform.node()}: {error}")
         except RankrtError as error:
             return error
         return __version__
@@ -176,8 +207,9 @@ class _Actors:
         done, _ = ray.wait(refs, timeout=None if self._scoring else _START_S)
         if not done:
             raise RankrtError(
-                f"none of {len(self)} actors has started for {_START_S} s. Each needs {_told(self.rooms[0])}, and the"
-                f" cluster has free: {_free()}. Ask for fewer with --processes, or for smaller ones with --threads"
+                f"no actor has started for {_START_S} s, of {len(self)} that were asked for. Each needs"
+                f" {_told(self.rooms[0])}, and the cluster has free: {_free()}. Ask for fewer with --processes, or for"
+                " smaller ones with --threads"
             )
         for ref in done:
             if ref in self._loading:
@@ -202,8 +234,8 @@ class _Actors:
         options["scheduling_strategy"] = (
             "SPREAD" if room.node is None else NodeAffinitySchedulingStrategy(room.node, soft=True)
         )
-        recipe, n_threads = self.reranker.recipe(), room.n_cpus if is_cpu else None
-        handle = ray.remote(Scorer).options(**options).remote(recipe, n_threads)
+        recipe = _recipe(self.reranker)
+        handle = ray.remote(Scorer).options(**options).remote(recipe, room.n_cpus if is_cpu else None)
         self._loading[handle.load.remote()] = _Actor(handle=handle, room=room)
 
     def _hand_out(self) -> None:
@@ -282,11 +314,16 @@ def _next(actors: _Actors, waiting: deque[_Work]) -> Scored:
 
 
 def _rooms(reranker: Reranker, n_actors: int | None, n_threads: int | None) -> list[_Room]:
-    """Return what each actor takes of the cluster. Raises InputError for more threads than a node has CPUs."""
+    """Return what each actor takes of the cluster.
+
+    Raises InputError for more threads than a node has CPUs, for threads of a GPU, and for a cluster without its kind.
+    """
     import ray
 
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     if reranker.device.is_gpu:
+        if n_threads is not None:
+            raise InputError(f"n_threads={n_threads} is for the CPU, not for {reranker.device}; leave it out")
         n_gpus = int(sum(has.get("GPU", 0) for has in nodes.values()))
         if not n_gpus:
             raise InputError(f"{reranker.variant.name} needs GPUs, and the Ray cluster has none; use --device cpu")
@@ -296,7 +333,7 @@ def _rooms(reranker: Reranker, n_actors: int | None, n_threads: int | None) -> l
         raise InputError("the Ray cluster has no node with a CPU; start its nodes with --num-cpus")
     if n_threads is not None and n_threads > max(cpus.values()):
         raise InputError(
-            f"n_threads={n_threads}, but no node of the Ray cluster has more than {max(cpus.values())} CPUs"
+            f"n_threads={n_threads}, but the largest node of the Ray cluster has {max(cpus.values())} of Ray's CPUs"
         )
     if n_actors is None and n_threads is None:
         return [_Room(n_cpus=n, node=node) for node, n in cpus.items()]
@@ -307,8 +344,17 @@ def _rooms(reranker: Reranker, n_actors: int | None, n_threads: int | None) -> l
     return [_Room(n_cpus=n_threads)] * (n_actors or sum(n // n_threads for n in cpus.values()))
 
 
+def _recipe(reranker: Reranker) -> Recipe:
+    """Return how an actor loads the model. Ray shows it its GPU as the first one, whatever the number here."""
+    recipe = reranker.recipe()
+    if not reranker.device.is_gpu:
+        return recipe
+    options = replace(recipe.origin.options, device=reranker.device.target)
+    return replace(recipe, origin=replace(recipe.origin, options=options))
+
+
 def _told(room: _Room) -> str:
-    return f"{room.n_cpus} CPUs" + (f" and {room.n_gpus} GPU" if room.n_gpus else "")
+    return f"{room.n_cpus} CPU{'s' * (room.n_cpus > 1)}" + (f" and {room.n_gpus} GPU" if room.n_gpus else "")
 
 
 def _free() -> str:

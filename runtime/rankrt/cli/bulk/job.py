@@ -177,9 +177,8 @@ def _logits(
     `given` says which files they are. The checkpoint is removed when the block ends without an error.
     """
     size = chunk_size(reranker)
-    n_pairs = sum(
-        len(chunk.pairs) for chunk in selection.in_order(*(file.chunks(size, has_all=False) for file in sources))
-    )
+    # All columns: one that is written beside the scores may be damaged, too, and scoring may take hours.
+    n_pairs = sum(len(chunk.pairs) for chunk in selection.in_order(*(file.chunks(size) for file in sources)))
     job = {
         "the artifact": reranker.artifact.identity,
         "the variant": reranker.variant.name,
