@@ -16,6 +16,7 @@ made: Any = pytest.importorskip("tests.export.decoders", reason="needs the expor
 
 from rankrt import Reranker  # noqa: E402
 from rankrt.artifact.precisions import Precision  # noqa: E402
+from rankrt.backends import cpu_decoder, cpu_lanes  # noqa: E402
 from rankrt.cli.main import main  # noqa: E402
 from rankrt.scoring import sigmoid  # noqa: E402
 from rankrt.server.models import LoadOptions  # noqa: E402
@@ -178,6 +179,30 @@ def test_tokens_that_rows_share_count_once(qwen: Path, _session_cache: None):
     assert answer["n_tokens"] == ranking.n_tokens + ranking.n_saved_tokens
     # The library finds a prefix in all rows at once, the server block by block: each computes it once.
     assert answer["n_cached_tokens"] == ranking.n_saved_tokens
+
+
+def test_requests_of_other_queries_do_not_compute_the_prompt_again(
+    qwen: Path, _session_cache: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cpu_lanes, "_IDLE_S", 600)
+    computed: list[int] = []
+    through = cpu_decoder.Segments.through
+
+    def counted(self: Any, sessions: Any, batch: cpu_decoder.Batch, *rest: Any, **options: Any) -> Any:
+        computed.append(int(batch.offsets[-1]))
+        return through(self, sessions, batch, *rest, **options)
+
+    queries = ["tides?", "moons?", "winds?"]
+    with Reranker.load(qwen) as reranker:
+        encoded = reranker.encode([(query, passage) for query in queries for passage in PASSAGES[:6]])
+        expected = reranker.score([(query, passage) for query in queries for passage in PASSAGES[:6]])
+    n_prompt, n_own = int(encoded.passage_starts[0]), int((encoded.lengths - encoded.passage_starts)[:6].sum())
+    monkeypatch.setattr(cpu_decoder.Segments, "through", counted)
+    with serving(qwen) as address:
+        for number, query in enumerate(queries):
+            computed.clear()
+            assert same(served(address, query, PASSAGES[:6]), expected[6 * number : 6 * number + 6].tolist())
+            assert n_own < sum(computed) < n_own + n_prompt / 2, "the warm-up has left it for the first, too"
 
 
 def test_what_a_request_leaves_frees_the_queue(qwen: Path, _session_cache: None):
