@@ -250,9 +250,7 @@ class CpuDecoder:
 
     def _computed_root(self, each: Sequence[Int32Array], layer: int) -> Root:
         """Compute what different prefixes begin with, if it is worth a run of its own."""
-        beginning = self._beginning(each) if len(each) > 1 else each[0][:0]
-        n_tokens = len(beginning)
-        if n_tokens < _LEAST_ROOT_TOKENS:
+        if len(each) < 2 or (n_tokens := len(beginning := self._beginning(each))) < _LEAST_ROOT_TOKENS:
             return self._segments.no_root
         found: list[Past] = []
 
