@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from tokenizers import Tokenizer
 
 from rankrt import InputError, Reranker
 from rankrt.artifact.precisions import Precision
-from rankrt.backends import cpu_lanes
+from rankrt.backends import cpu_decoder, cpu_lanes
 from rankrt.cli.main import main
 from rankrt.compat import FlagLLMReranker, LayerWiseFlagLLMReranker
 from rankrt.loading.open import open_model, rules_for
@@ -160,14 +162,110 @@ def test_a_run_finds_the_prefix_that_a_run_before_has_left(
         assert run(1) == prefix
 
 
-def test_a_run_of_several_queries_leaves_no_prefix(layerwise: Path):
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each run of a decoder's first segment computes, from now on; nothing is dropped in a pause."""
+    monkeypatch.setattr(cpu_lanes, "_IDLE_S", 600)
+    found: list[int] = []
+    through = cpu_decoder.Segments.through
+
+    def counted(self: Any, sessions: Any, batch: cpu_decoder.Batch, *rest: Any, **options: Any) -> Any:
+        found.append(int(batch.offsets[-1]))
+        return through(self, sessions, batch, *rest, **options)
+
+    monkeypatch.setattr(cpu_decoder.Segments, "through", counted)
+    return found
+
+
+LONG = "which of these sentences says anything at all about "
+
+
+def test_a_run_takes_what_it_begins_with_from_a_run_of_another_query(layerwise: Path, computed: list[int]):
+    pairs: list[Pair] = [(f"{LONG}{end}", f"{n} pull " * n) for end in ("tides", "sea") for n in range(4)]
+    pairs += [(f"{LONG}{end}", "the moon pulls") for end in ("me", "rivers")]
+    with Reranker.load(layerwise) as reranker, load_unshared(layerwise) as unshared:
+        expected, encoded = unshared.score(pairs), reranker.encode(pairs)
+        backend, starts, own = (
+            reranker._scorer().backend,
+            encoded.passage_starts,
+            encoded.lengths - encoded.passage_starts,
+        )
+
+        def run(*numbers: int) -> int:
+            """Return how many tokens a run computes."""
+            computed.clear()
+            rows = [encoded.row(i) for i in numbers]
+            found = backend.run(Encoded.of_rows(rows, starts[list(numbers)].tolist()), is_wide=False)
+            assert found.last.tobytes() == expected[list(numbers)].tobytes()
+            assert sum(computed) == sum(map(len, rows)) - found.n_saved_tokens
+            return sum(computed)
+
+        n_known = len(f"<A: {LONG}")
+        assert run(0, 1) == starts[0] + own[:2].sum(), "the first run of all computes its query's part"
+        assert run(2, 3) == own[2:4].sum(), "later ones of the query do not"
+        assert run(4, 5) == starts[4] - n_known + own[4:6].sum(), "another query computes what differs"
+        assert run(6) == own[6]
+        assert run(8, 9) == (starts[8:10] - n_known + own[8:10]).sum(), "each of two queries in one run"
+        assert run(0) == own[0]
+
+
+def test_a_prefix_stays_while_a_run_lasts_longer_than_the_pause(
+    layerwise: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cpu_lanes, "_IDLE_S", 0.05)
+    through, has_begun = cpu_decoder.Segments.through, threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is other:
+            has_begun.set()
+            time.sleep(1)
+        return through(*arguments, **options)
+
     with Reranker.load(layerwise) as reranker:
-        encoded, backend = reranker.encode(PAIRS), reranker._scorer().backend
-        shared = 3 * encoded.passage_starts[0] + encoded.passage_starts[4]
-        for _ in range(2):
-            found = backend.run(encoded, is_wide=True)
-            assert found.last.tobytes() == reranker.score(PAIRS).tobytes()
-            assert found.n_saved_tokens == shared
+        encoded, backend = reranker.encode([*PAIRS[:2], ("another", "query")]), reranker._scorer().backend
+        starts = encoded.passage_starts.tolist()
+
+        def run(number: int) -> int:
+            return backend.run(Encoded.of_rows([encoded.row(number)], [starts[number]]), is_wide=True).n_saved_tokens
+
+        other = threading.Thread(target=run, args=(2,))
+        monkeypatch.setattr(cpu_decoder.Segments, "through", slow)
+        other.start()
+        assert has_begun.wait(20)
+        assert run(0) == 0
+        time.sleep(0.3)
+        assert other.is_alive(), "the machine was too slow for this test"
+        assert run(1) == starts[1]
+        other.join()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_queries_that_begin_alike_have_the_bits_of_each_alone(tmp_path: Path, family: str, computed: list[int]):
+    """At each length that attention's blocks of queries may leave. One family attends in windows, another has caps."""
+    folder = export(str(make_decoder(tmp_path / "c", family)), tmp_path / "artifact", Options()).folder
+    pairs: list[Pair] = [(LONG + "o" * n, "the moon pulls") for n in range(36)]
+    with Reranker.load(folder, n_threads=2) as reranker, load_unshared(folder) as unshared:
+        encoded, backend, expected = reranker.encode(pairs), reranker._scorer().backend, unshared.score(pairs)
+        computed.clear()
+        for n_rows in (1, 2, 3):
+            for first in range(0, len(pairs), n_rows):
+                rows = [encoded.row(i) for i in range(first, first + n_rows)]
+                starts = encoded.passage_starts[first : first + n_rows].tolist()
+                found = backend.run(Encoded.of_rows(rows, starts), is_wide=bool(first % 2))
+                assert found.last.tobytes() == expected[first : first + n_rows].tobytes()
+        assert sum(computed) < 0.9 * 3 * len(encoded.ids)
+        for some in (pairs, pairs[3::7], pairs[5::9] * 3):
+            assert reranker.score(some).tobytes() == unshared.score(some).tobytes()
+
+
+def test_the_library_computes_once_what_its_queries_begin_with(layerwise: Path, computed: list[int]):
+    pairs: list[Pair] = [(f"{LONG}{end}", "the moon pulls") for end in ("tides", "sea", "rivers", "winter")]
+    with Reranker.load(layerwise) as reranker, load_unshared(layerwise) as unshared:
+        encoded = reranker.encode(pairs)
+        found = reranker._scorer().backend.logits(encoded)
+        assert found.n_saved_tokens == 3 * len(f"<A: {LONG}")
+        assert sum(computed) == len(encoded.ids) - found.n_saved_tokens
+        assert found.last.tobytes() == unshared.score(pairs).tobytes()
 
 
 def test_what_sharing_the_prefix_saves_is_counted(layerwise: Path):

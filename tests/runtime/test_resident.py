@@ -156,7 +156,8 @@ def test_idle_calls_back_once_when_nothing_has_happened_for_a_while():
 
     idle = Idle(call, 0.05)
     for _ in range(5):
-        idle.note()
+        with idle.busy():
+            pass
         last = time.monotonic()
         time.sleep(0.02)
     assert called.wait(5)
@@ -164,14 +165,29 @@ def test_idle_calls_back_once_when_nothing_has_happened_for_a_while():
     assert len(times) == 1
     assert times[0] - last >= 0.05
     called.clear()
-    idle.note()
+    with idle.busy():
+        pass
+    assert called.wait(5)
+
+
+def test_what_takes_longer_than_the_pause_is_not_idle():
+    called = threading.Event()
+    idle = Idle(called.set, 0.05)
+    with idle.busy():
+        pass
+    with idle.busy():
+        with idle.busy():
+            pass
+        assert not called.wait(0.3), "one of two is still busy"
     assert called.wait(5)
 
 
 def test_idle_that_was_closed_does_not_call_back():
     times: list[int] = []
     idle = Idle(lambda: times.append(1), 0.02)
-    idle.note()
-    idle.close()
+    with idle.busy():
+        pass
+    with idle.busy():
+        idle.close()
     time.sleep(0.1)
     assert times == []

@@ -16,13 +16,15 @@ made: Any = pytest.importorskip("tests.export.decoders", reason="needs the expor
 
 from rankrt import Reranker  # noqa: E402
 from rankrt.artifact.precisions import Precision  # noqa: E402
+from rankrt.backends import cpu_decoder, cpu_lanes  # noqa: E402
 from rankrt.cli.main import main  # noqa: E402
 from rankrt.scoring import sigmoid  # noqa: E402
+from rankrt.server.limits import Limits  # noqa: E402
 from rankrt.server.models import LoadOptions  # noqa: E402
 from rankrt_export.job import job  # noqa: E402
 from rankrt_export.pipeline import Options, export  # noqa: E402
 from rankrt_export.text.texts import parse  # noqa: E402
-from tests.server.support import serving, serving_with_service  # noqa: E402
+from tests.server.support import serving, serving_with_service, wait_until  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -161,6 +163,61 @@ def test_a_request_may_ask_for_another_layer(layerwise: Path, _session_cache: No
     assert not same(expected[3], expected[6])
 
 
+def test_a_request_computes_no_layer_after_its_own(
+    layerwise: Path, _session_cache: None, monkeypatch: pytest.MonkeyPatch
+):
+    """The model has two segments, up to layers 3 and 6."""
+    stops: list[int] = []
+    through = cpu_decoder.Segments.through
+
+    def noted(*arguments: Any, stop: int, **options: Any) -> Any:
+        stops.append(stop)
+        return through(*arguments, stop=stop, **options)
+
+    monkeypatch.setattr(cpu_decoder.Segments, "through", noted)
+    with serving(layerwise) as address:
+        for layer, stop in ((3, 1), (6, 2), (None, 2)):
+            stops.clear()
+            served(address, QUERIES[0], PASSAGES[:9], cutoff_layer=layer)
+            assert set(stops) == {stop}
+
+
+def test_the_last_layer_shares_scores_with_requests_that_name_none(layerwise: Path, _session_cache: None):
+    body = {"query": QUERIES[0], "documents": PASSAGES[:5]}
+    with serving(layerwise, cache_bytes=1 << 20) as address:
+        first = httpx.post(f"{address}/rankrt/rerank", json=body, timeout=60).json()
+        named = httpx.post(f"{address}/rankrt/rerank", json=body | {"cutoff_layer": 6}, timeout=60).json()
+        other = httpx.post(f"{address}/rankrt/rerank", json=body | {"cutoff_layer": 3}, timeout=60).json()
+    assert named["results"] == first["results"]
+    assert named["n_cached_tokens"] == named["n_tokens"]
+    assert other["n_cached_tokens"] < other["n_tokens"], "each layer has scores of its own"
+
+
+def test_limits_and_deadlines_hold_for_each_layer(layerwise: Path, _session_cache: None):
+    many = {"query": QUERIES[0], "documents": [f"{i} {PASSAGES[i % 40]}" for i in range(800)]}
+    expected = scored(layerwise, QUERIES[1], PASSAGES[:5], cutoff_layer=3)
+    with (
+        serving_with_service(layerwise, limits=Limits(max_documents=800)) as (address, service),
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def ask(layer: int, **changes: Any) -> Any:
+            body = many | {"cutoff_layer": layer, **changes}
+            return httpx.post(f"{address}/rankrt/rerank", json=body, timeout=120)
+
+        long = pool.submit(ask, 6)
+        wait_until(lambda: service.scheduler.queue.n_rows > 100)
+        assert same(served(address, QUERIES[1], PASSAGES[:5], cutoff_layer=3), expected)
+        assert not long.done(), "a short request does not wait for a long one to a later layer"
+        partial = ask(3, query="when?", timeout_ms=300, partial_results=True).json()
+        assert partial["is_partial"]
+        late = ask(3, query="where?", timeout_ms=50)
+        assert late.status_code in (429, 504), "it is refused at once, or when its time is over"
+        refused = ask(3, documents=[*many["documents"], "one more"])
+        assert "too many documents: 801 (limit 800)" in refused.json()["message"]
+        assert long.result().status_code == 200
+
+
 @pytest.mark.parametrize("precision", ["w8", "int4"])
 def test_a_model_with_small_weights_is_served(tmp_path: Path, _session_cache: None, precision: Precision):
     checkpoint = made.make_decoder(tmp_path / "gemma", "Gemma", hidden_size=64, intermediate_size=96)
@@ -178,6 +235,30 @@ def test_tokens_that_rows_share_count_once(qwen: Path, _session_cache: None):
     assert answer["n_tokens"] == ranking.n_tokens + ranking.n_saved_tokens
     # The library finds a prefix in all rows at once, the server block by block: each computes it once.
     assert answer["n_cached_tokens"] == ranking.n_saved_tokens
+
+
+def test_requests_of_other_queries_do_not_compute_the_prompt_again(
+    qwen: Path, _session_cache: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cpu_lanes, "_IDLE_S", 600)
+    computed: list[int] = []
+    through = cpu_decoder.Segments.through
+
+    def counted(self: Any, sessions: Any, batch: cpu_decoder.Batch, *rest: Any, **options: Any) -> Any:
+        computed.append(int(batch.offsets[-1]))
+        return through(self, sessions, batch, *rest, **options)
+
+    queries = ["tides?", "moons?", "winds?"]
+    with Reranker.load(qwen) as reranker:
+        encoded = reranker.encode([(query, passage) for query in queries for passage in PASSAGES[:6]])
+        expected = reranker.score([(query, passage) for query in queries for passage in PASSAGES[:6]])
+    n_prompt, n_own = int(encoded.passage_starts[0]), int((encoded.lengths - encoded.passage_starts)[:6].sum())
+    monkeypatch.setattr(cpu_decoder.Segments, "through", counted)
+    with serving(qwen) as address:
+        for number, query in enumerate(queries):
+            computed.clear()
+            assert same(served(address, query, PASSAGES[:6]), expected[6 * number : 6 * number + 6].tolist())
+            assert n_own < sum(computed) < n_own + n_prompt / 2, "the warm-up has left it for the first, too"
 
 
 def test_what_a_request_leaves_frees_the_queue(qwen: Path, _session_cache: None):

@@ -7,7 +7,6 @@ those tokens, too, that another run will find before its own. docs/artifact.md d
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -22,19 +21,23 @@ from rankrt.backends.planner import Capacity, Plan, plan
 from rankrt.backends.session import import_onnxruntime, open_session, session_options
 from rankrt.host.memory import changing_mappings
 from rankrt.llm.exits import Keep
-from rankrt.llm.prefixes import Prefixes, common_prefix, own_prefixes, shared_prefixes
+from rankrt.llm.prefixes import LEAST_SHARED, Prefixes, beginning_of, n_cut, own_prefixes, shared_prefixes
 from rankrt.text.pairs import Encoded
 
 # A tensor that stays where ONNX Runtime made it.
 OrtValue: TypeAlias = Any
 # Runs rows, by their numbers, on the sessions of a lane: one session for each segment.
 Work: TypeAlias = Callable[[Int64Array, Sequence[Any]], None]
+# Takes the keys and values of a run's first tokens, for each segment its part.
+OnKept: TypeAlias = Callable[[Past], None]
 # A row's last two tokens are what the last layer computes. One would be enough, but for a single query
 # GroupQueryAttention takes another kernel, whose last bits differ from those of the same token among others.
 N_LAST = 2
 # Prefixes are computed for so many rows at a time that their keys and values take no more than this. Runs that are
 # planned elsewhere leave so much of them for the next: 1,100 tokens of Qwen3-0.6B, 7,000 of Gemma-2B.
 _PREFIX_BYTES = 256 << 20
+# What different queries begin with is worth a run of its own from so many tokens on.
+_LEAST_ROOT_TOKENS = 16
 # Rows of about so many tokens wait between two segments at a time: 0.6 GB with 2,304 features.
 _HELD_TOKENS = 1 << 16
 
@@ -129,6 +132,14 @@ class Piece:
     n_passage: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """What all rows of a walk begin with and was computed before: so many tokens, and their keys and values."""
+
+    n_tokens: int
+    past: Past
+
+
 class CpuDecoder:
     """A causal model on the CPU, cut after the layers `ends`. Threads may share it."""
 
@@ -162,6 +173,12 @@ class CpuDecoder:
         )
 
     @property
+    def _cuts_prefixes(self) -> bool:
+        """Whether a prefix may be computed in two parts: other sizes of heads have other blocks than `n_cut` knows."""
+        size = self._segments.head_size
+        return self._shares_prefixes and size & (size - 1) == 0
+
+    @property
     def capacity(self) -> Capacity:
         """What the planner may count on."""
         return self._segments.capacity
@@ -169,44 +186,50 @@ class CpuDecoder:
     def logits(self, encoded: Encoded, exits: Sequence[int] = (), keep: Keep | None = None) -> Logits:
         """Divide rows into runs and return their logits; no layer after the last exit is computed."""
         exits, prefixes = exits or self._segments.ends[-1:], self._prefixes(encoded)
+        each = prefixes.each(encoded)
+        root = self._computed_root(each, exits[-1])
         if keep is not None:
-            return self._by_stages(encoded, exits, prefixes, keep)
-        values = np.empty((len(exits), encoded.n_rows), np.float32)
-        for rows in self._segments.blocks(prefixes):
-            walk = Walk(self._segments, encoded, prefixes, exits)
-            planned = walk.plan(rows)
-            walk.keep_prefixes(planned.runs)
-            self._segments.side_by_side(planned, walk.to_the_end(values))
-        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens)
+            values = self._by_stages(Walk(self._segments, encoded, prefixes, exits, root), exits, keep)
+        else:
+            values = np.empty((len(exits), encoded.n_rows), np.float32)
+            for rows in self._segments.blocks(prefixes):
+                walk = Walk(self._segments, encoded, prefixes, exits, root)
+                planned = walk.plan(rows)
+                walk.keep_prefixes(planned.runs)
+                self._segments.side_by_side(planned, walk.to_the_end(values))
+        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens + (len(each) - 1) * root.n_tokens)
 
     def run(self, encoded: Encoded, exits: Sequence[int] = (), *, is_wide: bool) -> Logits:
         """Return the logits of rows that run together; each prefix that they share is computed once.
 
-        The prefix of a run that has only one is kept for later runs, until none has come for a second.
+        What all of them begin with is kept for later runs, until none has come for a second. A later run takes as much
+        of it as it begins with itself: all for the same query, the instruction for another one.
         """
-        exits = exits or self._segments.ends[-1:]
-        common = common_prefix(encoded) if self._shares_prefixes else None
-        prefixes, past, on_prefix = common or self._prefixes(encoded), None, None
-        if common is not None:
-            key = common.ids[0].tobytes(), exits[-1]
-            past = self._kept.get(key)
-            on_prefix = partial(self._kept.put, key) if past is None else None
-        walk = Walk(self._segments, encoded, prefixes, exits, pasts={} if past is None else {0: past})
+        exits, prefixes = exits or self._segments.ends[-1:], self._prefixes(encoded)
         values = np.empty((len(exits), encoded.n_rows), np.float32)
+        each = prefixes.each(encoded)
+        beginning = self._beginning(each)
+        root = self._known_root(beginning, each, exits[-1])
+        n_new = len(beginning) - root.n_tokens
+
+        def keep(new: Past) -> None:
+            self._kept.put(beginning.copy(), exits[-1], self._segments.joined(root.past, new))
+
+        walk = Walk(self._segments, encoded, prefixes, exits, root)
+        work = walk.to_the_end(values, n_kept=n_new if n_new >= LEAST_SHARED else 0, on_kept=keep)
         planned = Plan.of_one_run(encoded.n_rows, is_wide=is_wide)
-        self._segments.side_by_side(planned, walk.to_the_end(values, on_prefix))
-        n_found = 0 if past is None else len(prefixes.ids[0])
-        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens + n_found)
+        self._segments.side_by_side(planned, work)
+        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens + len(each) * root.n_tokens)
 
     def close(self) -> None:
         """Release the threads, and the sessions with their memory."""
         self._segments.close()
         self._kept.clear()
 
-    def _by_stages(self, encoded: Encoded, exits: Sequence[int], prefixes: Prefixes, keep: Keep) -> Logits:
+    def _by_stages(self, walk: "Walk", exits: Sequence[int], keep: Keep) -> Float32Array:
         """Take all rows to the first exit, and from each exit to the next those that `keep` returns."""
+        encoded = walk.encoded
         values = np.full((len(exits), encoded.n_rows), np.nan, np.float32)
-        walk = Walk(self._segments, encoded, prefixes, exits)
         walk.keep_prefixes([np.arange(encoded.n_rows)], least_runs=1)
         for block in _blocks(encoded):
             rows = block
@@ -216,7 +239,40 @@ class CpuDecoder:
                 rows = keep(number, rows, values[number, rows])
                 if not len(rows):
                     break
-        return Logits(values=values, n_saved_tokens=prefixes.n_saved_tokens)
+        return values
+
+    def _beginning(self, each: Sequence[Int32Array]) -> Int32Array:
+        """Return what all prefixes begin with, as far as it may be computed apart; all of it if they are the same."""
+        alike = beginning_of(each)
+        if all(len(ids) == len(alike) for ids in each):
+            return alike if self._shares_prefixes else alike[:0]
+        return alike[: n_cut(len(alike), each) if self._cuts_prefixes else 0]
+
+    def _computed_root(self, each: Sequence[Int32Array], layer: int) -> Root:
+        """Compute what different prefixes begin with, if it is worth a run of its own."""
+        if len(each) < 2 or (n_tokens := len(beginning := self._beginning(each))) < _LEAST_ROOT_TOKENS:
+            return self._segments.no_root
+        found: list[Past] = []
+
+        def compute(rows: Int64Array, sessions: Sequence[Any]) -> None:
+            batch, stop = Batch.of([Piece(states=beginning)]), self._segments.stop(layer)
+            passed = self._segments.through(
+                sessions, batch, self._segments.no_root.past, (), stop=stop, n_kept=n_tokens
+            )
+            found.append(passed.kept)
+
+        self._segments.side_by_side(Plan.of_one_run(1, is_wide=True), compute)
+        return Root(n_tokens=n_tokens, past=found[0])
+
+    def _known_root(self, beginning: Int32Array, each: Sequence[Int32Array], layer: int) -> Root:
+        """Return what is kept of the beginning of all prefixes."""
+        if (past := self._kept.get(beginning, layer)) is not None:
+            return Root(n_tokens=len(beginning), past=past)
+        n_alike, past = self._kept.most_alike(beginning, layer)
+        n_tokens = n_cut(n_alike, each) if self._cuts_prefixes else 0
+        if n_tokens < LEAST_SHARED:
+            return self._segments.no_root
+        return Root(n_tokens=n_tokens, past=self._segments.first_tokens(past, n_tokens))
 
 
 class Segments:
@@ -244,10 +300,10 @@ class Segments:
             return [open_session(graph, of_graph) for graph, of_graph in zip(graphs, options, strict=True)]
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)
-        shapes = map(_prefix_shape, self._wide)
-        self.no_prefix: tuple[OrtValue, ...] = tuple(
-            self.ort_value(np.zeros((*shape[:3], 0, *shape[4:]), np.float32)) for shape in shapes
-        )
+        shapes = [_prefix_shape(session) for session in self._wide]
+        self.head_size = shapes[0][4]
+        none = (self.ort_value(np.zeros((*shape[:3], 0, *shape[4:]), np.float32)) for shape in shapes)
+        self.no_root = Root(n_tokens=0, past=tuple(none))
         self._lanes = CpuLanes(n_narrow, graphs[0].parent, on_idle)
 
     def blocks(self, prefixes: Prefixes) -> list[Int64Array]:
@@ -311,6 +367,19 @@ class Segments:
             batch = replace(batch, states=found.get("hidden"))
         return Passed(logits=logits, batch=batch, kept=tuple(kept))
 
+    def first_tokens(self, past: Past, n_tokens: int) -> Past:
+        """Return the first tokens of a prefix."""
+        if past[0].shape()[3] == n_tokens:
+            return past
+        return tuple(self.ort_value(np.ascontiguousarray(part.numpy()[:, :, :, :n_tokens])) for part in past)
+
+    def joined(self, past: Past, new: Past) -> Past:
+        """Return a prefix with the tokens after it."""
+        if past is self.no_root.past:
+            return new
+        parts = zip(past, new, strict=True)
+        return tuple(self.ort_value(np.concatenate([x.numpy(), y.numpy()], axis=3)) for x, y in parts)
+
     def ort_value(self, array: Any) -> OrtValue:
         """Hand an array to ONNX Runtime."""
         return self._ort.OrtValue.ortvalue_from_numpy(array)
@@ -326,7 +395,7 @@ class Segments:
 
     def _let_go(self) -> None:
         with changing_mappings():
-            self._wide, self._narrow, self.no_prefix = [], [], ()
+            self._wide, self._narrow, self.no_root = [], [], Root(n_tokens=0, past=())
 
     def _outputs(self, session: Any, feed: dict[str, Any], names: list[str]) -> dict[str, OrtValue]:
         values = {name: self.ort_value(x) if isinstance(x, np.ndarray) else x for name, x in feed.items()}
@@ -344,60 +413,63 @@ class Walk:
         encoded: Encoded,
         prefixes: Prefixes,
         exits: Sequence[int],
-        *,
-        pasts: Mapping[int, Past] = MappingProxyType({}),
+        root: Root,
     ) -> None:
+        self.encoded = encoded
         self._segments = segments
-        self._encoded = encoded
         self._prefixes = prefixes
         self._exits = exits
+        self._root = root
         # How many segments lead to each exit.
         self._stops = [segments.stop(layer) for layer in exits]
         # The hidden states of rows after the segments that they have passed.
         self._hidden: dict[int, Float32Array] = {}
         # The prefixes that were computed before their rows, by their numbers; any other goes with its rows.
-        self._pasts: dict[int, Past] = dict(pasts)
+        self._pasts: dict[int, Past] = {}
 
     def plan(self, rows: Int64Array) -> Plan:
         """Plan the runs of rows; those of one run share a prefix, or none does. Returns row numbers."""
-        own = self._prefixes.own_lengths(self._encoded)
+        is_alone = self._prefixes.of_row < 0
+        own = self._prefixes.own_lengths(self.encoded) - np.where(is_alone, self._root.n_tokens, 0)
         found = plan(own[rows], self._segments.capacity, self._prefixes.of_row[rows])
         return Plan(wide=tuple(rows[run] for run in found.wide), narrow=tuple(rows[run] for run in found.narrow))
 
     def keep_prefixes(self, runs: Sequence[Int64Array], *, least_runs: int = 2) -> None:
         """Compute the prefixes that are shared by so many runs: keys and values, for each segment its part."""
         numbers, n_runs = np.unique([self._prefixes.of_row[run[0]] for run in runs], return_counts=True)
+        n_root, past = self._root.n_tokens, self._root.past
         shared = [int(number) for number in numbers[n_runs >= least_runs] if number >= 0]
-        ids = [self._prefixes.ids[number] for number in shared]
+        rests = {number: self._prefixes.ids[number][n_root:] for number in shared}
+        self._pasts |= {number: past for number, rest in rests.items() if not len(rest)}
+        wanted = [number for number in shared if number not in self._pasts]
 
         def compute(chosen: Int64Array, sessions: Sequence[Any]) -> None:
-            batch = Batch.of([Piece(states=ids[i]) for i in chosen])
+            batch = Batch.of([Piece(states=rests[wanted[i]], start=n_root) for i in chosen])
             passed = self._segments.through(
-                sessions, batch, self._segments.no_prefix, (), stop=self._stops[-1], n_kept=int(batch.offsets[-1])
+                sessions, batch, past, (), stop=self._stops[-1], n_kept=int(batch.offsets[-1])
             )
             parts = [np.split(part.numpy(), batch.offsets[1:-1], axis=3) for part in passed.kept]
             for place, i in enumerate(chosen):
                 kept = (self._segments.ort_value(np.ascontiguousarray(part[place])) for part in parts)
-                self._pasts[shared[i]] = tuple(kept)
+                self._pasts[wanted[i]] = self._segments.joined(past, tuple(kept))
 
-        lengths = np.array([len(of_prefix) for of_prefix in ids], np.int64)
+        lengths = np.array([len(rests[number]) for number in wanted], np.int64)
         self._segments.side_by_side(plan(lengths, self._segments.capacity), compute)
 
-    def to_the_end(self, values: Float32Array, on_prefix: Callable[[Past], None] | None = None) -> Work:
+    def to_the_end(self, values: Float32Array, *, n_kept: int = 0, on_kept: OnKept = lambda kept: None) -> Work:
         """Return what runs rows from their ids to the last exit and writes the logits of each, (n_exits, n_rows).
 
-        `on_prefix` is called with the prefix that a run begins with, for runs of rows that all have it.
+        `on_kept` is called with the keys and values of the first `n_kept` tokens after the root, if there are any.
         """
 
         def run(rows: Int64Array, sessions: Sequence[Any]) -> None:
             batch, ends = self._batch(rows)
-            n_kept = 0 if on_prefix is None else int(batch.offsets[1])
             passed = self._segments.through(
                 sessions, batch, self._past(rows), self._exits, stop=self._stops[-1], n_kept=n_kept
             )
             values[:, rows] = [passed.logits[layer][ends] for layer in self._exits]
-            if on_prefix is not None:
-                on_prefix(passed.kept)
+            if n_kept:
+                on_kept(passed.kept)
 
         return run
 
@@ -428,27 +500,22 @@ class Walk:
         ends, place_of = [], {}
         for row in map(int, rows):
             number, n_prefix = int(self._prefixes.of_row[row]), int(self._prefixes.lengths[row])
-            prefix, rest = self._states(row, number, n_prefix)
+            # As far as this walk computes them: no token of what was computed before.
+            n_before = n_prefix if number in self._pasts else self._root.n_tokens
+            states = self._hidden.get(row, self.encoded.row(row)[n_before:])
+            prefix, rest = states[: n_prefix - n_before], states[n_prefix - n_before :]
             if len(prefix) and (number < 0 or number not in place_of):
                 place_of[number] = len(pieces)
-                pieces.append(Piece(states=prefix))
+                pieces.append(Piece(states=prefix, start=n_before))
             after = place_of[number] if len(prefix) else None
             # A row without a prefix has too few tokens after it for a passage.
-            n_passage = max(0, len(rest) - self._encoded.n_suffix) if n_prefix else 0
+            n_passage = max(0, len(rest) - self.encoded.n_suffix) if n_prefix else 0
             pieces.append(Piece(states=rest, start=n_prefix, after=after, n_passage=n_passage))
             ends.append(len(pieces) - 1)
         return Batch.of(pieces), ends
 
-    def _states(self, row: int, number: int, n_prefix: int) -> tuple[Any, Any]:
-        """Return a row's states as far as this walk computes them: those of its prefix, if it does, and of the rest."""
-        if number in self._pasts:
-            rest = self._hidden.get(row, self._encoded.row(row)[n_prefix:])
-            return rest[:0], rest
-        states = self._hidden.get(row, self._encoded.row(row))
-        return states[:n_prefix], states[n_prefix:]
-
     def _past(self, rows: Int64Array) -> Sequence[OrtValue]:
-        return self._pasts.get(int(self._prefixes.of_row[rows[0]]), self._segments.no_prefix)
+        return self._pasts.get(int(self._prefixes.of_row[rows[0]]), self._root.past)
 
 
 def _blocks(encoded: Encoded) -> list[Int64Array]:

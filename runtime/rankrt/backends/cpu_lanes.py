@@ -48,10 +48,8 @@ class CpuLanes(Lanes):
 
     def run(self, plan: Plan, wide: Callable[[Int64Array], None], narrow: Callable[[Int64Array], None]) -> None:
         """Call `wide` and `narrow` as all lanes do; when nothing has run for a second, give back what that has left."""
-        try:
+        with self._idle.busy():
             super().run(plan, wide, narrow)
-        finally:
-            self._idle.note()
 
     def close(self) -> None:
         """Release the threads."""

@@ -99,9 +99,11 @@ class Model:
     def up_to(self, layer: int | None) -> ServedModel:
         """Return the model up to a layer; None is the server's choice. Raises InputError for one that is not an exit.
 
-        For the queue each layer is a model of its own: no runs, scores or paces are shared.
+        For the queue each layer is a model of its own: no runs, scores or paces are shared. The server's own layer is
+        the last one, unless it was told another.
         """
-        if layer is None or self.served.exits == (layer,):
+        own = self.served.exits or tuple(end.layer for end in self.variant.exits[-1:])
+        if layer is None or own == (layer,):
             return self.served
         if layer not in self._by_layer:
             check_cutoff(layer, self.variant)

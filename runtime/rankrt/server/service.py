@@ -15,7 +15,7 @@ from rankrt.host.memory import release_free_memory
 from rankrt.server.background import Background
 from rankrt.server.evaluator import Evaluator
 from rankrt.server.keys import ApiKeys
-from rankrt.server.limits import InFlight, Limits
+from rankrt.server.limits import Body, InFlight, Limits
 from rankrt.server.models import LoadOptions, Models, Served
 from rankrt.server.scheduling.scheduler import Scheduler
 from rankrt.server.scheduling.score_cache import ScoreCache
@@ -29,7 +29,7 @@ State: TypeAlias = Literal["ready", "loading", "unavailable", "stopping"]
 
 # One process serves its lanes well; more of them keep a worker's threads on one part of a large machine.
 _CORES_A_WORKER = 16
-# When no request has come for so long, the memory that bodies and texts have left is given back.
+# When no request was in flight for so long, the memory that bodies and texts have left is given back.
 _IDLE_S = 1.0
 
 # What a refused job takes to become an answer.
@@ -136,6 +136,12 @@ class Service:
     def reload_soon(self) -> None:
         """Reload in the background."""
         self._background.start(self.reload())
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[Body]:
+        """Account for a request while it is in flight, and for the memory that it leaves."""
+        with self.idle.busy(), self.in_flight.request() as body:
+            yield body
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:

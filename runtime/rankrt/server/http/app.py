@@ -158,7 +158,7 @@ class App:
     async def _rerank(self, exchange: _Exchange, endpoints: Sequence[Endpoint]) -> Response:
         request = exchange.request
         self._check_key(request)
-        with self._service.in_flight.request() as body:
+        with self._service.request() as body:
             endpoint, decoded = await self._decode(exchange, body, await self._body(exchange, body), endpoints)
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
@@ -177,7 +177,7 @@ class App:
         request = exchange.request
         self._check_key(request)
         async with contextlib.AsyncExitStack() as stack:
-            body = stack.enter_context(self._service.in_flight.request())
+            body = stack.enter_context(self._service.request())
             _, decoded = await self._decode(exchange, body, await self._body(exchange, body), (endpoint,))
             ask: Ask = endpoint.ask(decoded)
             exchange.n_documents = len(ask.pairs)
@@ -282,7 +282,6 @@ class App:
                 f"{stage}_seconds": round(getattr(answer.timings, stage), 6)
                 for stage in ("tokenization", "queue", "inference")
             }
-        self._service.idle.note()
         _logger.info("request", extra={name: value for name, value in line.items() if value is not None})
         self._service.tracer.note(f"POST {line['path']}", exchange.request.headers, line, answer)
 
@@ -363,7 +362,7 @@ class App:
 
         async def tokenize() -> Response:
             self._check_key(request)
-            with self._service.in_flight.request() as body:
+            with self._service.request() as body:
                 content = await self._body(exchange, body)
                 body.add_values(await _read(content, bodies.n_values))
                 asked = await _read(content, lambda found: bodies.decode(found, TeiTokenize))
