@@ -66,7 +66,7 @@ def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], opt
 
 
 def _check_is_one_graph(checkpoint: Checkpoint, options: Options, on_gpus: str) -> None:
-    """Raise CheckpointError for what a decoder needs several graphs for, if it is for GPUs: there it is one graph."""
+    """Raise CheckpointError for options that need several graphs. A decoder is one graph on a GPU."""
     if not on_gpus or checkpoint.architecture != LIGHTWEIGHT:
         return
     if options.compress_ratio is not None and options.compress_ratio > 1:
