@@ -106,6 +106,7 @@ class MultiHeadAttention(OpRun):  # type: ignore[misc]  # onnx is untyped to myp
         attention_bias: Array | None = None,
         num_heads: int = 0,
         unidirectional: int = 0,
+        scale: float | None = None,
     ) -> tuple[Array]:
         assert bias is None
         assert key_padding_mask is None
@@ -117,7 +118,7 @@ class MultiHeadAttention(OpRun):  # type: ignore[misc]  # onnx is untyped to myp
             return x.astype(np.float32).reshape(n_rows, -1, num_heads, n_features // num_heads).transpose(0, 2, 1, 3)
 
         q, k, v = map(by_head, (query, key, value))
-        scores = q @ k.swapaxes(2, 3) * (n_features // num_heads) ** -0.5
+        scores = q @ k.swapaxes(2, 3) * (scale or (n_features // num_heads) ** -0.5)
         if attention_bias is None:
             assert query.shape == key.shape
             scores = np.where(np.tri(longest, dtype=bool), scores, -np.inf)

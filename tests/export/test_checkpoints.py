@@ -246,6 +246,33 @@ def test_a_checkpoint_that_cannot_be_exported_says_the_true_reason(make_checkpoi
     assert not (tmp_path / "artifact").exists()
 
 
+# The classes of the README's rows of refused models, which config.json names before anything else is read.
+REFUSED_CLASSES = {
+    "JinaBertForSequenceClassification": ("own", "JinaBERT is not written here: only that code says by which slopes"),
+    "JinaForRanking": ("own", "It ranks a list of passages in one row, which is not implemented"),
+    "JinaVLForRanking": ("own", "It reads images, which is not implemented"),
+    "LlamaBidirectionalForSequenceClassification": ("own", "Attention in both directions is not implemented for Llama"),
+    "LlamaNemotronVLForSequenceClassification": ("own", "It reads images, which is not implemented"),
+    "MineForSequenceClassification": ("own", "It can be exported only if its class is one of transformers' own"),
+    "Qwen3_5ForConditionalGeneration": ("transformers'", "not implemented; of models that generate text these are"),
+    "Qwen3VLForConditionalGeneration": ("transformers'", "not implemented; of models that generate text these are"),
+    "T5ForConditionalGeneration": ("transformers'", "not implemented; of models that generate text these are"),
+    "T5Gemma2ForConditionalGeneration": ("transformers'", "not implemented; of models that generate text these are"),
+}
+
+
+@pytest.mark.parametrize("architecture", REFUSED_CLASSES)
+def test_a_class_that_is_not_implemented_is_refused_with_the_reason(tmp_path: Path, architecture: str):
+    code, message = REFUSED_CLASSES[architecture]
+    config: dict[str, Any] = {"architectures": [architecture], "model_type": architecture.lower()}
+    if code == "own":
+        config["auto_map"] = {"AutoModelForSequenceClassification": f"modeling.{architecture}"}
+        message = rf"whose code is in its repository \(config\.json: auto_map\)\. rankrt never runs code .*{message}"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"is a {architecture}.*{message}"):
+        export(str(tmp_path), tmp_path / "artifact", UNVERIFIED)
+
+
 def test_an_artifact_is_not_exported_again(make_checkpoint: Make, tmp_path: Path):
     export(str(make_checkpoint()), tmp_path / "artifact", UNVERIFIED)
     with pytest.raises(CheckpointError, match=r"is an artifact already: it has a rankrt\.json"):

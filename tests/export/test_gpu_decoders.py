@@ -24,7 +24,7 @@ from rankrt_export.pipeline import Options, export
 from rankrt_export.verify.rows import RowMaker
 from rankrt_export.verify.tensorrt_on_cpu import GraphOnCpu
 from tests.export.contrib import evaluator
-from tests.export.decoders import make_decoder, make_layerwise
+from tests.export.decoders import make_decoder, make_layerwise, make_lightweight
 from tests.export.test_decoder import few_texts
 from tests.export.test_gpu_graphs import CUDA_KERNELS, TENSORRT_OPERATORS, graph_of, inferred, variant_of
 from tests.export.test_overflow import change_weights
@@ -41,7 +41,7 @@ PAIRS: list[Pair] = [
 TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 0.25}
 # Of TensorRT's parser besides those that encoders have.
 OPERATORS = TENSORRT_OPERATORS | {
-    "Concat", "Div", "GatherND", "LessOrEqual", "ReduceMean", "Sigmoid", "Slice", "Sqrt", "Sub", "Tile"
+    "And", "Concat", "Div", "GatherND", "LessOrEqual", "ReduceMean", "Sigmoid", "Slice", "Sqrt", "Sub", "Tanh", "Tile"
 }  # fmt: skip
 # ONNX Runtime, docs/OperatorKernels.md.
 KERNELS = {*CUDA_KERNELS} | {
@@ -49,11 +49,20 @@ KERNELS = {*CUDA_KERNELS} | {
     ("", "Squeeze"), ("", "Sub"), ("", "Tile"), ("", "Unsqueeze"), ("com.microsoft", "FusedMatMul"),
     ("com.microsoft", "MultiHeadAttention"), ("com.microsoft", "QuickGelu"), ("com.microsoft", "RotaryEmbedding"),
 }  # fmt: skip
-# The families that differ: shared keys and a shift; biases; norms of heads; scales and several exits.
+# Of attention with windows or bounds. None of them computes a shape.
+PLAIN_KERNELS = {
+    ("", name) for name in ("And", "CumSum", "Div", "Less", "LessOrEqual", "Softmax", "Transpose", "Where")
+}
+# The families that differ: shared keys and a shift; windows and bounds; biases; norms of heads; scales and several
+# exits; windows without bounds.
 MAKERS: dict[str, Callable[[Path], Path]] = {
     **{family: partial(make_decoder, family=family) for family in ("Gemma", "Qwen2", "Qwen3")},
+    "Gemma2": partial(make_decoder, family="Gemma2", final_logit_softcapping=30.0),
     "MiniCPM": make_layerwise,
+    "CostWiseGemma": make_lightweight,
 }
+# How many layers there are in which attention has no window and no bound.
+UNBOUNDED_LAYERS = {"Gemma": 3, "Gemma2": 0, "Qwen2": 3, "Qwen3": 3, "LayerWiseMiniCPM": 6, "CostWiseGemma": 3}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -125,13 +134,15 @@ def test_every_operator_is_one_that_its_engine_has(artifact: Artifact, precision
     for_tensorrt = graph_of(artifact, f"tensorrt-{precision}").graph.node
     assert {(node.domain, node.op_type) for node in for_tensorrt} <= {("", name) for name in OPERATORS}
     for_cuda = graph_of(artifact, f"cuda-{precision}").graph.node
-    assert {(node.domain, node.op_type) for node in for_cuda} <= KERNELS
+    is_plain = "Gemma2" in artifact.manifest.architecture or "CostWise" in artifact.manifest.architecture
+    assert {(node.domain, node.op_type) for node in for_cuda} <= KERNELS | (PLAIN_KERNELS if is_plain else set())
 
 
 def test_attention_for_cuda_has_neither_mask_nor_bias_so_that_flash_attention_is_chosen(artifact: Artifact):
+    """Layers with windows or bounds, which that attention lacks, are written in plain operators."""
     nodes = graph_of(artifact, "cuda-fp16").graph.node
     attentions = [node for node in nodes if node.op_type == "MultiHeadAttention"]
-    assert attentions
+    assert len(attentions) == UNBOUNDED_LAYERS[artifact.manifest.architecture.removesuffix("ForCausalLM")]
     assert all(len(node.input) == 3 for node in attentions)
 
 

@@ -239,7 +239,16 @@ def test_a_leading_part_of_the_layers_may_be_asked_for(compressed: Path):
             "--compress-layers 4, 5 has no effect: the last cutoff layer is 4",
         ),
         ({"cutoff_layers": [1]}, CheckpointError, "cutoff layers 1: this model has heads after layers 2 to 6"),
-        ({"targets": ["tensorrt"]}, CheckpointError, "written for CPUs only, not for tensorrt"),
+        (
+            {"compress_layers": [3], "compress_ratio": 2, "targets": ["cpu", "tensorrt"]},
+            CheckpointError,
+            "--compress-ratio 2 is for CPUs only, not for tensorrt",
+        ),
+        (
+            {"cutoff_layers": [5, 3], "targets": ["cuda"]},
+            CheckpointError,
+            "--cutoff-layers 3 5: for cuda name one layer",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

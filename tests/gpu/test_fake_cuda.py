@@ -21,9 +21,10 @@ from tests.gpu import fake
 pytest.importorskip("torch", reason="exporting needs the export extra")
 pytest.importorskip("transformers", reason="exporting needs the export extra")
 
+from rankrt_export.checkpoint.families import DECODERS
 from rankrt_export.pipeline import Options, export
 from tests.export.conftest import checkpoint_of
-from tests.export.decoders import make_decoder
+from tests.export.decoders import make_decoder, make_lightweight
 
 pytestmark = [
     pytest.mark.export,
@@ -57,6 +58,14 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture(scope="module")
+def lightweight(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Two layers see the whole row, two a window."""
+    folder = tmp_path_factory.mktemp("lightweight")
+    checkpoint = make_lightweight(folder / "checkpoint", head_dim=64, num_hidden_layers=N_LAYERS)
+    return export(str(checkpoint), folder / "artifact", OPTIONS)
+
+
+@pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     shape = {"hidden_size": 128, "num_attention_heads": 2, "type_vocab_size": 2}
     return export_encoder(tmp_path_factory.mktemp("bert"), "BertConfig", **shape)
@@ -74,7 +83,7 @@ def export_encoder(folder: Path, config: str = "XLMRobertaConfig", **changes: An
     return export(str(folder / "checkpoint"), folder / "artifact", OPTIONS)
 
 
-@pytest.fixture(params=["encoder", "bert", "modernbert", "decoder"])
+@pytest.fixture(params=["encoder", "bert", "modernbert", "decoder", "lightweight"])
 def artifact(request: pytest.FixtureRequest) -> Artifact:
     found: Artifact = request.getfixturevalue(request.param)
     return found
@@ -92,9 +101,10 @@ def test_fp16_attends_by_flash_kernels_and_asks_nothing_of_cudnn(libraries: Path
     count = fake.kernels(run)
     n_flash = sum(n for name, n in count.items() if "flash_fwd" in name)
     n_masked = sum(n for name, n in count.items() if "attention_kernel_batched" in name)
-    # A mask keeps flash attention from being chosen; memory-efficient attention takes it.
-    n_windows = 2 if artifact.manifest.architecture.startswith("ModernBert") else 0
-    assert (n_flash, n_masked) == (N_LAYERS - n_windows, n_windows)
+    # A mask keeps flash attention from being chosen. Memory-efficient attention takes an encoder's; a decoder's is in
+    # plain operators.
+    n_windows = 2 if artifact.manifest.architecture.startswith(("ModernBert", "CostWise")) else 0
+    assert (n_flash, n_masked) == (N_LAYERS - n_windows, 0 if artifact.manifest.architecture in DECODERS else n_windows)
     assert not any(line.startswith("CUDNN") for line in run)
 
 

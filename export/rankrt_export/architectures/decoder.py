@@ -188,8 +188,7 @@ class _Decoder:
         graph = self._graph
         logits = graph.op("MatMul", last, graph.array(name, vector.reshape(-1, 1)))
         if cap is not None:
-            bound = graph.scalar(np.float32(cap))
-            logits = graph.op("Mul", graph.op("Tanh", graph.op("Div", logits, bound)), bound)
+            logits = graph.bounded(logits, cap)
         return graph.op("Squeeze", logits, graph.ints(1))
 
     def _attention(self, name: str, hidden: ir.Value, window: int | None, *, is_last_layer: bool) -> ir.Value:

@@ -286,6 +286,11 @@ class Graph:
         ]
         return self.op("LayerNormalization", x, *vectors, axis=-1, epsilon=epsilon)
 
+    def bounded(self, x: ir.Value, cap: float) -> ir.Value:
+        """Return cap * tanh(x / cap) of float32."""
+        bound = self.scalar(np.float32(cap))
+        return self.op("Mul", self.op("Tanh", self.op("Div", x, bound)), bound)
+
     @property
     def states(self) -> ir.DataType:
         """The type of hidden states."""

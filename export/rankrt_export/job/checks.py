@@ -7,7 +7,7 @@ from pathlib import Path
 from rankrt.artifact.precisions import TARGETS, VariantKey
 from rankrt_export.architectures import ARCHITECTURES, deberta
 from rankrt_export.checkpoint.checkpoint import Checkpoint
-from rankrt_export.checkpoint.families import DECODERS
+from rankrt_export.checkpoint.families import LIGHTWEIGHT
 from rankrt_export.checkpoint.modules import MODULES
 from rankrt_export.errors import CheckpointError, OptionsError, OutputError
 from rankrt_export.job.job import Job
@@ -38,11 +38,7 @@ def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], opt
     for name in ("cutoff_layers", "compress_layers", "compress_ratio", "prompt"):
         if getattr(options, name) is not None and not checkpoint.is_decoder:
             raise CheckpointError(f"{name} is for decoders; {checkpoint.id} is a {checkpoint.architecture}")
-    if DECODERS.get(checkpoint.architecture) == "gemma2" and (on_gpus := _gpus(variants)):
-        raise CheckpointError(
-            f"{checkpoint.id} is a {checkpoint.architecture}, which is written for CPUs only, not for {on_gpus}. The"
-            " attention of the graphs for GPUs has neither Gemma 2's windows nor its bounds"
-        )
+    _check_is_one_graph(checkpoint, options, _gpus(variants))
     is_for_openvino = not checkpoint.is_decoder and checkpoint.architecture not in deberta.CLASSES
     if not is_for_openvino and (keys := [key for key in variants if key.is_for_openvino]):
         raise CheckpointError(
@@ -67,6 +63,22 @@ def check_checkpoint(checkpoint: Checkpoint, variants: Sequence[VariantKey], opt
         f"{checkpoint.architecture} is exported by tracing, for the CPU in {TRACED.precision} only; other precisions"
         f" are for {', '.join(ARCHITECTURES)}"
     )
+
+
+def _check_is_one_graph(checkpoint: Checkpoint, options: Options, on_gpus: str) -> None:
+    """Raise CheckpointError for options that need several graphs. A decoder is one graph on a GPU."""
+    if not on_gpus or checkpoint.architecture != LIGHTWEIGHT:
+        return
+    if options.compress_ratio is not None and options.compress_ratio > 1:
+        raise CheckpointError(
+            f"--compress-ratio {options.compress_ratio} is for CPUs only, not for {on_gpus}. Passages become shorter"
+            " between two graphs, and on a GPU a decoder is one graph. Leave the option out, or the GPU"
+        )
+    if len(layers := sorted(set(options.cutoff_layers or ()))) > 1:
+        raise CheckpointError(
+            f"--cutoff-layers {' '.join(map(str, layers))}: for {on_gpus} name one layer. On a GPU the graph ends after"
+            f" the last one, and FlagEmbedding reads layer {layers[-1]} by another head if it is asked for alone"
+        )
 
 
 def _gpus(variants: Sequence[VariantKey]) -> str:

@@ -5,11 +5,14 @@ no prefix here, because its keys and values would have to be copied for each row
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
 from rankrt.artifact.manifest import Layout
 from rankrt_export.graph.graph import Graph
+from rankrt_export.targets import plain
 from rankrt_export.targets.segment import SegmentShape
 
 
@@ -27,6 +30,12 @@ class PaddedCausalOperators:
         stops = graph.op("Unsqueeze", graph.op("Cast", self.lengths, to=ir.DataType.INT64), graph.ints(1))
         # (n_rows, 1): the place of each row's last token
         self.last = graph.op("Sub", stops, graph.ints(1))
+        self._masks: dict[int | None, ir.Value] = {}
+
+    @cached_property
+    def places(self) -> ir.Value:
+        """The places of tokens in their rows, in int32: (longest,), or (n_rows, longest)."""
+        return plain.places(self.graph, self.states)
 
     def last_layer_outputs(self, x: ir.Value) -> ir.Value:
         """Return the states of each row's last token, (n_rows, 1, n_features)."""
@@ -41,10 +50,27 @@ class PaddedCausalOperators:
         """Return no outputs: no run hands anything to another."""
         return {}
 
-    def check_sees_all(self, window: int | None) -> None:
-        """Assert that attention is of the kind that is written for GPUs; other models are refused before."""
-        shape = self.shape
-        assert window is None and shape.cap is None and shape.scale == shape.head_size**-0.5, "written for CPUs only"
+    def plain_attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value, *, n_heads: int
+    ) -> ir.Value:
+        """Attend in plain operators. Any mask and any bound can be written so."""
+        key, value, shape = self.for_each_head(key, n_heads), self.for_each_head(value, n_heads), self.shape
+        return plain.attention(self.graph, query, key, value, mask, shape.head_size, scale=shape.scale, cap=shape.cap)
+
+    def causal_mask(self, window: int | None) -> ir.Value:
+        """Return what hides from each token those after it, and those before its window."""
+        if window not in self._masks:
+            graph = self.graph
+            query, key = (graph.op("Unsqueeze", self.places, graph.ints(axis)) for axis in (-1, -2))
+            is_seen = graph.op("LessOrEqual", key, query)
+            if window is not None:
+                is_seen = graph.op("And", is_seen, graph.op("Less", query, graph.op("Add", key, self.int32(window))))
+            self._masks[window] = plain.mask(graph, is_seen, axes=(-3,))
+        return self._masks[window]
+
+    def int32(self, value: int) -> ir.Value:
+        """Return a constant int32 scalar, as places and lengths are."""
+        return self.graph.constant(f"int32({value})", np.array(value, np.int32))
 
     def for_each_head(self, x: ir.Value, n_heads: int) -> ir.Value:
         """Return keys or values, (n_rows, n, n_kv_heads * size), repeated for each head of queries."""

@@ -54,16 +54,19 @@ def attention(
     size: int,
     *,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> ir.Value:
     """Return the output of attention, (n_rows, n_queries, n_heads * size), from states of as many heads.
 
-    Scores are multiplied with `scale`, by default the inverse root of a head's size.
+    Scores are multiplied with `scale`, by default the inverse root of a head's size. A `cap` bounds them after that.
     """
     scale = size**-0.5 if scale is None else scale
     factor = graph.constant(f"scale({scale!r})", np.array(scale, _TYPE_OF[graph.states]))
     queries = by_head(graph, graph.op("Mul", query, factor), size)
-    scores = graph.op("MatMul", queries, by_head(graph, key, size, perm=(0, 2, 3, 1)))
-    shares = graph.op("Softmax", graph.op("Add", graph.as_float32(scores), mask), axis=-1)
+    scores = graph.as_float32(graph.op("MatMul", queries, by_head(graph, key, size, perm=(0, 2, 3, 1))))
+    if cap is not None:
+        scores = graph.bounded(scores, cap)
+    shares = graph.op("Softmax", graph.op("Add", scores, mask), axis=-1)
     attended = graph.op("MatMul", graph.as_states(shares), by_head(graph, value, size))
     return graph.op("Reshape", graph.op("Transpose", attended, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
 
