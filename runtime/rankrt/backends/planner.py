@@ -122,8 +122,8 @@ def plan(lengths: Int64Array, capacity: Capacity, groups: Int64Array | None = No
     runs = divided(np.arange(len(lengths)), capacity.budget(int(lengths.sum())))
     n_wide = n_wide_runs([int(lengths[run].sum()) for run in runs], capacity)
     n_wide = max(n_wide, sum(capacity.must_be_wide(int(lengths[run[0]])) for run in runs))
-    # The budget leaves a run for every lane. Wide runs go one after the other, so fewer are better: one of 60 and 30
-    # tokens took 0.87 of the time of two, one of 120, 30 and 30 took 0.82 (6 x 384, 2 threads of a Zen 4).
+    # The budget leaves a run for every lane. Wide runs go one after the other, so fewer are better. One of 60 and 30
+    # tokens took 0.87 of the time of two (6 x 384, 2 threads of a Zen 4).
     wide = divided(np.sort(np.concatenate(runs[:n_wide])), capacity.run_tokens) if n_wide > 1 else runs[:n_wide]
     return Plan(wide=tuple(wide), narrow=tuple(runs[n_wide:]))
 
