@@ -24,6 +24,7 @@ from tests.export.decoders import make_decoder
 from tests.export.test_gpu_graphs import TENSORRT_OPERATORS, graph_of
 from tests.export.test_gte import new_checkpoint
 from tests.export.test_modernbert import SMALL
+from tests.support import in_threads
 
 pytestmark = pytest.mark.export
 
@@ -135,3 +136,7 @@ def test_a_score_depends_on_its_pair_only_to_the_last_bit(trained: Artifact):
             rows = chance.permutation(len(pairs))[:20]
             found = two.score([pairs[row] for row in rows])
             assert found.tobytes() == np.frombuffer(together, np.float32)[rows].tobytes()
+        # Callers take turns with one compiled model, whose requests and kernels they share.
+        shares = [pairs[i::3] for i in range(3)]
+        found_by_callers = in_threads(3, lambda i: two.score(shares[i]).tobytes())
+        assert found_by_callers == [np.frombuffer(together, np.float32)[i::3].tobytes() for i in range(3)]

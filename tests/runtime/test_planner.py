@@ -80,6 +80,17 @@ def test_one_row_uses_all_threads():
     assert [run.tolist() for run in found.wide] == [[0]]
 
 
+@pytest.mark.parametrize("lengths", [[60, 30], [120, 30, 30]])
+def test_short_rows_that_go_wide_share_a_run(lengths: list[int]):
+    found = plan(np.array(lengths), Capacity(layout="packed", n_threads=2, n_narrow=2))
+    assert ([len(run) for run in found.wide], found.narrow) == ([len(lengths)], ())
+
+
+def test_wide_runs_of_different_groups_stay_apart():
+    found = plan(np.array([60, 30]), Capacity(layout="packed", n_threads=2, n_narrow=2), groups=np.array([0, 1]))
+    assert [run.tolist() for run in found.wide] == [[0], [1]]
+
+
 def test_an_even_number_of_rows_is_shared_out_and_an_odd_one_goes_wide_first():
     capacity = Capacity(layout="packed", n_threads=2, n_narrow=2)
     assert len(plan(np.array([200] * 4), capacity).wide) == 0

@@ -40,3 +40,16 @@ def test_a_start_from_the_cache_imports_only_what_a_score_needs(
     needless = {"filelock", "importlib.metadata", "tqdm", "huggingface_hub", "openvino", "rankrt.loading.prepare"}
     needless |= {f"rankrt.backends.{name}" for name in ("cuda", "gpu", "tensorrt_engines", "cpu_decoder", "openvino")}
     assert imported_by(score) & needless == {"rankrt.backends.openvino"}
+
+
+def test_a_command_without_a_terminal_imports_no_progress_bar(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It asks for its own version, for which it reads what is installed: up to 150 ms."""
+    monkeypatch.setenv("RANKRT_CACHE", str(tmp_path / "cache"))
+    documents = tmp_path / "documents.txt"
+    documents.write_text("two\nthree\n")
+    command = ["rerank", str(artifact.folder), "--query", "one", "--documents", str(documents), "--device", "cpu"]
+    rerank = f"from rankrt.cli.main import main; main({command!r})"
+    imported_by(rerank)  # prepares the model
+    assert imported_by(rerank).isdisjoint({"tqdm", "importlib.metadata", "email", "filelock", "huggingface_hub"})

@@ -113,13 +113,19 @@ def plan(lengths: Int64Array, capacity: Capacity, groups: Int64Array | None = No
 
     With `groups`, (n_rows,), rows of different groups are never in one run.
     """
-    budget = capacity.budget(int(lengths.sum()))
-    groups_of_rows = by_group(groups, len(lengths))
-    runs = [rows[run] for rows in groups_of_rows for run in divide(lengths[rows], budget, capacity.layout)]
-    runs.sort(key=lambda run: -int(lengths[run[0]]))
+
+    def divided(rows: Int64Array, budget: int) -> list[Int64Array]:
+        apart = [rows] if groups is None else [rows[groups[rows] == group] for group in np.unique(groups[rows])]
+        runs = [group[run] for group in apart for run in divide(lengths[group], budget, capacity.layout)]
+        return sorted(runs, key=lambda run: -int(lengths[run[0]]))
+
+    runs = divided(np.arange(len(lengths)), capacity.budget(int(lengths.sum())))
     n_wide = n_wide_runs([int(lengths[run].sum()) for run in runs], capacity)
     n_wide = max(n_wide, sum(capacity.must_be_wide(int(lengths[run[0]])) for run in runs))
-    return Plan(wide=tuple(runs[:n_wide]), narrow=tuple(runs[n_wide:]))
+    # The budget leaves a run for every lane. Wide runs go one after the other, so fewer are better. One of 60 and 30
+    # tokens took 0.87 of the time of two (6 x 384, 2 threads of a Zen 4).
+    wide = divided(np.sort(np.concatenate(runs[:n_wide])), capacity.run_tokens) if n_wide > 1 else runs[:n_wide]
+    return Plan(wide=tuple(wide), narrow=tuple(runs[n_wide:]))
 
 
 @dataclass(slots=True)
@@ -205,13 +211,6 @@ def makespan(costs: Sequence[float], n_lanes: int) -> float:
     for cost in costs:
         heapreplace(lanes, lanes[0] + cost)
     return max(lanes)
-
-
-def by_group(groups: Int64Array | None, n_rows: int) -> list[Int64Array]:
-    """Return the rows of each group; without groups all rows are one."""
-    if groups is None:
-        return [np.arange(n_rows)]
-    return [np.flatnonzero(groups == group) for group in np.unique(groups)]
 
 
 def by_length(lengths: Int64Array) -> Int64Array:
