@@ -182,6 +182,20 @@ def test_what_takes_longer_than_the_pause_is_not_idle():
     assert called.wait(5)
 
 
+def test_a_thread_that_failed_to_start_is_replaced_and_blocks_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Without memory a new thread ends before it says that it runs. threading.Thread.start would wait for ever."""
+    called = threading.Event()
+    idle = Idle(called.set, 0.05)
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr("_thread.start_new_thread", lambda function, arguments: 0)
+        with idle.busy():
+            pass
+    assert not called.wait(0.2)
+    with idle.busy():
+        pass
+    assert called.wait(5)
+
+
 def test_idle_that_was_closed_does_not_call_back():
     times: list[int] = []
     idle = Idle(lambda: times.append(1), 0.02)

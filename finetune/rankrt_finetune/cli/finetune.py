@@ -180,10 +180,11 @@ def finetune(
         lora=Lora(rank=lora_rank, alpha=lora_alpha) if lora else None, report_to=tuple(report_to or ()), **recipe
     )
     with terminal.bar(None, "step") as bar:
+        counter = terminal.Counter(bar)
 
         def show(n_done: int, n_steps: int) -> None:
             bar.total = n_steps
-            bar.update(n_done - bar.n)
+            counter.update(n_done - counter.n_done)
 
         outcome = train(task, asked, resume=resume, on_progress=show)
     if outcome.before is not None and outcome.after is not None:

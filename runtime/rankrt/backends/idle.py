@@ -1,9 +1,10 @@
 """Doing something once nothing has happened for a while."""
 
+import _thread
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Idle:
@@ -12,8 +13,10 @@ class Idle:
     def __init__(self, call: Callable[[], None], seconds: float) -> None:
         self._call, self._seconds = call, seconds
         self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None
-        self._n_busy, self._ended, self._is_closed = 0, 0.0, False
+        self._n_busy, self._ended = 0, 0.0
+        # A thread looks again until then. One that fails to start, for lack of memory, is replaced after that.
+        self._watched_until = 0.0
+        self._closed = threading.Event()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -23,30 +26,29 @@ class Idle:
         try:
             yield
         finally:
+            now = time.monotonic()
             with self._lock:
-                self._n_busy, self._ended = self._n_busy - 1, time.monotonic()
-                if self._timer is None and not self._is_closed:
-                    self._start(self._seconds)
+                self._n_busy, self._ended = self._n_busy - 1, now
+                if is_new := now > self._watched_until:
+                    self._watched_until = now + 2 * self._seconds
+            if is_new and not self._closed.is_set():
+                # Thread.start waits until the thread says that it runs. Without memory it never says so.
+                with suppress(RuntimeError):  # no thread is to be had now; a later run tries again
+                    _thread.start_new_thread(self._watch, ())
 
     def close(self) -> None:
         """Call back no more."""
-        with self._lock:
-            self._is_closed = True
-            if self._timer is not None:
-                self._timer.cancel()
+        self._closed.set()
 
-    def _start(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._look)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _look(self) -> None:
-        with self._lock:
-            self._timer = None
-            if self._is_closed or self._n_busy:
-                return  # the end of what is done now starts the time again
-            left = self._ended + self._seconds - time.monotonic()
-            if left > 0:
-                self._start(left)
-                return
+    def _watch(self) -> None:
+        left = self._seconds
+        while left > 0:
+            self._closed.wait(left)
+            with self._lock:
+                now = time.monotonic()
+                left = self._ended + self._seconds - now
+                if self._closed.is_set() or self._n_busy:
+                    self._watched_until = 0.0  # the end of what is done now starts the time again
+                    return
+                self._watched_until = now + left + self._seconds if left > 0 else 0.0
         self._call()
