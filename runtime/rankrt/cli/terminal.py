@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 from rankrt.cli import inputs, streams
 
@@ -24,28 +24,28 @@ def open_input(name: str) -> io.BufferedReader:
 def bar(total: int | None, unit: str) -> Any:
     """Return a bar that shows progress on a terminal, and nothing elsewhere."""
     if not streams.is_terminal():
-        return NoBar()
+        return _NoBar()
     from tqdm import tqdm  # up to 150 ms, as it asks for its own version
 
     return tqdm(total=total, unit=unit, leave=False)
 
 
-class NoBar:
-    """What stands for a bar where there is no terminal: it shows nothing."""
+class _NoBar:
+    """Stands for a bar where there is no terminal."""
 
     disable = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def update(self, n: int) -> None:
         """Show nothing."""
 
     def clear(self) -> None:
-        """Clear nothing."""
+        """Show nothing."""
+
+    def __enter__(self) -> "_NoBar":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Show nothing."""
 
 
 class Counter:
