@@ -81,7 +81,7 @@ def test_the_kernels_of_attention_are_read_from_what_the_engine_prints():
     ("precision", "capability", "kernels", "verdict"),
     [
         ("fp16", "9.0", ["FLASH_ATTENTION"], "ok"),
-        ("fp16", "9.0", ["EFFICIENT_ATTENTION", "FLASH_ATTENTION"], "ok"),  # windows beside whole rows
+        ("fp16", "9.0", ["EFFICIENT_ATTENTION", "FLASH_ATTENTION"], "fail"),
         ("fp16", "9.0", ["CUDNN_FLASH_ATTENTION"], "fail"),
         ("fp16", "9.0", ["FLASH_ATTENTION", "MATH"], "fail"),
         ("fp16", "8.6", ["EFFICIENT_ATTENTION"], "fail"),
@@ -100,6 +100,20 @@ def test_flash_attention_is_expected_where_there_is_a_kernel_for_it(
     finding = _attention(on_cuda(artifact, variant, gpu))
     assert finding.verdict == verdict
     assert finding.detail == ", ".join(f"PackedMultiHeadAttention by {kernel}" for kernel in kernels)
+
+
+@pytest.mark.parametrize(("of_windows", "verdict"), [("EFFICIENT_ATTENTION", "ok"), ("MATH", "fail")])
+def test_windows_beside_whole_rows_have_a_mask_and_no_flash_attention(
+    artifact: Artifact, monkeypatch, of_windows: str, verdict: str
+):
+    printed = (
+        "Operator=PackedMultiHeadAttention SdpaKernel=FLASH_ATTENTION\n"
+        f"Operator=MultiHeadAttention SdpaKernel={of_windows}\n"
+    )
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: CompletedProcess([], 0, stdout=printed, stderr=""))
+    variant = msgspec.structs.replace(artifact.manifest.variants[1], precision="fp16")
+    gpu = replace(gpus("A GPU").found[0], capability="9.0")
+    assert _attention(on_cuda(artifact, variant, gpu)).verdict == verdict
 
 
 def test_a_graph_whose_attention_is_in_plain_operators_is_no_failure(artifact: Artifact, monkeypatch):

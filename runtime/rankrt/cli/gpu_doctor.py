@@ -188,9 +188,10 @@ def _attention(placement: Placement) -> Finding:
     kernels = kernels_of(process.stdout)
     listed = ", ".join(f"{operator} by {kernel}" for operator, kernel in kernels)
     used = {kernel for _, kernel in kernels}
-    # Not cuDNN's, which calls itself CUDNN_FLASH_ATTENTION. Layers that see a window have a mask, which flash attention
-    # does not take.
-    is_flash = "FLASH_ATTENTION" in used and used <= {"FLASH_ATTENTION", "EFFICIENT_ATTENTION"}
+    # Beside whole rows, which are packed, layers may see a window: by a mask, which flash attention does not take.
+    of_rows = {kernel for operator, kernel in kernels if operator == "PackedMultiHeadAttention"} or used
+    # Not cuDNN's, which calls itself CUDNN_FLASH_ATTENTION.
+    is_flash = of_rows == {"FLASH_ATTENTION"} and used <= {"FLASH_ATTENTION", "EFFICIENT_ATTENTION"}
     # ONNX Runtime has flash kernels in half precision, from compute capability 8.0 on.
     is_half, gpu = placement.variant.precision == "fp16", placement.gpu
     has_flash = is_half and gpu is not None and gpu.version >= (8, 0)
