@@ -21,7 +21,9 @@ from tests.support import tiny_artifact
 
 # ONNX Runtime 1.32 calls 10, 15 and 24 s after it was imported.
 WATCHED_S = 40
-_OFF = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# All that a process of this test inherits. ONNX Runtime stays quiet where CI, GITHUB_ACTIONS or ten others are set, and
+# keeps its device id where XDG_CACHE_HOME says: the controls would prove nothing there.
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "TMPDIR", "RANKRT_CACHE", "HF_HUB_CACHE")
 _LOAD = "from rankrt import Reranker; Reranker.load(sys.argv[1]).rank('one', ['two', 'three'])"
 # Prints what decides whether the engine reports: the variable, as it is when the engine is looked for.
 _LOOK = """
@@ -72,7 +74,7 @@ def test_an_engine_that_was_imported_first_is_announced_once_since_nothing_stops
     """Neither the variable nor onnxruntime.disable_telemetry_events() changed the three calls of 1.32."""
     said = _run(f"import sys, onnxruntime; {_LOAD}; {_LOAD}", str(artifact.folder)).stderr
     if sys.platform == "linux":
-        assert said.count("onnxruntime was imported before rankrt, so it reports this process to its maker") == 1
+        assert said.count("onnxruntime was imported before rankrt, so it may report this process to its maker") == 1
     assert _run(f"import sys, onnxruntime; {_LOAD}", str(artifact.folder), ORT_DISABLE_TELEMETRY="1").stderr == ""
 
 
@@ -171,8 +173,7 @@ def _listen(proxy: socket.socket, calls: list[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return this environment without what the tests' own import of rankrt has put into it."""
-    return {name: value for name, value in os.environ.items() if name not in _OFF and name.lower() != "no_proxy"}
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
 
 
 def _run(code: str, *arguments: str, **variables: str | None) -> "subprocess.CompletedProcess[str]":

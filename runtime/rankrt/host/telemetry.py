@@ -50,6 +50,6 @@ def warn_if_too_late() -> None:
     """Say, once, that ONNX Runtime reports because it was imported before rankrt."""
     if _ENGINE_CAME_FIRST:
         warn_once(
-            "onnxruntime was imported before rankrt, so it reports this process to its maker; import rankrt first, or"
-            " set ORT_DISABLE_TELEMETRY=1"
+            "onnxruntime was imported before rankrt, so it may report this process to its maker; import rankrt first,"
+            " or set ORT_DISABLE_TELEMETRY=1"
         )
