@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 # glibc keeps what is freed up to twice the largest block that was ever mapped for itself and freed (mallopt(3),
-# M_MMAP_THRESHOLD). So much stays with every thread and cannot be given back: with 31 MB here, v2-m3 kept 67 MB more.
-_LARGEST_KEPT_BYTES = 8 << 20
+# M_MMAP_THRESHOLD; 32 MB at most). With 8 MB here, a row of 512 tokens of v2-m3 in int8 faulted 60,000 pages in again
+# and took 1.12 times as long, and one of 1,050 tokens 1.17 times. After a pause 10 MB more stay, of 84.
+_LARGEST_KEPT_BYTES = 31 << 20
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)$")
 # mmap.MADV_DONTNEED, where there is one, by its number on Linux.
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", 4)
