@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 # glibc keeps what is freed up to twice the largest block that was ever mapped for itself and freed (mallopt(3),
-# M_MMAP_THRESHOLD; 32 MB at most). With 8 MB here, a row of 512 tokens of v2-m3 in int8 faulted 60,000 pages in again
-# and took 1.12 times as long, and one of 1,050 tokens 1.17 times. After a pause 10 MB more stay, of 84.
+# M_MMAP_THRESHOLD; 32 MB at most). So much may stay with every thread that runs, and cannot be given back. With 8 MB
+# here, rows of 512 tokens of v2-m3 in int8 took 1.12 times as long: each run faulted 60,000 pages in again. The price
+# after 1,000 pairs on two cores is 57 MB more, where 81 stayed.
 _LARGEST_KEPT_BYTES = 31 << 20
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)$")
 # mmap.MADV_DONTNEED, where there is one, by its number on Linux.
