@@ -238,9 +238,9 @@ def _relative(row: Row, ours: Row) -> float:
 
 def _conditions(record: Record) -> str:
     model, machine = record.model, record.machine
-    name, weights = FULL if model.name == NEWEST else model.name, _WEIGHTS.get(model.name, "random weights")
+    weights = _WEIGHTS.get(model.name, "random weights")
     return (
-        f"{name}'s shape ({model.n_parameters / 1e6:.0f} M parameters, {weights}) on"
+        f"{model.name}'s shape ({model.n_parameters / 1e6:.0f} M parameters, {weights}) on"
         f" {machine.n_threads} cores of an {machine.processor} ({machine.instructions[-1]}), tokenization included."
         f" Medians; each system took turns with {record.baseline}. x is the time relative to rankrt's in fp32. The last"
         " column is the largest difference of a logit from PyTorch's in fp32."
