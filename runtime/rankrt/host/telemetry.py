@@ -47,7 +47,7 @@ def without_openvinos() -> Iterator[None]:
 
 
 def warn_if_too_late() -> None:
-    """Say, once, that ONNX Runtime reports because it was imported before rankrt."""
+    """Say, once, that ONNX Runtime may report because it was imported before rankrt."""
     if _ENGINE_CAME_FIRST:
         warn_once(
             "onnxruntime was imported before rankrt, so it may report this process to its maker; import rankrt first,"
