@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {
     "runtime/rankrt": (
-        "errors notices arrays extras cancellation calls files refinement artifact host options text llm backends"
+        "errors notices arrays extras cancellation calls files refinement artifact host kernels options text llm backends"
         " loading scoring scale ranking reranker compat integrations cli server __main__"
     ),
     "export/rankrt_export": (

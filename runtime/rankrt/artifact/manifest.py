@@ -17,7 +17,7 @@ from rankrt.artifact.precisions import InstructionSet, Precision, Target, Varian
 from rankrt.errors import ArtifactError
 from rankrt.files.rights import unreadable
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "rankrt.json"
 
 # How a graph takes its rows. "packed": one flat sequence, with offsets. "stacked": a matrix of rows of one length.

@@ -11,8 +11,8 @@ Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "w8", "int8", "fp8", "int4"]
 # The library that computes on a CPU.
 CpuLibrary: TypeAlias = Literal["onnxruntime", "openvino"]
-# Whose operators a graph has: its target's own, or OpenVINO's on a CPU.
-OperatorsName: TypeAlias = Target | Literal["openvino"]
+# Whose operators a graph has: its target's, or on a CPU OpenVINO's or rankrt's own.
+OperatorsName: TypeAlias = Target | Literal["openvino", "kernels"]
 # How a processor adds products of bytes: "vnni" four at once in 32 bits; "avx2" two at once in 16 bits, which saturate,
 # so that a graph for it halves the weights.
 InstructionSet: TypeAlias = Literal["avx2", "vnni"]
@@ -59,6 +59,7 @@ class PrecisionRow:
     is_exact           only the order of sums differs from PyTorch: its limits are fixed, and nothing is more exact
     is_calibrated      text decides how its layers are rounded, and which stay as they are
     instruction_sets   those that it has a graph for on a CPU; none if one graph is for every processor
+    has_kernels        whether it has a graph for rankrt's own kernels beside these
     needs_fast_bytes   on a CPU it is slower than fp32 without fast products of bytes
     cpu_library      the library that computes it on a CPU
     is_measured_on_cpu   "auto" takes it on a CPU only if `rankrt prepare` measured there that it is faster than fp32
@@ -78,6 +79,7 @@ class PrecisionRow:
     is_exact: bool = False
     is_calibrated: bool = False
     instruction_sets: tuple[InstructionSet, ...] = ()
+    has_kernels: bool = False
     needs_fast_bytes: bool = False
     cpu_library: CpuLibrary = "onnxruntime"
     is_measured_on_cpu: bool = False
@@ -162,6 +164,7 @@ PRECISIONS: Mapping[Precision, PrecisionRow] = {
         min_tau=0.97,
         is_calibrated=True,
         instruction_sets=INSTRUCTION_SETS,
+        has_kernels=True,
         needs_fast_bytes=True,
         bytes_per_weight=1.04,
         bytes_in_memory=1.04,
@@ -220,14 +223,27 @@ class VariantKey:
         return self.target == "cpu" and self.row.cpu_library == "openvino"
 
     @property
+    def needs_kernels(self) -> bool:
+        """Whether its graph has operators of rankrt's own."""
+        return self.target == "cpu" and self.row.has_kernels and self.instruction_set is None
+
+    @property
     def operators(self) -> OperatorsName:
         """Whose operators its graph has."""
+        if self.needs_kernels:
+            return "kernels"
         return "openvino" if self.is_for_openvino else self.target
 
 
 def variant_keys(target: Target, precision: Precision) -> tuple[VariantKey, ...]:
-    """Return the variants of a target in a precision: on a CPU one for each instruction set that it has a graph for."""
-    sets = PRECISIONS[precision].instruction_sets if target == "cpu" else ()
+    """Return the variants of a target in a precision, the fastest first.
+
+    On a CPU one is for each instruction set that it has a graph for, and one for rankrt's own kernels if it has any.
+    """
+    row = PRECISIONS[precision]
+    sets: tuple[InstructionSet | None, ...] = row.instruction_sets if target == "cpu" else ()
+    if target == "cpu" and row.has_kernels:
+        sets = (None, *sets)
     return tuple(VariantKey(target=target, precision=precision, instruction_set=name) for name in sets or (None,))
 
 

@@ -1,0 +1,34 @@
+// The library as ONNX Runtime and Python see it: the operators of the domain "rankrt", and which kernels they use.
+#include "operators/add_norm.h"
+#include "operators/attention.h"
+#include "operators/linear.h"
+#include "operators/places.h"
+#include "operators/round_tokens.h"
+
+namespace {
+
+const Described<Places> PLACES;
+const Described<RoundTokens> ROUND_TOKENS;
+const Described<Linear> LINEAR;
+const Described<Attention> ATTENTION;
+const Described<AddNorm> ADD_NORM;
+
+}  // namespace
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// Return the name of the instruction set that is used, or an empty text where none of them runs here.
+EXPORTED const char* rankrt_instruction_set() { return kernels() ? kernels()->name : ""; }
+
+// ONNX Runtime calls this when a session registers the library.
+EXPORTED onnxruntime::Status* RegisterCustomOps(onnxruntime::SessionOptions* options, const onnxruntime::ApiBase* base) {
+    const onnxruntime::Functions api{base->get_api(onnxruntime::VERSION)};
+    // Without a table there is no way to say why; the runtime fails then, as it does not find the operators.
+    if (!api.api) return nullptr;
+    onnxruntime::Domain* domain = nullptr;
+    if (auto* failure = api.create_domain("rankrt", &domain)) return failure;
+    const onnxruntime::CustomOp* const all[] = {&PLACES, &ROUND_TOKENS, &LINEAR, &ATTENTION, &ADD_NORM};
+    for (const auto* op : all)
+        if (auto* failure = api.add_operator(domain, op)) return failure;
+    return api.add_domain(options, domain);
+}

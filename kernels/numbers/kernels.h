@@ -1,0 +1,70 @@
+// What an instruction set computes: one table of functions for each, and the tasks that they take.
+//
+// A task is a part of an operator's work that no other part depends on. It knows no threads and no ONNX Runtime.
+#pragma once
+#include <cstdint>
+
+// Outputs of a linear layer are computed 32 at a time: so many columns of its weights lie together as a panel,
+// [n_inputs / 4][32][4].
+constexpr long PANEL = 32;
+
+// Round n_tokens rows of activations to bytes, each by a scale of its own.
+struct RoundingTask {
+    const float* x;        // (n_tokens, n_inputs)
+    const float* factors;  // (n_inputs,) what inputs are multiplied with before, or null
+    long n_tokens, n_inputs;
+    int zero_point;        // the byte that stands for 0
+    float floor;           // of the scale
+    uint8_t* bytes;        // (n_tokens, stride); bytes after a row's inputs are zero_point
+    long stride;
+    float* scales;         // (n_tokens,)
+};
+
+// Multiply rounded activations by one panel of a layer's weights.
+struct LinearTask {
+    const uint8_t* bytes;       // (n_tokens, stride)
+    const float* token_scales;  // (n_tokens,)
+    long n_tokens, stride;
+    long n_quads;               // four inputs are multiplied at once
+    int zero_point;
+    const int8_t* panel;        // (n_quads, 32, 4)
+    const float* scales;        // (32,) of the weights
+    const int32_t* sums;        // (32,) of the weights
+    const float* bias;          // (n_outputs,) or null
+    long n_outputs;             // of the panel's columns so many are outputs
+    bool has_gelu;
+    float* y;                   // (n_tokens, y_stride)
+    long y_stride;
+};
+
+// Attend from some tokens to all tokens of their row, in one head.
+struct AttentionTask {
+    const float *queries, *keys, *values;  // the head's features of the first token of each
+    long query_stride, key_stride, value_stride;
+    long n_queries, n_keys, head_size;
+    float scale;
+    float* y;
+    long y_stride;
+    float* scratch;  // as many floats as scratch_size says, at a multiple of 64 bytes
+};
+
+// Normalise x + y, or x alone where y is null.
+struct NormTask {
+    const float *x, *y;           // (n_tokens, n_features)
+    const float *weight, *bias;   // (n_features,); the bias may be null
+    long n_tokens, n_features;
+    float epsilon;
+    float* z;                     // (n_tokens, n_features)
+};
+
+struct Kernels {
+    const char* name;
+    void (*round_tokens)(const RoundingTask&);
+    void (*linear)(const LinearTask&);
+    long (*scratch_size)(long n_keys, long head_size);
+    void (*attend)(const AttentionTask&);
+    void (*add_norm)(const NormTask&);
+};
+
+// The best table for this processor, or the one that RANKRT_KERNELS names. Null where there is none.
+const Kernels* kernels();

@@ -1,0 +1,39 @@
+// The sum of two states, normalised over the features of each token.
+#pragma once
+#include "../operator.h"
+
+struct AddNorm {
+    static constexpr const char* NAME = "AddNorm";
+    // x and y (n_tokens, n_features), weight and bias (n_features,)
+    static constexpr onnxruntime::ElementType INPUTS[] = {onnxruntime::FLOAT, onnxruntime::FLOAT, onnxruntime::FLOAT,
+                                                          onnxruntime::FLOAT};
+    static constexpr size_t N_REQUIRED = 3;
+    static constexpr onnxruntime::ElementType OUTPUTS[] = {onnxruntime::FLOAT};
+    static constexpr int64_t ROWS_OF_TASK = 16;
+
+    explicit AddNorm(Attributes& attributes) : epsilon(attributes.number("epsilon")) {}
+
+    void compute(Run& run) const {
+        const auto x = run.input<float>(0), y = run.input<float>(1), weight = run.input<float>(2);
+        const auto bias = run.input<float>(3);
+        run.check(x.n_rows == y.n_rows && x.n_columns == y.n_columns, "x and y differ in shape");
+        run.check(weight.n_rows == x.n_columns, "the weight does not fit the states");
+        run.check(!bias.data || bias.n_rows == x.n_columns, "the bias does not fit the states");
+        const auto z = run.output<float>(0, x.n_rows, x.n_columns);
+        run.each((x.n_rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, [&](int64_t task) {
+            const int64_t start = task * ROWS_OF_TASK, left = x.n_rows - start, offset = start * x.n_columns;
+            kernels()->add_norm({
+                .x = x.data + offset,
+                .y = y.data + offset,
+                .weight = weight.data,
+                .bias = bias.data,
+                .n_tokens = left < ROWS_OF_TASK ? left : ROWS_OF_TASK,
+                .n_features = x.n_columns,
+                .epsilon = epsilon,
+                .z = z.data + offset,
+            });
+        });
+    }
+
+    float epsilon;
+};
