@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
-LIBRARY = SOURCES.parent / "runtime" / "rankrt" / "kernels" / "rankrt_kernels.so"
+LIBRARY = SOURCES.parent / "runtime" / "rankrt" / "kernels" / "rankrt_kernels.linux-x86_64.so"
 # Each instruction set is compiled for processors that have it; the rest for all.
 PROCESSORS = {
     "instruction_sets/avx2.cpp": ("-mcpu=haswell",),

@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
-LIBRARY = "runtime/rankrt/kernels/rankrt_kernels.so"
+LIBRARY = "runtime/rankrt/kernels/rankrt_kernels.linux-x86_64.so"
 # Every system that has build.py's glibc or a newer one. musl's systems and those of other processors do not take it.
 PLATFORM = "manylinux_2_17_x86_64"
 

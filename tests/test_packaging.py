@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
+from rankrt import kernels
+
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "kernels").exists():
     pytest.skip("needs the repository", allow_module_level=True)
 pytest.importorskip("hatchling")
 tags = pytest.importorskip("packaging.tags")
 
-LIBRARY = Path("runtime", "rankrt", "kernels", "rankrt_kernels.so")
+LIBRARY = Path("runtime", "rankrt", "kernels", "rankrt_kernels.linux-x86_64.so")
 PLATFORM = "manylinux_2_17_x86_64"
 needs_compiler = pytest.mark.skipif(
     PLATFORM not in tags.platform_tags() or importlib.util.find_spec("ziglang") is None,
@@ -65,8 +67,9 @@ def test_a_wheel_for_linux_on_x86_64_has_the_library_that_anyone_gets_from_these
     name = answer(tree, f"build_wheel({str(tmp_path)!r})")
     assert name.endswith(f"-py3-none-{PLATFORM}.whl")
     with zipfile.ZipFile(tmp_path / name) as wheel:
-        library = wheel.read("rankrt/kernels/rankrt_kernels.so")
+        library = wheel.read(f"rankrt/kernels/{LIBRARY.name}")
     assert library == (tree / LIBRARY).read_bytes()
+    assert kernels.LIBRARY.name == LIBRARY.name
     needed = {int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", library)}
     assert max(needed) <= 17, "it needs a newer glibc than the wheel's tag says"
     assert set(re.findall(rb"\0(lib[\w+-]+\.so[.\d]*)", library)) <= {b"libc.so.6", b"libm.so.6"}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rankrt.errors import DeviceError
 
-LIBRARY = Path(__file__).with_name("rankrt_kernels.so")
+# The dots keep Python from taking it for a module of this package.
+LIBRARY = Path(__file__).with_name("rankrt_kernels.linux-x86_64.so")
 # Those that the library has kernels for, the best first.
 INSTRUCTION_SETS = ("avx512_vnni", "avx_vnni", "avx2")
 VARIABLE = "RANKRT_KERNELS"
