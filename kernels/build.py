@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
@@ -38,7 +38,10 @@ SYSTEM = ("-lm", "-lc")
 
 
 def build(library: Path, *flags: str) -> None:
-    """Compile the sources and link them into a library, unless it was built from them. Raises CalledProcessError."""
+    """Compile the sources and link them into a library, unless it was built from them.
+
+    Raises CalledProcessError if the compiler fails, and PackageNotFoundError without ziglang.
+    """
     build_id = _build_id(flags)
     if library.exists() and build_id in library.read_bytes():
         return
@@ -50,13 +53,13 @@ def build(library: Path, *flags: str) -> None:
             command = (sys.executable, "-m", "ziglang", language, *TARGET, *flags, *arguments)
             subprocess.run(command, env=environment, check=True)
 
-        def compile_(source: str) -> Path:
+        def make_object(source: str) -> Path:
             object_ = Path(folder) / f"{Path(source).stem}.o"
             run("c++", *FLAGS, *PROCESSORS[source], "-c", SOURCES / source, "-o", object_)
             return object_
 
         with ThreadPoolExecutor() as pool:
-            objects = list(pool.map(compile_, PROCESSORS))
+            objects = list(pool.map(make_object, PROCESSORS))
         linked = Path(folder) / library.name
         run("cc", *LINK, f"-Wl,--build-id=0x{build_id.hex()}", *objects, *SYSTEM, "-o", linked)
         # Put in its place at once: a process may have the old library mapped.
@@ -77,5 +80,7 @@ def _build_id(flags: tuple[str, ...]) -> bytes:
 if __name__ == "__main__":
     try:
         build(Path(sys.argv[1]) if len(sys.argv) > 1 else LIBRARY)
+    except PackageNotFoundError:
+        sys.exit("ziglang, which compiles the kernels, is not installed. Install it: pip install --group kernels")
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)  # the compiler has said why
