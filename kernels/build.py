@@ -31,16 +31,18 @@ FLAGS = (
     *("-ffp-contract=off", "-fno-exceptions", "-fno-rtti"),
     *("-Wall", "-Wextra", "-Wno-psabi"),
 )
-# Of the system only libc and libm. Zig would compile the libraries of C++ and of the compiler first, for 40 s; what
-# needs them is an undefined symbol here.
-LINK = ("-shared", "-s", "-nolibc", "-Wl,-z,defs")
+# Of the system only libc and libm. Zig would compile the libraries of C++ and of the compiler first, for 40 s.
+LINK = ("-shared", "-s", "-nolibc")
 SYSTEM = ("-lm", "-lc")
+# A function of the others is an error of the linker, and not one of the process that loads the library.
+CLOSED = ("-Wl,-z,defs",)
 
 
 def build(library: Path, *flags: str) -> None:
     """Compile the sources and link them into a library, unless it was built from them.
 
-    Raises CalledProcessError if the compiler fails, and PackageNotFoundError without ziglang.
+    Flags come last. With those of a sanitizer the library needs a process that has the sanitizer's functions. Raises
+    CalledProcessError if the compiler fails, and PackageNotFoundError without ziglang.
     """
     build_id = _build_id(flags)
     if library.exists() and build_id in library.read_bytes():
@@ -50,7 +52,7 @@ def build(library: Path, *flags: str) -> None:
         environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
 
         def run(language: str, *arguments: str | Path) -> None:
-            command = (sys.executable, "-m", "ziglang", language, *TARGET, *flags, *arguments)
+            command = (sys.executable, "-m", "ziglang", language, *TARGET, *arguments, *flags)
             subprocess.run(command, env=environment, check=True)
 
         def make_object(source: str) -> Path:
@@ -61,7 +63,8 @@ def build(library: Path, *flags: str) -> None:
         with ThreadPoolExecutor() as pool:
             objects = list(pool.map(make_object, PROCESSORS))
         linked = Path(folder) / library.name
-        run("cc", *LINK, f"-Wl,--build-id=0x{build_id.hex()}", *objects, *SYSTEM, "-o", linked)
+        closed = () if flags else CLOSED
+        run("cc", *LINK, *closed, f"-Wl,--build-id=0x{build_id.hex()}", *objects, *SYSTEM, "-o", linked)
         # Put in its place at once: a process may have the old library mapped.
         beside = library.with_name(f"{os.getpid()}-{library.name}")
         shutil.copyfile(linked, beside)
@@ -70,7 +73,7 @@ def build(library: Path, *flags: str) -> None:
 
 def _build_id(flags: tuple[str, ...]) -> bytes:
     """Return a hash of all that the library's bytes depend on; the library has it as its build id."""
-    made_with = (version("ziglang"), TARGET, FLAGS, LINK, SYSTEM, PROCESSORS, flags)
+    made_with = (version("ziglang"), TARGET, FLAGS, LINK, SYSTEM, CLOSED, PROCESSORS, flags)
     digest = hashlib.sha256(repr(made_with).encode())
     for source in sorted(path for suffix in ("cpp", "h") for path in SOURCES.rglob(f"*.{suffix}")):
         digest.update(f"\n{source.relative_to(SOURCES).as_posix()}\n".encode() + source.read_bytes())
