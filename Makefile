@@ -69,9 +69,10 @@ test-gpu: $(GPU_READY)  ## what needs an NVIDIA GPU: scores, kernels, engines; s
 	$(GPU_VENV)/bin/python -m rankrt.cli.main doctor --device cuda || true
 	$(GPU_VENV)/bin/python -m pytest -rs -m gpu tests/gpu
 
-check: $(READY)  ## what a change has to pass besides the tests
+check: $(READY)  ## what a change has to pass besides the tests: ruff, clang-format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find kernels -name '*.h' -o -name '*.cpp')
 	$(BIN)/mypy
 
 # On Windows the server is refused before anything else of it runs.
@@ -88,9 +89,10 @@ site: $(SITE_READY)  ## the documentation as a site, in site/; a link that leads
 
 DIST ?= dist
 
-dist: $(RELEASE_READY)  ## the wheel and the source archive as they would be published, checked
+dist: $(RELEASE_READY)  ## the wheels and the source archive as they would be published, checked
 	rm -rf $(DIST)
 	$(RELEASE_VENV)/bin/python -m build --no-isolation --outdir $(DIST) .
+	RANKRT_BUILD_KERNELS=0 $(RELEASE_VENV)/bin/python -m build --no-isolation --wheel --outdir $(DIST) .
 	$(RELEASE_VENV)/bin/python -m twine check --strict $(DIST)/*
 
 MODEL ?= tiny_reranker/checkpoint

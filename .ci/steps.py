@@ -166,7 +166,7 @@ def steps(shop: Workshop) -> list[Step]:
         ),
         Step(
             name="check",
-            title="ruff and mypy, for this system, macOS, Windows and the newest Python",
+            title="ruff, clang-format and mypy, for this system, macOS, Windows and the newest Python",
             limit_s=1200,
             needs=("full",),
             commands=((*make, "check", "check-systems"),),

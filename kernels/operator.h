@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include <new>
+#include <type_traits>
 
 #include "numbers/kernels.h"
 #include "onnxruntime.h"
@@ -134,6 +135,8 @@ struct Described : onnxruntime::CustomOp {
         onnxruntime::Functions api;
         Operator of;
     };
+    // C++'s own new and delete would need its library, and that is not linked.
+    static_assert(std::is_trivially_destructible_v<Kernel>);
 
     Described() {
         using namespace onnxruntime;
@@ -148,14 +151,14 @@ struct Described : onnxruntime::CustomOp {
         input_memory = [](const CustomOp*, size_t) { return 0; };
         first_version = [](const CustomOp*) { return 1; };
         last_version = [](const CustomOp*) { return 1; };
-        destroy = [](void* kernel) { delete (Kernel*)kernel; };
+        destroy = [](void* kernel) { free(kernel); };
         create_kernel_or_fail = [](const CustomOp*, Api api, const KernelInfo* info, void** kernel) -> Status* {
             const Functions functions{api};
             if (!kernels()) return functions.failed(FAIL, "no kernels of rankrt run on this processor");
             Attributes attributes{functions, info};
-            auto* made = new (std::nothrow) Kernel{functions, Operator{attributes}};
-            if (!made) return functions.failed(FAIL, "out of memory");
-            *kernel = made;
+            void* memory = malloc(sizeof(Kernel));
+            if (!memory) return functions.failed(FAIL, "out of memory");
+            *kernel = new (memory) Kernel{functions, Operator{attributes}};
             return attributes.failure;
         };
         compute_or_fail = [](void* kernel, Context* context) -> Status* {

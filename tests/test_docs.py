@@ -195,7 +195,7 @@ def test_the_library_page_lists_every_error_with_its_bases():
 @cache
 def sources() -> str:
     """Return all code, and the options of the commands."""
-    folders = ("runtime", "export", "finetune", "benchmarks", "tiny_reranker")
+    folders = ("runtime", "export", "finetune", "kernels", "benchmarks", "tiny_reranker")
     files = [*(path for folder in folders for path in (ROOT / folder).rglob("*.py")), ROOT / "docs" / "cli.md"]
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 

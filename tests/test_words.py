@@ -12,7 +12,7 @@ import pytest
 from tests.words import idioms, longest_sentence, mean_words
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("runtime", "export", "finetune", "benchmarks", "examples", "scripts", "tiny_reranker")
+ROOMS = ("runtime", "export", "finetune", "kernels", "benchmarks", "examples", "scripts", "tiny_reranker")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
