@@ -7,6 +7,10 @@
 // Outputs of a linear layer are computed 32 at a time: so many columns of its weights lie together as a panel,
 // [n_inputs / 4][32][4].
 constexpr long PANEL = 32;
+// Wider heads would have less than 12 bits for a query.
+constexpr long LARGEST_HEAD = 512;
+// More shares of 15 bits than these would not fit sums of 32 bits.
+constexpr long LONGEST_ROW = 1 << 20;
 
 // Round n_tokens rows of activations to bytes, each by a scale of its own.
 struct RoundingTask {

@@ -1,44 +1,10 @@
 // The product of rounded activations with a panel of weights, back in float32, with bias and GELU.
-//
-// An instruction set has to define, before it includes this:
-//   ROWS           how many rows its registers hold the sums of, 32 for each
-//   BYTE_OFFSET    what it takes from each byte before it multiplies
-//   sums_of<R>     of R rows: sums[row][column] = sum over i of (bytes[row][i] - BYTE_OFFSET) * panel[column][i];
-//                  what lies `ahead` of the panel's places by so many bytes is fetched into the second cache
 #pragma once
 #include "kernels.h"
+#include "products.h"
 #include "vector.h"
 
 namespace {
-
-// What a tile's rows add up to, in registers: column [0, 16) and [16, 32) of the panel.
-template <int R>
-struct Sums {
-    Ints left[R], right[R];
-};
-
-template <int R>
-INLINE Sums<R> quad_sums(const uint8_t* bytes, long stride, const int8_t* panel, long n_quads, long ahead) {
-    Sums<R> sums;
-#pragma unroll
-    for (int row = 0; row < R; row++) sums.left[row] = sums.right[row] = Ints{};
-    for (long quad = 0; quad < n_quads; quad++) {
-        __builtin_prefetch(panel + ahead + quad * 128, 0, 2);
-        __builtin_prefetch(panel + ahead + quad * 128 + 64, 0, 2);
-        Ints a, b;
-        __builtin_memcpy(&a, panel + quad * 128, 64);
-        __builtin_memcpy(&b, panel + quad * 128 + 64, 64);
-#pragma unroll
-        for (int row = 0; row < R; row++) {
-            int32_t four;
-            __builtin_memcpy(&four, bytes + row * stride + quad * 4, 4);
-            const Ints x = Ints{} + four;
-            sums.left[row] = add_quads(sums.left[row], x, a);
-            sums.right[row] = add_quads(sums.right[row], x, b);
-        }
-    }
-    return sums;
-}
 
 // What the outputs of a panel have in common, in two parts of 16.
 struct Columns {
@@ -71,7 +37,7 @@ template <bool HAS_GELU, int R>
 INLINE void tile(const LinearTask& task, const Columns& columns, long start, long n_rows, long ahead) {
     if constexpr (R > 1)
         if (n_rows < R) return tile<HAS_GELU, R - 1>(task, columns, start, n_rows, ahead);
-    const Sums<R> sums = quad_sums<R>(task.bytes + start * task.stride, task.stride, task.panel, task.n_quads, ahead);
+    const Sums<R> sums = products<add_quads, R>(task.bytes + start * task.stride, task.stride, task.panel, task.n_quads, ahead);
 #pragma unroll
     for (int row = 0; row < R; row++) {
         const Floats scale = all(task.token_scales[start + row]);
