@@ -1,4 +1,4 @@
-// The choice of an instruction set, once, when a kernel is first needed.
+// The choice of an instruction set, once, when the library is loaded.
 #include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,9 +52,8 @@ const Kernels* choose() {
     return nullptr;
 }
 
+const Kernels* const CHOSEN = choose();
+
 }  // namespace
 
-const Kernels* kernels() {
-    static const Kernels* const chosen = choose();
-    return chosen;
-}
+const Kernels* kernels() { return CHOSEN; }

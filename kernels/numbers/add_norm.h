@@ -9,11 +9,11 @@ void add_norm(const NormTask& task) {
     const long n = task.n_features;
     for (long token = 0; token < task.n_tokens; token++) {
         const float* x = task.x + token * n;
-        const float* y = task.y ? task.y + token * n : nullptr;
+        const float* y = task.y + token * n;
         float* z = task.z + token * n;
         Floats total = {};
         for (long i = 0; i < n; i += LANES) {
-            const Floats both = y ? load(x + i, n - i) + load(y + i, n - i) : load(x + i, n - i);
+            const Floats both = load(x + i, n - i) + load(y + i, n - i);
             store(z + i, both, n - i);
             total += both;
         }

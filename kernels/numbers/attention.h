@@ -166,7 +166,10 @@ INLINE Floats share_of(Floats x) {
 
 // Turn a query's scores into shares, for `factor` that makes them powers of two. Return the sum of the shares.
 INLINE float compute_shares(const float* scores, long n_places, float highest, float factor, int16_t* shares) {
-    const Floats factors = all(factor), reach = all(-highest * factor);
+    // The exponents must not be above 0, or the largest share would not fit 16 bits. The product is rounded, so the next
+    // number above it is taken; what this changes in all shares alike, their sum takes out again.
+    const float top = highest * factor;
+    const Floats factors = all(factor), reach = all(-(top + __builtin_fabsf(top) * 0x1p-23f));
     Ints total = {};
     for (long j = 0; j < n_places; j += PANEL) {
         const Ints left = nearest(share_of(fma(load(scores + j), factors, reach)));
@@ -231,7 +234,7 @@ INLINE void attend_tile(const AttentionTask& task, const Layout& at, float limit
 
 void attend(const AttentionTask& task) {
     const Layout at{.n_keys = task.n_keys, .head_size = task.head_size};
-    const float limit = 65535.0f / __builtin_sqrtf(2.0f * (float)task.head_size) * 0.7071f;
+    const float limit = 32767.0f / __builtin_sqrtf((float)task.head_size);
     const float poison = pack_keys(task, at, limit);
     pack_values(task, at);
     // Tiles of nearly equal height, as in linear layers.
