@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 from rankrt.kernels import LIBRARY
 
 TESTED_LIBRARY = Path(os.environ.get("RANKRT_TEST_LIBRARY") or LIBRARY)
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Attributes = Mapping[str, int | float]
 
 INPUTS = {
@@ -52,12 +53,12 @@ def why_not() -> str | None:
     return None if library.rankrt_instruction_set() else "this processor runs none of the kernels"
 
 
-def run(name: str, attributes: Attributes | None = None, *, threads: int = 1, **inputs: Array) -> Array:
+def run(name: str, attributes: Attributes | None = None, threads: int = 1, /, **inputs: Array) -> Array:
     """Run an operator, and return its output; of RoundTokens, the bytes with their padding."""
-    return run_all(name, attributes, threads=threads, **inputs)[0]
+    return run_all(name, attributes, threads, **inputs)[0]
 
 
-def run_all(name: str, attributes: Attributes | None = None, *, threads: int = 1, **inputs: Array) -> list[Array]:
+def run_all(name: str, attributes: Attributes | None = None, threads: int = 1, /, **inputs: Array) -> list[Array]:
     """Run an operator, and return all of its outputs."""
     given = tuple(key for key in INPUTS[name] if key in inputs)
     assert set(given) == set(inputs)
@@ -94,7 +95,7 @@ def offsets_of(lengths: list[int]) -> NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def layer(weights: NDArray[np.int8], scales: NDArray[np.float32]) -> dict[str, Array]:
+def layer(weights: NDArray[np.int8], scales: NDArray[np.float32]) -> dict[str, Any]:
     """Return the inputs of Linear that are made of weights (n_in, n_out) and their scales (n_out,)."""
     n_in, n_out = weights.shape
     padded = np.zeros((-(-n_in // 4) * 4, -(-n_out // PANEL) * PANEL), np.int8)
@@ -118,7 +119,8 @@ def linear(
 
 def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return x times the normal distribution's share below it."""
-    return x * np.vectorize(lambda value: 0.5 * math.erfc(-value / math.sqrt(2)), otypes=[float])(x)
+    shares = [0.5 * math.erfc(-value / math.sqrt(2)) for value in x.ravel()]
+    return np.asarray(x * np.array(shares).reshape(x.shape))
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -130,10 +132,10 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def attention(q: Array, k: Array, v: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return attention of one row and head in float64, and how far integers of 16 bits may be from it.
 
-    The bound follows the roundings. A score is off by half a step of each feature. Each share is then off by a factor, and
-    by half of 1/32767 of the largest. Shares that are off by a part of their sum move the mean by twice that part of the
-    largest value. A value is off by half a step of 1/1023. Float32 adds its own 2^-24 a step, of which there are few.
-    No step is below SMALLEST_STEP.
+    The bound follows the roundings. A score is off by half a step of each feature. Each share is then off by a factor,
+    and by half of 1/32767 of the largest. Shares that are off by a part of their sum move the mean by twice that part
+    of the largest value. A value is off by half a step of 1/1023. Float32 adds its own 2^-24 a step, of which there are
+    few. No step is below SMALLEST_STEP.
     """
     q, k, v = (array.astype(np.float64) for array in (q, k, v))
     size, n_keys = q.shape[1], len(k)

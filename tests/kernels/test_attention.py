@@ -1,6 +1,8 @@
 """Attention beside softmax in float64: within the bound that its roundings have, alone and in every packing."""
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,25 +18,25 @@ LENGTHS = [*range(1, 14), 31, 32, 33, 63, 64, 65, 130, 385]
 Floats = NDArray[np.float32]
 
 
-def random_tokens(n_tokens: int, size: int, *, spread: float = 1.0, seed: int = 0) -> dict[str, Floats]:
+def random_tokens(n_tokens: int, size: int, *, spread: float = 1.0, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     shape = n_tokens, N_HEADS * size
     queries, keys, values = rng.standard_normal((3, *shape)).astype(np.float32)
     return {"queries": queries * np.float32(spread), "keys": keys, "values": values}
 
 
-def attend(tokens: dict[str, Floats], lengths: list[int], *, first_only: bool = False, threads: int = 1) -> Floats:
+def attend(tokens: dict[str, Any], lengths: list[int], *, first_only: bool = False, threads: int = 1) -> Floats:
     attributes = {"n_heads": N_HEADS, "first_only": int(first_only)}
-    outputs = run("Attention", attributes, threads=threads, row_offsets=offsets_of(lengths), **tokens)
+    outputs = run("Attention", attributes, threads, row_offsets=offsets_of(lengths), **tokens)
     return outputs.astype(np.float32)
 
 
-def check(tokens: dict[str, Floats], lengths: list[int], outputs: Floats) -> float:
+def check(tokens: dict[str, Any], lengths: list[int], outputs: Floats) -> float:
     """Compare each row and head with float64; return the root of the mean square difference beside the outputs'."""
     size = outputs.shape[1] // N_HEADS
     offsets = offsets_of(lengths)
     differences, exacts = [], []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         for head in range(N_HEADS):
             part = slice(start, stop), slice(head * size, (head + 1) * size)
             if start == stop:
@@ -149,7 +151,7 @@ def test_a_sink_that_takes_most_leaves_the_others_their_part():
     assert np.abs(outputs - (tokens["values"][0] + tokens["values"][1:].mean(0)) / 2).max() < 2e-3
 
 
-def check_first(tokens: dict[str, Floats], outputs: Floats) -> None:
+def check_first(tokens: dict[str, Any], outputs: Floats) -> None:
     size = outputs.shape[1] // N_HEADS
     for head in range(N_HEADS):
         part = slice(head * size, (head + 1) * size)
@@ -188,7 +190,7 @@ def test_tiny_and_huge_tokens_are_as_exact_as_others(factor: float):
     tokens = random_tokens(40, 16)
     scaled = {name: values * np.float32(factor) for name, values in tokens.items()}
     # Queries shrink as keys grow, so that scores stay: but for what has no inverse in float32.
-    if 1e-20 <= factor:
+    if factor >= 1e-20:
         scaled["queries"] = tokens["queries"] / np.float32(factor)
     check(scaled, [40], attend(scaled, [40]))
 

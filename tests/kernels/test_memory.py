@@ -1,4 +1,4 @@
-"""Memory and undefined behaviour: guarded pages, sanitizers, and memory that runs out. Each runs in a process of its own."""
+"""Memory and undefined behaviour: guarded pages, sanitizers, memory that runs out. Each has a process of its own."""
 
 import importlib.util
 import os
@@ -17,8 +17,9 @@ INSTRUCTION_SETS = ["avx2", "avx_vnni", "avx512_vnni"]
 # Clang's group "undefined", but for what needs a runtime library. As arguments of the compiler itself they cannot be
 # turned off by others.
 UNDEFINED = (
-    "alignment,array-bounds,bool,builtin,enum,float-cast-overflow,integer-divide-by-zero,nonnull-attribute,null,object-size,"
-    "pointer-overflow,return,returns-nonnull-attribute,shift-base,shift-exponent,signed-integer-overflow,unreachable,vla-bound"
+    "alignment,array-bounds,bool,builtin,enum,float-cast-overflow,integer-divide-by-zero,nonnull-attribute,null,"
+    "object-size,pointer-overflow,return,returns-nonnull-attribute,shift-base,shift-exponent,signed-integer-overflow,"
+    "unreachable,vla-bound"
 )
 # ONNX Runtime calls this function as well, and has to get what it asks for.
 NO_MEMORY = """
@@ -140,7 +141,7 @@ import numpy as np
 from tests.kernels.support import run, offsets_of
 x = np.ones((10, 8), np.float32)
 given = {{"queries": x, "keys": x, "values": x, "row_offsets": offsets_of([4, 6])}}
-run("Attention", {{"n_heads": 2, "first_only": 0}}, threads={threads}, **given)
+run("Attention", {{"n_heads": 2, "first_only": 0}}, {threads}, **given)
 """
     done = python("-c", program, LD_PRELOAD=str(tmp_path / "none.so"))
     assert done.returncode == 1
