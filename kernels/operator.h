@@ -95,10 +95,10 @@ class Run {
         if (!is_known || !keep(api.data(const_cast<onnxruntime::Value*>(value), &data))) return {};
         int64_t n_columns = 1, n_numbers = 1;
         for (size_t d = 0; d < n; d++) {
-            if (d > 0) n_columns *= sizes[d];
+            if (!check(sizes[d] <= MOST_NUMBERS / n_numbers, "an input is too large")) return {};
             // A tensor without numbers counts too: its other sizes may be anything.
-            n_numbers *= sizes[d] ? sizes[d] : 1;
-            if (!check(sizes[d] <= MOST_NUMBERS && n_numbers <= MOST_NUMBERS, "an input is too large")) return {};
+            if (sizes[d]) n_numbers *= sizes[d];
+            if (d > 0) n_columns *= sizes[d];
         }
         return {static_cast<const Number*>(data), sizes[0], n_columns};
     }

@@ -120,6 +120,8 @@ def test_a_sum_that_is_not_finite_stays_in_its_token(value: float):
         ({"weight": (5,)}, "the weight does not fit the states"),
         ({"weight": (4, 2)}, "the weight does not fit the states"),
         ({"bias": (3,)}, "the bias does not fit the states"),
+        ({"x": (0, 2**41), "y": (0, 2**41)}, "an input is too large"),
+        ({"x": (1,) * 9}, "an input has too many dimensions"),
     ],
 )
 def test_states_weight_and_bias_have_to_fit(changed: dict[str, tuple[int, ...]], message: str):
