@@ -16,7 +16,9 @@ const Described<AddNorm> ADD_NORM;
 }  // namespace
 
 // Return the name of the instruction set that is used, or an empty text where none of them runs here.
-extern "C" [[gnu::visibility("default")]] const char* rankrt_instruction_set() { return kernels() ? kernels()->name : ""; }
+extern "C" [[gnu::visibility("default")]] const char* rankrt_instruction_set() {
+    return kernels() ? kernels()->name : "";
+}
 
 // ONNX Runtime calls this when a session registers the library.
 extern "C" [[gnu::visibility("default")]] onnxruntime::Status* RegisterCustomOps(onnxruntime::SessionOptions* options,

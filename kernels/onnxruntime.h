@@ -1,7 +1,7 @@
 // The few parts of ONNX Runtime's C interface that the operators need.
 //
-// Its header is not in its wheel. The interface is a table of functions that only grows, so a function is known by its
-// place in it. These places and layouts are those of version 17 of the interface, the first with ParallelFor.
+// Its header is not in its wheel. The interface is a table of functions that only grows, so a function is known by
+// its place in it. These places and layouts are those of version 17 of the interface, the first with ParallelFor.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,7 @@
 // How an operator is written: a struct with its names and types, which reads its inputs, checks them and computes.
 //
-// Nothing here throws. A check that fails is kept, and what follows it finds sizes of 0; the runtime gets the message.
+// Nothing here throws. A check that fails is kept, and what follows it finds sizes of 0; the runtime gets the
+// message.
 #pragma once
 #include <stdlib.h>
 

@@ -20,7 +20,8 @@ void add_norm(const NormTask& task) {
         const Floats mean = all(sum(total) / (float)n);
         Floats squares = {};
         for (long i = 0; i < n; i += LANES) {
-            const Floats off = first(n - i) ? load(z + i, n - i) - mean : Floats{};
+            Floats off = load(z + i, n - i) - mean;
+            if (n - i < LANES) off = first(n - i) ? off : Floats{};
             squares = fma(off, off, squares);
         }
         const Floats inverse = all(1.0f / __builtin_sqrtf(sum(squares) / (float)n + task.epsilon));

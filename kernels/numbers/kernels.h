@@ -9,7 +9,7 @@
 constexpr long PANEL = 32;
 // 255 * 128 * 65,536 is less than 2^31, so sums of the products of more inputs might not fit 32 bits.
 constexpr long MOST_QUADS = 65536 / 4;
-// Wider heads would have less than 12 bits for a query.
+// Wider heads would have less than 11 bits and a sign for a feature of a query.
 constexpr long LARGEST_HEAD = 512;
 // More shares of 15 bits than these would not fit sums of 32 bits.
 constexpr long LONGEST_ROW = 1 << 20;

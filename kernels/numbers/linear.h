@@ -37,7 +37,8 @@ template <bool HAS_GELU, int R>
 INLINE void tile(const LinearTask& task, const Columns& columns, long start, long n_rows, long ahead) {
     if constexpr (R > 1)
         if (n_rows < R) return tile<HAS_GELU, R - 1>(task, columns, start, n_rows, ahead);
-    const Sums<R> sums = products<add_quads, R>(task.bytes + start * task.stride, task.stride, task.panel, task.n_quads, ahead);
+    const uint8_t* const rows = task.bytes + start * task.stride;
+    const Sums<R> sums = products<add_quads, R, true>(rows, task.stride, task.panel, task.n_quads, ahead);
 #pragma unroll
     for (int row = 0; row < R; row++) {
         const Floats scale = all(task.token_scales[start + row]);

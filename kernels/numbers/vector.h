@@ -1,11 +1,11 @@
 // Sixteen floats at once, and the functions of them that operators need.
 //
-// The compiler lowers these to one, two or four registers, so that an operator is written once for all instruction sets.
-// Every result is the same to the bit on all of them: each step is one IEEE operation, sums are kept in sixteen places
-// that are folded in one order, and nothing is contracted or reordered (-ffp-contract=off).
+// The compiler lowers these to one, two or four registers, so that an operator is written once for all instruction
+// sets. Every result is the same to the bit on all of them: each step is one IEEE operation, sums are kept in
+// sixteen places that are folded in one order, and nothing is contracted or reordered (-ffp-contract=off).
 //
-// Each instruction set compiles this file for itself. All of it is in an unnamed namespace: a function with a linkage of
-// its own would be merged by the linker, and code for AVX-512 would run where there is none.
+// Each instruction set compiles this file for itself. All of it is in an unnamed namespace: a function with a
+// linkage of its own would be merged by the linker, and code for AVX-512 would run where there is none.
 #pragma once
 #include <cstdint>
 
@@ -43,7 +43,8 @@ typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 // Store the first n bytes, one or more.
 INLINE void store(uint8_t* to, Bytes values, long n) {
-    __builtin_memcpy(to, &values, n < LANES ? n : LANES);
+    if (n >= LANES) __builtin_memcpy(to, &values, sizeof values);
+    else __builtin_memcpy(to, &values, n);
 }
 
 INLINE Floats all(float value) { return Floats{} + value; }
@@ -60,8 +61,8 @@ INLINE Ints first(long n) {
     return places < (int32_t)n;
 }
 
-// Bits of |x|. As integers they are in the order of the numbers, infinity after all numbers and NaN after infinity, so
-// that a maximum of them does not lose a NaN.
+// Bits of |x|. As integers they are in the order of the numbers, infinity after all numbers and NaN after infinity,
+// so that a maximum of them does not lose a NaN.
 INLINE Ints magnitudes(Floats values) { return bits(values) & 0x7fffffff; }
 
 INLINE Ints larger(Ints a, Ints b) { return a > b ? a : b; }
@@ -91,8 +92,8 @@ constexpr float ROUNDER = 12582912.0f;
 
 // Return the exact GELU, x times the normal distribution's share below x, to 1.2e-6.
 //
-// The share is 0.5 plus x times a polynomial of x^2, here brought to [-1, 1], fitted to 6.5e-8; beyond 5.2 it is 0 or 1 in
-// float32. A quotient of shorter polynomials is as exact and takes longer.
+// The share is 0.5 plus x times a polynomial of x^2, here brought to [-1, 1], fitted to 6.5e-8; beyond 5.2 it is 0
+// or 1 in float32. A quotient of shorter polynomials is as exact and takes longer.
 INLINE Floats gelu(Floats x) {
     Floats near = x < -5.2f ? all(-5.2f) : x;
     near = near > 5.2f ? all(5.2f) : near;

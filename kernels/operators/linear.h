@@ -31,8 +31,10 @@ struct Linear {
         run.check(n_quads <= MOST_QUADS, "the weights have more than 65,536 inputs");
         run.check(token_scales.is_vector_of(bytes.n_rows), "there is not one scale for each token");
         run.check(n_quads * 4 <= bytes.n_columns, "the weights have more inputs than the activations");
-        run.check(scales.is_vector_of(n_columns) && sums.is_vector_of(n_columns), "scales or sums do not fit the weights");
-        run.check(n_outputs > 0 && n_outputs <= n_columns && n_columns - n_outputs < PANEL, "n_outputs does not fit the weights");
+        run.check(scales.is_vector_of(n_columns) && sums.is_vector_of(n_columns),
+                  "scales or sums do not fit the weights");
+        run.check(n_outputs > 0 && n_outputs <= n_columns && n_columns - n_outputs < PANEL,
+                  "n_outputs does not fit the weights");
         run.check(!bias.data || bias.is_vector_of(n_outputs), "the bias does not fit the weights");
         const auto y = run.output<float>(0, bytes.n_rows, n_outputs);
         if (run.failure) return;

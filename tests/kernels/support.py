@@ -133,7 +133,7 @@ def attention(q: Array, k: Array, v: Array) -> tuple[NDArray[np.float64], NDArra
     """Return attention of one row and head in float64, and how far integers of 16 bits may be from it.
 
     The bound follows the roundings. A score is off by half a step of each feature. Each share is then off by a factor,
-    and by half of 1/32767 of the largest. Shares that are off by a part of their sum move the mean by twice that part
+    and by less than 1/32766 of the largest. Shares that are off by a part of their sum move the mean by twice that part
     of the largest value. A value is off by half a step of 1/1023. Float32 adds its own 2^-24 a step, of which there are
     few. No step is below SMALLEST_STEP.
     """
@@ -147,7 +147,7 @@ def attention(q: Array, k: Array, v: Array) -> tuple[NDArray[np.float64], NDArra
     off = (off / 2 + size * q_steps @ k_steps.T / 4) / math.sqrt(size) + np.abs(scores) * 2**-20
     worst = off.max(1)
     factor = np.expm1(2 * worst) + 1e-5
-    lost = n_keys * 0.5 / 32767 / np.exp(scores - scores.max(1, keepdims=True)).sum(1) * np.exp(2 * worst)
+    lost = n_keys / 32766 / np.exp(scores - scores.max(1, keepdims=True)).sum(1) * np.exp(2 * worst)
     largest = np.abs(v).max(0)
     bound = 2 * (factor + lost)[:, None] * largest + np.maximum(largest / 1023, SMALLEST_STEP) / 2 + largest * 1e-5
     return softmax(scores) @ v, bound

@@ -63,6 +63,15 @@ def test_heads_of_unusual_sizes(size: int):
     check(tokens, [80], attend(tokens, [80]))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, *SIZES, 511, 512])
+def test_the_largest_scores_fit_their_integers(size: int):
+    # All features of all queries and keys are at the end of their range; every second key has the other sign.
+    tokens = random_tokens(66, size)
+    signs = np.where(np.arange(66) % 2, -1, 1).astype(np.float32)[:, None]
+    tokens |= {"queries": np.ones_like(tokens["queries"]), "keys": np.ones_like(tokens["keys"]) * signs}
+    check(tokens, [66], attend(tokens, [66]))
+
+
 @pytest.mark.parametrize("size", [21, 64])
 def test_a_row_has_the_same_bits_alone_in_any_packing_and_on_two_threads(size: int):
     lengths = [5, 1, 0, 64, 400, 3, 33]
@@ -138,17 +147,23 @@ def test_scores_far_below_zero_are_not_taken_for_high_ones():
     check(tokens, [40], attend(tokens, [40]))
 
 
-def test_a_sink_that_takes_most_leaves_the_others_their_part():
-    # A half on one key, and the other half on 2,047: each has 8 of 32,767 steps.
-    tokens = random_tokens(2048, 16)
+@pytest.mark.parametrize(("n_tokens", "taken"), [(2048, 0.5), (2048, 0.99), (8192, 0.9), (8192, 0.99)])
+def test_a_key_that_takes_most_leaves_the_others_their_part(n_tokens: int, taken: float):
+    # Of 8,192 tokens, each gets 0.44 steps beside nine tenths: rounded to the nearest, all of them would be lost.
+    tokens = random_tokens(n_tokens, 16)
     tokens["queries"] = np.zeros((1, 32), np.float32)
     tokens["queries"][:, ::16] = 4.0
     tokens["keys"][:, ::16] = 0
-    tokens["keys"][0, ::16] = np.log(2047)
+    tokens["keys"][0, ::16] = np.log((n_tokens - 1) * taken / (1 - taken))
     tokens["values"][1:] = np.abs(tokens["values"][1:])
-    outputs = attend(tokens, [2048], first_only=True)
+    outputs = attend(tokens, [n_tokens], first_only=True)
     check_first(tokens, outputs)
-    assert np.abs(outputs - (tokens["values"][0] + tokens["values"][1:].mean(0)) / 2).max() < 2e-3
+    exact = taken * tokens["values"][0] + (1 - taken) * tokens["values"][1:].mean(0)
+    # Half of a value's step, of values up to 4. What chance leaves of the roundings, 8,192^0.5 / 2 / 32,766. And half
+    # the distance of two offsets, 1/64 of a step, which moves the outputs towards the one key or away from it.
+    from_mean = np.abs(tokens["values"][0] - tokens["values"][1:].mean(0))
+    off = 4 / 1023 / 2 + 3 * 8192**0.5 / 2 / 32766 + n_tokens / 64 / 32766 * from_mean
+    assert np.all(np.abs(outputs - exact) < off)
 
 
 def check_first(tokens: dict[str, Any], outputs: Floats) -> None:
