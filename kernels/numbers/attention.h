@@ -140,7 +140,8 @@ INLINE void compute_scores(const AttentionTask& task, const Layout& at, Floats (
     for (int row = 0; row < R; row++) most[row] = all(LOWEST);
     for (long j = 0; j < at.n_keys; j += PANEL) {
         const float* const panel = task.scratch + at.keys + j * at.n_pairs;
-        const Sums<R> sums = products<add_pairs, R, false>(task.scratch + at.queries, at.width * 2, panel, at.n_pairs);
+        const Sums<R> sums =
+            products<add_pairs, R, false>({}, task.scratch + at.queries, at.width * 2, panel, at.n_pairs);
         const float* const scales = task.scratch + at.key_scales + j;
         const long n_left = at.n_keys - j;
 #pragma unroll
@@ -212,7 +213,8 @@ INLINE void compute_outputs(const AttentionTask& task, const Layout& at, long st
         for (long j = 0; j < at.n_keys; j += KEYS_OF_BLOCK) {
             const long n_left = at.n_keys - j, n_pairs = n_left < KEYS_OF_BLOCK ? (n_left + 1) / 2 : KEYS_OF_BLOCK / 2;
             const float* const shares = task.scratch + at.shares + j / 2;
-            const Sums<R> sums = products<add_pairs, R, false>(shares, at.stride * 2, panel + j / 2 * PANEL, n_pairs);
+            const Sums<R> sums =
+                products<add_pairs, R, false>({}, shares, at.stride * 2, panel + j / 2 * PANEL, n_pairs);
 #pragma unroll
             for (int row = 0; row < R; row++) {
                 left[row] += __builtin_convertvector(sums.left[row], Floats);

@@ -8,16 +8,16 @@ namespace {
 
 // What the outputs of a panel have in common, in two parts of 16.
 struct Columns {
-    Ints corrections[2];
+    Ints corrections[2];  // what sums begin with, so that bytes count from their zero point
     Floats scales[2], bias[2];
-    long n[2];  // how many of the part's columns are outputs
+    long n[2];  // how many of the part's columns are outputs: all if 16 or more, none if negative
 };
 
 INLINE Columns columns_of(const LinearTask& task) {
     Columns found = {};
     for (long part = 0; part < 2; part++) {
         const long start = part * LANES, left = task.n_outputs - start;
-        found.n[part] = left < 0 ? 0 : left;
+        found.n[part] = left;
         __builtin_memcpy(&found.corrections[part], task.sums + start, sizeof(Ints));
         found.corrections[part] *= BYTE_OFFSET - task.zero_point;
         found.scales[part] = load(task.scales + start);
@@ -28,7 +28,7 @@ INLINE Columns columns_of(const LinearTask& task) {
 
 template <bool HAS_GELU>
 INLINE Floats outputs_of(Ints sums, const Columns& columns, long part, Floats scale) {
-    const Floats product = __builtin_convertvector(sums + columns.corrections[part], Floats) * columns.scales[part];
+    const Floats product = __builtin_convertvector(sums, Floats) * columns.scales[part];
     const Floats found = fma(product, scale, columns.bias[part]);
     return HAS_GELU ? gelu(found) : found;
 }
@@ -38,7 +38,8 @@ INLINE void tile(const LinearTask& task, const Columns& columns, long start, lon
     if constexpr (R > 1)
         if (n_rows < R) return tile<HAS_GELU, R - 1>(task, columns, start, n_rows, ahead);
     const uint8_t* const rows = task.bytes + start * task.stride;
-    const Sums<R> sums = products<add_quads, R, true>(rows, task.stride, task.panel, task.n_quads, ahead);
+    const Sums<R> sums =
+        products<add_quads, R, true>(columns.corrections, rows, task.stride, task.panel, task.n_quads, ahead);
 #pragma unroll
     for (int row = 0; row < R; row++) {
         const Floats scale = all(task.token_scales[start + row]);

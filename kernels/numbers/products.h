@@ -20,19 +20,24 @@ struct Sums {
 
 constexpr long BYTES_OF_STEP = 4 * PANEL;
 
-// Multiply R rows, which begin `stride` bytes apart, by a panel (n_steps, 32) of four bytes each. With FETCHES,
-// what is `ahead` of the panel by so many bytes comes into the second cache on the way. That is not asked at each
-// step: a branch there made Clang keep sums in memory, and 56 tokens took 14 % longer.
+// Multiply R rows, which begin `stride` bytes apart, by a panel (n_steps, 32) of four bytes each. The sums of all rows
+// begin with `starts`.
+//
+// With FETCHES, what is `ahead` of the panel by so many bytes comes into the second cache on the way. That is not asked
+// at each step: a branch there made Clang keep sums in memory, and 56 tokens took 14 % longer.
 template <Ints (*add)(Ints, Ints, Ints), int R, bool FETCHES>
-INLINE Sums<R> products(const void* rows, long stride, const void* panel, long n_steps, long ahead = 0) {
+INLINE Sums<R> products(const Ints (&starts)[2], const void* rows, long stride, const void* panel, long n_steps,
+                        long ahead = 0) {
     const char* const bytes = static_cast<const char*>(rows);
-    // Where Clang sees how the stride is made, it finds addresses of rows apart from each other and keeps sums in
-    // memory.
+    // Where Clang sees how the stride is made, it computes addresses for each row and keeps sums in memory.
     __asm__("" : "+r"(stride));
     const char* const columns = static_cast<const char*>(panel);
     Sums<R> sums;
 #pragma unroll
-    for (int row = 0; row < R; row++) sums.left[row] = sums.right[row] = Ints{};
+    for (int row = 0; row < R; row++) {
+        sums.left[row] = starts[0];
+        sums.right[row] = starts[1];
+    }
     for (long step = 0; step < n_steps; step++) {
         const char* const here = columns + step * BYTES_OF_STEP;
         if constexpr (FETCHES) {
