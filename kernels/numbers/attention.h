@@ -170,7 +170,7 @@ constexpr float OFFSETS[PANEL] = {
     -25 / 64.0f, 7 / 64.0f, -9 / 64.0f,  23 / 64.0f, -17 / 64.0f, 15 / 64.0f, -1 / 64.0f, 31 / 64.0f,
 };
 
-// Return 32766 * 2^x for x <= 0, to 4e-6 of itself, plus the offset. What is low, -infinity and NaN give the offset.
+// Return 32766 * 2^x for x <= 0, to 4e-6 of itself, plus the offset. Low numbers, -infinity and NaN give the offset.
 INLINE Floats share_of(Floats x, Floats offset) {
     x = x > -126.0f ? x : all(-126.0f);
     // With the exponent's bias added, the low bits are those of the power of two.

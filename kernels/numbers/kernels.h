@@ -4,8 +4,8 @@
 #pragma once
 #include <cstdint>
 
-// Outputs of a linear layer are computed 32 at a time: so many columns of its weights lie together as a panel,
-// [n_inputs / 4][32][4].
+// Outputs of a linear layer are computed 32 at a time. The weights of 32 outputs are stored together, as a panel
+// (n_inputs / 4, 32, 4).
 constexpr long PANEL = 32;
 // 255 * 128 * 65,536 is less than 2^31, so sums of the products of more inputs might not fit 32 bits.
 constexpr long MOST_QUADS = 65536 / 4;

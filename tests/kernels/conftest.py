@@ -5,7 +5,7 @@ import pytest
 from tests.kernels.support import why_not
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def library() -> None:
     """Skip where there is no library for this processor."""
     if reason := why_not():

@@ -11,6 +11,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 
 from tests.kernels.support import Array, attention, offsets_of, run
 
+pytestmark = pytest.mark.usefixtures("library")
+
 N_HEADS = 2
 SIZES = [8, 16, 21, 32, 48, 64, 96, 128, 256]
 LENGTHS = [*range(1, 14), 31, 32, 33, 63, 64, 65, 130, 385]

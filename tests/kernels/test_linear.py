@@ -7,6 +7,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 
 from tests.kernels.support import Array, gelu, layer, linear, run, run_all
 
+pytestmark = pytest.mark.usefixtures("library")
+
 # Tiles have up to 12 rows, panels 32 outputs, and four inputs are multiplied at once.
 COUNTS = [0, *range(1, 14), 23, 24, 25, 100]
 N_IN = [1, 2, 3, 4, 5, 31, 64, 130]

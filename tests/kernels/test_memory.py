@@ -139,6 +139,8 @@ def test_memory_that_is_missing_is_an_error_of_the_run(threads: int, tmp_path: P
     program = f"""
 import numpy as np
 from tests.kernels.support import run, offsets_of
+
+pytestmark = pytest.mark.usefixtures("library")
 x = np.ones((10, 8), np.float32)
 given = {{"queries": x, "keys": x, "values": x, "row_offsets": offsets_of([4, 6])}}
 run("Attention", {{"n_heads": 2, "first_only": 0}}, {threads}, **given)

@@ -6,6 +6,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 
 from tests.kernels.support import offsets_of, run, run_all
 
+pytestmark = pytest.mark.usefixtures("library")
+
 SYMMETRIC = {"zero_point": 128, "floor": 1e-12}
 AFTER_GELU = {"zero_point": 16, "floor": 0.17 / 16}
 WIDTHS = [1, 3, 4, 15, 16, 17, 21, 63, 64, 65, 1000, 1024]
