@@ -15,13 +15,14 @@ const Described<AddNorm> ADD_NORM;
 
 }  // namespace
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
 // Return the name of the instruction set that is used, or an empty text where none of them runs here.
-EXPORTED const char* rankrt_instruction_set() { return kernels() ? kernels()->name : ""; }
+extern "C" [[gnu::visibility("default")]] const char* rankrt_instruction_set() {
+    return kernels() ? kernels()->name : "";
+}
 
 // ONNX Runtime calls this when a session registers the library.
-EXPORTED onnxruntime::Status* RegisterCustomOps(onnxruntime::SessionOptions* options, const onnxruntime::ApiBase* base) {
+extern "C" [[gnu::visibility("default")]] onnxruntime::Status* RegisterCustomOps(onnxruntime::SessionOptions* options,
+                                                                                 const onnxruntime::ApiBase* base) {
     const onnxruntime::Functions api{base->get_api(onnxruntime::VERSION)};
     // Without a table there is no way to say why; the runtime fails then, as it does not find the operators.
     if (!api.api) return nullptr;

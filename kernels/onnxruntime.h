@@ -1,7 +1,7 @@
 // The few parts of ONNX Runtime's C interface that the operators need.
 //
-// Its header is not in its wheel. The interface is a table of functions that only grows, so a function is known by its
-// place in it. These places and layouts are those of version 17 of the interface, the first with ParallelFor.
+// Its header is not in its wheel. The interface is a table of functions that only grows, so a function is known by
+// its place in it. These places and layouts are those of version 17 of the interface, the first with ParallelFor.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -100,6 +100,7 @@ struct Functions {
     Status* output(Context* context, size_t i, const int64_t* sizes, size_t n, Value** value) const {
         return at<Status* (*)(Context*, size_t, const int64_t*, size_t, Value**)>(91)(context, i, sizes, n, value);
     }
+    void release(Status* status) const { at<void (*)(Status*)>(93)(status); }
     void release(Shape* shape) const { at<void (*)(Shape*)>(99)(shape); }
     Status* parallel_for(const Context* context, void (*task)(void*, size_t), size_t n, void* of) const {
         constexpr size_t n_batches = 0;  // threads take tasks one by one

@@ -1,6 +1,7 @@
 // How an operator is written: a struct with its names and types, which reads its inputs, checks them and computes.
 //
-// Nothing here throws. A check that fails is kept, and what follows it finds sizes of 0; the runtime gets the message.
+// Nothing here throws. A check that fails is kept, and what follows it finds sizes of 0; the runtime gets the
+// message.
 #pragma once
 #include <stdlib.h>
 
@@ -10,18 +11,25 @@
 #include "numbers/kernels.h"
 #include "onnxruntime.h"
 
+constexpr size_t MOST_DIMENSIONS = 8;
+// Sizes of inputs are kept so small that no product of two of them, or of their bytes, overflows 64 bits by far.
+constexpr int64_t MOST_NUMBERS = int64_t{1} << 40;
+
 // A tensor of one or two dimensions, or more of which the last ones count as one.
 template <class Number>
 struct Tensor {
     Number* data = nullptr;
     int64_t n_rows = 0, n_columns = 0;
+
+    bool is_vector_of(int64_t n) const { return n_rows == n && n_columns == 1; }
 };
 
-// Memory for a task, at a multiple of 64 bytes.
+// Memory for a task, at a multiple of 64 bytes; null where there is no more.
 struct Scratch {
     float* data;
 
-    explicit Scratch(long n) : data((float*)aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64)) {}
+    explicit Scratch(long n)
+        : data(static_cast<float*>(aligned_alloc(64, (static_cast<size_t>(n) * sizeof(float) + 63) / 64 * 64))) {}
     ~Scratch() { free(data); }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
@@ -38,17 +46,28 @@ class Attributes {
         return value;
     }
 
+    int byte(const char* name) {
+        const int64_t value = integer(name);
+        check(value >= 0 && value <= 255, "an attribute that stands for a byte is not between 0 and 255");
+        return static_cast<int>(value);
+    }
+
     float number(const char* name) {
         float value = 0;
         keep(api.float_attribute(info, name, &value));
         return value;
     }
 
+    void check(bool holds, const char* message) {
+        if (!holds && !failure) failure = api.failed(onnxruntime::INVALID_ARGUMENT, message);
+    }
+
     onnxruntime::Status* failure = nullptr;
 
   private:
     void keep(onnxruntime::Status* status) {
-        if (!failure) failure = status;  // a second one is lost: nothing runs after a first
+        if (!failure) failure = status;
+        else api.release(status);
     }
 
     onnxruntime::Functions api;
@@ -69,14 +88,20 @@ class Run {
         onnxruntime::Shape* shape = nullptr;
         void* data = nullptr;
         if (!keep(api.shape(value, &shape))) return {};
-        int64_t sizes[8];
-        const bool is_known = keep(api.n_dimensions(shape, &n)) && n <= 8 && keep(api.dimensions(shape, sizes, n));
+        int64_t sizes[MOST_DIMENSIONS] = {1};
+        const bool is_known = keep(api.n_dimensions(shape, &n)) &&
+                              check(n <= MOST_DIMENSIONS, "an input has too many dimensions") &&
+                              keep(api.dimensions(shape, sizes, n));
         api.release(shape);
-        check(is_known, "an input has too many dimensions");
-        if (failure || !keep(api.data(const_cast<onnxruntime::Value*>(value), &data))) return {};
-        int64_t n_columns = 1;
-        for (size_t d = 1; d < n; d++) n_columns *= sizes[d];
-        return {(const Number*)data, n ? sizes[0] : 1, n_columns};
+        if (!is_known || !keep(api.data(const_cast<onnxruntime::Value*>(value), &data))) return {};
+        int64_t n_columns = 1, n_numbers = 1;
+        for (size_t d = 0; d < n; d++) {
+            if (!check(sizes[d] <= MOST_NUMBERS / n_numbers, "an input is too large")) return {};
+            // A tensor without numbers counts too: its other sizes may be anything.
+            if (sizes[d]) n_numbers *= sizes[d];
+            if (d > 0) n_columns *= sizes[d];
+        }
+        return {static_cast<const Number*>(data), sizes[0], n_columns};
     }
 
     template <class Number>
@@ -88,8 +113,8 @@ class Run {
     Tensor<Number> output(size_t i, int64_t n_rows) { return make<Number>(i, n_rows, 1, 1); }
 
     // Return whether the check holds, and no other has failed before.
-    bool check(bool holds, const char* message) {
-        if (!holds && !failure) failure = api.failed(onnxruntime::INVALID_ARGUMENT, message);
+    bool check(bool holds, const char* message, onnxruntime::ErrorCode code = onnxruntime::INVALID_ARGUMENT) {
+        if (!holds && !failure) failure = api.failed(code, message);
         return !failure;
     }
 
@@ -101,15 +126,16 @@ class Run {
             if (n == 1) task(0);
             return;
         }
-        auto call = [](void* of, size_t i) { (*(const Task*)of)((int64_t)i); };
-        keep(api.parallel_for(context, call, (size_t)n, (void*)&task));
+        auto call = [](void* of, size_t i) { (*static_cast<const Task*>(of))(static_cast<int64_t>(i)); };
+        keep(api.parallel_for(context, call, static_cast<size_t>(n), const_cast<Task*>(&task)));
     }
 
     onnxruntime::Status* failure = nullptr;
 
   private:
     bool keep(onnxruntime::Status* status) {
-        if (status && !failure) failure = status;
+        if (failure) api.release(status);
+        else failure = status;
         return !failure;
     }
 
@@ -120,7 +146,7 @@ class Run {
         void* data = nullptr;
         if (failure || !keep(api.output(context, i, sizes, n_dimensions, &value)) || !keep(api.data(value, &data)))
             return {};
-        return {(Number*)data, n_rows, n_columns};
+        return {static_cast<Number*>(data), n_rows, n_columns};
     }
 
     onnxruntime::Functions api;
@@ -135,34 +161,39 @@ struct Described : onnxruntime::CustomOp {
         onnxruntime::Functions api;
         Operator of;
     };
-    // C++'s own new and delete would need its library, and that is not linked.
-    static_assert(std::is_trivially_destructible_v<Kernel>);
 
     Described() {
-        using namespace onnxruntime;
+        using onnxruntime::CustomOp, onnxruntime::Status;
         name = [](const CustomOp*) { return Operator::NAME; };
         provider = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU
         input_type = [](const CustomOp*, size_t i) { return Operator::INPUTS[i]; };
         n_inputs = [](const CustomOp*) { return sizeof Operator::INPUTS / sizeof *Operator::INPUTS; };
         output_type = [](const CustomOp*, size_t i) { return Operator::OUTPUTS[i]; };
         n_outputs = [](const CustomOp*) { return sizeof Operator::OUTPUTS / sizeof *Operator::OUTPUTS; };
-        input_characteristic = [](const CustomOp*, size_t i) { return i < Operator::N_REQUIRED ? REQUIRED : OPTIONAL; };
-        output_characteristic = [](const CustomOp*, size_t) { return REQUIRED; };
+        input_characteristic = [](const CustomOp*, size_t i) {
+            return i < Operator::N_REQUIRED ? onnxruntime::REQUIRED : onnxruntime::OPTIONAL;
+        };
+        output_characteristic = [](const CustomOp*, size_t) { return onnxruntime::REQUIRED; };
         input_memory = [](const CustomOp*, size_t) { return 0; };
         first_version = [](const CustomOp*) { return 1; };
         last_version = [](const CustomOp*) { return 1; };
+        // malloc, as C++'s own allocation would bring its runtime library along.
+        static_assert(std::is_trivially_destructible_v<Kernel>);
         destroy = [](void* kernel) { free(kernel); };
-        create_kernel_or_fail = [](const CustomOp*, Api api, const KernelInfo* info, void** kernel) -> Status* {
-            const Functions functions{api};
-            if (!kernels()) return functions.failed(FAIL, "no kernels of rankrt run on this processor");
+        create_kernel_or_fail = [](const CustomOp*, onnxruntime::Api api, const onnxruntime::KernelInfo* info,
+                                   void** kernel) -> Status* {
+            const onnxruntime::Functions functions{api};
+            if (!kernels()) return functions.failed(onnxruntime::FAIL, "no kernels of rankrt run on this processor");
             Attributes attributes{functions, info};
-            void* memory = malloc(sizeof(Kernel));
-            if (!memory) return functions.failed(FAIL, "out of memory");
-            *kernel = new (memory) Kernel{functions, Operator{attributes}};
-            return attributes.failure;
+            const Operator of{attributes};
+            if (attributes.failure) return attributes.failure;
+            void* const memory = malloc(sizeof(Kernel));
+            if (!memory) return functions.failed(onnxruntime::FAIL, "there is not enough memory for an operator");
+            *kernel = new (memory) Kernel{functions, of};
+            return nullptr;
         };
-        compute_or_fail = [](void* kernel, Context* context) -> Status* {
-            auto* of = (Kernel*)kernel;
+        compute_or_fail = [](void* kernel, onnxruntime::Context* context) -> Status* {
+            auto* of = static_cast<Kernel*>(kernel);
             Run run{of->api, context};
             of->of.compute(run);
             return run.failure;

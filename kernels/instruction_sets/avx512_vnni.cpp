@@ -1,10 +1,11 @@
-// AVX-512 VNNI: four products of bytes are added in 32 bits, in 16 places at once; 32 registers hold 12 rows.
+// AVX-512 VNNI: four products of bytes, or two of 16 bits, are added in 32 bits, in 16 places at once.
 #include <immintrin.h>
 
 #include "../numbers/vector.h"
 
 namespace {
 
+// 32 registers hold the sums of 12 rows in 24 of them.
 constexpr int ROWS = 12;
 constexpr int BYTE_OFFSET = 0;
 
@@ -13,17 +14,14 @@ INLINE Ints add_quads(Ints sums, Ints bytes, Ints weights) {
 }
 
 INLINE Ints add_pairs(Ints sums, Ints x, Ints y) {
-    // Clang would take two instructions for its intrinsic.
+    // Clang would make two instructions of its intrinsic.
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
     return sums;
 }
 
 }  // namespace
 
-#include "../numbers/add_norm.h"
-#include "../numbers/attention.h"
-#include "../numbers/linear.h"
-#include "../numbers/round_tokens.h"
+#include "../numbers/table.h"
 
 extern const Kernels AVX512_VNNI;
-const Kernels AVX512_VNNI = {"avx512_vnni", round_tokens, linear, scratch_size, attend, add_norm};
+constinit const Kernels AVX512_VNNI = table("avx512_vnni");

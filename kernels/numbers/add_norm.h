@@ -9,18 +9,19 @@ void add_norm(const NormTask& task) {
     const long n = task.n_features;
     for (long token = 0; token < task.n_tokens; token++) {
         const float* x = task.x + token * n;
-        const float* y = task.y ? task.y + token * n : nullptr;
+        const float* y = task.y + token * n;
         float* z = task.z + token * n;
         Floats total = {};
         for (long i = 0; i < n; i += LANES) {
-            const Floats both = y ? load(x + i, n - i) + load(y + i, n - i) : load(x + i, n - i);
+            const Floats both = load(x + i, n - i) + load(y + i, n - i);
             store(z + i, both, n - i);
             total += both;
         }
         const Floats mean = all(sum(total) / (float)n);
         Floats squares = {};
         for (long i = 0; i < n; i += LANES) {
-            const Floats off = first(n - i) ? load(z + i, n - i) - mean : Floats{};
+            Floats off = load(z + i, n - i) - mean;
+            if (n - i < LANES) off = first(n - i) ? off : Floats{};
             squares = fma(off, off, squares);
         }
         const Floats inverse = all(1.0f / __builtin_sqrtf(sum(squares) / (float)n + task.epsilon));

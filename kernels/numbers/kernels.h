@@ -4,9 +4,15 @@
 #pragma once
 #include <cstdint>
 
-// Outputs of a linear layer are computed 32 at a time: so many columns of its weights lie together as a panel,
-// [n_inputs / 4][32][4].
+// Outputs of a linear layer are computed 32 at a time. The weights of 32 outputs are stored together, as a panel
+// (n_inputs / 4, 32, 4).
 constexpr long PANEL = 32;
+// 255 * 128 * 65,536 is less than 2^31, so sums of the products of more inputs might not fit 32 bits.
+constexpr long MOST_QUADS = 65536 / 4;
+// Wider heads would have less than 11 bits and a sign for a feature of a query.
+constexpr long LARGEST_HEAD = 512;
+// More shares of 15 bits than these would not fit sums of 32 bits.
+constexpr long LONGEST_ROW = 1 << 20;
 
 // Round n_tokens rows of activations to bytes, each by a scale of its own.
 struct RoundingTask {
@@ -20,7 +26,7 @@ struct RoundingTask {
     float* scales;         // (n_tokens,)
 };
 
-// Multiply rounded activations by one panel of a layer's weights.
+// Multiply rounded activations by one panel of a layer's weights, which are from -127 to 127.
 struct LinearTask {
     const uint8_t* bytes;       // (n_tokens, stride)
     const float* token_scales;  // (n_tokens,)
@@ -48,7 +54,7 @@ struct AttentionTask {
     float* scratch;  // as many floats as scratch_size says, at a multiple of 64 bytes
 };
 
-// Normalise x + y, or x alone where y is null.
+// Normalise x + y.
 struct NormTask {
     const float *x, *y;           // (n_tokens, n_features)
     const float *weight, *bias;   // (n_features,); the bias may be null

@@ -1,57 +1,23 @@
 // The product of rounded activations with a panel of weights, back in float32, with bias and GELU.
-//
-// An instruction set has to define, before it includes this:
-//   ROWS           how many rows its registers hold the sums of, 32 for each
-//   BYTE_OFFSET    what it takes from each byte before it multiplies
-//   sums_of<R>     of R rows: sums[row][column] = sum over i of (bytes[row][i] - BYTE_OFFSET) * panel[column][i];
-//                  what lies `ahead` of the panel's places by so many bytes is fetched into the second cache
 #pragma once
 #include "kernels.h"
+#include "products.h"
 #include "vector.h"
 
 namespace {
 
-// What a tile's rows add up to, in registers: column [0, 16) and [16, 32) of the panel.
-template <int R>
-struct Sums {
-    Ints left[R], right[R];
-};
-
-template <int R>
-INLINE Sums<R> quad_sums(const uint8_t* bytes, long stride, const int8_t* panel, long n_quads, long ahead) {
-    Sums<R> sums;
-#pragma unroll
-    for (int row = 0; row < R; row++) sums.left[row] = sums.right[row] = Ints{};
-    for (long quad = 0; quad < n_quads; quad++) {
-        __builtin_prefetch(panel + ahead + quad * 128, 0, 2);
-        __builtin_prefetch(panel + ahead + quad * 128 + 64, 0, 2);
-        Ints a, b;
-        __builtin_memcpy(&a, panel + quad * 128, 64);
-        __builtin_memcpy(&b, panel + quad * 128 + 64, 64);
-#pragma unroll
-        for (int row = 0; row < R; row++) {
-            int32_t four;
-            __builtin_memcpy(&four, bytes + row * stride + quad * 4, 4);
-            const Ints x = Ints{} + four;
-            sums.left[row] = add_quads(sums.left[row], x, a);
-            sums.right[row] = add_quads(sums.right[row], x, b);
-        }
-    }
-    return sums;
-}
-
 // What the outputs of a panel have in common, in two parts of 16.
 struct Columns {
-    Ints corrections[2];
+    Ints corrections[2];  // what sums begin with, so that bytes count from their zero point
     Floats scales[2], bias[2];
-    long n[2];  // how many of the part's columns are outputs
+    long n[2];  // how many of the part's columns are outputs: all if 16 or more, none if negative
 };
 
 INLINE Columns columns_of(const LinearTask& task) {
     Columns found = {};
     for (long part = 0; part < 2; part++) {
         const long start = part * LANES, left = task.n_outputs - start;
-        found.n[part] = left < 0 ? 0 : left;
+        found.n[part] = left;
         __builtin_memcpy(&found.corrections[part], task.sums + start, sizeof(Ints));
         found.corrections[part] *= BYTE_OFFSET - task.zero_point;
         found.scales[part] = load(task.scales + start);
@@ -62,7 +28,7 @@ INLINE Columns columns_of(const LinearTask& task) {
 
 template <bool HAS_GELU>
 INLINE Floats outputs_of(Ints sums, const Columns& columns, long part, Floats scale) {
-    const Floats product = __builtin_convertvector(sums + columns.corrections[part], Floats) * columns.scales[part];
+    const Floats product = __builtin_convertvector(sums, Floats) * columns.scales[part];
     const Floats found = fma(product, scale, columns.bias[part]);
     return HAS_GELU ? gelu(found) : found;
 }
@@ -71,7 +37,9 @@ template <bool HAS_GELU, int R>
 INLINE void tile(const LinearTask& task, const Columns& columns, long start, long n_rows, long ahead) {
     if constexpr (R > 1)
         if (n_rows < R) return tile<HAS_GELU, R - 1>(task, columns, start, n_rows, ahead);
-    const Sums<R> sums = quad_sums<R>(task.bytes + start * task.stride, task.stride, task.panel, task.n_quads, ahead);
+    const uint8_t* const rows = task.bytes + start * task.stride;
+    const Sums<R> sums =
+        products<add_quads, R, true>(columns.corrections, rows, task.stride, task.panel, task.n_quads, ahead);
 #pragma unroll
     for (int row = 0; row < R; row++) {
         const Floats scale = all(task.token_scales[start + row]);

@@ -10,7 +10,7 @@ INLINE Floats multiplied(const RoundingTask& task, const float* x, long i, long 
     return task.factors ? values * load(task.factors + i, n) : values;
 }
 
-// A token with a NaN or an infinity has a scale of NaN or infinity, so its outputs are no numbers either.
+// A token with a NaN or an infinity has a scale of NaN or infinity, so its outputs are not finite either.
 void round_tokens(const RoundingTask& task) {
     const float n_steps = (float)(255 - task.zero_point);
     const Floats rounder = all(ROUNDER + (float)task.zero_point);
@@ -20,8 +20,8 @@ void round_tokens(const RoundingTask& task) {
         for (long i = 0; i < task.n_inputs; i += LANES)
             most = larger(most, magnitudes(multiplied(task, x, i, task.n_inputs - i)));
         const float reach = __builtin_bit_cast(float, largest(most));
-        // Asked this way, NaN is not replaced. Only GELU's outputs have another zero point than 128. What is negative
-        // there is smaller than the floor, so the largest of all numbers is right for them as well.
+        // Asked this way, NaN is not replaced. Only GELU's outputs have another zero point than 128. Their negative
+        // numbers are smaller than the floor, so the largest magnitude is right for them as well.
         float scale = reach / n_steps;
         scale = scale <= task.floor ? task.floor : scale;
         task.scales[token] = scale;

@@ -1,11 +1,11 @@
 // Sixteen floats at once, and the functions of them that operators need.
 //
-// The compiler lowers these to one, two or four registers, so that an operator is written once for all instruction sets.
-// Every result is the same to the bit on all of them: each step is one IEEE operation, sums are kept in sixteen places
-// that are folded in one order, and nothing is contracted or reordered (-ffp-contract=off).
+// The compiler lowers these to one, two or four registers, so that an operator is written once for all instruction
+// sets. Every result is the same to the bit on all of them: each step is one IEEE operation, sums are kept in
+// sixteen places that are folded in one order, and nothing is contracted or reordered (-ffp-contract=off).
 //
-// Each instruction set compiles this file for itself. All of it is in an unnamed namespace: a function with a linkage of
-// its own would be merged by the linker, and code for AVX-512 would run where there is none.
+// Each instruction set compiles this file for itself. All of it is in an unnamed namespace: a function with a
+// linkage of its own would be merged by the linker, and code for AVX-512 would run where there is none.
 #pragma once
 #include <cstdint>
 
@@ -25,26 +25,26 @@ INLINE Floats load(const float* from) {
 
 INLINE void store(float* to, Floats values) { __builtin_memcpy(to, &values, sizeof values); }
 
-// Load the first n floats, the others 0.
+// Load the first n floats, the others 0; none where n is negative.
 INLINE Floats load(const float* from, long n) {
     if (n >= LANES) return load(from);
     Floats found = {};
-    __builtin_memcpy(&found, from, n * sizeof(float));
+    if (n > 0) __builtin_memcpy(&found, from, n * sizeof(float));
     return found;
+}
+
+// Store the first n floats; none where n is negative.
+INLINE void store(float* to, Floats values, long n) {
+    if (n >= LANES) return store(to, values);
+    if (n > 0) __builtin_memcpy(to, &values, n * sizeof(float));
 }
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
-// Store the first n bytes.
+// Store the first n bytes, one or more.
 INLINE void store(uint8_t* to, Bytes values, long n) {
     if (n >= LANES) __builtin_memcpy(to, &values, sizeof values);
     else __builtin_memcpy(to, &values, n);
-}
-
-// Store the first n floats.
-INLINE void store(float* to, Floats values, long n) {
-    if (n >= LANES) return store(to, values);
-    __builtin_memcpy(to, &values, n * sizeof(float));
 }
 
 INLINE Floats all(float value) { return Floats{} + value; }
@@ -61,63 +61,39 @@ INLINE Ints first(long n) {
     return places < (int32_t)n;
 }
 
-// Bits of |x|. As integers they are in the order of the numbers, infinity after all numbers and NaN after infinity, so
-// that a maximum of them does not lose a NaN.
+// Bits of |x|. As integers they are in the order of the numbers, infinity after all numbers and NaN after infinity,
+// so that a maximum of them does not lose a NaN.
 INLINE Ints magnitudes(Floats values) { return bits(values) & 0x7fffffff; }
 
 INLINE Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 
-#define FOLD(values, combine)                                                                                   \
-    auto eight = combine(__builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7),                      \
-                         __builtin_shufflevector(values, values, 8, 9, 10, 11, 12, 13, 14, 15));                \
-    auto four = combine(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7)); \
-    auto two = combine(__builtin_shufflevector(four, four, 0, 1), __builtin_shufflevector(four, four, 2, 3));
+// Combine sixteen places to one, in one order.
+template <class Vector, class Combine>
+INLINE auto folded(Vector sixteen, Combine combine) {
+    const auto eight = combine(__builtin_shufflevector(sixteen, sixteen, 0, 1, 2, 3, 4, 5, 6, 7),
+                               __builtin_shufflevector(sixteen, sixteen, 8, 9, 10, 11, 12, 13, 14, 15));
+    const auto four = combine(__builtin_shufflevector(eight, eight, 0, 1, 2, 3),
+                              __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+    const auto two = combine(__builtin_shufflevector(four, four, 0, 1), __builtin_shufflevector(four, four, 2, 3));
+    return combine(two[0], two[1]);
+}
 
 INLINE float sum(Floats values) {
-    auto add = [](auto a, auto b) __attribute__((always_inline)) { return a + b; };
-    FOLD(values, add)
-    return two[0] + two[1];
+    return folded(values, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 
-INLINE float largest(Floats values) {
-    auto larger_of = [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; };
-    FOLD(values, larger_of)
-    return two[0] > two[1] ? two[0] : two[1];
+template <class Vector>
+INLINE auto largest(Vector values) {
+    return folded(values, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
-
-INLINE int32_t largest(Ints values) {
-    auto larger_of = [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; };
-    FOLD(values, larger_of)
-    return two[0] > two[1] ? two[0] : two[1];
-}
-
-#undef FOLD
 
 // Added to a float of less than 2^22, this puts the nearest integer, halves to even, into the low bits.
 constexpr float ROUNDER = 12582912.0f;
 
-// Return exp(x) for x <= 0, to 2e-7 of itself; below e^-87, which is 2^-126, it stays there. NaN is NaN.
-INLINE Floats exp(Floats x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    // With the exponent's bias added, the low bits are those of the power of two.
-    const Floats shifted = fma(x, all(1.44269504f), all(ROUNDER + 127.0f));
-    const Floats n = shifted - (ROUNDER + 127.0f);
-    // ln 2 in two parts, of which the first is exact in products with n.
-    const Floats r = fma(n, all(-1.42860677e-6f), fma(n, all(-0.693145752f), x));
-    Floats power = all(0.00139261817f);
-    power = fma(power, r, all(0.008363178f));
-    power = fma(power, r, all(0.0416665561f));
-    power = fma(power, r, all(0.166665763f));
-    power = fma(power, r, all(0.5f));
-    power = fma(power, r, all(1.0f));
-    power = fma(power, r, all(1.0f));
-    return power * floats_of(bits(shifted) << 23);
-}
-
 // Return the exact GELU, x times the normal distribution's share below x, to 1.2e-6.
 //
-// The share is 0.5 plus x times a polynomial of x^2, here brought to [-1, 1], fitted to 6.5e-8; beyond 5.2 it is 0 or 1 in
-// float32. A quotient of shorter polynomials is as exact and takes longer.
+// The share is 0.5 plus x times a polynomial of x^2, here brought to [-1, 1], fitted to 6.5e-8; beyond 5.2 it is 0
+// or 1 in float32. A quotient of shorter polynomials is as exact and takes longer.
 INLINE Floats gelu(Floats x) {
     Floats near = x < -5.2f ? all(-5.2f) : x;
     near = near > 5.2f ? all(5.2f) : near;

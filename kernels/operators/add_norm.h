@@ -11,14 +11,16 @@ struct AddNorm {
     static constexpr onnxruntime::ElementType OUTPUTS[] = {onnxruntime::FLOAT};
     static constexpr int64_t ROWS_OF_TASK = 16;
 
-    explicit AddNorm(Attributes& attributes) : epsilon(attributes.number("epsilon")) {}
+    explicit AddNorm(Attributes& attributes) : epsilon(attributes.number("epsilon")) {
+        attributes.check(epsilon >= 0, "epsilon is negative");
+    }
 
     void compute(Run& run) const {
         const auto x = run.input<float>(0), y = run.input<float>(1), weight = run.input<float>(2);
         const auto bias = run.input<float>(3);
         run.check(x.n_rows == y.n_rows && x.n_columns == y.n_columns, "x and y differ in shape");
-        run.check(weight.n_rows == x.n_columns, "the weight does not fit the states");
-        run.check(!bias.data || bias.n_rows == x.n_columns, "the bias does not fit the states");
+        run.check(weight.is_vector_of(x.n_columns), "the weight does not fit the states");
+        run.check(!bias.data || bias.is_vector_of(x.n_columns), "the bias does not fit the states");
         const auto z = run.output<float>(0, x.n_rows, x.n_columns);
         run.each((x.n_rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, [&](int64_t task) {
             const int64_t start = task * ROWS_OF_TASK, left = x.n_rows - start, offset = start * x.n_columns;

@@ -16,7 +16,7 @@ struct Linear {
 
     explicit Linear(Attributes& attributes)
         : n_outputs(attributes.integer("n_outputs")),
-          zero_point((int)attributes.integer("zero_point")),
+          zero_point(attributes.byte("zero_point")),
           has_gelu(attributes.integer("gelu") != 0) {}
 
     void compute(Run& run) const {
@@ -27,11 +27,15 @@ struct Linear {
         const auto sums = run.input<int32_t>(4);
         const auto bias = run.input<float>(5);
         const int64_t n_columns = panels.n_rows * PANEL, n_quads = panels.n_columns / (PANEL * 4);
-        run.check(token_scales.n_rows == bytes.n_rows, "there is not one scale for each token");
+        run.check(panels.n_columns % (PANEL * 4) == 0, "the weights are not panels of 32 outputs and 4 inputs");
+        run.check(n_quads <= MOST_QUADS, "the weights have more than 65,536 inputs");
+        run.check(token_scales.is_vector_of(bytes.n_rows), "there is not one scale for each token");
         run.check(n_quads * 4 <= bytes.n_columns, "the weights have more inputs than the activations");
-        run.check(scales.n_rows == n_columns && sums.n_rows == n_columns, "scales or sums do not fit the weights");
-        run.check(n_columns - PANEL < n_outputs && n_outputs <= n_columns, "n_outputs does not fit the weights");
-        run.check(!bias.data || bias.n_rows == n_outputs, "the bias does not fit the weights");
+        run.check(scales.is_vector_of(n_columns) && sums.is_vector_of(n_columns),
+                  "scales or sums do not fit the weights");
+        run.check(n_outputs > 0 && n_outputs <= n_columns && n_columns - n_outputs < PANEL,
+                  "n_outputs does not fit the weights");
+        run.check(!bias.data || bias.is_vector_of(n_outputs), "the bias does not fit the weights");
         const auto y = run.output<float>(0, bytes.n_rows, n_outputs);
         if (run.failure) return;
         const int64_t most = BYTES_OF_TASK / (bytes.n_columns + 1) + 1;

@@ -24,7 +24,7 @@ struct Places {
     }
 
     static bool is_ascending(const Tensor<const int32_t>& offsets) {
-        if (!offsets.data || offsets.n_rows < 1 || offsets.data[0] != 0) return false;
+        if (!offsets.data || offsets.n_rows < 1 || offsets.n_columns != 1 || offsets.data[0] != 0) return false;
         for (int64_t row = 1; row < offsets.n_rows; row++)
             if (offsets.data[row] < offsets.data[row - 1]) return false;
         return true;

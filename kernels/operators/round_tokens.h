@@ -12,11 +12,14 @@ struct RoundTokens {
     static constexpr int64_t ROWS_OF_TASK = 16;
 
     explicit RoundTokens(Attributes& attributes)
-        : zero_point((int)attributes.integer("zero_point")), floor(attributes.number("floor")) {}
+        : zero_point(attributes.byte("zero_point")), floor(attributes.number("floor")) {
+        attributes.check(zero_point < 255, "zero_point leaves no bytes above it");
+        attributes.check(floor > 0, "floor is not above 0");
+    }
 
     void compute(Run& run) const {
         const auto x = run.input<float>(0), factors = run.input<float>(1);
-        run.check(!factors.data || factors.n_rows == x.n_columns, "factors do not fit the inputs");
+        run.check(!factors.data || factors.is_vector_of(x.n_columns), "factors do not fit the inputs");
         // An odd number of lines of the cache: rows 4,096 bytes apart would all fall into the same few places in it.
         const int64_t stride = ((x.n_columns + 63) / 64 | 1) * 64;
         const auto bytes = run.output<uint8_t>(0, x.n_rows, stride);
