@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {
     "runtime/rankrt": (
-        "errors notices arrays extras cancellation calls files refinement artifact host kernels options text llm backends"
-        " loading scoring scale ranking reranker compat integrations cli server __main__"
+        "errors notices arrays extras cancellation calls files refinement artifact host kernels options text llm"
+        " backends loading scoring scale ranking reranker compat integrations cli server __main__"
     ),
     "export/rankrt_export": (
         "errors text checkpoint graph targets decoders precision reference architectures verify calibrate job"

@@ -200,7 +200,6 @@ def test_a_graph_for_vnni_has_its_weights_widened_only_where_there_is_none(
     host = Host(machine=machine(*instructions), has_driver=False)
     vnni = next(variant for variant in for_each.manifest.variants if variant.instruction_set == "vnni")
     placement = place_variant(for_each, vnni, Device("cpu"), host)
-    assert placement.emulates_vnni == is_widened
-    options = session_options(1, emulates_vnni=placement.emulates_vnni)
+    options = session_options(1, placement.form)
     with nullcontext() if is_widened else pytest.raises(RuntimeError, match="does not have"):
         assert options.get_session_config_entry("session.x64quantprecision") == "1"
