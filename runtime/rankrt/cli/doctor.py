@@ -20,7 +20,7 @@ from rankrt.backends.session import import_onnxruntime, installed_builds
 from rankrt.cli.arguments import Command, file_argument, option
 from rankrt.cli.finding import Finding, checked
 from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
-from rankrt.errors import CacheError, InputError, RankrtError
+from rankrt.errors import CacheError, DeviceError, InputError, RankrtError
 from rankrt.files.cache import HostCache
 from rankrt.files.rights import this_user
 from rankrt.host.cpu import Machine, this_machine
@@ -195,15 +195,22 @@ def _artifact(folder: Path, device: Device) -> Iterator[Finding]:
             continue
         if device.is_gpu:
             yield from examine_variant(artifact, variant, device)
-        if variant.key.needs_kernels and (reason := these_kernels().why_not) is not None:
+        if (reason := _why_not_here(variant)) is not None:
             yield Finding(name=variant.name, verdict="note", detail=f"cannot run here: {reason}")
             continue
         if variant.key.is_for_openvino:
-            if (reason := why_not_bf16(this_machine())) is not None:
-                yield Finding(name=variant.name, verdict="note", detail=f"cannot run here: {reason}")
-                continue
             yield _measured(artifact, variant)
         yield _examples(artifact, variant, device)
+
+
+def _why_not_here(variant: Variant) -> str | None:
+    """Return what a variant for the CPU lacks on this host; None if it runs."""
+    if variant.key.needs_kernels:
+        try:
+            return these_kernels().why_not
+        except DeviceError as error:
+            return str(error)
+    return why_not_bf16(this_machine()) if variant.key.is_for_openvino else None
 
 
 def _measured(artifact: Artifact, variant: Variant) -> Finding:
