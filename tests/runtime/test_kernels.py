@@ -219,7 +219,7 @@ def test_an_instruction_set_can_be_forced_and_changes_no_bit(artifact: Artifact)
 
 def test_an_instruction_set_that_is_not_here_is_an_error(artifact: Artifact):
     refused = scores_with("avx9", artifact)
-    assert "DeviceError: RANKRT_KERNELS=avx9, but no kernels of that name run here" in refused.stderr
+    assert "DeviceError: RANKRT_KERNELS=avx9" in refused.stderr
 
 
 @first_here
@@ -231,7 +231,7 @@ def test_the_commands_say_that_kernels_are_used(artifact: Artifact, capsys: pyte
     assert main(["prepare", str(artifact.folder)]) == 0
     assert "cpu-int8 is ready on this host; it runs from the artifact as it is" in capsys.readouterr().out
     assert main(["info", str(artifact.folder)]) == 0
-    assert "\ncpu-int8 " in capsys.readouterr().out
+    assert "\ncpu-int8: by rankrt's own kernels; rankrt doctor says whether they run here" in capsys.readouterr().out
 
 
 def test_doctor_says_why_kernels_are_not_used(
@@ -258,9 +258,10 @@ def test_the_reason_why_kernels_are_not_first(kernels: Kernels, instructions: tu
     assert kernels.why_not_first(machine(*instructions)) == reason
 
 
-def test_doctor_fails_where_the_variable_names_no_kernels(
-    artifact: Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("RANKRT_KERNELS", "avx9")
-    assert main(["doctor", str(artifact.folder)]) == 1
-    assert "fail  kernels    RANKRT_KERNELS=avx9, but no kernels of that name run here" in capsys.readouterr().out
+def test_doctor_fails_where_the_variable_names_no_kernels(artifact: Artifact):
+    """In a process of its own, because a process looks at the variable once."""
+    command = [sys.executable, "-m", "rankrt", "doctor", str(artifact.folder)]
+    environment = {**os.environ, "RANKRT_KERNELS": "avx9"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "fail  kernels    RANKRT_KERNELS=avx9" in done.stdout
+    assert done.returncode == 1

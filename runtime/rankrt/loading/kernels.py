@@ -47,11 +47,9 @@ NO_KERNELS = Kernels()
 
 
 def these_kernels() -> Kernels:
-    """Describe the kernels of this process. Raises DeviceError if RANKRT_KERNELS names some that do not run here."""
-    found, forced = kernels_in_use(), os.environ.get(_VARIABLE)
-    if forced and found != forced:
-        raise DeviceError(
-            f"{_VARIABLE}={forced}, but no kernels of that name run here; use avx512_vnni, avx_vnni or avx2 if the"
-            " processor has it, or unset it"
-        )
-    return Kernels(instruction_set=found, is_forced=bool(forced))
+    """Describe the kernels of this process. Raises DeviceError if RANKRT_KERNELS names some and they do not run."""
+    forced = os.environ.get(_VARIABLE)
+    found = Kernels(instruction_set=kernels_in_use(), is_forced=bool(forced))
+    if found.is_forced and found.why_not is not None:
+        raise DeviceError(f"{_VARIABLE}={forced}, but {found.why_not}; unset it")
+    return found
