@@ -52,7 +52,7 @@ def load(artifact: Artifact, variant: Variant) -> Scorer:
         artifact.folder,
         device=variant.target,
         precision=variant.precision,
-        instruction_set=variant.key.made_for,
+        instruction_set=variant.instruction_set,
         max_length=rules.max_length,
         truncation=rules.truncation,
         prepare=False,
