@@ -14,6 +14,7 @@ import pytest
 from rankrt import ArtifactError, DeviceError, Reranker
 from rankrt.artifact.manifest import Artifact, open_artifact, write_manifest
 from rankrt.artifact.precisions import MadeFor, Precision
+from rankrt.backends.session import session_options
 from rankrt.cli.main import main
 from rankrt.files.cache import HostCache
 from rankrt.host.cpu import Cores, Machine, this_machine
@@ -194,6 +195,12 @@ def test_a_changed_file_of_a_graph_with_kernels_is_refused(artifact: Artifact):
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(ArtifactError, match="is not the file that was exported"):
         Reranker.load(artifact.folder, precision="int8", instruction_set="kernels")
+
+
+def test_a_library_that_onnx_runtime_cannot_load_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rankrt.backends.session.LIBRARY", tmp_path / "missing.so")
+    with pytest.raises(DeviceError, match=r"cannot load rankrt's kernels: .*missing"):
+        session_options(1, "kernels")
 
 
 SCORES = """
