@@ -34,7 +34,7 @@ from rankrt.artifact.manifest import (
     sha256_of,
     write_manifest,
 )
-from rankrt.artifact.precisions import Precision, Target
+from rankrt.artifact.precisions import Precision, Target, VariantKey, variant_keys
 from rankrt.backends import Logits
 from rankrt.backends.planner import Capacity
 from rankrt.host.device import Device
@@ -81,6 +81,7 @@ def tiny_artifact(
     layout: Layout = "packed",
     precisions: Iterable[Precision] = ("fp32",),
     targets: Iterable[Target] = ("cpu",),
+    for_kernels: bool = False,
     verification: Verification | None = VERIFICATION,
     gpu_verification: Verification | None = None,
     max_length: int = 64,
@@ -88,17 +89,28 @@ def tiny_artifact(
     tokenizer: Tokenizer | None = None,
     examples: tuple[Example, ...] = (Example(query="one", passage="two three", logit=6.0),),
 ) -> Artifact:
-    """Write an artifact in which a score is the sum of the points of the row's words, which a precision may change."""
+    """Write an artifact in which a score is the sum of the points of the row's words, which a precision may change.
+
+    int8 on a CPU is the graph that runs on every processor; with `for_kernels` there is also one for rankrt's kernels.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or tiny_tokenizer()).save(str(folder / "tokenizer.json"))
     variants = []
-    for target, precision in product(targets, precisions):
-        graph = f"{target}-{precision}.onnx"
+    keys = [variant_keys(target, precision)[-1] for target, precision in product(targets, precisions)]
+    if for_kernels:
+        keys.append(VariantKey(target="cpu", precision="int8"))
+    for key in keys:
+        target, precision = key.target, key.precision
+        graph = f"{key}.onnx"
         data = f"points.{precision}.data" if target == "cpu" else f"points.{target}.{precision}.data"
+        if key.needs_kernels:
+            data = "points.kernels.data"
         worth, of_target = (points or {}).get(precision, POINTS), layout if target == "cpu" else LAYOUTS[target]
         if precision == "bf16":
             of_target = "spread"
         model = stacked_graph() if of_target == "stacked" else _GRAPHS[of_target](worth)
+        if key.needs_kernels:
+            model = kernels_graph(worth)
         onnx.save(model, folder / graph, save_as_external_data=True, location=data, size_threshold=64)
         variants.append(
             Variant(
@@ -109,6 +121,7 @@ def tiny_artifact(
                 data=(data,),
                 verification=verification if target == "cpu" else gpu_verification,
                 quantization=None,
+                instruction_set=key.instruction_set,
             )
         )
     manifest = Manifest(
@@ -168,6 +181,48 @@ def packed_graph(points: np.ndarray = POINTS) -> onnx.ModelProto:
     }
     inputs = [("input_ids", TensorProto.INT32, ["n_tokens"]), ("row_offsets", TensorProto.INT32, ["n_offsets"])]
     return _model(nodes, constants, inputs)
+
+
+def kernels_graph(points: np.ndarray = POINTS) -> onnx.ModelProto:
+    """The packed graph, where a layer of rankrt's own takes a word's points from the first of its many features."""
+    n_features = 2048  # 64 KB of panels, which are mapped
+    table = np.zeros((len(points), n_features), np.float32)
+    table[:, 0] = points
+    panels = np.zeros((1, n_features // 4, 32, 4), np.int8)
+    panels[0, 0, 0, 0] = 1
+    sums = np.zeros(32, np.int32)
+    sums[0] = 1
+    model = packed_graph(points)
+    gather, *after = model.graph.node
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["features"]),
+        helper.make_node(
+            "RoundTokens", ["features", ""], ["bytes", "steps"], domain="rankrt", zero_point=128, floor=1e-12
+        ),
+        helper.make_node(
+            "Linear",
+            ["bytes", "steps", "panels", "scales", "panel_sums"],
+            ["column"],
+            domain="rankrt",
+            n_outputs=1,
+            zero_point=128,
+            gelu=0,
+        ),
+        helper.make_node("Squeeze", ["column", "axis_1"], gather.output),
+        *after,
+    ]
+    constants = {
+        "table": table,
+        "panels": panels,
+        "scales": np.ones(32, np.float32),
+        "panel_sums": sums,
+        "axis_1": np.array([1]),
+    }
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    model.opset_import.append(helper.make_opsetid("rankrt", 1))
+    return model
 
 
 def stacked_graph() -> onnx.ModelProto:

@@ -275,7 +275,7 @@ import numpy as np
 from pathlib import Path
 from rankrt.backends.session import open_session, session_options
 for instruction_set in ("vnni", "avx2"):
-    options = session_options(1, emulates_vnni=instruction_set == "vnni")
+    options = session_options(1, "widened" if instruction_set == "vnni" else "exported")
     session = open_session(Path(sys.argv[1]) / f"{instruction_set}.onnx", options)
     print(session.run(None, {"x": np.full((int(sys.argv[2]), 64), 255, np.uint8)})[0].tolist())
 """

@@ -19,6 +19,7 @@ crowd = pytest.importorskip("benchmarks.harness.crowd", reason="needs the source
 faults = pytest.importorskip("benchmarks.studies.faults", reason="needs the source tree")
 
 import rankrt  # noqa: E402
+from rankrt.kernels import kernels_in_use  # noqa: E402
 from tests.support import POINTS, tiny_artifact  # noqa: E402
 
 HOLD_S = 1.0
@@ -37,6 +38,7 @@ FROM_ARTIFACT = [
     "no threads",
     "small files",
 ]
+WITH_KERNELS = ["killed", "artifact away", "weights cut", "no memory"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,19 @@ def test_a_fault_without_a_prepared_model_loses_no_request_and_leaves_no_trace(
     from_artifact, cases: list[Any], name: str
 ):
     survive(from_artifact, cases, name)
+
+
+@pytest.fixture(scope="module")
+def with_kernels(tmp_path_factory: pytest.TempPathFactory, cases: list[Any]) -> Iterator[Any]:
+    """A server of an artifact whose int8 has no graph but the one for rankrt's kernels."""
+    artifact = tiny_artifact(tmp_path_factory.mktemp("kernels") / "tiny", for_kernels=True)
+    yield from opened(artifact.folder, cases, "--precision", "int8")
+
+
+@pytest.mark.skipif(kernels_in_use() is None, reason="no library of kernels for this processor")
+@pytest.mark.parametrize("name", WITH_KERNELS)
+def test_a_fault_with_kernels_loses_no_request_and_leaves_no_trace(with_kernels, cases: list[Any], name: str):
+    survive(with_kernels, cases, name)
 
 
 def survive(stage, cases: list[Any], name: str) -> None:

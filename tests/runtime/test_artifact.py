@@ -43,7 +43,7 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
 
 def test_a_newer_format_asks_for_a_newer_rankrt(artifact: Artifact):
     folder = rewrite(artifact, lambda manifest: manifest.update(format_version=FORMAT_VERSION + 1, something_new=1))
-    with pytest.raises(ArtifactError, match="has format 5, this rankrt reads up to 4: upgrade rankrt"):
+    with pytest.raises(ArtifactError, match="has format 6, this rankrt reads up to 5: upgrade rankrt"):
         open_artifact(folder)
 
 
@@ -95,7 +95,7 @@ def test_a_manifest_that_says_something_else_is_refused(artifact: Artifact, chan
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"rankrt"', b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(artifact: Artifact, content: bytes):
     (artifact.folder / "rankrt.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match="is not a manifest of format 4"):
+    with pytest.raises(ArtifactError, match="is not a manifest of format 5"):
         open_artifact(artifact.folder)
 
 

@@ -154,7 +154,7 @@ def test_doctor_finds_nothing_wrong_with_a_sound_artifact(artifact: Artifact, ca
 def test_doctor_without_an_artifact_examines_the_host(capsys: Output):
     assert run("doctor", "--json") == 0
     findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
-    examined = {"software", "processor", "threads", "onnxruntime", "telemetry", "limits", "cache", "bf16"}
+    examined = {"software", "processor", "threads", "onnxruntime", "telemetry", "limits", "cache", "kernels", "bf16"}
     assert examined == findings.keys()
     assert "onnxruntime" in findings["onnxruntime"]["detail"]
 

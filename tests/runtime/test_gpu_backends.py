@@ -65,7 +65,7 @@ def tensorrt(artifact: Artifact, tmp_path: Path) -> Iterator[GpuBackend]:
 
 def test_flat_rows_and_padded_rows_have_the_scores_of_packed_ones(artifact, cuda: GpuBackend, tensorrt: GpuBackend):
     encoded = rows_of(np.random.default_rng(1).integers(4, 513, 200).tolist())
-    packed = CpuEncoder(artifact.path("cpu-fp32.onnx"), "packed", n_threads=1, is_prepared=False)
+    packed = CpuEncoder(artifact.path("cpu-fp32.onnx"), "packed", n_threads=1)
     expected = scores(packed, encoded)
     assert scores(cuda, encoded) == expected
     assert scores(tensorrt, encoded) == expected

@@ -161,7 +161,7 @@ def test_fp32_that_answers_no_number_blames_the_checkpoint_and_no_precision(rera
 def test_another_precision_that_answers_no_number_names_fp32(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "both", precisions=("fp32", "int8"), points={"fp32": np.nan_to_num(POINTS)})
     with Reranker.load(artifact.folder, precision="int8") as reranker:
-        with pytest.raises(ScoreError, match="cpu-int8 answered nan for pair 0: use precision='fp32'"):
+        with pytest.raises(ScoreError, match="cpu-int8-avx2 answered nan for pair 0: use precision='fp32'"):
             reranker.score([("one", "nan")])
         assert reranker.with_precision("fp32").score([("one", "nan")]).tolist() == [1.0]
 

@@ -134,7 +134,7 @@ def test_a_child_that_is_forked_after_use_scores_the_same(artifact: Artifact, n_
             assert reranker.score(pairs).tobytes() == expected
             assert reranker.score(pairs).tobytes() == expected
 
-        assert _in_child(work) == 0
+        assert in_child(work) == 0
         assert reranker.score(pairs).tobytes() == expected
 
 
@@ -146,15 +146,15 @@ def test_a_child_that_is_forked_after_awaited_calls_awaits_its_own(two_threads: 
         assert asyncio.run(two_threads.ascore(PAIRS)).tobytes() == expected
 
     work()
-    assert _in_child(work) == 0
+    assert in_child(work) == 0
 
 
 @needs_fork
 def test_a_child_that_never_uses_the_reranker_ends_as_any_other(two_threads: Reranker):
     """A session that is destroyed waits for its threads, which no fork copies: the child would wait for ever."""
     two_threads.score(PAIRS)
-    assert _in_child(lambda: None) == 0
-    assert _in_child(two_threads.close) == 0
+    assert in_child(lambda: None) == 0
+    assert in_child(two_threads.close) == 0
 
 
 @needs_fork
@@ -163,9 +163,9 @@ def test_a_child_of_a_child_scores_the_same(two_threads: Reranker):
 
     def work() -> None:
         assert two_threads.score(PAIRS).tobytes() == expected
-        assert _in_child(lambda: _equal(two_threads.score(PAIRS).tobytes(), expected)) == 0
+        assert in_child(lambda: _equal(two_threads.score(PAIRS).tobytes(), expected)) == 0
 
-    assert _in_child(work) == 0
+    assert in_child(work) == 0
 
 
 @needs_fork
@@ -179,7 +179,7 @@ def test_children_that_are_forked_while_other_threads_score_and_load_score_the_s
             another.score(PAIRS)
 
     with _meanwhile(lambda: two_threads.score(PAIRS), 3), _meanwhile(load, 1):
-        ended = [_in_child(lambda: _equal(two_threads.score(PAIRS).tobytes(), expected)) for _ in range(8)]
+        ended = [in_child(lambda: _equal(two_threads.score(PAIRS).tobytes(), expected)) for _ in range(8)]
     assert ended == [0] * 8
 
 
@@ -191,7 +191,7 @@ def test_a_child_of_a_closed_reranker_is_told(two_threads: Reranker):
         with pytest.raises(ClosedError):
             two_threads.score(PAIRS)
 
-    assert _in_child(work) == 0
+    assert in_child(work) == 0
 
 
 @needs_fork
@@ -211,7 +211,7 @@ def test_a_forked_child_of_a_process_on_a_gpu_is_told_what_to_do(artifact: Artif
         with pytest.raises(DeviceError, match="a forked process cannot use cuda:0, which its parent used; load"):
             reranker.score(PAIRS)
 
-    assert _in_child(work) == 0
+    assert in_child(work) == 0
 
 
 def test_a_reranker_is_pickled_by_its_source_and_options(two_threads: Reranker):
@@ -321,7 +321,7 @@ def _equal(one: bytes, other: bytes) -> None:
     assert one == other
 
 
-def _in_child(work: Callable[[], object]) -> int | str:
+def in_child(work: Callable[[], object]) -> int | str:
     """Do the work in a forked child that ends as a program does, with all its finalizers; return its exit status."""
     # pytest's thread that watches for a test that hangs is not in the child, which would wait for it at its end.
     faulthandler.cancel_dump_traceback_later()

@@ -70,6 +70,21 @@ def test_the_largest_file_is_let_go_and_read_again(tmp_path: Path):
 
 
 @on_linux
+def test_a_folder_of_links_lets_go_of_the_files_that_they_lead_to(tmp_path: Path):
+    """The hub's cache keeps a snapshot as links to blobs, and the kernel's account has the blobs."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    (blobs / "0a").write_bytes(b"x" * (1 << 20))
+    (snapshot / "table").symlink_to("../blobs/0a")
+    with mapped(snapshot / "table") as table:
+        assert len(set(table[:])) == 1
+        before = resident_kb(blobs)
+        unmap_largest(snapshot)
+        assert before - resident_kb(blobs) == pytest.approx(1024, abs=1)
+
+
+@on_linux
 def test_what_was_written_into_a_mapping_is_kept(tmp_path: Path):
     (tmp_path / "table").write_bytes(b"x" * (1 << 20))
     with mapped(tmp_path / "table") as table:

@@ -81,8 +81,8 @@ def test_the_graph_is_the_one_for_the_processor(for_each: Artifact, instructions
 
 def test_an_artifact_of_an_older_format_has_one_graph_for_all(both: Artifact):
     for instructions in (("avx2",), ("avx2", "avx512_vnni")):
-        assert choose(both, "int8", machine(*instructions)).name == "cpu-int8"
-    with pytest.raises(DeviceError, match=r"cpu-int8 is for any processor; leave instruction_set='vnni' out"):
+        assert choose(both, "int8", machine(*instructions)).name == "cpu-int8-avx2"
+    with pytest.raises(DeviceError, match="has no int8 for cpu with instruction_set='vnni'; it has cpu-fp32"):
         Reranker.load(both.folder, precision="int8", instruction_set="vnni")
 
 
@@ -105,7 +105,7 @@ def test_a_graph_that_is_asked_for_is_taken_without_a_word(
 def test_an_instruction_set_is_an_error_where_it_would_be_ignored(for_each: Artifact):
     with pytest.raises(DeviceError, match=r"cpu-fp32 is for any processor; leave instruction_set='avx2' out"):
         Reranker.load(for_each.folder, precision="fp32", instruction_set="avx2")
-    with pytest.raises(InputError, match=r"instruction_set='neon', expected one of 'vnni', 'avx2'"):
+    with pytest.raises(InputError, match=r"instruction_set='neon', expected one of 'kernels', 'vnni', 'avx2'"):
         Reranker.load(for_each.folder, instruction_set="neon")  # type: ignore[arg-type]
 
 
@@ -116,7 +116,7 @@ def test_an_int8_graph_that_was_asked_for_is_refined_in_fp32(for_each: Artifact)
 
 def test_int8_that_was_not_verified_is_not_taken(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "unverified", precisions=("int8",), verification=None)
-    with pytest.raises(DeviceError, match=r"no verified variant for cpu; it has cpu-int8 \(not verified\)"):
+    with pytest.raises(DeviceError, match=r"no verified variant for cpu; it has cpu-int8-avx2 \(not verified\)"):
         choose(artifact, "auto", machine("avx2"))
 
 
@@ -182,7 +182,7 @@ def test_a_drift_that_nobody_measured_is_not_relied_on(tmp_path: Path):
     artifact = tiny_artifact(tmp_path / "unverified", precisions=("fp32", "int8"), verification=None)
     with (
         Reranker.load(artifact.folder, precision="int8") as reranker,
-        pytest.raises(InputError, match="drift that was measured, and cpu-int8 was not verified"),
+        pytest.raises(InputError, match="drift that was measured, and cpu-int8-avx2 was not verified"),
     ):
         reranker.rank("zero", ["one"], top_n=1, refine="fp32")
 
@@ -200,7 +200,6 @@ def test_a_graph_for_vnni_has_its_weights_widened_only_where_there_is_none(
     host = Host(machine=machine(*instructions), has_driver=False)
     vnni = next(variant for variant in for_each.manifest.variants if variant.instruction_set == "vnni")
     placement = place_variant(for_each, vnni, Device("cpu"), host)
-    assert placement.emulates_vnni == is_widened
-    options = session_options(1, emulates_vnni=placement.emulates_vnni)
+    options = session_options(1, placement.form)
     with nullcontext() if is_widened else pytest.raises(RuntimeError, match="does not have"):
         assert options.get_session_config_entry("session.x64quantprecision") == "1"

@@ -17,6 +17,9 @@ pytest.importorskip("uvicorn", reason="needs the extra server")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from rankrt import InputError  # noqa: E402
+from rankrt.host.cpu import this_machine  # noqa: E402
+from rankrt.kernels import kernels_in_use  # noqa: E402
+from rankrt.loading.kernels import these_kernels  # noqa: E402
 from rankrt.server.http import pages  # noqa: E402
 from rankrt.server.http.app import App  # noqa: E402
 from rankrt.server.keys import ApiKeys  # noqa: E402
@@ -126,7 +129,18 @@ def test_one_artifact_is_served_in_two_precisions_at_once(tmp_path: Path):
         body = {"query": "one", "documents": ["two"]}
         found = [httpx.post(f"{address}/rankrt/rerank", json=body | {"model": model["id"]}) for model in models]
     assert [answer.json()["results"][0]["score"] for answer in found] == [3.0, 6.0]
-    assert [answer.json()["variant"] for answer in found] == ["cpu-fp32", "cpu-int8"]
+    assert [answer.json()["variant"] for answer in found] == ["cpu-fp32", "cpu-int8-avx2"]
+
+
+@pytest.mark.skipif(
+    these_kernels().why_not_first(this_machine()) is not None, reason="kernels are not first on this processor"
+)
+def test_a_graph_with_kernels_is_served_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tiny_artifact(tmp_path / "tiny", for_kernels=True)
+    with caplog.at_level(logging.INFO, "rankrt.server"), serving(tmp_path / "tiny") as address:
+        answer = httpx.post(f"{address}/rankrt/rerank", json={"query": "one", "documents": ["two"]}).json()
+    assert (answer["variant"], answer["results"][0]["score"]) == ("cpu-int8", 3.0)
+    assert f"tiny is ready: cpu-int8 with kernels for {kernels_in_use()}" in caplog.text
 
 
 @pytest.mark.parametrize(

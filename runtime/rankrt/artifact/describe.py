@@ -23,6 +23,8 @@ def describe(artifact: Artifact) -> str:
     if verified := [v.verification for v in manifest.variants if v.verification]:
         first = verified[0]
         lines += ["", f"verified on {first.n_pairs} pairs of {first.n_queries} queries against {first.reference}"]
+    own = (variant.name for variant in manifest.variants if variant.key.needs_kernels)
+    lines += [f"{name}: by rankrt's own kernels; rankrt doctor says whether they run here" for name in own]
     # Of TensorRT's variants the export verified the graph alone, on a CPU.
     targets = dict.fromkeys(variant.target for variant in manifest.variants if TARGETS[variant.target].is_gpu)
     prepare = f"rankrt prepare {artifact.folder} --device"

@@ -16,9 +16,12 @@ OperatorsName: TypeAlias = Target | Literal["openvino", "kernels"]
 # How a processor adds products of bytes: "vnni" four at once in 32 bits; "avx2" two at once in 16 bits, which saturate,
 # so that a graph for it halves the weights.
 InstructionSet: TypeAlias = Literal["avx2", "vnni"]
+# What a graph of int8 is made for: rankrt's own kernels, or ONNX Runtime's on processors with an instruction set.
+MadeFor: TypeAlias = Literal["kernels", "avx2", "vnni"]
 
 # From the best to the one that every processor has.
 INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
+MADE_FOR: tuple[MadeFor, ...] = ("kernels", *INSTRUCTION_SETS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +229,11 @@ class VariantKey:
     def needs_kernels(self) -> bool:
         """Whether its graph has operators of rankrt's own."""
         return self.target == "cpu" and self.row.has_kernels and self.instruction_set is None
+
+    @property
+    def made_for(self) -> MadeFor | None:
+        """What its graph is made for; None if that is any processor."""
+        return "kernels" if self.needs_kernels else self.instruction_set
 
     @property
     def operators(self) -> OperatorsName:

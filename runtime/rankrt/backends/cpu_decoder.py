@@ -18,7 +18,7 @@ from rankrt.backends import Logits
 from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.kept_prefixes import KeptPrefixes, Past
 from rankrt.backends.planner import Capacity, Plan, plan
-from rankrt.backends.session import import_onnxruntime, open_session, session_options
+from rankrt.backends.session import Form, import_onnxruntime, open_session, session_options
 from rankrt.host.memory import changing_mappings
 from rankrt.llm.exits import Keep
 from rankrt.llm.prefixes import LEAST_SHARED, Prefixes, beginning_of, n_cut, own_prefixes, shared_prefixes
@@ -150,8 +150,7 @@ class CpuDecoder:
         *,
         ratios: Mapping[int, int] = MappingProxyType({}),
         n_threads: int,
-        is_prepared: bool,
-        emulates_vnni: bool = False,
+        form: Form = "exported",
         shares_prefixes: bool = True,
     ) -> None:
         """Load the graphs of all segments, which end after the layers `ends`.
@@ -167,8 +166,7 @@ class CpuDecoder:
             ends,
             ratios=ratios,
             n_threads=n_threads,
-            is_prepared=is_prepared,
-            emulates_vnni=emulates_vnni,
+            form=form,
             on_idle=self._kept.clear,
         )
 
@@ -285,19 +283,17 @@ class Segments:
         *,
         ratios: Mapping[int, int],
         n_threads: int,
-        is_prepared: bool,
-        emulates_vnni: bool,
+        form: Form,
         on_idle: Callable[[], None],
     ) -> None:
-        n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
+        n_narrow = n_narrow_lanes(n_threads, form)
         self.capacity = Capacity(layout="causal", n_threads=n_threads, n_narrow=n_narrow)
         self.ends = tuple(ends)
         self._ratios = ratios
         self._ort = import_onnxruntime()
 
         def load(n: int) -> list[Any]:
-            options = [session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni) for _ in graphs]
-            return [open_session(graph, of_graph) for graph, of_graph in zip(graphs, options, strict=True)]
+            return [open_session(graph, session_options(n, form)) for graph in graphs]
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)
         shapes = [_prefix_shape(session) for session in self._wide]

@@ -1,8 +1,8 @@
 """Encoders on the CPU: ONNX Runtime sessions that share one copy of the weights.
 
-A session's thread count is fixed when it is made, so there are two over the same prepared graph: one with all threads,
-for wide runs, and one with a single thread that several callers share, for narrow runs. Over a graph that is not
-prepared the weights would be in memory twice, so there is only the wide one.
+A session's thread count is fixed when it is made, so there are two over the same mapped weights: one with all threads,
+for wide runs, and one with a single thread that several callers share, for narrow runs. Where each session would pack
+the weights into a copy of its own, there is only the wide one.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from rankrt.backends import Logits
 from rankrt.backends.batch import BATCHES
 from rankrt.backends.cpu_lanes import CpuLanes, n_narrow_lanes, wide_and_narrow
 from rankrt.backends.planner import Capacity, Plan, plan
-from rankrt.backends.session import open_session, session_options
+from rankrt.backends.session import Form, open_session, session_options
 from rankrt.host.memory import changing_mappings
 from rankrt.llm.exits import Keep
 from rankrt.text.pairs import Encoded
@@ -27,24 +27,15 @@ from rankrt.text.pairs import Encoded
 class CpuEncoder:
     """An encoder's graph on the CPU, with one exit: its end. Threads may share it."""
 
-    def __init__(
-        self,
-        graph: Path,
-        layout: Layout,
-        *,
-        n_threads: int,
-        is_prepared: bool,
-        emulates_vnni: bool = False,
-    ) -> None:
-        """Load a graph as the artifact has it, or as the prepared cache has it, which is faster and shares memory."""
-        n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
+    def __init__(self, graph: Path, layout: Layout, *, n_threads: int, form: Form = "exported") -> None:
+        """Load a graph of the artifact or of the prepared cache; the latter is faster and shares memory."""
+        n_narrow = n_narrow_lanes(n_threads, form)
         self.capacity = Capacity(layout=layout, n_threads=n_threads, n_narrow=n_narrow)
         self._batch = BATCHES[layout]
         self._wide: Any
         self._narrow: Any
         self._wide, self._narrow = wide_and_narrow(
-            lambda n: open_session(graph, session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni)),
-            self.capacity,
+            lambda n: open_session(graph, session_options(n, form)), self.capacity
         )
         self._lanes = CpuLanes(n_narrow, graph.parent)
         self._inputs = {node.name for node in self._wide.get_inputs()}

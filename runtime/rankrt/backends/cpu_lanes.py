@@ -9,6 +9,7 @@ from rankrt.arrays import Int64Array
 from rankrt.backends.idle import Idle
 from rankrt.backends.lanes import Lanes
 from rankrt.backends.planner import Capacity, Plan
+from rankrt.backends.session import Form
 from rankrt.host.memory import keep_freed_memory, release_free_memory, unmap_largest
 
 _Loaded = TypeVar("_Loaded")
@@ -17,9 +18,10 @@ _Loaded = TypeVar("_Loaded")
 _IDLE_S = 1.0
 
 
-def n_narrow_lanes(n_threads: int, *, is_prepared: bool) -> int:
+def n_narrow_lanes(n_threads: int, form: Form) -> int:
     """Return how many narrow runs may go side by side: none where a second session would copy the weights."""
-    return n_threads if is_prepared or n_threads == 1 else 0
+    shares_weights = form in ("prepared", "kernels")
+    return n_threads if shares_weights or n_threads == 1 else 0
 
 
 def wide_and_narrow(load: Callable[[int], _Loaded], capacity: Capacity) -> tuple[_Loaded, _Loaded]:

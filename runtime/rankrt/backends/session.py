@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
 from rankrt.host.memory import changing_mappings
 from rankrt.host.telemetry import warn_if_too_late
+from rankrt.kernels import LIBRARY
+
+# How a session takes a graph for the CPU.
+#   exported  ONNX Runtime optimises it, and packs the weights into a copy.
+#   widened   The same for VNNI's graph on a processor without VNNI. Weights become unsigned, so that it is exact. That
+#             costs all that int8 gains: v2-m3 took 0.75 of fp32's time on Zen 5, and 0.42 with the graph for AVX2.
+#   prepared  Both was done before, and the packed weights are mapped.
+#   kernels   It has rankrt's operators and nothing to optimise. Their weights are mapped. Layers in fp32 are packed.
+Form: TypeAlias = Literal["exported", "widened", "prepared", "kernels"]
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
 _DISABLED_FUSIONS = "SkipLayerNormFusion"
@@ -76,12 +85,10 @@ def installed_builds() -> dict[str, str]:
     return found
 
 
-def session_options(n_threads: int, *, is_prepared: bool = False, emulates_vnni: bool = False) -> Any:
+def session_options(n_threads: int, form: Form = "exported") -> Any:
     """Return options for one sequential run at a time on that many threads.
 
-    With `emulates_vnni` a graph for VNNI is exact on a processor without it. Weights become unsigned, which costs all
-    that int8 gains. With VNNI it must be off, because ONNX Runtime would do the same there. Its test for saturation is
-    whether the two kernels differ. v2-m3 took 0.75 of fp32's time that way on Zen 5, and 0.42 with the graph for AVX2.
+    Raises DeviceError if the graph needs rankrt's kernels and ONNX Runtime cannot load them.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -91,13 +98,21 @@ def session_options(n_threads: int, *, is_prepared: bool = False, emulates_vnni:
     # Patterns are kept per exact shape, and here hardly two runs have the same.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False  # see host.memory.keep_freed_memory
-    if is_prepared:
+    if form in ("prepared", "kernels"):
+        # v2-m3 with kernels loads in 68 ms; looking for what could be optimised takes another 40.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("optimization.disable_specified_optimizers", _DISABLED_FUSIONS)
-        if emulates_vnni:
+        if form == "widened":
+            # Not with VNNI: ONNX Runtime tells by a difference of two kernels whether products saturate, so it would
+            # widen there too.
             options.add_session_config_entry("session.x64quantprecision", "1")
+    if form == "kernels":
+        try:
+            options.register_custom_ops_library(str(LIBRARY))
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            raise DeviceError(f"ONNX Runtime {ort.__version__} cannot load rankrt's kernels: {error}") from error
     return options
 
 

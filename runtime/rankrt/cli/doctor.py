@@ -20,7 +20,7 @@ from rankrt.backends.session import import_onnxruntime, installed_builds
 from rankrt.cli.arguments import Command, file_argument, option
 from rankrt.cli.finding import Finding, checked
 from rankrt.cli.gpu_doctor import examine_gpu, examine_variant
-from rankrt.errors import CacheError, InputError, RankrtError
+from rankrt.errors import CacheError, DeviceError, InputError, RankrtError
 from rankrt.files.cache import HostCache
 from rankrt.files.rights import this_user
 from rankrt.host.cpu import Machine, this_machine
@@ -28,6 +28,7 @@ from rankrt.host.device import Device
 from rankrt.host.gpus import has_driver
 from rankrt.host.host import this_host
 from rankrt.loading.choose import Asked, place, place_variant
+from rankrt.loading.kernels import these_kernels
 from rankrt.loading.prepared import drift_limit, find_record, key_of
 from rankrt.reranker import Reranker
 
@@ -49,6 +50,7 @@ def examine(folder: Path | None, device: Device | None = None) -> Iterator[Findi
     yield _limits()
     yield from _cache()
     if not on.is_gpu:
+        yield checked("kernels", _kernels)
         yield _brain_floats()
     if on.target == "tensorrt":
         detail = "TensorRT is experimental; compare its scores with the CPU's before you rely on them"
@@ -98,6 +100,15 @@ def _onnxruntime() -> str:
     ort = import_onnxruntime()
     names = ", ".join(f"{name} {version}" for name, version in installed_builds().items()) or "of unknown origin"
     return f"{names}; providers: {', '.join(ort.get_available_providers())}"
+
+
+def _kernels() -> str:
+    """Say whether rankrt's own kernels compute int8 here."""
+    kernels = these_kernels()
+    if (reason := kernels.why_not_first(this_machine())) is None:
+        forced = ", as RANKRT_KERNELS says" if kernels.is_forced else ""
+        return f"rankrt's own for int8, by {kernels.instruction_set}{forced}"
+    return f"ONNX Runtime's go before rankrt's own for int8: {reason}"
 
 
 def _brain_floats() -> Finding:
@@ -184,12 +195,22 @@ def _artifact(folder: Path, device: Device) -> Iterator[Finding]:
             continue
         if device.is_gpu:
             yield from examine_variant(artifact, variant, device)
+        if (reason := _why_not_here(variant)) is not None:
+            yield Finding(name=variant.name, verdict="note", detail=f"cannot run here: {reason}")
+            continue
         if variant.key.is_for_openvino:
-            if (reason := why_not_bf16(this_machine())) is not None:
-                yield Finding(name=variant.name, verdict="note", detail=f"cannot run here: {reason}")
-                continue
             yield _measured(artifact, variant)
         yield _examples(artifact, variant, device)
+
+
+def _why_not_here(variant: Variant) -> str | None:
+    """Return what a variant for the CPU lacks on this host; None if it runs."""
+    if variant.key.needs_kernels:
+        try:
+            return these_kernels().why_not
+        except DeviceError as error:
+            return str(error)
+    return why_not_bf16(this_machine()) if variant.key.is_for_openvino else None
 
 
 def _measured(artifact: Artifact, variant: Variant) -> Finding:
@@ -203,10 +224,12 @@ def _measured(artifact: Artifact, variant: Variant) -> Finding:
 
 def _choice(artifact: Artifact, device: Device) -> str:
     host = this_host()
-    chosen = place(artifact, Asked(device=device), host).variant.name
+    chosen = place(artifact, Asked(device=device), host).variant
     if device.is_gpu:
-        return f"precision='auto' takes {chosen} on {device}"
-    return f"precision='auto' takes {chosen} here: the processor {_products_of_bytes(host.machine)}"
+        return f"precision='auto' takes {chosen.name} on {device}"
+    if chosen.key.needs_kernels:
+        return f"precision='auto' takes {chosen.name} here, with rankrt's kernels for {these_kernels().instruction_set}"
+    return f"precision='auto' takes {chosen.name} here: the processor {_products_of_bytes(host.machine)}"
 
 
 def _products_of_bytes(machine: Machine) -> str:
@@ -232,7 +255,7 @@ def _examples(artifact: Artifact, variant: Variant, device: Device) -> Finding:
             artifact.folder,
             device=str(device),
             precision=variant.precision,
-            instruction_set=variant.instruction_set,
+            instruction_set=variant.key.made_for,
             truncation="longest_first",
             prepare=False,
         ) as reranker:

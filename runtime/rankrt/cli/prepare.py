@@ -54,7 +54,8 @@ def prepare(artifact: Path, device: str, precision: Any, max_length: int | None)
     if measured and precision != "auto":
         return
     with Reranker.load(found.folder, device=device, precision=precision, max_length=max_length) as reranker:
-        print(f"{reranker.variant.name} is ready on this host")
+        as_it_is = "; it runs from the artifact as it is" if reranker.variant.key.needs_kernels else ""
+        print(f"{reranker.variant.name} is ready on this host{as_it_is}")
 
 
 def _measure(artifact: Artifact, variant: Variant, host: Host, *, is_named: bool) -> None:

@@ -94,7 +94,8 @@ def _unmap(folder: Path, is_chosen: Callable[["Mapping", int], bool]) -> None:
     """
     with _lock:
         n_changes = _n_changes
-        found = [mapping for mapping in mappings() if mapping.file and Path(mapping.file).parent == folder]
+        places = _folders(folder)
+        found = [mapping for mapping in mappings() if mapping.file and Path(mapping.file).parent in places]
         if not found:  # nothing is mapped, or this system does not tell
             return
         largest = max(mapping.n_bytes for mapping in found)
@@ -104,6 +105,12 @@ def _unmap(folder: Path, is_chosen: Callable[["Mapping", int], bool]) -> None:
                 start, n_bytes = ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.n_bytes)
                 if not _n_changing and _n_changes == n_changes:  # the collector may let a session go in this thread
                     madvise(start, n_bytes, _DONTNEED)
+
+
+def _folders(folder: Path) -> set[Path]:
+    """Return where the files of a folder really are. The hub's cache has links, which the kernel's account follows."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {folder.resolve(), *(file.resolve().parent for file in files)}
 
 
 @contextmanager

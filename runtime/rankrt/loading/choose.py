@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from rankrt.artifact.manifest import Artifact, Variant
-from rankrt.artifact.precisions import PRECISIONS, TARGETS, InstructionSet, Precision, Target, rank
+from rankrt.artifact.precisions import PRECISIONS, TARGETS, MadeFor, Precision, Target, rank
 from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
@@ -18,6 +18,7 @@ from rankrt.host.cpu import Machine
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu
 from rankrt.host.host import Host
+from rankrt.loading.kernels import NO_KERNELS, Kernels, these_kernels
 from rankrt.loading.placement import Placement
 from rankrt.loading.prepared import differences, find_record, find_record_like, key_of, prepare_command
 
@@ -30,27 +31,27 @@ _logger = logging.getLogger("rankrt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A device, None for "auto", a precision, and an instruction set of int8 on a CPU, as the caller asked."""
+    """A device, None for "auto", a precision, and what int8's graph on a CPU is made for, as the caller asked."""
 
     device: Device | None = None
     precision: Wanted = "auto"
-    instruction_set: InstructionSet | None = None
+    made_for: MadeFor | None = None
 
 
 def place(artifact: Artifact, asked: Asked, host: Host) -> Placement:
     """Return the variant for the device that is asked for; for None that of a GPU if one is usable, else the CPU's.
 
-    With an instruction set it is the CPU's. A GPU that is there and not used is announced. Raises DeviceError if what
-    is asked for cannot be had here.
+    If it says what a graph is made for, the CPU's. A GPU that is there and not used is announced. Raises DeviceError if
+    what is asked for cannot be had here.
     """
     if asked.device is not None and asked.device.is_gpu:
         placements = place_on_gpu(artifact, asked.device, asked.precision, host)
         return _first_usable(placements, must_be_verified=asked.precision == "auto")
-    may_be_gpu = asked.device is None and asked.instruction_set is None and host.has_driver
+    may_be_gpu = asked.device is None and asked.made_for is None and host.has_driver
     if may_be_gpu and (found := _on_gpu_if_possible(artifact, asked.precision, host)):
         return found
     faster = measured_faster(artifact, host) if asked.precision == "auto" else ()
-    variant = choose(artifact, asked.precision, host.machine, asked.instruction_set, faster)
+    variant = choose(artifact, asked.precision, host.machine, asked.made_for, faster, these_kernels())
     return Placement(artifact=artifact, variant=variant, device=Device("cpu"), host=host)
 
 
@@ -90,40 +91,56 @@ def choose(
     artifact: Artifact,
     precision: Wanted,
     machine: Machine,
-    instruction_set: InstructionSet | None = None,
+    made_for: MadeFor | None = None,
     faster: Collection[str] = (),
+    kernels: Kernels = NO_KERNELS,
 ) -> Variant:
     """Return the variant for a processor: in that precision, or for "auto" the best that is verified and pays there.
 
-    Of two int8 graphs it is the one for this processor, unless an instruction set is asked for. `faster` are the names
-    of those that were measured here. Raises DeviceError if there is none, or if a precision is asked for by name that
-    is slower here than fp32.
+    Of several int8 graphs it is the fastest here, unless another is asked for by what it is made for. `faster` are the
+    names of those that were measured here. Raises DeviceError if there is none, or if a precision is asked for by name
+    that is slower here than fp32.
     """
-    sets = (None, *((instruction_set,) if instruction_set else machine.instruction_sets))
-    slower = _slower(machine, instruction_set)
+    if made_for == "kernels" and kernels.why_not is not None:
+        raise DeviceError(f"instruction_set='kernels', but {kernels.why_not}; leave it out")
+    graphs = _graphs(precision, machine, made_for, kernels)
+    slower = _slower(machine, made_for)
     if precision != "auto" and precision in slower:
         raise DeviceError(
             f"{machine.processor} {slower[precision]}: {precision} would be slower than fp32 here; use precision='fp32'"
         )
-    here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.instruction_set in sets]
+    here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.key.made_for in graphs]
     unmeasured = [v for v in measurable(artifact) if v.name not in faster]
     proved = [v for v in here if v not in unmeasured and (v.verification or v.name in faster)]
     wanted = proved if precision == "auto" else [v for v in here if v.precision == precision]
     left_out = [v for v in wanted if v.precision in slower]
     if not (usable := [v for v in wanted if v not in left_out]):
-        raise DeviceError(_not_for_cpu(artifact, precision))
-    chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), sets.index(v.instruction_set)))
+        raise DeviceError(_not_for_cpu(artifact, precision, made_for, kernels.why_not_first(machine)))
+    chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), graphs.index(v.key.made_for)))
     if left_out:
         for name in sorted({v.precision for v in left_out}):
             _logger.warning("%s %s: using %s, not %s", machine.processor, slower[name], chosen.precision, name)
     return chosen
 
 
-def _slower(machine: Machine, instruction_set: InstructionSet | None) -> Mapping[Precision, str]:
+def _graphs(
+    precision: Wanted, machine: Machine, made_for: MadeFor | None, kernels: Kernels
+) -> tuple[MadeFor | None, ...]:
+    """Return what the graphs that may be taken are made for, the fastest first; None is any processor."""
+    if made_for is not None:
+        return None, made_for
+    if kernels.why_not_first(machine) is None:
+        return None, "kernels", *machine.instruction_sets
+    # Kernels with AVX2 alone drift as much as other int8 and take fp32's time, so only who names int8 gets them.
+    are_worth_it = kernels.why_not is None and not (precision == "auto" and kernels.instruction_set == "avx2")
+    return (None, *machine.instruction_sets, *(("kernels",) if are_worth_it else ()))
+
+
+def _slower(machine: Machine, made_for: MadeFor | None) -> Mapping[Precision, str]:
     """Return what a processor lacks for each precision that would be slower there than fp32."""
     found: dict[Precision, str] = {}
     for name, row in PRECISIONS.items():
-        if row.needs_fast_bytes and not machine.multiplies_bytes and instruction_set is None:
+        if row.needs_fast_bytes and not machine.multiplies_bytes and made_for is None:
             found[name] = "has no fast products of bytes (AVX2, or asimddp on Arm)"
         if row.cpu_library == "openvino" and machine.multiplies_bf16 is None:
             found[name] = "does not multiply brain floats (by AMX or AVX-512 BF16)"
@@ -210,10 +227,18 @@ def _not_exported(artifact: Artifact, device: Device, precision: Wanted) -> str:
     )
 
 
-def _not_for_cpu(artifact: Artifact, precision: Wanted) -> str:
+def _not_for_cpu(artifact: Artifact, precision: Wanted, made_for: MadeFor | None, why_not_kernels: str | None) -> str:
+    source = artifact.manifest.source.id
+    for_kernels = [v for v in artifact.manifest.variants if v.key.needs_kernels and precision in ("auto", v.precision)]
+    if for_kernels and made_for is None and why_not_kernels is not None:
+        variant = for_kernels[0]
+        return (
+            f"{artifact.folder} has {variant.name} for rankrt's own kernels, but {why_not_kernels}. Export the graphs"
+            f" for other processors as well: rankrt export {source} FOLDER --precision {variant.precision}"
+        )
     has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in artifact.manifest.variants)
     asked = "verified variant for cpu" if precision == "auto" else f"{precision} for cpu"
-    need = (
-        "" if precision == "auto" else f": rankrt export {artifact.manifest.source.id} FOLDER --precision {precision}"
-    )
+    if made_for is not None:
+        asked += f" with instruction_set={made_for!r}"
+    need = "" if precision == "auto" else f": rankrt export {source} FOLDER --precision {precision}"
     return f"{artifact.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need{need}"

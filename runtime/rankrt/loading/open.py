@@ -22,6 +22,7 @@ from rankrt.artifact.precisions import TARGETS
 from rankrt.artifact.source import Hub, find_artifact, local_folder
 from rankrt.backends import Backend
 from rankrt.backends.cpu_encoder import CpuEncoder
+from rankrt.backends.session import Form
 from rankrt.errors import ArtifactError, CacheError, DeviceError, InputError
 from rankrt.files.cache import HostCache, Use
 from rankrt.files.seals import SMALL_BYTES
@@ -85,7 +86,7 @@ def find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
     """Find an artifact and choose its variant for this host. Raises ArtifactError, DeviceError or InputError."""
     placement = _find(source, options, host)
     options.check_device(placement.device)
-    if options.instruction_set is not None and placement.variant.instruction_set is None:
+    if options.instruction_set is not None and placement.variant.key.made_for is None:
         raise DeviceError(
             f"{placement.variant.name} is for any processor; leave instruction_set={options.instruction_set!r} out"
         )
@@ -93,9 +94,7 @@ def find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
 
 
 def _find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
-    asked = Asked(
-        device=Device.parse(options.device), precision=options.precision, instruction_set=options.instruction_set
-    )
+    asked = Asked(device=Device.parse(options.device), precision=options.precision, made_for=options.instruction_set)
     hub = Hub(revision=options.revision, cache_dir=options.cache_dir)
     return find_artifact(source, lambda artifact: place(artifact, asked, host), hub)
 
@@ -146,10 +145,9 @@ def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> "GpuBa
 def open_kept(placement: Placement, n_threads: int) -> Backend | None:
     """Load a variant for the CPU from the host's cache alone, whatever has become of the artifact's folder.
 
-    None if it is not for the CPU, or has no sound entry there.
+    None if it is never prepared, or has no sound entry there.
     """
-    is_kept = not (placement.device.is_gpu or placement.variant.key.is_for_openvino)
-    cache = find_cache() if is_kept else None
+    cache = find_cache() if placement.can_be_prepared else None
     found = None if cache is None else Prepared(cache).graphs(placement)
     return None if found is None else _opened_prepared(placement, *found, n_threads)
 
@@ -183,7 +181,7 @@ def open_again(origin: Origin, expected: str) -> Model:
 
 
 def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_prefixes: bool) -> Backend:
-    """Load a variant for the CPU, from the host's cache of prepared models if `prepare`."""
+    """Load a variant for the CPU; if `prepare`, from the host's cache of prepared models where it belongs there."""
     artifact, variant = placement.artifact, placement.variant
     artifact.check_sizes(variant.files)
     cache = find_cache()
@@ -193,26 +191,24 @@ def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_pre
 
         with _checked(artifact, variant, hashes):
             return OpenVinoEncoder(artifact.path(variant.graph), variant.layout, n_threads=n_threads)
-    found = _prepared(placement, cache, hashes) if prepare and cache else None
+    found = _prepared(placement, cache, hashes) if prepare and placement.can_be_prepared and cache else None
     with _checked(artifact, variant, hashes):
         if found is not None:
             return _opened_prepared(placement, *found, n_threads, shares_prefixes=shares_prefixes)
         graphs = [artifact.path(name) for name in variant.graphs]
-        return _opened(placement, graphs, n_threads, is_prepared=False, shares_prefixes=shares_prefixes)
+        return _opened(placement, graphs, n_threads, placement.form, shares_prefixes=shares_prefixes)
 
 
 def _opened_prepared(
     placement: Placement, graphs: list[Path], use: Use, n_threads: int, *, shares_prefixes: bool = True
 ) -> Backend:
-    backend = _opened(placement, graphs, n_threads, is_prepared=True, shares_prefixes=shares_prefixes)
+    backend = _opened(placement, graphs, n_threads, "prepared", shares_prefixes=shares_prefixes)
     use.until_gone(backend)
     return backend
 
 
-def _opened(
-    placement: Placement, graphs: list[Path], n_threads: int, *, is_prepared: bool, shares_prefixes: bool
-) -> Backend:
-    variant, emulates_vnni = placement.variant, placement.emulates_vnni
+def _opened(placement: Placement, graphs: list[Path], n_threads: int, form: Form, *, shares_prefixes: bool) -> Backend:
+    variant = placement.variant
     if variant.exits:
         from rankrt.backends.cpu_decoder import CpuDecoder
 
@@ -221,13 +217,10 @@ def _opened(
             list(variant.graphs_by_layer),
             ratios={found.layer: found.ratio for found in variant.compressions},
             n_threads=n_threads,
-            is_prepared=is_prepared,
-            emulates_vnni=emulates_vnni,
+            form=form,
             shares_prefixes=shares_prefixes,
         )
-    return CpuEncoder(
-        graphs[0], variant.layout, n_threads=n_threads, is_prepared=is_prepared, emulates_vnni=emulates_vnni
-    )
+    return CpuEncoder(graphs[0], variant.layout, n_threads=n_threads, form=form)
 
 
 def _prepared(placement: Placement, cache: HostCache, hashes: FileHashes) -> tuple[list[Path], Use] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from rankrt.artifact.manifest import Artifact, Variant
+from rankrt.backends.session import Form
 from rankrt.files.cache import Key
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu
@@ -66,6 +67,18 @@ class Placement:
         return self.variant.files
 
     @property
-    def emulates_vnni(self) -> bool:
-        """Whether the graph is for instructions that the processor does not have."""
-        return self.variant.instruction_set == "vnni" and "vnni" not in self.host.machine.instruction_sets
+    def can_be_prepared(self) -> bool:
+        """Whether a copy of it can be packed for this processor.
+
+        OpenVINO packs weights itself. rankrt's kernels take them as the artifact has them.
+        """
+        key = self.variant.key
+        return not (self.device.is_gpu or key.is_for_openvino or key.needs_kernels)
+
+    @property
+    def form(self) -> Form:
+        """How a session on the CPU takes the artifact's graph here."""
+        if self.variant.key.needs_kernels:
+            return "kernels"
+        lacks_vnni = "vnni" not in self.host.machine.instruction_sets
+        return "widened" if self.variant.instruction_set == "vnni" and lacks_vnni else "exported"

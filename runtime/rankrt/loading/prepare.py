@@ -21,7 +21,7 @@ from rankrt.artifact.precisions import PRECISIONS, TARGETS
 from rankrt.backends.cuda import open_cuda
 from rankrt.backends.gpu import GpuBackend
 from rankrt.backends.planner import divide
-from rankrt.backends.session import open_session, session_options
+from rankrt.backends.session import Form, open_session, session_options
 from rankrt.backends.tensorrt_engines import buckets, open_tensorrt
 from rankrt.errors import ArtifactError, CacheError, InputError, ScoreError
 from rankrt.files.cache import Use
@@ -53,7 +53,7 @@ def prepare_for_cpu(placement: Placement, prepared: Prepared, hashes: FileHashes
         artifact.check_hashes(variant.files, hashes.sha256)
         _check_space(folder, placement, prepared)
         for number, name in enumerate(variant.graphs):
-            _pack(artifact.path(name), folder, number, emulates_vnni=placement.emulates_vnni)
+            _pack(artifact.path(name), folder, number, placement.form)
 
     use = prepared.cache.make(key_of(placement), write)
     return graphs_in(use, variant), use
@@ -141,9 +141,9 @@ def _check_space(folder: Path, placement: Placement, prepared: Prepared) -> None
         raise CacheError(f"RANKRT_CACHE_MAX is {limit / 1e9:.1f} GB, {takes}")
 
 
-def _pack(graph: Path, folder: Path, number: int, *, emulates_vnni: bool) -> None:
+def _pack(graph: Path, folder: Path, number: int, form: Form) -> None:
     """Let ONNX Runtime write a graph as it has optimised it, with the weights packed."""
-    options = session_options(1, emulates_vnni=emulates_vnni)
+    options = session_options(1, form)
     options.optimized_model_filepath = str(folder / GRAPH.format(number or ""))
     settings = {
         "session.save_external_prepacked_constant_initializers": "1",

@@ -19,6 +19,7 @@ from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.errors import ArtifactError, RankrtError
 from rankrt.host.host import this_host
 from rankrt.host.memory import release_free_memory
+from rankrt.kernels import kernels_in_use
 from rankrt.llm.exits import check_cutoff
 from rankrt.loading.open import find, open_pair_tokenizer, rules_for
 from rankrt.loading.placement import Placement
@@ -223,7 +224,8 @@ class Models:
         except BaseException:
             self._unload(key)
             raise
-        _logger.info("%s is ready: %s", name, variant.name, extra={"model": name, "artifact": artifact.identity})
+        shown = f"{variant.name} with kernels for {kernels_in_use()}" if variant.key.needs_kernels else variant.name
+        _logger.info("%s is ready: %s", name, shown, extra={"model": name, "artifact": artifact.identity})
         return model
 
     def _load_in_workers(self, key: str, placement: Placement, options: LoadOptions) -> ServedModel:
