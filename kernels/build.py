@@ -48,8 +48,8 @@ def build(library: Path, *flags: str) -> None:
     if library.exists() and build_id in library.read_bytes():
         return
     with tempfile.TemporaryDirectory() as folder:
-        # A cache of its own: nothing stays in the user's, and a home that cannot be written to does not matter.
-        environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+        # A cache of its own, unless the user names one: nothing stays in the home, which may not be writable.
+        environment = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder} | os.environ
 
         def run(language: str, *arguments: str | Path) -> None:
             command = (sys.executable, "-m", "ziglang", language, *TARGET, *arguments, *flags)
