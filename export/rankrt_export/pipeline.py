@@ -1,13 +1,14 @@
 """From a checkpoint to an artifact: open, calibrate, write, verify, and only then give it its name."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rankrt.artifact.manifest import Artifact, open_artifact, write_manifest
 from rankrt.artifact.precisions import VariantKey
 from rankrt.artifact.source import Hub
 from rankrt.files.folders import new_folder
+from rankrt.kernels import kernels_in_use
 from rankrt_export.calibrate.calibration import Calibration, calibrate
 from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import OutputError, PartialError, VariantError, VerificationError
@@ -58,13 +59,29 @@ def export_into(source: str, folder: Path, *, revision: str | None = None, cache
 def open_job(source: str, options: Options, hub: Hub, out: Path) -> Job:
     """Open a checkpoint, and refuse before anything is computed what cannot be written to `out`."""
     check_limits(options)
-    variants = asked_variants(options.targets, options.precisions)
+    variants = _runnable(asked_variants(options.targets, options.precisions))
     checkpoint = open_checkpoint(source, hub, options.label)
     check_checkpoint(checkpoint, variants, options)
     job = make_job(checkpoint, variants, options)
     check_has_room(job, out)
     check_has_memory(job)
     return job
+
+
+def _runnable(variants: Iterable[VariantKey]) -> list[VariantKey]:
+    """Return the variants, but none for rankrt's kernels where these are not installed; say so."""
+    found = list(variants)
+    if kernels_in_use() is not None:
+        return found
+    for key in found:
+        if key.needs_kernels:
+            _logger.warning(
+                "left out %s: rankrt's own kernels, which compute it, are not installed for this processor. The other"
+                " variants in %s do not need them",
+                key,
+                key.precision,
+            )
+    return [key for key in found if not key.needs_kernels]
 
 
 def fill(folder: Path, job: Job, plan: Plan, verifier: Verifier, bar: Bar) -> None:

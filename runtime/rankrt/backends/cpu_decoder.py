@@ -152,6 +152,7 @@ class CpuDecoder:
         n_threads: int,
         is_prepared: bool,
         emulates_vnni: bool = False,
+        has_kernels: bool = False,
         shares_prefixes: bool = True,
     ) -> None:
         """Load the graphs of all segments, which end after the layers `ends`.
@@ -169,6 +170,7 @@ class CpuDecoder:
             n_threads=n_threads,
             is_prepared=is_prepared,
             emulates_vnni=emulates_vnni,
+            has_kernels=has_kernels,
             on_idle=self._kept.clear,
         )
 
@@ -287,16 +289,20 @@ class Segments:
         n_threads: int,
         is_prepared: bool,
         emulates_vnni: bool,
+        has_kernels: bool,
         on_idle: Callable[[], None],
     ) -> None:
-        n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
+        n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared or has_kernels)
         self.capacity = Capacity(layout="causal", n_threads=n_threads, n_narrow=n_narrow)
         self.ends = tuple(ends)
         self._ratios = ratios
         self._ort = import_onnxruntime()
 
         def load(n: int) -> list[Any]:
-            options = [session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni) for _ in graphs]
+            options = [
+                session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni, has_kernels=has_kernels)
+                for _ in graphs
+            ]
             return [open_session(graph, of_graph) for graph, of_graph in zip(graphs, options, strict=True)]
 
         self._wide, self._narrow = wide_and_narrow(load, self.capacity)

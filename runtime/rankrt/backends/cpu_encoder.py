@@ -35,15 +35,20 @@ class CpuEncoder:
         n_threads: int,
         is_prepared: bool,
         emulates_vnni: bool = False,
+        has_kernels: bool = False,
     ) -> None:
         """Load a graph as the artifact has it, or as the prepared cache has it, which is faster and shares memory."""
-        n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared)
+        # The weights of a graph with kernels are mapped as they lie, so a second session holds none.
+        n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared or has_kernels)
         self.capacity = Capacity(layout=layout, n_threads=n_threads, n_narrow=n_narrow)
         self._batch = BATCHES[layout]
         self._wide: Any
         self._narrow: Any
         self._wide, self._narrow = wide_and_narrow(
-            lambda n: open_session(graph, session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni)),
+            lambda n: open_session(
+                graph,
+                session_options(n, is_prepared=is_prepared, emulates_vnni=emulates_vnni, has_kernels=has_kernels),
+            ),
             self.capacity,
         )
         self._lanes = CpuLanes(n_narrow, graph.parent)

@@ -12,6 +12,7 @@ from weakref import WeakSet
 from rankrt.errors import ArtifactError, DeviceError, MissingExtra
 from rankrt.host.memory import changing_mappings
 from rankrt.host.telemetry import warn_if_too_late
+from rankrt.kernels import LIBRARY
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.
 _DISABLED_FUSIONS = "SkipLayerNormFusion"
@@ -76,8 +77,10 @@ def installed_builds() -> dict[str, str]:
     return found
 
 
-def session_options(n_threads: int, *, is_prepared: bool = False, emulates_vnni: bool = False) -> Any:
-    """Return options for one sequential run at a time on that many threads.
+def session_options(
+    n_threads: int, *, is_prepared: bool = False, emulates_vnni: bool = False, has_kernels: bool = False
+) -> Any:
+    """Return options for one sequential run at a time on that many threads; `has_kernels` lets them know rankrt's own.
 
     With `emulates_vnni` a graph for VNNI is exact on a processor without it. Weights become unsigned, which costs all
     that int8 gains. With VNNI it must be off, because ONNX Runtime would do the same there. Its test for saturation is
@@ -91,6 +94,8 @@ def session_options(n_threads: int, *, is_prepared: bool = False, emulates_vnni:
     # Patterns are kept per exact shape, and here hardly two runs have the same.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False  # see host.memory.keep_freed_memory
+    if has_kernels:
+        options.register_custom_ops_library(str(LIBRARY))
     if is_prepared:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:

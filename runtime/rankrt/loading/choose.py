@@ -18,6 +18,7 @@ from rankrt.host.cpu import Machine
 from rankrt.host.device import Device
 from rankrt.host.gpus import Gpu
 from rankrt.host.host import Host
+from rankrt.kernels import kernels_in_use
 from rankrt.loading.placement import Placement
 from rankrt.loading.prepared import differences, find_record, find_record_like, key_of, prepare_command
 
@@ -106,6 +107,8 @@ def choose(
             f"{machine.processor} {slower[precision]}: {precision} would be slower than fp32 here; use precision='fp32'"
         )
     here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.instruction_set in sets]
+    # A variant for kernels has no instruction set, and a user who names one asks for another.
+    here = [v for v in here if not v.key.needs_kernels or (instruction_set is None and kernels_in_use())]
     unmeasured = [v for v in measurable(artifact) if v.name not in faster]
     proved = [v for v in here if v not in unmeasured and (v.verification or v.name in faster)]
     wanted = proved if precision == "auto" else [v for v in here if v.precision == precision]

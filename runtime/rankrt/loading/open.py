@@ -193,6 +193,8 @@ def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_pre
 
         with _checked(artifact, variant, hashes):
             return OpenVinoEncoder(artifact.path(variant.graph), variant.layout, n_threads=n_threads)
+    # The weights of a graph with kernels are used as they lie in the artifact.
+    prepare = prepare and not variant.key.needs_kernels
     found = _prepared(placement, cache, hashes) if prepare and cache else None
     with _checked(artifact, variant, hashes):
         if found is not None:
@@ -223,10 +225,16 @@ def _opened(
             n_threads=n_threads,
             is_prepared=is_prepared,
             emulates_vnni=emulates_vnni,
+            has_kernels=variant.key.needs_kernels,
             shares_prefixes=shares_prefixes,
         )
     return CpuEncoder(
-        graphs[0], variant.layout, n_threads=n_threads, is_prepared=is_prepared, emulates_vnni=emulates_vnni
+        graphs[0],
+        variant.layout,
+        n_threads=n_threads,
+        is_prepared=is_prepared,
+        emulates_vnni=emulates_vnni,
+        has_kernels=variant.key.needs_kernels,
     )
 
 
