@@ -24,7 +24,7 @@ def test_both_graphs_are_within_the_default_limits(minilm: Path, tmp_path: Path)
     add_tokenizer(minilm, tmp_path / "checkpoint", has_token_types=True)
     artifact = export(str(tmp_path / "checkpoint"), tmp_path / "artifact", Options(precisions=["fp32", "int8"]))
     limits, found = PRECISIONS["int8"], [v for v in artifact.manifest.variants if v.precision == "int8"]
-    assert {variant.instruction_set for variant in found} == {"avx2", "vnni"}
+    assert {variant.instruction_set for variant in found} >= {"avx2", "vnni"}
     for variant in found:
         assert variant.verification is not None
         assert variant.verification.max_difference <= limits.max_difference

@@ -70,10 +70,7 @@ def one_sided(minimum: float) -> Grid:
 
 def token_scales(x: Float32Array, grid: Grid) -> Float32Array:
     """Return the scale of each token of (n_tokens, n_features), shape (n_tokens, 1)."""
-    if grid.minimum is None:
-        largest = np.abs(x).max(axis=1, keepdims=True)
-    else:
-        largest = x.max(axis=1, keepdims=True)
+    largest = (np.abs(x) if grid.minimum is None else x).max(axis=1, keepdims=True)
     scales: Float32Array = np.maximum(largest / np.float32(LARGEST_ACTIVATION - grid.zero_point), grid.least_scale)
     return scales
 

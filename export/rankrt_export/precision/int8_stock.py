@@ -7,7 +7,9 @@ multiplies.
 
 The weights are stored once, in 8 bits and as panels. Operators of constants make rows of the panels, and for AVX2 7
 bits of the 8. ONNX Runtime folds these when it loads the graph; of com.microsoft's, such as QLinearAdd, it folds none.
-Each keeps its bytes until all are folded. LOADING
+Each keeps its bytes until all are folded. So loading 568 M parameters takes 1.7 s of one core and peaks at 0.7 GB,
+and for AVX2 5.8 s and 2.9 GB. Rows that were stored as such took 0.4 s and 0.4 GB, and for AVX2 4 s and 2.4 GB. A
+prepared model is loaded without that, and the graph for kernels in 0.03 s.
 """
 
 from collections.abc import Iterator

@@ -23,8 +23,7 @@ class KernelOperators(CpuOperators):
         self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
     ) -> ir.Value:
         """Attend in one operator; the layers' biases are part of their products."""
-        query, key, value = layers
-        states = [self._graph.linear(queries, query), self._graph.linear(hidden, key), self._graph.linear(hidden, value)]
+        states = [self._graph.linear(x, name) for x, name in zip((queries, hidden, hidden), layers, strict=True)]
         shape = {"n_heads": n_heads, "first_only": int(first_only)}
         return self._graph.op("Attention", *states, self._row_offsets, domain=RANKRT, **shape)
 

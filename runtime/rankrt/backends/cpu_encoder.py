@@ -38,7 +38,7 @@ class CpuEncoder:
         has_kernels: bool = False,
     ) -> None:
         """Load a graph as the artifact has it, or as the prepared cache has it, which is faster and shares memory."""
-        # The weights of a graph with kernels are mapped as they lie, so a second session holds none.
+        # The weights of a graph with kernels are mapped from the artifact, so a second session copies none.
         n_narrow = n_narrow_lanes(n_threads, is_prepared=is_prepared or has_kernels)
         self.capacity = Capacity(layout=layout, n_threads=n_threads, n_narrow=n_narrow)
         self._batch = BATCHES[layout]

@@ -193,7 +193,7 @@ def _open_cpu(placement: Placement, n_threads: int, *, prepare: bool, shares_pre
 
         with _checked(artifact, variant, hashes):
             return OpenVinoEncoder(artifact.path(variant.graph), variant.layout, n_threads=n_threads)
-    # The weights of a graph with kernels are used as they lie in the artifact.
+    # A graph with kernels uses its weights as the artifact has them.
     prepare = prepare and not variant.key.needs_kernels
     found = _prepared(placement, cache, hashes) if prepare and cache else None
     with _checked(artifact, variant, hashes):
