@@ -109,7 +109,7 @@ def test_a_manifest_that_says_something_else_is_refused(artifact: Artifact, chan
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"rankrt"', b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(artifact: Artifact, content: bytes):
     (artifact.folder / "rankrt.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match="is not a manifest of format 4"):
+    with pytest.raises(ArtifactError, match="is not a manifest of format 5"):
         open_artifact(artifact.folder)
 
 

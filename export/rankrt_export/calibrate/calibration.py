@@ -134,7 +134,8 @@ def calibrate(
     # Variants that round alike are calibrated once.
     alike = {key: [other for other in limits if other.rounded_as == key] for key in {k.rounded_as: k for k in limits}}
     recipes = _choose_recipes(on_text, layers.groups, alike)
-    found, failures = {}, []
+    found: dict[VariantKey, Calibration] = {}
+    failures: list[VariantError] = []
     for rounded_as, keys in alike.items():
         # A GPU has the room for tables in half precision, which costs nothing there.
         of_keys = tables if keys[0] in with_tables else {}

@@ -5,6 +5,7 @@ Layers that read the same activations share one rounding of them.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from rankrt_export.precision.float16_storage import Float16Storage
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.precision.int8_panels import Rounded
 from rankrt_export.precision.methods import CalibratedMethod
-from rankrt_export.precision.recipes import Recipe, TableRecipe, group_recipes
+from rankrt_export.precision.recipes import Recipe, TableRecipe, TokenRecipe, group_recipes
 
 # Tables whose columns are divided before their rows are rounded, and tables whose rows are rounded as they are. Their
 # bytes differ, so they have files of their own: in one, w8 read int8's table and drifted by 12 instead of 2.4.
@@ -25,6 +26,14 @@ _KEPT = Float32(matrices="kept.fp32.data")
 _HALF = Float16Storage()
 
 
+class _Operators(Protocol):
+    """The two steps of a layer: a file that has them."""
+
+    def round_tokens(self, graph: Graph, x: ir.Value, recipe: TokenRecipe, *, name: str) -> Rounded: ...
+
+    def linear(self, graph: Graph, x: Rounded, weight: str, bias: ir.Value | None, recipe: TokenRecipe) -> ir.Value: ...
+
+
 class Int8:
     """8-bit integers, as a recipe says."""
 
@@ -32,7 +41,7 @@ class Int8:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._operators = int8_kernels if recipe.key.needs_kernels else int8_stock
+        self._operators: _Operators = int8_kernels if recipe.key.needs_kernels else int8_stock
         self._rounded: dict[ir.Value, Rounded] = {}
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
