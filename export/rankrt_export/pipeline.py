@@ -1,7 +1,7 @@
 """From a checkpoint to an artifact: open, calibrate, write, verify, and only then give it its name."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rankrt.artifact.manifest import Artifact, open_artifact, write_manifest
@@ -28,9 +28,10 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     """Export a checkpoint, a folder or a hub id, into a folder that does not exist yet.
 
     The folder appears when everything in it is written and verified, or not at all. int8 that drifts too far is tried
-    again with more layers kept as they are. A variant that this host cannot run is written without verification. Raises
-    CheckpointError, OptionsError or OutputError; VerificationError if no precision is within its limits, or fp32 is
-    not; PartialError, which has the artifact, if some are and others are not.
+    again with more layers kept as they are. A variant that this host cannot run is written without verification; int8
+    for rankrt's own kernels is left out where these are missing. Raises CheckpointError, OptionsError or OutputError;
+    VerificationError if no precision is within its limits, or fp32 is not; PartialError, which has the artifact, if
+    some are and others are not.
     """
     check_is_new(out)
     job = open_job(source, options, hub or Hub(), out)
@@ -68,20 +69,17 @@ def open_job(source: str, options: Options, hub: Hub, out: Path) -> Job:
     return job
 
 
-def _runnable(variants: Iterable[VariantKey]) -> list[VariantKey]:
+def _runnable(variants: Sequence[VariantKey]) -> list[VariantKey]:
     """Return the variants, but none for rankrt's kernels where these are not installed; say so."""
-    found = list(variants)
-    if kernels_in_use() is not None:
-        return found
-    for key in found:
-        if key.needs_kernels:
-            _logger.warning(
-                "left out %s: rankrt's own kernels, which compute it, are not installed for this processor. The other"
-                " variants in %s do not need them",
-                key,
-                key.precision,
-            )
-    return [key for key in found if not key.needs_kernels]
+    left_out = [key for key in variants if key.needs_kernels and kernels_in_use() is None]
+    for key in left_out:
+        _logger.warning(
+            "left out %s: rankrt's own kernels, which compute it, are not installed for this processor. The other"
+            " variants in %s do not need them",
+            key,
+            key.precision,
+        )
+    return [key for key in variants if key not in left_out]
 
 
 def fill(folder: Path, job: Job, plan: Plan, verifier: Verifier, bar: Bar) -> None:

@@ -132,7 +132,9 @@ def calibrate(
     with_tables = [key for key in limits if calibrated_method(key).has_tables]
     tables = _choose_tables(on_text, checkpoint, layers.tables, [limits[key] for key in with_tables])
     # Variants that round alike are calibrated once.
-    alike = {key: [other for other in limits if other.rounded_as == key] for key in {k.rounded_as: k for k in limits}}
+    alike: dict[VariantKey, list[VariantKey]] = {}
+    for key in limits:
+        alike.setdefault(key.rounded_as, []).append(key)
     recipes = _choose_recipes(on_text, layers.groups, alike)
     found: dict[VariantKey, Calibration] = {}
     failures: list[VariantError] = []

@@ -51,7 +51,7 @@ def stored_panels(graph: Graph, weight: str, recipe: TokenRecipe) -> Panels:
 
 
 def stored_sums(graph: Graph, weight: str, recipe: TokenRecipe) -> ir.Value:
-    """Return the sum of each output's weights, (n_panels * 32,) int32: times the zero point, a product has it more."""
+    """Return the sum of each output's weights, (n_panels * 32,) int32, which takes a zero point out of a product."""
     sums = np.pad(recipe.integers.sum(axis=1, dtype=np.int32), (0, -recipe.n_out % _PANEL))
     return graph.external(LAYERS_DATA, f"{weight}.int8.sums", np.int32, sums.shape, lambda: [sums])
 
