@@ -16,7 +16,7 @@ from tests.parity.test_encoders import add_tokenizer
 pytestmark = [pytest.mark.export, pytest.mark.slow]
 
 
-def test_both_graphs_are_within_the_default_limits(minilm: Path, tmp_path: Path):
+def test_every_graph_is_within_the_default_limits(minilm: Path, tmp_path: Path):
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification.from_pretrained(minilm, num_labels=1)
     model.classifier.weight.data.normal_(0, 0.5)
