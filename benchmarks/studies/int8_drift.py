@@ -124,7 +124,7 @@ def _rankrt(
         with Reranker.load(
             folder,
             precision="int8",
-            instruction_set=variant.instruction_set,
+            instruction_set=variant.key.made_for,
             truncation="longest_first",
             prepare=False,
         ) as reranker:

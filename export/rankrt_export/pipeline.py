@@ -1,13 +1,14 @@
 """From a checkpoint to an artifact: open, calibrate, write, verify, and only then give it its name."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rankrt.artifact.manifest import Artifact, open_artifact, write_manifest
 from rankrt.artifact.precisions import VariantKey
 from rankrt.artifact.source import Hub
 from rankrt.files.folders import new_folder
+from rankrt.kernels import kernels_in_use
 from rankrt_export.calibrate.calibration import Calibration, calibrate
 from rankrt_export.checkpoint.checkpoint import open_checkpoint
 from rankrt_export.errors import OutputError, PartialError, VariantError, VerificationError
@@ -27,9 +28,10 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     """Export a checkpoint, a folder or a hub id, into a folder that does not exist yet.
 
     The folder appears when everything in it is written and verified, or not at all. int8 that drifts too far is tried
-    again with more layers kept as they are. A variant that this host cannot run is written without verification. Raises
-    CheckpointError, OptionsError or OutputError; VerificationError if no precision is within its limits, or fp32 is
-    not; PartialError, which has the artifact, if some are and others are not.
+    again with more layers kept as they are. A variant that this host cannot run is written without verification; int8
+    for rankrt's own kernels is left out where these are missing. Raises CheckpointError, OptionsError or OutputError;
+    VerificationError if no precision is within its limits, or fp32 is not; PartialError, which has the artifact, if
+    some are and others are not.
     """
     check_is_new(out)
     job = open_job(source, options, hub or Hub(), out)
@@ -58,13 +60,26 @@ def export_into(source: str, folder: Path, *, revision: str | None = None, cache
 def open_job(source: str, options: Options, hub: Hub, out: Path) -> Job:
     """Open a checkpoint, and refuse before anything is computed what cannot be written to `out`."""
     check_limits(options)
-    variants = asked_variants(options.targets, options.precisions)
+    variants = _runnable(asked_variants(options.targets, options.precisions))
     checkpoint = open_checkpoint(source, hub, options.label)
     check_checkpoint(checkpoint, variants, options)
     job = make_job(checkpoint, variants, options)
     check_has_room(job, out)
     check_has_memory(job)
     return job
+
+
+def _runnable(variants: Sequence[VariantKey]) -> list[VariantKey]:
+    """Return the variants, but none for rankrt's kernels where these are not installed; say so."""
+    left_out = [key for key in variants if key.needs_kernels and kernels_in_use() is None]
+    for key in left_out:
+        _logger.warning(
+            "left out %s: rankrt's own kernels, which compute it, are not installed for this processor. The other"
+            " variants in %s do not need them",
+            key,
+            key.precision,
+        )
+    return [key for key in variants if key not in left_out]
 
 
 def fill(folder: Path, job: Job, plan: Plan, verifier: Verifier, bar: Bar) -> None:

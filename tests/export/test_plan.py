@@ -17,7 +17,7 @@ from tests.export.conftest import torch  # noqa: F401 - the export extra, or non
 
 pytestmark = pytest.mark.export
 (FP32,), (FP16,) = variant_keys("cpu", "fp32"), variant_keys("cpu", "fp16")
-VNNI, AVX2 = variant_keys("cpu", "int8")
+_, VNNI, AVX2 = variant_keys("cpu", "int8")
 LIMITS = Limits(max_difference=1.0, min_tau=0.9)
 
 

@@ -16,7 +16,7 @@ from tests.parity.test_encoders import add_tokenizer
 pytestmark = [pytest.mark.export, pytest.mark.slow]
 
 
-def test_both_graphs_are_within_the_default_limits(minilm: Path, tmp_path: Path):
+def test_every_graph_is_within_the_default_limits(minilm: Path, tmp_path: Path):
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification.from_pretrained(minilm, num_labels=1)
     model.classifier.weight.data.normal_(0, 0.5)
@@ -24,7 +24,7 @@ def test_both_graphs_are_within_the_default_limits(minilm: Path, tmp_path: Path)
     add_tokenizer(minilm, tmp_path / "checkpoint", has_token_types=True)
     artifact = export(str(tmp_path / "checkpoint"), tmp_path / "artifact", Options(precisions=["fp32", "int8"]))
     limits, found = PRECISIONS["int8"], [v for v in artifact.manifest.variants if v.precision == "int8"]
-    assert {variant.instruction_set for variant in found} == {"avx2", "vnni"}
+    assert {variant.instruction_set for variant in found} >= {"avx2", "vnni"}
     for variant in found:
         assert variant.verification is not None
         assert variant.verification.max_difference <= limits.max_difference

@@ -57,6 +57,20 @@ def test_an_artifact_of_version_1_is_still_read(artifact: Artifact):
     assert older.template == artifact.manifest.template
 
 
+@pytest.mark.parametrize(("version", "name"), [(2, "cpu-int8-avx2"), (4, "cpu-int8-vnni")])
+def test_int8_of_an_older_format_needs_no_kernels(tmp_path: Path, version: int, name: str):
+    def as_it_was(manifest: Any) -> None:
+        manifest.update(format_version=version)
+        manifest["variants"][0]["instruction_set"] = None if version == 2 else "vnni"
+
+    older = open_artifact(rewrite(tiny_artifact(tmp_path / "older", precisions=["int8"]), as_it_was))
+    (variant,) = older.manifest.variants
+    assert (variant.name, variant.key.needs_kernels) == (name, False)
+    with Reranker.load(older.folder, prepare=False) as reranker:
+        assert reranker.variant == variant
+        assert reranker.score([("one", "two three")]).tolist() == [6.0]
+
+
 def with_exits(manifest: Any, compression: dict[str, Any]) -> None:
     """Make a causal variant of the first one, with exits after layers 1 and 3."""
     exits = [

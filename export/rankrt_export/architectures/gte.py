@@ -121,7 +121,7 @@ class _Encoder:
         hidden = self._operators.first_tokens(hidden) if first_only else hidden
         hidden = self._add_norm(hidden, attended, f"{name}.post_attention_layernorm")
         states = graph.as_states(hidden)
-        gate = graph.op("Gelu", graph.product(states, f"{name}.mlp.gate_proj"))
+        gate = graph.gelu(graph.product(states, f"{name}.mlp.gate_proj"))
         widened = graph.op("Mul", gate, graph.product(states, f"{name}.mlp.up_proj"))
         narrowed = graph.linear(widened, f"{name}.mlp.down_proj")
         return self._add_norm(hidden, narrowed, f"{name}.post_mlp_layernorm")

@@ -131,15 +131,21 @@ def calibrate(
     layers = layers_of(checkpoint, asked.readout if asked else None)
     with_tables = [key for key in limits if calibrated_method(key).has_tables]
     tables = _choose_tables(on_text, checkpoint, layers.tables, [limits[key] for key in with_tables])
-    recipes = _choose_recipes(on_text, layers.groups, limits)
-    found, failures = {}, []
+    # Variants that round alike are calibrated once.
+    alike: dict[VariantKey, list[VariantKey]] = {}
     for key in limits:
+        alike.setdefault(key.rounded_as, []).append(key)
+    recipes = _choose_recipes(on_text, layers.groups, alike)
+    found: dict[VariantKey, Calibration] = {}
+    failures: list[VariantError] = []
+    for rounded_as, keys in alike.items():
         # A GPU has the room for tables in half precision, which costs nothing there.
-        of_key = tables if key in with_tables else {}
+        of_keys = tables if keys[0] in with_tables else {}
         try:
-            found[key] = _calibrate_variant(key, on_text, recipes.pop(key), of_key, limits[key])
+            shared = _calibrate_variant(rounded_as, on_text, recipes.pop(rounded_as), of_keys, limits[keys[0]])
+            found |= {key: replace(shared, key=key) for key in keys}
         except VariantError as error:
-            failures.append(error)
+            failures += [VariantError(str(error), variant=key, excess=error.excess) for key in keys]
     return found, failures
 
 

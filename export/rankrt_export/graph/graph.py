@@ -5,7 +5,7 @@ states. The target decides the layout of rows, and the operators of attention an
 have their features last. The axes before are the target's: one flat sequence of all rows, unless it says otherwise.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,8 @@ from rankrt_export.checkpoint.weights import Weights
 OPSET, IR_VERSION = 21, 10
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 MICROSOFT = "com.microsoft"
+# The domain of rankrt's own operators, which kernels/ computes and docs/artifact.md specifies.
+RANKRT = "rankrt"
 # Norms, biases and heads are fp32 in every variant whose states are, so all of these share them.
 COMMON_DATA = "common.data"
 # The same in half precision, for variants whose states are.
@@ -286,6 +288,14 @@ class Graph:
         ]
         return self.op("LayerNormalization", x, *vectors, axis=-1, epsilon=epsilon)
 
+    def gelu(self, x: ir.Value) -> ir.Value:
+        """Return the exact GELU of x; a kernel that makes x applies it, so then nothing else may read x."""
+        node = x.producer()
+        if node is None or (node.domain, node.op_type) != (RANKRT, "Linear"):
+            return self.op("Gelu", x)
+        node.attributes["gelu"] = ir.AttrInt64("gelu", 1)
+        return x
+
     def bounded(self, x: ir.Value, cap: float) -> ir.Value:
         """Return cap * tanh(x / cap) of float32."""
         bound = self.scalar(np.float32(cap))
@@ -309,6 +319,12 @@ class Graph:
     def op(self, type_: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Append a node with one output."""
         return self._tape.op(type_, inputs, attributes, domain=domain)
+
+    def ops(
+        self, type_: str, *inputs: ir.Value | None, n_outputs: int, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Append a node with several outputs."""
+        return self._tape.op_multi_out(type_, inputs, attributes, num_outputs=n_outputs, domain=domain)
 
     def loop(self, n_turns: ir.Value, state: ir.Value, body: ir.Graph) -> ir.Value:
         """Append a Loop without a condition that carries one state; the body may use any value made before."""
@@ -376,12 +392,14 @@ class Graph:
         """
         for name, value in outputs.items():
             value.name, value.type = name, ir.TensorType(FLOAT)
+        # ONNX Runtime refuses a domain that it does not know, used or not.
+        own = {RANKRT: 1} if any(node.domain == RANKRT for node in self._tape.nodes) else {}
         graph = ir.Graph(
             self._inputs,
             list(outputs.values()),
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports={"": OPSET, MICROSOFT: 1, **own},
             name="rankrt",
         )
         model = ir.Model(graph, ir_version=IR_VERSION)

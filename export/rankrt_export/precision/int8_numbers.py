@@ -49,6 +49,11 @@ class Grid:
     zero_point: int
     minimum: float | None = None
 
+    @property
+    def least_scale(self) -> np.float32:
+        """The least scale of a token: of zeros any would do, and what is below 0 has to fit as well."""
+        return TINIEST_SCALE if self.minimum is None else np.float32(-self.minimum / self.zero_point)
+
 
 # Symmetric: 127 steps on either side.
 SYMMETRIC = Grid(zero_point=128)
@@ -65,13 +70,8 @@ def one_sided(minimum: float) -> Grid:
 
 def token_scales(x: Float32Array, grid: Grid) -> Float32Array:
     """Return the scale of each token of (n_tokens, n_features), shape (n_tokens, 1)."""
-    if grid.minimum is None:
-        largest = np.abs(x).max(axis=1, keepdims=True)
-        floor = TINIEST_SCALE
-    else:
-        largest = x.max(axis=1, keepdims=True)
-        floor = np.float32(-grid.minimum / grid.zero_point)
-    scales: Float32Array = np.maximum(largest / np.float32(LARGEST_ACTIVATION - grid.zero_point), floor)
+    largest = (np.abs(x) if grid.minimum is None else x).max(axis=1, keepdims=True)
+    scales: Float32Array = np.maximum(largest / np.float32(LARGEST_ACTIVATION - grid.zero_point), grid.least_scale)
     return scales
 
 

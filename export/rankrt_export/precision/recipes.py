@@ -103,6 +103,22 @@ class TokenRecipe(Scaling):
     is_upper: BoolArray
     instruction_set: InstructionSet | None = None
 
+    @property
+    def n_out(self) -> int:
+        """The outputs of the layer."""
+        return int(self.integers.shape[0])
+
+    @property
+    def n_in(self) -> int:
+        """The inputs of the layer."""
+        return int(self.integers.shape[1])
+
+    @property
+    def factors(self) -> Float32Array:
+        """What the activations are multiplied with, (n_in,), where there are divisors."""
+        assert self.divisors is not None, "it is asked for only where there are some"
+        return np.asarray(np.float32(1) / self.divisors)
+
     def weights(self, weight: Float32Array) -> Float32Array:
         """Return the layer's weights as they come back from what the instruction set multiplies; they are known."""
         if self.instruction_set == "avx2":

@@ -12,6 +12,7 @@ from rankrt_export.targets.cpu_rotary import RotaryCpuOperators
 from rankrt_export.targets.cuda import CudaOperators
 from rankrt_export.targets.cuda_causal import CausalCudaOperators
 from rankrt_export.targets.cuda_rotary import RotaryCudaOperators
+from rankrt_export.targets.kernels import KernelOperators
 from rankrt_export.targets.openvino import OpenVinoOperators
 from rankrt_export.targets.openvino_rotary import RotaryOpenVinoOperators
 from rankrt_export.targets.padded_relative import PaddedRelativeOperators
@@ -21,8 +22,10 @@ from rankrt_export.targets.tensorrt import TensorRtOperators
 from rankrt_export.targets.tensorrt_causal import CausalTensorRtOperators
 from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtOperators
 
+# Of models whose attention has no kernel, rankrt's kernels compute the linear layers alone.
 TARGETS: Mapping[GraphOperators, Callable[[Graph], Operators]] = {
     "cpu": CpuOperators,
+    "kernels": KernelOperators,
     "cuda": CudaOperators,
     "tensorrt": TensorRtOperators,
     "openvino": OpenVinoOperators,
@@ -31,6 +34,7 @@ TARGETS: Mapping[GraphOperators, Callable[[Graph], Operators]] = {
 # The numbers are those of the heads, and of the features of each.
 ROTARY_TARGETS: Mapping[GraphOperators, Callable[[Graph, int, int], RotaryOperators]] = {
     "cpu": RotaryCpuOperators,
+    "kernels": RotaryCpuOperators,
     "cuda": RotaryCudaOperators,
     "tensorrt": RotaryTensorRtOperators,
     "openvino": RotaryOpenVinoOperators,
@@ -38,6 +42,7 @@ ROTARY_TARGETS: Mapping[GraphOperators, Callable[[Graph, int, int], RotaryOperat
 }
 RELATIVE_TARGETS: Mapping[GraphOperators, Callable[[Graph], RelativeOperators]] = {
     "cpu": RelativeCpuOperators,
+    "kernels": RelativeCpuOperators,
     "cuda": PaddedRelativeOperators,
     "tensorrt": PaddedRelativeOperators,
 }

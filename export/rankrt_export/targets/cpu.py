@@ -51,4 +51,4 @@ class CpuOperators(PackedRows):
 
     def linear_gelu(self, x: ir.Value, layer: str) -> ir.Value:
         """Return the exact GELU of the layer's output for x."""
-        return self._graph.op("Gelu", self._graph.linear(x, layer))
+        return self._graph.gelu(self._graph.linear(x, layer))

@@ -1,5 +1,7 @@
 """Rows of a run on a CPU, concatenated: what the operators of every encoder there know of them."""
 
+from functools import cached_property
+
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
@@ -17,9 +19,13 @@ class PackedRows:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.ids = graph.input("input_ids", ir.DataType.INT32, ["n_tokens"])
-        offsets = graph.input("row_offsets", ir.DataType.INT32, ["n_offsets"])
-        self._offsets = graph.op("Cast", offsets, to=ir.DataType.INT64)
-        self._n_rows = graph.op("Sub", graph.op("Size", self._offsets), graph.int_scalar(1))
+        self._row_offsets = graph.input("row_offsets", ir.DataType.INT32, ["n_offsets"])
+        self._offsets = graph.op("Cast", self._row_offsets, to=ir.DataType.INT64)
+
+    @cached_property
+    def _n_rows(self) -> ir.Value:
+        """How often a loop over rows turns; a graph for kernels has none."""
+        return self._graph.op("Sub", self._graph.op("Size", self._offsets), self._graph.int_scalar(1))
 
     def positions(self, table: Float32Array, name: str) -> ir.Value:
         """Return the first rows of the table for each row of the run, (n_tokens, n_features)."""

@@ -10,6 +10,10 @@ from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
 from rankrt.host.device import Device
 from rankrt.host.host import this_host
+from rankrt.loading.choose import place_variant
+from rankrt.loading.model import Model
+from rankrt.loading.open import open_backend, open_pair_tokenizer
+from rankrt.options import LoadOptions
 from rankrt.reranker import Reranker
 from rankrt.text.pairs import Pair
 from rankrt_export.verify.rows import RowMaker, verified_rules
@@ -47,13 +51,12 @@ def load(artifact: Artifact, variant: Variant) -> Scorer:
     """Load a variant as any host would, but from the artifact itself; of one for TensorRT the graph, on the CPU."""
     if variant.target == "tensorrt":
         return GraphOnCpu(artifact, variant, RowMaker.open(artifact))
-    rules = verified_rules(artifact)
-    return Reranker.load(
-        artifact.folder,
-        device=variant.target,
-        precision=variant.precision,
-        instruction_set=variant.instruction_set,
-        max_length=rules.max_length,
-        truncation=rules.truncation,
-        prepare=False,
+    host, options = this_host(), LoadOptions(prepare=False)
+    placement = place_variant(artifact, variant, Device(variant.target), host)
+    model = Model(
+        placement,
+        open_pair_tokenizer(placement, prepare=False),
+        find=lambda precision: placement,
+        load=lambda chosen: open_backend(chosen, options, host.machine.cores.n),
     )
+    return Reranker(model, verified_rules(artifact))

@@ -18,6 +18,8 @@ from rankrt.errors import ArtifactError
 from rankrt.files.rights import unreadable
 
 FORMAT_VERSION = 5
+# Until then int8 on a CPU was one graph, and no instruction set was named.
+_ONE_INT8_GRAPH = 2
 MANIFEST = "rankrt.json"
 
 # How a graph takes its rows. "packed": one flat sequence, with offsets. "stacked": a matrix of rows of one length.
@@ -188,7 +190,7 @@ class Variant(_Record, frozen=True):
     Each of several graphs ends at an exit or where passages are compressed.
 
     `graph` is the first to run. `verification` is that of the last exit. `instruction_set` is None where any processor
-    will do, and in int8 of format 2 and before, whose only graph is exact on all.
+    will do, and in int8 for rankrt's own kernels.
     """
 
     target: Target
@@ -372,9 +374,19 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
             raise ArtifactError(
                 f"{path} has format {version}, this rankrt reads up to {FORMAT_VERSION}: upgrade rankrt"
             )
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
+        return manifest if version > _ONE_INT8_GRAPH else _with_instruction_sets(manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not a manifest of format {FORMAT_VERSION}: {error}") from error
+
+
+def _with_instruction_sets(manifest: Manifest) -> Manifest:
+    """Return the manifest of an old format as a new one would say it: int8 on a CPU had the 7 bits of AVX2."""
+    variants = (
+        msgspec.structs.replace(variant, instruction_set="avx2") if variant.key.needs_kernels else variant
+        for variant in manifest.variants
+    )
+    return msgspec.structs.replace(manifest, variants=tuple(variants))
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

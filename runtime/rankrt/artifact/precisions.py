@@ -4,7 +4,7 @@ A new precision is a row here, and a file in the export's `precision/` that writ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
@@ -234,6 +234,11 @@ class VariantKey:
     def made_for(self) -> MadeFor | None:
         """What its graph is made for; None if that is any processor."""
         return "kernels" if self.needs_kernels else self.instruction_set
+
+    @property
+    def rounded_as(self) -> "VariantKey":
+        """The variant whose weights and activations are rounded as its own are: for kernels that for VNNI."""
+        return replace(self, instruction_set="vnni") if self.needs_kernels else self
 
     @property
     def operators(self) -> OperatorsName:

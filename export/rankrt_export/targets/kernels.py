@@ -1,0 +1,33 @@
+"""Encoders of the BERT family on a CPU with rankrt's own operators: rows concatenated, attention over all at once.
+
+What the stock graph does in a Loop, row by row, Attention does in one operator that knows the ends of rows. It rounds
+to 16 bits, so it is for graphs that round layers to 8 bits anyway. The operators are specified in docs/artifact.md.
+"""
+
+import onnx_ir as ir
+
+from rankrt.arrays import Float32Array
+from rankrt_export.graph.graph import RANKRT
+from rankrt_export.targets.cpu import CpuOperators
+
+
+class KernelOperators(CpuOperators):
+    """The operators of `CpuOperators`, with kernels of rankrt's where there are some."""
+
+    def positions(self, table: Float32Array, name: str) -> ir.Value:
+        """Return the table's row for each token's place in its row, (n_tokens, n_features)."""
+        places = self._graph.op("Places", self._row_offsets, domain=RANKRT)
+        return self._graph.op("Gather", self._graph.array(name, table), places)
+
+    def attention(
+        self, queries: ir.Value, hidden: ir.Value, layers: tuple[str, str, str], *, n_heads: int, first_only: bool
+    ) -> ir.Value:
+        """Attend in one operator; the layers' biases are part of their products."""
+        states = [self._graph.linear(x, name) for x, name in zip((queries, hidden, hidden), layers, strict=True)]
+        shape = {"n_heads": n_heads, "first_only": int(first_only)}
+        return self._graph.op("Attention", *states, self._row_offsets, domain=RANKRT, **shape)
+
+    def add_norm(self, x: ir.Value, y: ir.Value, norm: str, epsilon: float) -> ir.Value:
+        """Normalise x + y in one operator."""
+        vectors = [self._graph.vector(f"{norm}.{part}") for part in ("weight", "bias")]
+        return self._graph.op("AddNorm", x, y, *vectors, domain=RANKRT, epsilon=epsilon)
