@@ -61,7 +61,9 @@ struct Functions {
     Api api;
 
     template <class Function>
-    Function at(size_t place) const { return reinterpret_cast<Function>(api[place]); }
+    Function at(size_t place) const {
+        return reinterpret_cast<Function>(api[place]);
+    }
 
     Status* failed(ErrorCode code, const char* message) const {
         return at<Status* (*)(ErrorCode, const char*)>(0)(code, message);
@@ -104,8 +106,8 @@ struct Functions {
     void release(Shape* shape) const { at<void (*)(Shape*)>(99)(shape); }
     Status* parallel_for(const Context* context, void (*task)(void*, size_t), size_t n, void* of) const {
         constexpr size_t n_batches = 0;  // threads take tasks one by one
-        return at<Status* (*)(const Context*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(
-            context, task, n, n_batches, of);
+        return at<Status* (*)(const Context*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(context, task, n,
+                                                                                                    n_batches, of);
     }
 };
 

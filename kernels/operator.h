@@ -110,7 +110,9 @@ class Run {
     }
 
     template <class Number>
-    Tensor<Number> output(size_t i, int64_t n_rows) { return make<Number>(i, n_rows, 1, 1); }
+    Tensor<Number> output(size_t i, int64_t n_rows) {
+        return make<Number>(i, n_rows, 1, 1);
+    }
 
     // Return whether the check holds, and no other has failed before.
     bool check(bool holds, const char* message, onnxruntime::ErrorCode code = onnxruntime::INVALID_ARGUMENT) {

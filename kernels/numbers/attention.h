@@ -54,13 +54,13 @@ struct Layout {
     // From one query's scores to the next. An odd number of lines, so that queries have different places in the cache.
     long stride = n_places + LANES;
 
-    long keys = 0;                                          // (n_places / 32, n_pairs, 32) pairs of features
-    long values = keys + n_places * n_pairs;                // (n_columns / 32, n_places / 2, 32) pairs of keys
-    long queries = values + n_columns * (n_places / 2);     // (ROWS, width) of 16 bits
-    long key_scales = queries + ROWS * width / 2;           // (n_places,)
-    long value_scales = key_scales + n_places;              // (n_columns,)
-    long scores = value_scales + n_columns;                 // (ROWS, stride)
-    long shares = scores + ROWS * stride;                   // (ROWS, stride) of 16 bits
+    long keys = 0;  // (n_places / 32, n_pairs, 32) pairs of features
+    long values = keys + n_places * n_pairs;  // (n_columns / 32, n_places / 2, 32) pairs of keys
+    long queries = values + n_columns * (n_places / 2);  // (ROWS, width) of 16 bits
+    long key_scales = queries + ROWS * width / 2;  // (n_places,)
+    long value_scales = key_scales + n_places;  // (n_columns,)
+    long scores = value_scales + n_columns;  // (ROWS, stride)
+    long shares = scores + ROWS * stride;  // (ROWS, stride) of 16 bits
     long n_floats = shares + ROWS * stride / 2;
 };
 

@@ -72,8 +72,8 @@ template <class Vector, class Combine>
 INLINE auto folded(Vector sixteen, Combine combine) {
     const auto eight = combine(__builtin_shufflevector(sixteen, sixteen, 0, 1, 2, 3, 4, 5, 6, 7),
                                __builtin_shufflevector(sixteen, sixteen, 8, 9, 10, 11, 12, 13, 14, 15));
-    const auto four = combine(__builtin_shufflevector(eight, eight, 0, 1, 2, 3),
-                              __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+    const auto four =
+        combine(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
     const auto two = combine(__builtin_shufflevector(four, four, 0, 1), __builtin_shufflevector(four, four, 2, 3));
     return combine(two[0], two[1]);
 }
