@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from rankrt.backends.session import keep_after_fork
 from rankrt.kernels import LIBRARY
 
 TESTED_LIBRARY = Path(os.environ.get("RANKRT_TEST_LIBRARY") or LIBRARY)
@@ -87,7 +88,9 @@ def session_of(
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # runs that fail are tested by their exception
     options.register_custom_ops_library(str(TESTED_LIBRARY))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    keep_after_fork(session)  # other tests of the process fork it, and a child has no threads to end
+    return session
 
 
 def offsets_of(lengths: list[int]) -> NDArray[np.int32]:
