@@ -40,20 +40,29 @@ class Panels:
 
 
 def stored_panels(graph: Graph, weight: str, recipe: TokenRecipe) -> Panels:
-    """Return the panels of a layer's weights in their data file."""
+    """Return the panels of a layer's weights in their data file, which gets their sums as well.
+
+    A stock graph has no use for sums, but so the file is the same whichever variants are written.
+    """
     n_panels, n_quads = _n_panels(recipe.n_out), _n_quads(recipe.n_in)
     shape, n_columns = (n_panels, n_quads, _PANEL, _QUAD), n_panels * _PANEL
     scales = np.pad(recipe.scales, (0, n_columns - recipe.n_out))
-    return Panels(
+    panels = Panels(
         weights=graph.external(LAYERS_DATA, f"{weight}.int8", np.int8, shape, lambda: panels_of(recipe.integers)),
         scales=graph.external(LAYERS_DATA, f"{weight}.int8.scales", np.float32, (n_columns,), lambda: [scales]),
     )
+    sums = np.pad(recipe.integers.sum(axis=1, dtype=np.int32), (0, n_columns - recipe.n_out))
+    graph.data.tensor(LAYERS_DATA, _sums_of(weight), sums.dtype, sums.shape, lambda: [sums])
+    return panels
 
 
 def stored_sums(graph: Graph, weight: str, recipe: TokenRecipe) -> ir.Value:
-    """Return the sum of each output's weights, (n_panels * 32,) int32, which takes a zero point out of a product."""
-    sums = np.pad(recipe.integers.sum(axis=1, dtype=np.int32), (0, -recipe.n_out % _PANEL))
-    return graph.external(LAYERS_DATA, f"{weight}.int8.sums", np.int32, sums.shape, lambda: [sums])
+    """Return the sum of each output's weights, (n_panels * 32,) int32, which takes a zero point out of a product.
+
+    `stored_panels` has written them.
+    """
+    n_columns = _n_panels(recipe.n_out) * _PANEL
+    return graph.external(LAYERS_DATA, _sums_of(weight), np.int32, (n_columns,), list)
 
 
 def panels_of(integers: Int8Array) -> Iterator[Int8Array]:
@@ -75,6 +84,10 @@ def rows_of(graph: Graph, panels: Panels, *, n_in: int, n_out: int) -> tuple[ir.
     if not n_out % _PANEL:
         return rows, panels.scales
     return graph.op("Slice", rows, zero, stop, one), graph.op("Slice", panels.scales, zero, stop, zero)
+
+
+def _sums_of(weight: str) -> str:
+    return f"{weight}.int8.sums"
 
 
 def _n_panels(n_out: int) -> int:
