@@ -130,7 +130,7 @@ def _rankrt(
         ) as reranker:
             scores = reranker.score(text.pairs)
         share = variant.quantization.int8_share
-        yield _compare(checkpoint.name, f"{method}, {variant.instruction_set}", share, scores, reference, text)
+        yield _compare(checkpoint.name, f"{method}, {variant.key.made_for}", share, scores, reference, text)
 
 
 def _quantize_dynamic(
