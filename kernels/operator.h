@@ -132,6 +132,16 @@ class Run {
         keep(api.parallel_for(context, call, static_cast<size_t>(n), const_cast<Task*>(&task)));
     }
 
+    // Call task(start, n) for blocks of tokens, on the threads of the session. Sixteen are worth a task.
+    template <class Task>
+    void each_block(int64_t n_tokens, const Task& task) {
+        constexpr int64_t most = 16;
+        each((n_tokens + most - 1) / most, [&](int64_t block) {
+            const int64_t start = block * most, left = n_tokens - start;
+            task(start, left < most ? left : most);
+        });
+    }
+
     onnxruntime::Status* failure = nullptr;
 
   private:

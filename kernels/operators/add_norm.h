@@ -9,7 +9,6 @@ struct AddNorm {
                                                           onnxruntime::FLOAT};
     static constexpr size_t N_REQUIRED = 3;
     static constexpr onnxruntime::ElementType OUTPUTS[] = {onnxruntime::FLOAT};
-    static constexpr int64_t ROWS_OF_TASK = 16;
 
     explicit AddNorm(Attributes& attributes) : epsilon(attributes.number("epsilon")) {
         attributes.check(epsilon >= 0, "epsilon is negative");
@@ -22,14 +21,14 @@ struct AddNorm {
         run.check(weight.is_vector_of(x.n_columns), "the weight does not fit the states");
         run.check(!bias.data || bias.is_vector_of(x.n_columns), "the bias does not fit the states");
         const auto z = run.output<float>(0, x.n_rows, x.n_columns);
-        run.each((x.n_rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, [&](int64_t task) {
-            const int64_t start = task * ROWS_OF_TASK, left = x.n_rows - start, offset = start * x.n_columns;
+        run.each_block(x.n_rows, [&](int64_t start, int64_t n_tokens) {
+            const int64_t offset = start * x.n_columns;
             kernels()->add_norm({
                 .x = x.data + offset,
                 .y = y.data + offset,
                 .weight = weight.data,
                 .bias = bias.data,
-                .n_tokens = left < ROWS_OF_TASK ? left : ROWS_OF_TASK,
+                .n_tokens = n_tokens,
                 .n_features = x.n_columns,
                 .epsilon = epsilon,
                 .z = z.data + offset,

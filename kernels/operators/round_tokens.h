@@ -9,7 +9,6 @@ struct RoundTokens {
     static constexpr size_t N_REQUIRED = 1;
     // bytes (n_tokens, stride), scales (n_tokens,)
     static constexpr onnxruntime::ElementType OUTPUTS[] = {onnxruntime::UINT8, onnxruntime::FLOAT};
-    static constexpr int64_t ROWS_OF_TASK = 16;
 
     explicit RoundTokens(Attributes& attributes)
         : zero_point(attributes.byte("zero_point")), floor(attributes.number("floor")) {
@@ -24,12 +23,11 @@ struct RoundTokens {
         const int64_t stride = ((x.n_columns + 63) / 64 | 1) * 64;
         const auto bytes = run.output<uint8_t>(0, x.n_rows, stride);
         const auto scales = run.output<float>(1, x.n_rows);
-        run.each((x.n_rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, [&](int64_t task) {
-            const int64_t start = task * ROWS_OF_TASK, left = x.n_rows - start;
+        run.each_block(x.n_rows, [&](int64_t start, int64_t n_tokens) {
             kernels()->round_tokens({
                 .x = x.data + start * x.n_columns,
                 .factors = factors.data,
-                .n_tokens = left < ROWS_OF_TASK ? left : ROWS_OF_TASK,
+                .n_tokens = n_tokens,
                 .n_inputs = x.n_columns,
                 .zero_point = zero_point,
                 .floor = floor,
