@@ -1,5 +1,7 @@
 """Linear beside a product of integers in numpy, which is exact."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -142,39 +144,25 @@ def test_inputs_have_to_fit_each_other(changed: dict[str, Array], message: str):
         run("Linear", attributes_of(40), **(inputs | layer(weights, scales) | changed))
 
 
+def tokens(n_tokens: int, n_in: int) -> dict[str, Any]:
+    return {"bytes": np.zeros((n_tokens, n_in), np.uint8), "token_scales": np.ones(n_tokens, np.float32)}
+
+
 @pytest.mark.parametrize("n_outputs", [-1, 0, 31, 32, 65])
 def test_n_outputs_has_to_fit_the_panels(n_outputs: int):
     weights, scales, _ = random_layer(8, 40)
     given = layer(weights, scales)
     with pytest.raises(InvalidArgument, match="n_outputs does not fit the weights"):
-        run(
-            "Linear",
-            attributes_of(n_outputs),
-            bytes=np.zeros((2, 8), np.uint8),
-            token_scales=np.ones(2, np.float32),
-            **given,
-        )
+        run("Linear", attributes_of(n_outputs), **tokens(2, 8), **given)
 
 
 def test_a_layer_whose_sums_might_overflow_is_refused():
     given = layer(np.ones((65540, 1), np.int8), np.ones(1, np.float32))
     with pytest.raises(InvalidArgument, match="more than 65,536 inputs"):
-        run(
-            "Linear",
-            attributes_of(1),
-            bytes=np.zeros((1, 65540), np.uint8),
-            token_scales=np.ones(1, np.float32),
-            **given,
-        )
+        run("Linear", attributes_of(1), **tokens(1, 65540), **given)
 
 
 def test_a_zero_point_is_a_byte():
     given = layer(np.ones((4, 1), np.int8), np.ones(1, np.float32))
     with pytest.raises(RuntimeException, match="not between 0 and 255"):
-        run(
-            "Linear",
-            attributes_of(1, 256),
-            bytes=np.zeros((1, 4), np.uint8),
-            token_scales=np.ones(1, np.float32),
-            **given,
-        )
+        run("Linear", attributes_of(1, 256), **tokens(1, 4), **given)
