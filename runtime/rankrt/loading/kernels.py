@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 from rankrt.errors import DeviceError
 from rankrt.host.cpu import Machine
-from rankrt.kernels import LIBRARY, kernels_in_use
-
-_VARIABLE = "RANKRT_KERNELS"
+from rankrt.kernels import LIBRARY, VARIABLE, kernels_in_use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +46,8 @@ NO_KERNELS = Kernels()
 
 def these_kernels() -> Kernels:
     """Describe the kernels of this process. Raises DeviceError if RANKRT_KERNELS names some and they do not run."""
-    forced = os.environ.get(_VARIABLE)
+    forced = os.environ.get(VARIABLE)
     found = Kernels(instruction_set=kernels_in_use(), is_forced=bool(forced))
     if found.is_forced and found.why_not is not None:
-        raise DeviceError(f"{_VARIABLE}={forced}, but {found.why_not}; unset it")
+        raise DeviceError(f"{VARIABLE}={forced}, but {found.why_not}; unset it")
     return found
