@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu.session import RESULTS, STAGES, Session
-from benchmarks.gpu.subject import FULL, SMALL, Subject
+from benchmarks.gpu.subject import SIZES, Subject
 from benchmarks.records.record import commit
 from rankrt.backends.session import installed_builds
 from rankrt.host.cpu import this_machine
@@ -28,13 +28,13 @@ def main() -> None:
     # The model is random, so its prepared files are of no use in the user's own cache.
     os.environ.setdefault("RANKRT_CACHE", str((options.out / "cache").absolute()))
     options.out.mkdir(parents=True, exist_ok=True)
-    size = SMALL if options.small else FULL
-    session = Session(options.out, Subject(size, options.out / "model"), conditions(is_small=options.small))
+    subject = Subject(SIZES[options.model], options.out / "model")
+    session = Session(options.out, subject, conditions(options.model))
     session.run({name: stage for name, stage in STAGES.items() if name in options.only}, options.budget)
     print(f"\n{options.out / RESULTS}")
 
 
-def conditions(*, is_small: bool) -> dict[str, str]:
+def conditions(model: str) -> dict[str, str]:
     """Return the conditions that all stages of a record share. A new record begins when one of them changes."""
     found, machine = find_gpus(), this_machine()
     builds = {**installed_builds(), **{name: version(name) for name in ("torch", "transformers") if find_spec(name)}}
@@ -43,7 +43,7 @@ def conditions(*, is_small: bool) -> dict[str, str]:
         "driver": found.driver or "none",
         "host": f"{machine.processor}, {machine.cores.n} cores",
         "software": ", ".join(f"{name} {number}" for name, number in {"rankrt": commit(), **builds}.items()),
-        "model": "small shapes: figures mean nothing" if is_small else "bge-reranker-v2-m3's shape, random weights",
+        "model": "small shapes: figures mean nothing" if model == "small" else f"{model}'s shape, random weights",
     }
 
 
@@ -56,7 +56,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=" ".join(STAGES)
     )
-    parser.add_argument("--small", action="store_true", help="small shapes, to try the script; figures mean nothing")
+    parser.add_argument(
+        "--model",
+        choices=SIZES,
+        default=next(iter(SIZES)),
+        metavar="NAME",
+        help=f"whose shape is measured: {', '.join(SIZES)}; small is to try the script, and its figures mean nothing",
+    )
     return parser.parse_args()
 
 

@@ -1,19 +1,19 @@
-"""Random checkpoints of real shapes, with a tokenizer of single bytes, and the export of checkpoints. Needs PyTorch."""
+"""Random checkpoints of real shapes, with the tiny model's tokenizer, and the export of checkpoints. Needs PyTorch."""
 
-import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.gpu.pytorch import DEVICE
+from benchmarks.gpu.subject import TINY_CHECKPOINT
 from rankrt.artifact.precisions import Precision
 from rankrt_export.pipeline import Options, export
 
-_MARKS = ("<s>", "<pad>", "</s>", "<unk>")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def write_encoder(config: Mapping[str, Any], folder: Path) -> None:
@@ -52,20 +52,5 @@ def export_for_cuda(
 
 def _save(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*_MARKS, *alphabet])}, [], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    tokenizer.add_special_tokens(list(_MARKS))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    described = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 8192,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    for name in _TOKENIZER:
+        shutil.copy(TINY_CHECKPOINT / name, folder)

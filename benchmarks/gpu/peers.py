@@ -1,28 +1,31 @@
 """How fast PyTorch scores the same rows: transformers' own model, and one without padding; eager and compiled."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 from benchmarks.gpu.lines import Line, median_s, rate
 from benchmarks.gpu.pytorch import HALF, Packed, model_of, packed, padded
-from benchmarks.gpu.rows import lengths_of, rows_of
+from benchmarks.gpu.rows import REQUESTS, lengths_of, rows_of
 from benchmarks.gpu.subject import Subject
+from rankrt.arrays import Int32Array
 
 # Longer rows than 512 tokens are rankrt's stage alone: a padded matrix of one row says nothing new.
 _N_MIXES = 3
 
 
 def peers(subject: Subject) -> Iterator[Line]:
-    """Yield the speed of both on each mix."""
-    half = model_of(subject.checkpoint, HALF)
+    """Yield the speed of both on each mix, and the latency of requests."""
+    half, size = model_of(subject.checkpoint, HALF), subject.size
     for mix, lengths, rows in _mixes(subject):
-        for name, call in {
-            "transformers fp16, sdpa, sorted, padded": padded(half, rows),
-            "PyTorch fp16, packed": packed(Packed(half), rows),
-        }.items():
-            yield rate(name, mix, lengths, median_s(call, subject.size.seconds), subject.size.shape)
+        for name, call in _both(half, rows).items():
+            yield rate(name, mix, lengths, median_s(call, size.seconds), size.shape)
+    for n_rows, length in REQUESTS:
+        for name, call in _both(half, rows_of([length] * n_rows, size.n_ids)).items():
+            took = median_s(call, size.seconds / 3)
+            yield Line(name=f"{name}, {n_rows} rows of {length} tokens", figures={"ms": 1e3 * took})
 
 
 def compiled(subject: Subject) -> Iterator[Line]:
@@ -38,6 +41,13 @@ def compiled(subject: Subject) -> Iterator[Line]:
             call()
             yield Line(name=f"first call of {name}", figures={"rows": mix, "s": time.perf_counter() - began})
             yield rate(name, mix, lengths, median_s(call, subject.size.seconds), subject.size.shape)
+
+
+def _both(half: Any, rows: Sequence[Int32Array]) -> dict[str, Callable[[], Any]]:
+    return {
+        "transformers fp16, sdpa, sorted, padded": padded(half, rows),
+        "PyTorch fp16, packed": packed(Packed(half), rows),
+    }
 
 
 def _mixes(subject: Subject) -> Iterator[tuple[str, list[int], list[torch.Tensor]]]:

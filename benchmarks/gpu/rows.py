@@ -10,6 +10,8 @@ from rankrt.text.pairs import Encoded
 # Shortest, longest and median length. Chosen: lengths of text are about log-normal.
 _LAWS = {"passages": (16, 512, 170), "documents": (64, 2048, 600)}
 _SPREAD = 0.6
+# A request has 1 to 100 rows, each of the length that follows.
+REQUESTS = ((1, 60), (1, 200), (10, 60), (10, 200), (32, 200), (100, 200))
 # Ids before these are special.
 _FIRST_ID = 4
 

@@ -1,11 +1,6 @@
-"""A server on the GPU: its capacity with clients that wait, and its latency at shares of that capacity.
-
-The tokenizer has single bytes, so tokenization costs less than a real model's.
-"""
+"""A server on the GPU: its capacity with clients that wait, and its latency at shares of that capacity."""
 
 import asyncio
-import random
-import string
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +9,7 @@ import numpy as np
 
 from benchmarks.gpu.lines import Line
 from benchmarks.gpu.subject import Subject
+from benchmarks.gpu.texts import pairs_of
 from benchmarks.harness.arrivals import capacity_per_s, offer, poisson_arrivals
 from benchmarks.harness.served import Client, Server
 
@@ -25,8 +21,7 @@ _SECONDS = 8.0
 def served(subject: Subject) -> Iterator[Line]:
     """Yield the server's capacity, then the latency at shares of it. Requests come at random times."""
     seconds = _SECONDS * min(1.0, subject.size.seconds)
-    chance = random.Random(0)
-    passages = ["".join(chance.choices(string.ascii_lowercase, k=chance.randint(60, 350))) for _ in range(_N_PASSAGES)]
+    passages = [passage for _, passage in pairs_of(_N_PASSAGES)]
     with (
         Server(str(subject.artifact.folder), "--device", "cuda", "--precision", "fp16") as server,
         ThreadPoolExecutor(_N_CLIENTS) as pool,

@@ -44,6 +44,7 @@ STAGES: Mapping[str, Stage] = {
     "parity": Stage(place="benchmarks.gpu.parity:parity", share=6),
     "speed": Stage(place="benchmarks.gpu.speed:speed", share=8),
     "peers": Stage(place="benchmarks.gpu.peers:peers", share=8),
+    "texts": Stage(place="benchmarks.gpu.texts:texts", share=8),
     "compiled": Stage(place="benchmarks.gpu.peers:compiled", share=14),
     "kernels": Stage(place="benchmarks.gpu.kernels:kernels", share=4),
     "memory": Stage(place="benchmarks.gpu.memory:memory", share=6),

@@ -6,7 +6,7 @@ from contextlib import closing
 from functools import partial
 
 from benchmarks.gpu.lines import Line, median_s, rate
-from benchmarks.gpu.rows import encoded_of, lengths_of
+from benchmarks.gpu.rows import REQUESTS, encoded_of, lengths_of
 from benchmarks.gpu.subject import Subject
 from rankrt.backends.gpu import GpuBackend
 from rankrt.backends.in_flight import N_IN_FLIGHT
@@ -14,10 +14,8 @@ from rankrt.backends.planner import divide
 from rankrt.text.pairs import Encoded
 
 RANKRT = "rankrt fp16"
-# A request has 1 to 100 rows, each of the length that follows.
-_REQUESTS = ((1, 60), (1, 200), (10, 60), (10, 200), (32, 200), (100, 200))
-# fp32 is for checks and takes a few times as long, so it gets fewer tokens.
-_FP32_SHARE = 8
+# fp32 is for checks and takes a few times as long, so it gets fewer tokens. So does the sweep, which has 20 cases.
+_FP32_SHARE, _SWEEP_SHARE = 8, 2
 
 
 def speed(subject: Subject) -> Iterator[Line]:
@@ -29,7 +27,7 @@ def speed(subject: Subject) -> Iterator[Line]:
             encoded = encoded_of(lengths, size.n_ids)
             took = median_s(partial(backend.logits, encoded), size.seconds)
             yield rate(RANKRT, mix, lengths, took, size.shape)
-        for n_rows, length in _REQUESTS:
+        for n_rows, length in REQUESTS:
             encoded = encoded_of([length] * n_rows, size.n_ids)
             took = median_s(partial(backend.logits, encoded), size.seconds / 3)
             yield Line(name=f"{RANKRT}, {n_rows} rows of {length} tokens", figures={"ms": 1e3 * took})
@@ -45,7 +43,7 @@ def sweep(subject: Subject) -> Iterator[Line]:
     size = subject.size
     with closing(subject.backend("fp16")) as backend:
         for mix in size.mixes[:2]:
-            lengths = lengths_of(mix, size.n_tokens)
+            lengths = lengths_of(mix, size.n_tokens // _SWEEP_SHARE)
             encoded = encoded_of(lengths, size.n_ids)
             for n_tokens in size.sweep:
                 for n_in_flight in range(1, N_IN_FLIGHT + 1):

@@ -6,7 +6,7 @@ The files stay in the session's folder, so a second call measures the same model
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ _XLMR = {
     "eos_token_id": 2,
 }
 _DECODER = {"max_position_embeddings": 8192, "num_labels": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+# The entries of the tiny model's tokenizer, which all models have.
+_N_PIECES = 24_000
 # Decoders have small vocabularies, because a row looks up few entries. v2-gemma has 4 of its 18 layers, because all of
 # them take longer to write than to measure.
 FULL = Size(
@@ -80,7 +82,7 @@ FULL = Size(
     decoders={
         "Qwen3": _DECODER
         | {
-            "vocab_size": 4096,
+            "vocab_size": _N_PIECES,
             "hidden_size": 1024,
             "num_hidden_layers": 28,
             "num_attention_heads": 16,
@@ -90,7 +92,7 @@ FULL = Size(
         },
         "Gemma": _DECODER
         | {
-            "vocab_size": 4096,
+            "vocab_size": _N_PIECES,
             "hidden_size": 2048,
             "num_hidden_layers": 4,
             "num_attention_heads": 8,
@@ -105,10 +107,24 @@ FULL = Size(
     n_square=8192,
     seconds=1.0,
 )
+
+
+def _encoder(n_layers: int, hidden: int, n_heads: int, n_words: int) -> Size:
+    """Return the size of another encoder, whose rows have at most 512 tokens."""
+    shape = {
+        "vocab_size": n_words,
+        "hidden_size": hidden,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "intermediate_size": 4 * hidden,
+    }
+    return replace(FULL, encoder=_XLMR | shape, decoders={}, mixes=FULL.mixes[:3])
+
+
 SMALL = Size(
     encoder=_XLMR
     | {
-        "vocab_size": 300,
+        "vocab_size": _N_PIECES,
         "hidden_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -117,7 +133,7 @@ SMALL = Size(
     decoders={
         "Qwen3": _DECODER
         | {
-            "vocab_size": 300,
+            "vocab_size": _N_PIECES,
             "hidden_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
@@ -132,6 +148,13 @@ SMALL = Size(
     n_square=128,
     seconds=0.01,
 )
+# By the name of the model that has the shape. The weights are random.
+SIZES: Mapping[str, Size] = {
+    "bge-reranker-v2-m3": FULL,
+    "bge-reranker-base": _encoder(12, 768, 12, 250_002),
+    "ms-marco-MiniLM-L6": _encoder(6, 384, 12, 30_522),
+    "small": SMALL,
+}
 
 
 class Subject:

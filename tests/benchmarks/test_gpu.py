@@ -213,7 +213,7 @@ def test_a_model_whose_making_was_cut_off_is_made_again(tmp_path: Path):
 
 
 def test_the_script_measures_what_needs_no_gpu_and_says_why_the_rest_failed(tmp_path: Path):
-    arguments = ["--out", str(tmp_path), "--small", "--only", "machine", "make", "peers", "speed"]
+    arguments = ["--out", str(tmp_path), "--model", "small", "--only", "machine", "make", "peers", "speed"]
     subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *arguments],
         cwd=ROOT,

@@ -153,7 +153,8 @@ def test_the_benchmark_s_stages_for_rankrt_run_to_their_end(libraries: Path, tmp
     assert subject.artifact.folder.exists()
     assert all(subject.decoder(family).folder.exists() for family in SMALL.decoders)
     stages = ["speed", "memory", "sweep", "decoders", "graphs"]
-    command = [fake.python() or "", "-P", "-m", "benchmarks.gpu", "--small", "--out", str(tmp_path), "--only", *stages]
+    command = [fake.python() or "", "-P", "-m", "benchmarks.gpu", "--model", "small", "--out", str(tmp_path)]
+    command += ["--only", *stages]
     subprocess.run(command, env=fake.environment(libraries), check=True)
     record = json.loads((tmp_path / "results.json").read_text())
     assert {name: stage["reason"] for name, stage in record["stages"].items()} == dict.fromkeys(stages, "")
