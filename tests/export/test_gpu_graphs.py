@@ -206,6 +206,32 @@ def test_attention_for_cuda_has_no_bias_so_that_flash_attention_is_chosen(artifa
             assert list(node.input)[3:] == ["", "token_offset", "row_offsets"]
 
 
+def test_no_product_of_half_precision_adds_a_bias_for_cuda(artifact: Artifact):
+    """Each would cost two passes. The two layers of the head are in fp32."""
+    nodes = graph_of(artifact, "cuda-fp16").graph.node
+    assert sum(len(node.input) == 3 for node in nodes if node.op_type == "Gemm") == 2
+
+
+def test_a_query_keeps_its_bias_where_a_norm_does_not_bear_it(make_checkpoint: Make, tmp_path: Path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = make_checkpoint()
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith("LayerNorm.weight")]:
+        weights[name][3] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    options = Options(precisions=["fp32", "fp16"], targets=["cpu", "cuda"], is_verified=False)
+    artifact = export(str(folder), tmp_path / "artifact", options)
+    n_layers = sum(node.op_type == "BiasGelu" for node in graph_of(artifact, "cuda-fp16").graph.node)
+    with_bias = [n for n in graph_of(artifact, "cuda-fp16").graph.node if n.op_type == "Gemm" and len(n.input) == 3]
+    assert len(with_bias) == n_layers + 2
+    encoded = RowMaker.open(artifact).encode(sample().pairs[:3])
+    (logits,) = evaluator(str(artifact.path("cuda-fp16.onnx"))).run(None, varlen(encoded, every_row(encoded)))
+    with Reranker.load(artifact.folder, precision="fp32", prepare=False) as reranker:
+        exact = reranker._scorer().backend.logits(encoded).last
+    np.testing.assert_allclose(logits, exact, atol=TOLERANCES["fp16"], rtol=0)
+
+
 def test_behind_the_last_attention_only_first_tokens_are_computed(artifact: Artifact):
     model = onnx.shape_inference.infer_shapes(graph_of(artifact, "tensorrt-fp32"), data_prop=True)
     shapes = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}

@@ -392,13 +392,15 @@ class Graph:
         """
         for name, value in outputs.items():
             value.name, value.type = name, ir.TensorType(FLOAT)
+        # A node may have got another input than it was made with.
+        initializers = [value for value in self._tape.initializers if value.uses()]
         # ONNX Runtime refuses a domain that it does not know, used or not.
         own = {RANKRT: 1} if any(node.domain == RANKRT for node in self._tape.nodes) else {}
         graph = ir.Graph(
             self._inputs,
             list(outputs.values()),
             nodes=self._tape.nodes,
-            initializers=self._tape.initializers,
+            initializers=initializers,
             opset_imports={"": OPSET, MICROSOFT: 1, **own},
             name="rankrt",
         )
