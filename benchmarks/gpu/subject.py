@@ -15,6 +15,7 @@ from benchmarks.gpu.lines import Line
 from benchmarks.harness.operations import Shape
 from rankrt.artifact.manifest import Artifact, open_artifact
 from rankrt.artifact.precisions import Precision
+from rankrt.backends.cuda import open_cuda
 from rankrt.backends.gpu import GpuBackend
 from rankrt.host.device import Device
 from rankrt.host.host import this_host
@@ -102,7 +103,7 @@ FULL = Size(
         },
     },
     mixes=("passages", "512", "128", "documents", "8192"),
-    sweep=(2048, 4096, 8192, 16_384, 32_768),
+    sweep=(4096, 8192, 16_384, 32_768, 65_536),
     n_tokens=400_000,
     n_square=8192,
     seconds=1.0,
@@ -192,9 +193,13 @@ class Subject:
 
         return open_artifact(self._made(family, make))
 
-    def backend(self, precision: Precision) -> GpuBackend:
-        """Load the model as a user would."""
-        return open_gpu(placed(self.artifact, precision))
+    def backend(self, precision: Precision, *, replays: bool = True) -> GpuBackend:
+        """Load the model as a user would; without `replays` short runs are not recorded."""
+        placement = placed(self.artifact, precision)
+        if replays:
+            return open_gpu(placement)
+        variant = placement.variant
+        return open_cuda(placement.artifact.path(variant.graph), variant.layout, CUDA)
 
     def clear(self) -> None:
         """Remove the encoder's checkpoint and artifact."""

@@ -12,7 +12,7 @@ from rankrt_export.targets.constant_sum import ConstantSum
 N, N_OUT = 128, 48
 
 
-def half(x: np.ndarray) -> Float32Array:
+def half(x: Float32Array) -> Float32Array:
     return x.astype(np.float16).astype(np.float32)
 
 
@@ -25,11 +25,13 @@ def normalised(x: Float32Array, scale: Float32Array, bias: Float32Array) -> Floa
 def test_weights_of_a_norm_s_output_hold_the_bias(middle: float):
     """Also where the sum of the norm as it is is near 0. The bias is off by a rounding to half precision at most."""
     chance = np.random.default_rng(0)
-    scale, norm_bias = chance.uniform(0.2, 1.5, N), chance.normal(0, 0.2, N)
-    norm_bias += (middle - (norm_bias / scale).mean()) * scale
-    x = chance.normal(0, 1, (200, N)).astype(np.float32)
-    weight, bias = chance.normal(0, N**-0.5, (N_OUT, N)), chance.normal(0, 2, N_OUT)
-    weight, bias, scale, norm_bias = (a.astype(np.float32) for a in (weight, bias, scale, norm_bias))
+
+    def normal(deviation: float, *shape: int) -> Float32Array:
+        return (deviation * chance.standard_normal(shape)).astype(np.float32)
+
+    x, weight, bias = normal(1, 200, N), normal(N**-0.5, N_OUT, N), normal(2, N_OUT)
+    scale, norm_bias = chance.uniform(0.2, 1.5, N).astype(np.float32), normal(0.2, N)
+    norm_bias += np.float32(middle - (norm_bias / scale).mean()) * scale
 
     found = ConstantSum.of(scale, norm_bias)
     assert found is not None
