@@ -43,3 +43,8 @@ def rate(name: str, mix: str, lengths: Sequence[int], seconds: float, shape: Sha
         "tflops": operations / seconds / 1e12,
     }
     return Line(name=name, figures=figures)
+
+
+def latency(name: str, n_rows: int, length: int, seconds: float) -> Line:
+    """Return a line on a request of rows of one length."""
+    return Line(name=name, figures={"request": f"{n_rows} x {length}", "ms": 1e3 * seconds})

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.lines import Line, median_s, rate
+from benchmarks.gpu.lines import Line, latency, median_s, rate
 from benchmarks.gpu.pytorch import HALF, Packed, model_of, packed, padded
 from benchmarks.gpu.rows import REQUESTS, lengths_of, rows_of
 from benchmarks.gpu.subject import Subject
@@ -24,8 +24,7 @@ def peers(subject: Subject) -> Iterator[Line]:
             yield rate(name, mix, lengths, median_s(call, size.seconds), size.shape)
     for n_rows, length in REQUESTS:
         for name, call in _both(half, rows_of([length] * n_rows, size.n_ids)).items():
-            took = median_s(call, size.seconds / 3)
-            yield Line(name=f"{name}, {n_rows} rows of {length} tokens", figures={"ms": 1e3 * took})
+            yield latency(name, n_rows, length, median_s(call, size.seconds / 3))
 
 
 def compiled(subject: Subject) -> Iterator[Line]:

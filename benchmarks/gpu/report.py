@@ -12,8 +12,10 @@ RANKRT, PRODUCTS = "rankrt fp16", "products of a layer"
 def report(record: Mapping[str, Any]) -> str:
     """Return the report of what has been measured so far."""
     parts = ["# One GPU", "\n".join(f"- {name}: {value}" for name, value in record["conditions"].items())]
-    if beside := _beside(record):
+    if beside := speeds(record):
         parts += ["## Speed", _ceiling_said(record), beside]
+    if table := latencies(record):
+        parts += ["Milliseconds of a request of so many rows x tokens:", table]
     parts += ["## Stages", _outcomes(record["stages"])]
     for name, stage in record["stages"].items():
         if stage["lines"]:
@@ -38,11 +40,9 @@ def _ceiling_said(record: Mapping[str, Any]) -> str:
     )
 
 
-def _beside(record: Mapping[str, Any]) -> str:
+def speeds(record: Mapping[str, Any]) -> str:
     """Return the table of speeds, by rows and system; "" if there are none."""
-    stages, ceiling = record["stages"], ceiling_tflops(record)
-    lines = [line for name in ("speed", "peers", "compiled") for line in stages.get(name, {}).get("lines", [])]
-    lines = [line for line in lines if "tokens_per_s" in line["figures"]]
+    ceiling, lines = ceiling_tflops(record), _lines(record, "tokens_per_s")
     ours = {line["figures"]["rows"]: line["figures"]["tokens_per_s"] for line in lines if line["name"] == RANKRT}
     order = list(dict.fromkeys(line["figures"]["rows"] for line in lines))
     rows = [
@@ -59,6 +59,22 @@ def _beside(record: Mapping[str, Any]) -> str:
     ]
     heading = ["rows: system", "thousand tokens/s", "rows/s", "TFLOP/s", "share", "x"]
     return Table(heading=heading, rows=rows).markdown() if rows else ""
+
+
+def latencies(record: Mapping[str, Any]) -> str:
+    """Return the table of requests, by system; "" if there are none."""
+    lines = _lines(record, "request")
+    requests = list(dict.fromkeys(line["figures"]["request"] for line in lines))
+    took = {(line["name"], line["figures"]["request"]): figure(line["figures"]["ms"]) for line in lines}
+    systems = dict.fromkeys(line["name"] for line in lines)
+    rows = [[system, *(took.get((system, request), "-") for request in requests)] for system in systems]
+    return Table(heading=["", *requests], rows=rows).markdown() if rows else ""
+
+
+def _lines(record: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Return the lines on rankrt and its peers that have a figure of that name."""
+    stages = (record["stages"].get(stage, {}) for stage in ("speed", "peers", "compiled"))
+    return [line for stage in stages for line in stage.get("lines", []) if name in line["figures"]]
 
 
 def _outcomes(stages: Mapping[str, Any]) -> str:

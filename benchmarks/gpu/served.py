@@ -15,7 +15,7 @@ from benchmarks.harness.served import Client, Server
 
 _N_CLIENTS, _N_PASSAGES = 32, 20
 _SHARES = (0.5, 0.8)
-_SECONDS = 8.0
+_SECONDS = 5.0
 
 
 def served(subject: Subject) -> Iterator[Line]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
-from benchmarks.gpu.lines import Line, median_s, rate
+from benchmarks.gpu.lines import Line, latency, median_s, rate
 from benchmarks.gpu.rows import REQUESTS, encoded_of, lengths_of
 from benchmarks.gpu.subject import Size, Subject
 from rankrt.backends.gpu import GpuBackend
@@ -42,7 +42,7 @@ def _latencies(name: str, backend: GpuBackend, size: Size) -> Iterator[Line]:
         encoded = encoded_of([length] * n_rows, size.n_ids)
         backend.logits(encoded)  # the second run of a shape is recorded
         took = median_s(partial(backend.logits, encoded), size.seconds / 3)
-        yield Line(name=f"{name}, {n_rows} rows of {length} tokens", figures={"ms": 1e3 * took})
+        yield latency(name, n_rows, length, took)
 
 
 def sweep(subject: Subject) -> Iterator[Line]:

@@ -11,7 +11,7 @@ from rankrt.text.pairs import Pair
 from rankrt_export.text.texts import sample
 
 # A tenth of them for PyTorch in fp32, which takes several times as long.
-_N_PAIRS, _FP32_SHARE = 3000, 10
+_N_PAIRS, _FP32_SHARE = 1500, 10
 _MOST_TOKENS = 512
 # The sample's passages have 50 tokens. As many together make the lengths of passages and of long chunks.
 _MOST_PASSAGES = 8
