@@ -47,7 +47,8 @@ INLINE void store(uint8_t* to, Bytes values, long n) {
     else __builtin_memcpy(to, &values, n);
 }
 
-INLINE Floats all(float value) { return Floats{} + value; }
+// Zero is subtracted, as that changes no number: added to -0 it would, so Clang would keep the instruction.
+INLINE Floats all(float value) { return value - Floats{}; }
 
 INLINE Floats fma(Floats a, Floats b, Floats c) { return __builtin_elementwise_fma(a, b, c); }
 
@@ -89,6 +90,19 @@ INLINE auto largest(Vector values) {
 
 // Added to a float of less than 2^22, this puts the nearest integer, halves to even, into the low bits.
 constexpr float ROUNDER = 12582912.0f;
+
+// 2^x is `whole` times 2^`part`: a power of an integer, and one from -1/2 to 1/2. x is LOWEST_POWER or above.
+struct Power {
+    Floats whole, part;
+};
+
+constexpr float LOWEST_POWER = -126.0f;
+
+INLINE Power power_of_two(Floats x) {
+    // With the exponent's bias added, the low bits are those of the power of two.
+    const Floats shifted = x + (ROUNDER + 127.0f);
+    return {.whole = floats_of(bits(shifted) << 23), .part = x - (shifted - (ROUNDER + 127.0f))};
+}
 
 // Return the exact GELU, x times the normal distribution's share below x, to 1.2e-6.
 //

@@ -27,7 +27,9 @@ INPUTS = {
     "Places": ("row_offsets",),
     "RoundTokens": ("x", "factors"),
     "Linear": ("bytes", "token_scales", "panels", "scales", "sums", "bias"),
+    "FloatLinear": ("x", "float_panels", "bias"),
     "Attention": ("queries", "keys", "values", "row_offsets"),
+    "FloatAttention": ("queries", "keys", "values", "row_offsets"),
     "AddNorm": ("x", "y", "weight", "bias"),
 }
 OUTPUTS = {"RoundTokens": ("bytes", "scales")}
