@@ -50,6 +50,7 @@ STAGES: Mapping[str, Stage] = {
     "memory": Stage(place="benchmarks.gpu.memory:memory", share=6),
     "sweep": Stage(place="benchmarks.gpu.speed:sweep", share=8),
     "decoders": Stage(place="benchmarks.gpu.decoders:decoders", share=12),
+    "graphs": Stage(place="benchmarks.gpu.graphs:graphs", share=3),
     "served": Stage(place="benchmarks.gpu.served:served", share=10),
 }
 

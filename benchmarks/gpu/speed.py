@@ -7,7 +7,7 @@ from functools import partial
 
 from benchmarks.gpu.lines import Line, latency, median_s, rate
 from benchmarks.gpu.rows import REQUESTS, encoded_of, lengths_of
-from benchmarks.gpu.subject import Size, Subject
+from benchmarks.gpu.subject import Subject
 from rankrt.backends.gpu import GpuBackend
 from rankrt.backends.in_flight import N_IN_FLIGHT
 from rankrt.backends.planner import divide
@@ -27,22 +27,14 @@ def speed(subject: Subject) -> Iterator[Line]:
             encoded = encoded_of(lengths, size.n_ids)
             took = median_s(partial(backend.logits, encoded), size.seconds)
             yield rate(RANKRT, mix, lengths, took, size.shape)
-        yield from _latencies(RANKRT, backend, size)
-    with closing(subject.backend("fp16", replays=False)) as backend:
-        yield from _latencies(f"{RANKRT} without recordings", backend, size)
+        for n_rows, length in REQUESTS:
+            encoded = encoded_of([length] * n_rows, size.n_ids)
+            yield latency(RANKRT, n_rows, length, median_s(partial(backend.logits, encoded), size.seconds / 3))
     with closing(subject.backend("fp32")) as backend:
         lengths = lengths_of(size.mixes[0], size.n_tokens // _FP32_SHARE)
         encoded = encoded_of(lengths, size.n_ids)
         took = median_s(partial(backend.logits, encoded), size.seconds)
         yield rate("rankrt fp32", size.mixes[0], lengths, took, size.shape)
-
-
-def _latencies(name: str, backend: GpuBackend, size: Size) -> Iterator[Line]:
-    for n_rows, length in REQUESTS:
-        encoded = encoded_of([length] * n_rows, size.n_ids)
-        backend.logits(encoded)  # the second run of a shape is recorded
-        took = median_s(partial(backend.logits, encoded), size.seconds / 3)
-        yield latency(name, n_rows, length, took)
 
 
 def sweep(subject: Subject) -> Iterator[Line]:

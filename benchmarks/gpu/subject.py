@@ -15,7 +15,6 @@ from benchmarks.gpu.lines import Line
 from benchmarks.harness.operations import Shape
 from rankrt.artifact.manifest import Artifact, open_artifact
 from rankrt.artifact.precisions import Precision
-from rankrt.backends.cuda import open_cuda
 from rankrt.backends.gpu import GpuBackend
 from rankrt.host.device import Device
 from rankrt.host.host import this_host
@@ -193,13 +192,9 @@ class Subject:
 
         return open_artifact(self._made(family, make))
 
-    def backend(self, precision: Precision, *, replays: bool = True) -> GpuBackend:
-        """Load the model as a user would; without `replays` short runs are not recorded."""
-        placement = placed(self.artifact, precision)
-        if replays:
-            return open_gpu(placement)
-        variant = placement.variant
-        return open_cuda(placement.artifact.path(variant.graph), variant.layout, CUDA)
+    def backend(self, precision: Precision) -> GpuBackend:
+        """Load the model as a user would."""
+        return open_gpu(placed(self.artifact, precision))
 
     def clear(self) -> None:
         """Remove the encoder's checkpoint and artifact."""

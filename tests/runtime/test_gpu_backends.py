@@ -3,7 +3,6 @@
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +18,7 @@ from rankrt.artifact.manifest import Artifact
 from rankrt.backends.batch import BLOCK_TOKENS, packed, padded, stacked, varlen
 from rankrt.backends.cpu_encoder import CpuEncoder
 from rankrt.backends.cuda import cuda_settings, open_cuda
-from rankrt.backends.frames import Frame
-from rankrt.backends.gpu import ForRows, GpuBackend, placements
+from rankrt.backends.gpu import GpuBackend, placements
 from rankrt.backends.in_flight import N_IN_FLIGHT, InFlight, Memory, Slot
 from rankrt.backends.planner import GPU_RUN_TOKENS, Filling, divide, padded_length
 from rankrt.backends.session import gpu_session_options, open_session, session_options
@@ -155,7 +153,7 @@ class CountingSession:
     def io_binding(self) -> Binding:
         return Binding()
 
-    def run_with_iobinding(self, binding: Binding, options: object) -> None:
+    def run_with_iobinding(self, binding: Binding) -> None:
         with self._lock:
             self.n_running += 1
             self.most_running = max(self.most_running, self.n_running)
@@ -183,92 +181,6 @@ def test_no_more_runs_are_in_flight_than_there_are_slots():
         return 1
 
     assert sum(in_threads(7, run)) == 7  # type: ignore[arg-type]
-    assert session.most_running == N_IN_FLIGHT
-
-
-class Recorder:
-    """A session that notes which recording each run belongs to; one of -1 is an ordinary run."""
-
-    def __init__(self, session: Any) -> None:
-        self._session, self.numbers = session, list[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        self.numbers.append(options.get_run_config_entry("gpu_graph_id"))
-        self._session.run_with_iobinding(binding, options)
-
-
-@pytest.fixture
-def recorder(artifact: Artifact) -> Recorder:
-    return Recorder(open_cuda(artifact.path("cuda-fp32.onnx"), "varlen", CUDA).sessions[0].session)
-
-
-@pytest.fixture
-def replaying(recorder: Recorder) -> Iterator[GpuBackend]:
-    backend = GpuBackend([ForRows(None, recorder)], "varlen", Memory("cpu"), replays=True)
-    yield backend
-    backend.close()
-
-
-def test_a_short_run_is_recorded_when_its_frame_comes_again(replaying: GpuBackend, recorder: Recorder):
-    for lengths in ([60], [50], [64], [64, 1], [1, 64], [70, 30, 20]):
-        scores(replaying, rows_of(lengths))
-    assert recorder.numbers == ["-1", "1", "1", "-1", "2", "-1"]
-
-
-def test_a_long_run_is_not_recorded(replaying: GpuBackend, recorder: Recorder):
-    for lengths in ([1025], [600, 600], [8] * 33):
-        assert Frame.around(np.array(lengths)) is None
-        for _ in range(3):
-            scores(replaying, rows_of(lengths))
-    assert set(recorder.numbers) == {"-1"}
-
-
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=10))
-def test_a_frame_holds_its_rows_after_what_is_filled_up(lengths: list[int]):
-    encoded = rows_of(lengths)
-    frame = Frame.around(encoded.lengths)
-    assert frame is not None
-    inputs = frame.fill(encoded, np.arange(encoded.n_rows))
-    assert inputs["input_ids"].shape == inputs["positions"].shape == (frame.n_tokens,)
-    assert inputs["row_offsets"].shape == (frame.n_rows + 1,)
-    assert inputs["token_offset"].shape == (frame.n_rows, frame.n_tokens)
-    starts = inputs["row_offsets"][-1 - encoded.n_rows :]
-    assert [inputs["input_ids"][a:b].tolist() for a, b in pairwise(starts)] == [
-        encoded.row(row).tolist() for row in range(encoded.n_rows)
-    ]
-    # A row without tokens has a first one all the same, which some operator looks up.
-    assert inputs["row_offsets"][:-1].max() < frame.n_tokens
-
-
-def test_recorded_runs_have_the_scores_of_others(replaying: GpuBackend, cuda: GpuBackend):
-    batches = [rows_of(lengths, seed) for lengths in ([5], [60, 3], [300, 20, 7], [64]) for seed in range(4)]
-    assert [scores(replaying, batch) for batch in batches] == [scores(cuda, batch) for batch in batches]
-
-
-def test_threads_share_recordings(replaying: GpuBackend, cuda: GpuBackend):
-    """A run beside another one is an ordinary one, and each recording runs alone."""
-    batches = [rows_of([5, 80, 3 + i], seed=i) for i in range(8)]
-    answers = in_threads(8, lambda i: [scores(replaying, batches[i]) for _ in range(20)])
-    assert answers == [[scores(cuda, batch)] * 20 for batch in batches]
-
-
-def test_a_recording_waits_for_nobody(artifact: Artifact):
-    session = CountingSession()
-    in_flight, frame = InFlight(session, Memory("cpu")), Frame(64, 2)
-
-    def run(i: object) -> int:
-        if i == 0:
-            while session.n_running < N_IN_FLIGHT:
-                threading.Event().wait(0.001)
-            session.go_on.release(100)
-        else:
-            in_flight.run(_inputs(), 1, frame)
-        return 1
-
-    assert sum(in_threads(4, run)) == 4  # type: ignore[arg-type]
     assert session.most_running == N_IN_FLIGHT
 
 
@@ -304,7 +216,6 @@ def test_cuda_is_told_to_be_exact_and_to_leave_cudnn_s_attention_alone():
     assert cuda_settings(CUDA) == {"sdpa_kernel": "19", "use_tf32": "0"}
     assert cuda_settings(Device("cuda", 1))["device_id"] == "1"
     assert cuda_settings(CUDA, 1 << 30)["gpu_mem_limit"] == str(1 << 30)
-    assert cuda_settings(CUDA, replays=True)["enable_cuda_graph"] == "1"
 
 
 def test_a_memory_limit_counts_the_weights(artifact: Artifact):

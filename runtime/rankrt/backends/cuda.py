@@ -15,15 +15,9 @@ _ATTENTION_KERNELS = 1 | 2 | 16
 
 
 def open_cuda(
-    graph: Path,
-    layout: Layout,
-    device: Device,
-    *,
-    n_weight_bytes: int = 0,
-    memory_bytes: int | None = None,
-    replays: bool = False,
+    graph: Path, layout: Layout, device: Device, *, n_weight_bytes: int = 0, memory_bytes: int | None = None
 ) -> GpuBackend:
-    """Load a graph on a GPU, which may take `memory_bytes`, weights included. With `replays` it records short runs.
+    """Load a graph on a GPU, which may take `memory_bytes`, weights included.
 
     Raises DeviceError if the weights alone are more, and what `open_on` raises.
     """
@@ -35,11 +29,11 @@ def open_cuda(
             f" {n_weight_bytes / 2**30:.2f} GiB; allow more, or use a smaller precision"
         )
     left = None if memory_bytes is None else memory_bytes - n_weight_bytes
-    session = open_on(device, graph, "ORT_ENABLE_EXTENDED", cuda_settings(device, left, replays=replays))
-    return GpuBackend([ForRows(None, session)], layout, memory_of(device), replays=replays)
+    session = open_on(device, graph, "ORT_ENABLE_EXTENDED", cuda_settings(device, left))
+    return GpuBackend([ForRows(None, session)], layout, memory_of(device))
 
 
-def cuda_settings(device: Device, memory_bytes: int | None = None, *, replays: bool = False) -> dict[str, str]:
+def cuda_settings(device: Device, memory_bytes: int | None = None) -> dict[str, str]:
     """Return the provider's options; the arena for runs may take `memory_bytes`, weights apart.
 
     The arena doubles, as by default. One that grows by what each run asks for cannot merge its pieces. After 150 runs
@@ -54,6 +48,4 @@ def cuda_settings(device: Device, memory_bytes: int | None = None, *, replays: b
         settings["device_id"] = str(device.index)
     if memory_bytes is not None:
         settings["gpu_mem_limit"] = str(memory_bytes)
-    if replays:
-        settings["enable_cuda_graph"] = "1"
     return settings

@@ -10,7 +10,6 @@ from rankrt.arrays import Float32Array, Int64Array
 from rankrt.artifact.manifest import Layout
 from rankrt.backends import Logits
 from rankrt.backends.batch import GPU_BATCHES
-from rankrt.backends.frames import Frame
 from rankrt.backends.in_flight import N_IN_FLIGHT, InFlight, Memory
 from rankrt.backends.lanes import Lanes
 from rankrt.backends.planner import Capacity, Plan, plan
@@ -32,10 +31,8 @@ class ForRows(NamedTuple):
 class GpuBackend:
     """Sessions of one graph on a GPU, for rows of ascending length. Threads may share it."""
 
-    def __init__(self, sessions: Sequence[ForRows], layout: Layout, memory: Memory, *, replays: bool = False) -> None:
-        """Take the sessions; `replays` says that short runs are recorded."""
+    def __init__(self, sessions: Sequence[ForRows], layout: Layout, memory: Memory) -> None:
         self.sessions = tuple(sessions)
-        self._replays = replays
         self.capacity = Capacity(
             layout=layout, n_threads=1, n_narrow=N_IN_FLIGHT, longest_row=self.sessions[-1].longest
         )
@@ -63,10 +60,7 @@ class GpuBackend:
     def run_on(self, number: int, encoded: Encoded, rows: Int64Array) -> Float32Array:
         """Return the logits of rows, (n_rows,), as one run on the session of that number. Raises DeviceError."""
         try:
-            frame = Frame.around(encoded.lengths[rows]) if self._replays else None
-            if frame is None:
-                return self._in_flight[number].run(self._batch(encoded, rows), len(rows))
-            return self._in_flight[number].run(frame.fill(encoded, rows), frame.n_rows, frame)[-len(rows) :]
+            return self._in_flight[number].run(self._batch(encoded, rows), len(rows))
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise DeviceError(
                 f"the GPU failed on {len(rows)} rows of up to {encoded.lengths[rows].max()} tokens: {error}"

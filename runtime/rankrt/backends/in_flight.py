@@ -3,22 +3,16 @@
 While one run computes, the next is prepared and sent. ONNX Runtime's Python interface runs outside the GIL and returns
 when the scores are here. So it takes a thread for each run in flight. Memory that is called "cpu" works alike, and the
 tests use it.
-
-Short runs on CUDA are recorded. A recording belongs to a frame. The first run in a frame is an
-ordinary one, the second is recorded, and later ones replay it. A recording uses memory that ordinary runs use as well.
-So it runs alone, or not at all: if another run is in flight, an ordinary one is made of it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from rankrt.arrays import Float32Array, Int32Array
-from rankrt.backends.frames import Frame
 from rankrt.backends.session import import_onnxruntime
 
 # One run computes while the next is prepared; a third would wait, with memory of its own.
@@ -26,8 +20,6 @@ N_IN_FLIGHT = 2
 # Each input begins at a multiple of so many numbers: 256 bytes, what CUDA's own allocations have.
 _ALIGNMENT = 64
 _SMALLEST_BUFFER = 4096
-# What ONNX Runtime calls the run that is neither recorded nor replayed.
-_NOT_RECORDED = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +38,9 @@ class Slot:
     before computes.
     """
 
-    def __init__(self, session: Any, memory: Memory, recording: int = _NOT_RECORDED) -> None:
+    def __init__(self, session: Any, memory: Memory) -> None:
         self._session, self._memory = session, memory
         self._binding = session.io_binding()
-        self._options = import_onnxruntime().RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(recording))
         self._buffers: dict[int, tuple[Int32Array, Any]] = {}
 
     def run(self, inputs: Mapping[str, Int32Array], n_rows: int) -> Float32Array:
@@ -59,7 +49,7 @@ class Slot:
         logits = np.empty(n_rows, np.float32)
         # A run of 16,384 tokens has some hundred logits: ONNX Runtime fetches them on its own stream, outside the GIL.
         self._binding.bind_output("logits", "cpu", 0, np.float32, [n_rows], logits.ctypes.data)
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._session.run_with_iobinding(self._binding)
         return logits
 
     def _send(self, inputs: Mapping[str, Int32Array]) -> None:
@@ -84,72 +74,19 @@ class Slot:
         return self._buffers[size]
 
 
-class Recording(Slot):
-    """The place of one recorded run. Its inputs and logits have the same shapes and the same memory each time."""
-
-    def __init__(self, session: Any, memory: Memory, number: int) -> None:
-        super().__init__(session, memory, number)
-        self._logits: Any = None
-
-    def run(self, inputs: Mapping[str, Int32Array], n_rows: int) -> Float32Array:
-        """Return the logits, (n_rows,). The first call records the run; ONNX Runtime runs it once before."""
-        self._send(inputs)
-        if self._logits is None:
-            new = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type
-            self._logits = new([n_rows], np.float32, self._memory.kind, self._memory.index)
-            self._binding.bind_ortvalue_output("logits", self._logits)
-        self._session.run_with_iobinding(self._binding, self._options)
-        logits: Float32Array = self._logits.numpy()
-        return logits
-
-
 class InFlight:
     """A session with the slots of its runs. Threads may share it; one that finds no slot free waits."""
 
     def __init__(self, session: Any, memory: Memory) -> None:
-        self._session, self._memory = session, memory
         self._inputs = {node.name for node in session.get_inputs()}
         self._free: SimpleQueue[Slot] = SimpleQueue()
         for _ in range(N_IN_FLIGHT):
             self._free.put(Slot(session, memory))
-        # None after the first run in a frame.
-        self._recordings: dict[Frame, Recording | None] = {}
 
-    def run(self, inputs: Mapping[str, Int32Array], n_rows: int, frame: Frame | None = None) -> Float32Array:
-        """Return the logits of a run, (n_rows,). Inputs that the graph does not declare are left out.
-
-        `frame` is that of inputs that were filled up; the session can record runs then.
-        """
-        inputs = {name: array for name, array in inputs.items() if name in self._inputs}
-        if frame is not None:
-            with self._alone() as is_alone:
-                if is_alone and (recording := self._recording(frame)) is not None:
-                    return recording.run(inputs, n_rows)
+    def run(self, inputs: Mapping[str, Int32Array], n_rows: int) -> Float32Array:
+        """Return the logits of a run, (n_rows,). Inputs that the graph does not declare are left out."""
         slot = self._free.get()
         try:
-            return slot.run(inputs, n_rows)
+            return slot.run({name: array for name, array in inputs.items() if name in self._inputs}, n_rows)
         finally:
             self._free.put(slot)
-
-    def _recording(self, frame: Frame) -> Recording | None:
-        """Return the recording of a frame, from its second run on. The caller is alone."""
-        if frame not in self._recordings:
-            self._recordings[frame] = None
-        elif self._recordings[frame] is None:
-            self._recordings[frame] = Recording(self._session, self._memory, len(self._recordings))
-        return self._recordings[frame]
-
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Take all slots if they are free, and tell whether they were. Waits for nobody."""
-        taken: list[Slot] = []
-        try:
-            while len(taken) < N_IN_FLIGHT:
-                taken.append(self._free.get_nowait())
-        except Empty:
-            pass
-        try:
-            yield len(taken) == N_IN_FLIGHT
-        finally:
-            for slot in taken:
-                self._free.put(slot)

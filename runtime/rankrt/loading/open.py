@@ -139,7 +139,6 @@ def open_gpu(placement: Placement, *, memory_bytes: int | None = None) -> "GpuBa
             device,
             n_weight_bytes=artifact.n_weight_bytes(variant),
             memory_bytes=memory_bytes,
-            replays=placement.replays,
         )
 
 

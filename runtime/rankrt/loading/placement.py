@@ -76,16 +76,6 @@ class Placement:
         return not (self.device.is_gpu or key.is_for_openvino or key.needs_kernels)
 
     @property
-    def replays(self) -> bool:
-        """Whether short runs on a GPU are recorded. No kernel may make the host wait then.
-
-        Flash attention does not. It takes rows of any length in half precision, from compute capability 8.0 on.
-        """
-        if self.gpu is None or self.device.target != "cuda":
-            return False
-        return (self.variant.layout, self.variant.precision) == ("varlen", "fp16") and self.gpu.version >= (8, 0)
-
-    @property
     def form(self) -> Form:
         """How a session on the CPU takes the artifact's graph here."""
         if self.variant.key.needs_kernels:

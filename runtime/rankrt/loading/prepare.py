@@ -164,7 +164,7 @@ def _opened(placement: Placement, max_length: int, prepared: Prepared, progress:
     artifact, variant, device = placement.artifact, placement.variant, placement.device
     graph = artifact.path(variant.graph)
     if not TARGETS[device.target].builds_engines:
-        backend = open_cuda(graph, variant.layout, device, replays=placement.replays)
+        backend = open_cuda(graph, variant.layout, device)
         progress("session")
         return backend
     return open_tensorrt(
