@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu.report import ceiling_said, latencies, report, speeds
 from benchmarks.records.record import Record, Row, read_record, schema
 from benchmarks.records.report import markdown
 from benchmarks.records.statistics import ratio
@@ -42,6 +43,14 @@ FULL = "bge-reranker-v2-m3"
 # The fastest systems of every precision, on a Zen 4, as the small models.
 NEWEST = "bge-reranker-v2-m3-zen4"
 LARGE = (NEWEST, "bge-reranker-base")
+# On a GPU, when short runs were recorded as CUDA graphs; and before, with the stages that the newer one leaves out.
+ON_GPU, FIRST_ON_GPU = "bge-reranker-v2-m3-h100", "bge-reranker-v2-m3-h100-first"
+_GPU_SYSTEMS = {
+    "rankrt fp16 without recordings": "rankrt",
+    "rankrt fp16": "rankrt with recordings, which it does not have",
+    "PyTorch fp16, packed": "PyTorch, packed",
+    "transformers fp16, sdpa, sorted, padded": "transformers",
+}
 SMALL = ("minilm-l6", "minilm-l12", "modernbert-base")
 _WEIGHTS = {"minilm-l6": "fine-tuned weights"}
 # The systems of other makers by the precision that they compute in. sentence-transformers lets OpenVINO take bf16 where
@@ -94,7 +103,30 @@ def generated() -> Mapping[Path, str]:
     """Return the text of every file that is generated, in whole or in parts."""
     written = {path: _with_parts(path.read_text(), parts) for path, parts in PARTS.items()}
     reports = {path.with_suffix(".md"): markdown([read_record(path)]) for path in _records()}
-    return {**written, **reports, ROOT / "docs" / "cli.md": cli(), SCHEMA: schema()}
+    on_gpu = {RESULTS / f"{name}.md": report(_gpu_record(name)) for name in (ON_GPU, FIRST_ON_GPU)}
+    return {**written, **reports, **on_gpu, ROOT / "docs" / "cli.md": cli(), SCHEMA: schema()}
+
+
+def gpu() -> str:
+    """Return what was measured on a GPU: speeds, requests and pairs of text."""
+    record = _gpu_record(ON_GPU)
+    conditions = record["conditions"]
+    card = conditions["gpu"].partition(" (")[0]
+    software = conditions["software"].partition(", ")[2]
+    requests = latencies(record, _GPU_SYSTEMS)
+    texts = [[line["name"], figure(line["figures"]["pairs_per_s"])] for line in record["stages"]["texts"]["lines"]]
+    return (
+        f"{conditions['model']}, on an {card} with driver {conditions['driver']}, {software}."
+        f" {ceiling_said(record)} [The record](../benchmarks/results/{ON_GPU}.md).\n\n{speeds(record)}\n"
+        f"Milliseconds of a request of so many rows x tokens, in fp16:\n\n{requests}\n"
+        "Pairs of text a second, with tokenization on 16 cores, in 13 languages, of 256 tokens on average:\n\n"
+        f"{Table(heading=['', 'pairs/s'], rows=texts).markdown()}"
+    )
+
+
+def _gpu_record(name: str) -> Mapping[str, Any]:
+    record: Mapping[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
 
 
 def _records() -> list[Path]:
@@ -447,6 +479,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "small speeds": partial(speeds_of, SMALL),
         "classes": classes,
     },
+    ROOT / "docs" / "gpu.md": {"gpu": gpu},
     ROOT / "docs" / "int8.md": {"int8 speed": int8_speed, "int8 drift": int8_drift},
     ROOT / "docs" / "integrations.md": {"adapters": adapters},
     ROOT / "docs" / "deployment.md": {"replicas": replicas},

@@ -1,4 +1,4 @@
-"""How fast PyTorch scores the same rows: transformers' own model, and one without padding; eager and compiled."""
+"""How fast PyTorch scores the same rows. Both transformers' own model and one without padding, eager and compiled."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ def peers(subject: Subject) -> Iterator[Line]:
 
 
 def compiled(subject: Subject) -> Iterator[Line]:
-    """Yield the speed of both with torch.compile, for shapes that change, and the time that the first call took."""
+    """Yield the speed of both with torch.compile, for shapes that change. Yield the time of the first call, too."""
     half = model_of(subject.checkpoint, HALF)
     in_sequence, in_matrices = Packed(half, is_compiled=True), torch.compile(half, dynamic=True)
     for mix, lengths, rows in _mixes(subject):

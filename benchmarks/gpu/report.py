@@ -13,7 +13,7 @@ def report(record: Mapping[str, Any]) -> str:
     """Return the report of what has been measured so far."""
     parts = ["# One GPU", "\n".join(f"- {name}: {value}" for name, value in record["conditions"].items())]
     if beside := speeds(record):
-        parts += ["## Speed", _ceiling_said(record), beside]
+        parts += ["## Speed", ceiling_said(record), beside]
     if table := latencies(record):
         parts += ["Milliseconds of a request of so many rows x tokens:", table]
     parts += ["## Stages", _outcomes(record["stages"])]
@@ -30,7 +30,8 @@ def ceiling_tflops(record: Mapping[str, Any]) -> float | None:
     return max(rates, default=None)
 
 
-def _ceiling_said(record: Mapping[str, Any]) -> str:
+def ceiling_said(record: Mapping[str, Any]) -> str:
+    """Return a sentence on what the shares are of."""
     ceiling = ceiling_tflops(record)
     if ceiling is None:
         return "The rate of the model's products alone was not measured."
@@ -61,13 +62,13 @@ def speeds(record: Mapping[str, Any]) -> str:
     return Table(heading=heading, rows=rows).markdown() if rows else ""
 
 
-def latencies(record: Mapping[str, Any]) -> str:
-    """Return the table of requests, by system; "" if there are none."""
+def latencies(record: Mapping[str, Any], shown: Mapping[str, str] | None = None) -> str:
+    """Return the table of requests, by system; "" if there are none. With `shown` those systems, by these names."""
     lines = _lines(record, "request")
     requests = list(dict.fromkeys(line["figures"]["request"] for line in lines))
     took = {(line["name"], line["figures"]["request"]): figure(line["figures"]["ms"]) for line in lines}
-    systems = dict.fromkeys(line["name"] for line in lines)
-    rows = [[system, *(took.get((system, request), "-") for request in requests)] for system in systems]
+    systems = shown or {line["name"]: line["name"] for line in lines}
+    rows = [[name, *(took.get((system, request), "-") for request in requests)] for system, name in systems.items()]
     return Table(heading=["", *requests], rows=rows).markdown() if rows else ""
 
 

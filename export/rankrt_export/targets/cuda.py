@@ -50,9 +50,9 @@ class CudaOperators(VarlenRows):
     ) -> ir.Value:
         """Attend from every token, because the operator needs as many queries as keys; return the first ones if asked.
 
-        What is the same for all keys adds the same to all scores of a query, so softmax does not change: a key's bias,
-        and what a shift of the states makes of it. The shares of a query sum to 1. So such constants of a value pass
-        unchanged, and the layer after the attention adds them.
+        A constant of all keys adds the same to all scores of a query, so softmax does not change. Such constants are a
+        key's bias, and a shift of the states. The shares of a query sum to 1. So constants of all values pass unchanged,
+        and the layer after the attention adds them.
         """
         query, key, value = layers
         left_out = self._read(f"{value}.bias")
