@@ -162,7 +162,23 @@ def speed() -> str:
     """Return rankrt beside what people use, class by class, as a table."""
     record = read_record(RESULTS / f"{NEWEST}.json")
     shown = f"{_throughput(record, SHOWN).markdown()}\n{_conditions(record)}"
-    return f"{shown} The processor decides how slow PyTorch is: [all systems, and how](docs/benchmarks.md).\n"
+    how = f"{shown} The processor decides how slow PyTorch is: [all systems, and how](docs/benchmarks.md)."
+    return f"{how}\n\n{_on_a_gpu(_gpu_record(ON_GPU))}\n"
+
+
+def _on_a_gpu(record: Mapping[str, Any]) -> str:
+    """Return in a sentence how many passages a GPU scores, beside PyTorch."""
+    lines = [line for stage in ("speed", "peers") for line in record["stages"][stage]["lines"]]
+    rows_per_s = {
+        line["name"]: line["figures"]["rows_per_s"] for line in lines if line["figures"].get("rows") == "passages"
+    }
+    ours = rows_per_s["rankrt fp16"]
+    padded, packed = (ours / rows_per_s[name] for name in list(_GPU_SYSTEMS)[:1:-1])
+    return (
+        f"On an {record['conditions']['gpu'].partition(' (')[0]} rankrt scores {ours:,.0f} passages a second in fp16:"
+        f" {padded:.2f} times as many as transformers, whose rows are sorted and padded, and {packed:.2f} times as many"
+        " as PyTorch without padding. [GPUs](docs/gpu.md)."
+    )
 
 
 def all_speeds() -> str:
