@@ -51,8 +51,8 @@ class CudaOperators(VarlenRows):
         """Attend from every token, because the operator needs as many queries as keys; return the first ones if asked.
 
         A constant of all keys adds the same to all scores of a query, so softmax does not change. Such constants are a
-        key's bias, and a shift of the states. The shares of a query sum to 1. So constants of all values pass unchanged,
-        and the layer after the attention adds them.
+        key's bias, and a shift of the states. The shares of a query sum to 1. So constants of all values pass, and the
+        layer after the attention adds them.
         """
         query, key, value = layers
         left_out = self._read(f"{value}.bias")

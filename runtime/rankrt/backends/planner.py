@@ -28,8 +28,8 @@ _WIDE_EFFICIENCY = 0.95
 LONGEST_NARROW_ROW = 2048
 
 
-# A run on a GPU has so many tokens at most. On an H100 XLM-R-large in fp16 was 2 to 3 % slower with half of them and 3 to
-# 7 % faster with twice as many, which take twice the memory and let others wait twice as long. Two runs in flight
+# A run on a GPU has so many tokens at most. On an H100 XLM-R-large in fp16 was 2 to 3 % slower with half of them, and 3
+# to 7 % faster with twice as many. These take twice the memory and let others wait twice as long. Two runs in flight
 # hold 1.4 GB.
 GPU_RUN_TOKENS = 16_384
 # A flat run's rows are also described as a matrix (n_rows, longest) of 4-byte places, most of them empty when one row
