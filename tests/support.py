@@ -98,7 +98,7 @@ def tiny_artifact(
     variants = []
     keys = [variant_keys(target, precision)[-1] for target, precision in product(targets, precisions)]
     if for_kernels:
-        keys.append(VariantKey(target="cpu", precision="int8"))
+        keys.append(VariantKey(target="cpu", precision="int8", instruction_set="kernels"))
     for key in keys:
         target, precision = key.target, key.precision
         graph = f"{key}.onnx"

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact.precisions import PRECISIONS, MadeFor, Precision
+from rankrt.artifact.precisions import PRECISIONS, InstructionSet, Precision
 from rankrt.errors import DeviceError, InputError
 from rankrt.host.device import Device
 from rankrt.llm.exits import check_cutoff, checked_exits, verification_at
@@ -84,7 +84,7 @@ class Reranker:
         *,
         device: str = "auto",
         precision: Precision | Literal["auto"] = "auto",
-        instruction_set: MadeFor | None = None,
+        instruction_set: InstructionSet | None = None,
         n_threads: int | None = None,
         max_length: int | None = None,
         revision: str | None = None,

@@ -143,7 +143,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def test_it_is_written_first_and_verified_like_the_others(artifact: Artifact):
     _, kernels, vnni, avx2 = artifact.manifest.variants
-    assert [v.name for v in (kernels, vnni, avx2)] == ["cpu-int8", "cpu-int8-vnni", "cpu-int8-avx2"]
+    assert [v.name for v in (kernels, vnni, avx2)] == ["cpu-int8-kernels", "cpu-int8-vnni", "cpu-int8-avx2"]
     assert kernels.verification is not None
     assert vnni.verification is not None
     # Both round alike, so neither drifts far more than the other.
@@ -164,7 +164,7 @@ def test_its_domain_is_named_in_its_graph_alone(artifact: Artifact):
         v.name: {opset.domain for opset in onnx.load(artifact.path(v.graph), load_external_data=False).opset_import}
         for v in artifact.manifest.variants
     }
-    assert [name for name, of_graph in domains.items() if RANKRT in of_graph] == ["cpu-int8"]
+    assert [name for name, of_graph in domains.items() if RANKRT in of_graph] == ["cpu-int8-kernels"]
 
 
 def test_a_score_depends_on_its_pair_alone(artifact: Artifact):
@@ -194,7 +194,7 @@ def test_a_host_without_the_kernels_writes_the_others_and_says_so(
     assert [variant.name for variant in found.manifest.variants] == ["cpu-int8-vnni", "cpu-int8-avx2"]
     assert [variant.verification is None for variant in found.manifest.variants] == [False, False]
     (message,) = caplog.messages
-    assert message.startswith("left out cpu-int8: rankrt's own kernels, which compute it, are not installed")
+    assert message.startswith("left out cpu-int8-kernels: rankrt's own kernels, which compute it, are not installed")
 
 
 # The panels.

@@ -13,7 +13,7 @@ import pytest
 
 from rankrt import ArtifactError, DeviceError, Reranker
 from rankrt.artifact.manifest import Artifact, open_artifact, write_manifest
-from rankrt.artifact.precisions import MadeFor, Precision
+from rankrt.artifact.precisions import InstructionSet, Precision
 from rankrt.backends.session import session_options
 from rankrt.cli.main import main
 from rankrt.files.cache import HostCache
@@ -61,14 +61,14 @@ def machine(*instructions: str) -> Machine:
 @pytest.mark.parametrize(
     ("instructions", "kernels", "name"),
     [
-        (VNNI, AVX512_KERNELS, "cpu-int8"),
-        (("avx2", "avx_vnni"), Kernels(instruction_set="avx_vnni"), "cpu-int8"),
+        (VNNI, AVX512_KERNELS, "cpu-int8-kernels"),
+        (("avx2", "avx_vnni"), Kernels(instruction_set="avx_vnni"), "cpu-int8-kernels"),
         (VNNI, NO_KERNELS, "cpu-int8-vnni"),
         (("asimd", "asimddp"), NO_KERNELS, "cpu-int8-vnni"),
         (AMX, AVX512_KERNELS, "cpu-int8-vnni"),
         (("avx2",), AVX2_KERNELS, "cpu-int8-avx2"),
-        (AMX, replace(AVX512_KERNELS, is_forced=True), "cpu-int8"),
-        (VNNI, replace(AVX2_KERNELS, is_forced=True), "cpu-int8"),
+        (AMX, replace(AVX512_KERNELS, is_forced=True), "cpu-int8-kernels"),
+        (VNNI, replace(AVX2_KERNELS, is_forced=True), "cpu-int8-kernels"),
     ],
 )
 def test_kernels_go_first_where_they_run_at_full_speed_or_are_forced(
@@ -78,13 +78,13 @@ def test_kernels_go_first_where_they_run_at_full_speed_or_are_forced(
 
 
 @pytest.mark.parametrize(
-    ("made_for", "name"), [("vnni", "cpu-int8-vnni"), ("avx2", "cpu-int8-avx2"), ("kernels", "cpu-int8")]
+    ("instruction_set", "name"), [("vnni", "cpu-int8-vnni"), ("avx2", "cpu-int8-avx2"), ("kernels", "cpu-int8-kernels")]
 )
 @pytest.mark.parametrize("instructions", [VNNI, AMX, ("avx2",)])
 def test_the_graph_that_is_asked_for_is_taken(
-    artifact: Artifact, made_for: MadeFor, name: str, instructions: tuple[str, ...]
+    artifact: Artifact, instruction_set: InstructionSet, name: str, instructions: tuple[str, ...]
 ):
-    assert choose(artifact, "int8", machine(*instructions), made_for, kernels=AVX2_KERNELS).name == name
+    assert choose(artifact, "int8", machine(*instructions), instruction_set, kernels=AVX2_KERNELS).name == name
 
 
 def test_kernels_that_are_asked_for_and_not_here_are_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
@@ -101,30 +101,33 @@ def test_without_a_library_the_stock_graph_is_taken_in_silence(
 ):
     monkeypatch.setattr(of_this_process, "kernels_in_use", lambda: None)
     with caplog.at_level(logging.WARNING), Reranker.load(artifact.folder, precision="int8") as reranker:
-        assert reranker.variant.key.made_for in ("vnni", "avx2")
+        assert reranker.variant.instruction_set in ("vnni", "avx2")
         assert reranker.score([("one", "two three")]).tolist() == [6.0]
     assert not caplog.text
 
 
 @pytest.mark.parametrize("precision", ["auto", "int8"])
 def test_an_artifact_for_kernels_alone_is_refused_without_them(artifact: Artifact, precision: Precision):
-    alone = only(artifact, "cpu-int8")
+    alone = only(artifact, "cpu-int8-kernels")
     with pytest.raises(
         DeviceError,
-        match=r"has cpu-int8 for rankrt's own kernels, but .* Export the graphs for other processors as well:"
+        match=r"has cpu-int8-kernels for rankrt's own kernels, but .* Export the graphs for other processors as well:"
         " rankrt export tests/tiny FOLDER --precision int8",
     ):
         choose(alone, precision, machine(*VNNI))
 
 
 def test_where_another_graph_would_go_first_and_is_not_there_kernels_are_taken(artifact: Artifact):
-    assert choose(only(artifact, "cpu-int8"), "auto", machine(*AMX), kernels=AVX512_KERNELS).name == "cpu-int8"
+    assert (
+        choose(only(artifact, "cpu-int8-kernels"), "auto", machine(*AMX), kernels=AVX512_KERNELS).name
+        == "cpu-int8-kernels"
+    )
 
 
 def test_kernels_that_take_the_time_of_fp32_are_taken_by_name_only(artifact: Artifact):
-    both = only(artifact, "cpu-fp32", "cpu-int8")
+    both = only(artifact, "cpu-fp32", "cpu-int8-kernels")
     assert choose(both, "auto", machine("avx2"), kernels=AVX2_KERNELS).name == "cpu-fp32"
-    assert choose(both, "int8", machine("avx2"), kernels=AVX2_KERNELS).name == "cpu-int8"
+    assert choose(both, "int8", machine("avx2"), kernels=AVX2_KERNELS).name == "cpu-int8-kernels"
 
 
 @needs_kernels
@@ -139,7 +142,7 @@ def test_a_graph_with_kernels_scores_as_the_others_and_nothing_is_prepared(
     ) as own:
         scores = own.score(PAIRS)
         capacity = own._scorer().backend.capacity
-    assert (own.variant.name, capacity.n_narrow) == ("cpu-int8", n_threads)
+    assert (own.variant.name, capacity.n_narrow) == ("cpu-int8-kernels", n_threads)
     assert [item.variant for item in HostCache().items() if item.kind == "prepared"] == []
     with Reranker.load(artifact.folder, precision="fp32") as fp32:
         assert scores.tolist() == fp32.score(PAIRS).tolist()
@@ -183,7 +186,7 @@ def test_a_pickled_reranker_is_loaded_with_kernels_again(artifact: Artifact, mon
     with Reranker.load(artifact.folder, precision="int8", instruction_set="kernels") as reranker:
         pickled = pickle.dumps(reranker)
     with pickle.loads(pickled) as again:
-        assert again.variant.name == "cpu-int8"
+        assert again.variant.name == "cpu-int8-kernels"
     monkeypatch.setattr(of_this_process, "kernels_in_use", lambda: None)
     with pytest.raises(DeviceError, match="instruction_set='kernels', but "):
         pickle.loads(pickled)
@@ -221,7 +224,7 @@ def scores_with(kernels: str, artifact: Artifact) -> subprocess.CompletedProcess
 def test_an_instruction_set_can_be_forced_and_changes_no_bit(artifact: Artifact):
     forced, found = scores_with("avx2", artifact), scores_with("", artifact)
     assert forced.stdout == found.stdout
-    assert forced.stdout.startswith("cpu-int8 ")
+    assert forced.stdout.startswith("cpu-int8-kernels ")
 
 
 def test_an_instruction_set_that_is_not_here_is_an_error(artifact: Artifact):
@@ -234,11 +237,14 @@ def test_the_commands_say_that_kernels_are_used(artifact: Artifact, capsys: pyte
     assert main(["doctor", str(artifact.folder)]) == 0
     found = capsys.readouterr().out
     assert f"rankrt's own for int8, by {kernels_in_use()}" in found
-    assert f"precision='auto' takes cpu-int8 here, with rankrt's kernels for {kernels_in_use()}" in found
+    assert f"precision='auto' takes cpu-int8-kernels here, with rankrt's kernels for {kernels_in_use()}" in found
     assert main(["prepare", str(artifact.folder)]) == 0
-    assert "cpu-int8 is ready on this host; it runs from the artifact as it is" in capsys.readouterr().out
+    assert "cpu-int8-kernels is ready on this host; it runs from the artifact as it is" in capsys.readouterr().out
     assert main(["info", str(artifact.folder)]) == 0
-    assert "\ncpu-int8: by rankrt's own kernels; rankrt doctor says whether they run here" in capsys.readouterr().out
+    assert (
+        "\ncpu-int8-kernels: by rankrt's own kernels; rankrt doctor says whether they run here"
+        in capsys.readouterr().out
+    )
 
 
 def test_doctor_says_why_kernels_are_not_used(
@@ -249,7 +255,7 @@ def test_doctor_says_why_kernels_are_not_used(
     assert main(["doctor", str(artifact.folder)]) == 0
     found = capsys.readouterr().out
     assert "ONNX Runtime's go before rankrt's own for int8: this installation has no library of kernels" in found
-    assert "note  cpu-int8   cannot run here: this installation has no library of kernels" in found
+    assert "note  cpu-int8-kernels cannot run here: this installation has no library of kernels" in found
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,8 @@ def test_a_graph_with_kernels_is_served_and_named(tmp_path: Path, caplog: pytest
     tiny_artifact(tmp_path / "tiny", for_kernels=True)
     with caplog.at_level(logging.INFO, "rankrt.server"), serving(tmp_path / "tiny") as address:
         answer = httpx.post(f"{address}/rankrt/rerank", json={"query": "one", "documents": ["two"]}).json()
-    assert (answer["variant"], answer["results"][0]["score"]) == ("cpu-int8", 3.0)
-    assert f"tiny is ready: cpu-int8 with kernels for {kernels_in_use()}" in caplog.text
+    assert (answer["variant"], answer["results"][0]["score"]) == ("cpu-int8-kernels", 3.0)
+    assert f"tiny is ready: cpu-int8-kernels with kernels for {kernels_in_use()}" in caplog.text
 
 
 @pytest.mark.parametrize(

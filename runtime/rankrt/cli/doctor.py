@@ -255,7 +255,7 @@ def _examples(artifact: Artifact, variant: Variant, device: Device) -> Finding:
             artifact.folder,
             device=str(device),
             precision=variant.precision,
-            instruction_set=variant.key.made_for,
+            instruction_set=variant.instruction_set,
             truncation="longest_first",
             prepare=False,
         ) as reranker:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from rankrt.artifact.manifest import Artifact, Variant
-from rankrt.artifact.precisions import PRECISIONS, TARGETS, MadeFor, Precision, Target, rank
+from rankrt.artifact.precisions import PRECISIONS, TARGETS, InstructionSet, Precision, Target, rank
 from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
@@ -35,7 +35,7 @@ class Asked:
 
     device: Device | None = None
     precision: Wanted = "auto"
-    made_for: MadeFor | None = None
+    instruction_set: InstructionSet | None = None
 
 
 def place(artifact: Artifact, asked: Asked, host: Host) -> Placement:
@@ -47,11 +47,11 @@ def place(artifact: Artifact, asked: Asked, host: Host) -> Placement:
     if asked.device is not None and asked.device.is_gpu:
         placements = place_on_gpu(artifact, asked.device, asked.precision, host)
         return _first_usable(placements, must_be_verified=asked.precision == "auto")
-    may_be_gpu = asked.device is None and asked.made_for is None and host.has_driver
+    may_be_gpu = asked.device is None and asked.instruction_set is None and host.has_driver
     if may_be_gpu and (found := _on_gpu_if_possible(artifact, asked.precision, host)):
         return found
     faster = measured_faster(artifact, host) if asked.precision == "auto" else ()
-    variant = choose(artifact, asked.precision, host.machine, asked.made_for, faster, these_kernels())
+    variant = choose(artifact, asked.precision, host.machine, asked.instruction_set, faster, these_kernels())
     return Placement(artifact=artifact, variant=variant, device=Device("cpu"), host=host)
 
 
@@ -91,7 +91,7 @@ def choose(
     artifact: Artifact,
     precision: Wanted,
     machine: Machine,
-    made_for: MadeFor | None = None,
+    instruction_set: InstructionSet | None = None,
     faster: Collection[str] = (),
     kernels: Kernels = NO_KERNELS,
 ) -> Variant:
@@ -101,22 +101,22 @@ def choose(
     names of those that were measured here. Raises DeviceError if there is none, or if a precision is asked for by name
     that is slower here than fp32.
     """
-    if made_for == "kernels" and kernels.why_not is not None:
+    if instruction_set == "kernels" and kernels.why_not is not None:
         raise DeviceError(f"instruction_set='kernels', but {kernels.why_not}; leave it out")
-    graphs = _graphs(precision, machine, made_for, kernels)
-    slower = _slower(machine, made_for)
+    graphs = _graphs(precision, machine, instruction_set, kernels)
+    slower = _slower(machine, instruction_set)
     if precision != "auto" and precision in slower:
         raise DeviceError(
             f"{machine.processor} {slower[precision]}: {precision} would be slower than fp32 here; use precision='fp32'"
         )
-    here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.key.made_for in graphs]
+    here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.instruction_set in graphs]
     unmeasured = [v for v in measurable(artifact) if v.name not in faster]
     proved = [v for v in here if v not in unmeasured and (v.verification or v.name in faster)]
     wanted = proved if precision == "auto" else [v for v in here if v.precision == precision]
     left_out = [v for v in wanted if v.precision in slower]
     if not (usable := [v for v in wanted if v not in left_out]):
-        raise DeviceError(_not_for_cpu(artifact, precision, made_for, kernels.why_not_first(machine)))
-    chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), graphs.index(v.key.made_for)))
+        raise DeviceError(_not_for_cpu(artifact, precision, instruction_set, kernels.why_not_first(machine)))
+    chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), graphs.index(v.instruction_set)))
     if left_out:
         for name in sorted({v.precision for v in left_out}):
             _logger.warning("%s %s: using %s, not %s", machine.processor, slower[name], chosen.precision, name)
@@ -124,11 +124,11 @@ def choose(
 
 
 def _graphs(
-    precision: Wanted, machine: Machine, made_for: MadeFor | None, kernels: Kernels
-) -> tuple[MadeFor | None, ...]:
+    precision: Wanted, machine: Machine, instruction_set: InstructionSet | None, kernels: Kernels
+) -> tuple[InstructionSet | None, ...]:
     """Return what the graphs that may be taken are made for, the fastest first; None is any processor."""
-    if made_for is not None:
-        return None, made_for
+    if instruction_set is not None:
+        return None, instruction_set
     if kernels.why_not_first(machine) is None:
         return None, "kernels", *machine.instruction_sets
     # Kernels with AVX2 alone drift as much as other int8 and take fp32's time, so only who names int8 gets them.
@@ -136,11 +136,11 @@ def _graphs(
     return (None, *machine.instruction_sets, *(("kernels",) if are_worth_it else ()))
 
 
-def _slower(machine: Machine, made_for: MadeFor | None) -> Mapping[Precision, str]:
+def _slower(machine: Machine, instruction_set: InstructionSet | None) -> Mapping[Precision, str]:
     """Return what a processor lacks for each precision that would be slower there than fp32."""
     found: dict[Precision, str] = {}
     for name, row in PRECISIONS.items():
-        if row.needs_fast_bytes and not machine.multiplies_bytes and made_for is None:
+        if row.needs_fast_bytes and not machine.multiplies_bytes and instruction_set is None:
             found[name] = "has no fast products of bytes (AVX2, or asimddp on Arm)"
         if row.cpu_library == "openvino" and machine.multiplies_bf16 is None:
             found[name] = "does not multiply brain floats (by AMX or AVX-512 BF16)"
@@ -227,10 +227,12 @@ def _not_exported(artifact: Artifact, device: Device, precision: Wanted) -> str:
     )
 
 
-def _not_for_cpu(artifact: Artifact, precision: Wanted, made_for: MadeFor | None, why_not_kernels: str | None) -> str:
+def _not_for_cpu(
+    artifact: Artifact, precision: Wanted, instruction_set: InstructionSet | None, why_not_kernels: str | None
+) -> str:
     source = artifact.manifest.source.id
     for_kernels = [v for v in artifact.manifest.variants if v.key.needs_kernels and precision in ("auto", v.precision)]
-    if for_kernels and made_for is None and why_not_kernels is not None:
+    if for_kernels and instruction_set is None and why_not_kernels is not None:
         variant = for_kernels[0]
         return (
             f"{artifact.folder} has {variant.name} for rankrt's own kernels, but {why_not_kernels}. Export the graphs"
@@ -238,7 +240,7 @@ def _not_for_cpu(artifact: Artifact, precision: Wanted, made_for: MadeFor | None
         )
     has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in artifact.manifest.variants)
     asked = "verified variant for cpu" if precision == "auto" else f"{precision} for cpu"
-    if made_for is not None:
-        asked += f" with instruction_set={made_for!r}"
+    if instruction_set is not None:
+        asked += f" with instruction_set={instruction_set!r}"
     need = "" if precision == "auto" else f": rankrt export {source} FOLDER --precision {precision}"
     return f"{artifact.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need{need}"

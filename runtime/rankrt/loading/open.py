@@ -86,7 +86,7 @@ def find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
     """Find an artifact and choose its variant for this host. Raises ArtifactError, DeviceError or InputError."""
     placement = _find(source, options, host)
     options.check_device(placement.device)
-    if options.instruction_set is not None and placement.variant.key.made_for is None:
+    if options.instruction_set is not None and placement.variant.instruction_set is None:
         raise DeviceError(
             f"{placement.variant.name} is for any processor; leave instruction_set={options.instruction_set!r} out"
         )
@@ -94,7 +94,8 @@ def find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
 
 
 def _find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
-    asked = Asked(device=Device.parse(options.device), precision=options.precision, made_for=options.instruction_set)
+    device = Device.parse(options.device)
+    asked = Asked(device=device, precision=options.precision, instruction_set=options.instruction_set)
     hub = Hub(revision=options.revision, cache_dir=options.cache_dir)
     return find_artifact(source, lambda artifact: place(artifact, asked, host), hub)
 
