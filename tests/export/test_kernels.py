@@ -36,7 +36,7 @@ from rankrt_export.graph.graph import FLOAT, RANKRT, Arithmetic, Graph
 from rankrt_export.pipeline import Options, export
 from rankrt_export.precision.float32 import Float32
 from rankrt_export.precision.int8 import Int8
-from rankrt_export.precision.int8_panels import Panels, panels_of, rows_of
+from rankrt_export.precision.int8_panels import Panels, quads_of, rows_of
 from rankrt_export.reference.pytorch import tokenized
 from rankrt_export.text.texts import sample
 from rankrt_export.verify.rows import RowMaker
@@ -204,7 +204,7 @@ def test_a_host_without_the_kernels_writes_the_others_and_says_so(
 def test_panels_are_rows_again_in_the_stock_graphs(tmp_path: Path, n_in: int, n_out: int):
     random = np.random.RandomState(0)
     integers = random.randint(-127, 128, (n_out, n_in)).astype(np.int8)
-    panels, scales = np.stack([*panels_of(integers)]), np.zeros(-(-n_out // 32) * 32, np.float32)
+    panels, scales = np.stack([*quads_of(integers)]), np.zeros(-(-n_out // 32) * 32, np.float32)
     assert panels.shape == (len(scales) // 32, -(-n_in // 4), 32, 4)
     for output, input in ((0, 0), (n_out - 1, n_in - 1)):
         assert panels[output // 32, input // 4, output % 32, input % 4] == integers[output, input]
