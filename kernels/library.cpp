@@ -10,7 +10,9 @@ namespace {
 const Described<Places> PLACES;
 const Described<RoundTokens> ROUND_TOKENS;
 const Described<Linear> LINEAR;
+const Described<FloatLinear> FLOAT_LINEAR;
 const Described<Attention> ATTENTION;
+const Described<FloatAttention> FLOAT_ATTENTION;
 const Described<AddNorm> ADD_NORM;
 
 }  // namespace
@@ -28,7 +30,8 @@ extern "C" [[gnu::visibility("default")]] onnxruntime::Status* RegisterCustomOps
     if (!api.api) return nullptr;
     onnxruntime::Domain* domain = nullptr;
     if (auto* failure = api.create_domain("rankrt", &domain)) return failure;
-    const onnxruntime::CustomOp* const all[] = {&PLACES, &ROUND_TOKENS, &LINEAR, &ATTENTION, &ADD_NORM};
+    const onnxruntime::CustomOp* const all[] = {&PLACES,    &ROUND_TOKENS,    &LINEAR,  &FLOAT_LINEAR,
+                                                &ATTENTION, &FLOAT_ATTENTION, &ADD_NORM};
     for (const auto* op : all)
         if (auto* failure = api.add_operator(domain, op)) return failure;
     return api.add_domain(options, domain);

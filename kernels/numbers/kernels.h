@@ -4,8 +4,8 @@
 #pragma once
 #include <cstdint>
 
-// Outputs of a linear layer are computed 32 at a time. The weights of 32 outputs are stored together, as a panel
-// (n_inputs / 4, 32, 4).
+// Outputs of a linear layer are computed 32 at a time. The weights of 32 outputs are stored together, as a panel: of
+// integers (n_inputs / 4, 32, 4), of floats (n_inputs, 32).
 constexpr long PANEL = 32;
 // 255 * 128 * 65,536 is less than 2^31, so sums of the products of more inputs might not fit 32 bits.
 constexpr long MOST_QUADS = 65536 / 4;
@@ -26,21 +26,28 @@ struct RoundingTask {
     float* scales;         // (n_tokens,)
 };
 
-// Multiply rounded activations by one panel of a layer's weights, which are from -127 to 127.
-struct LinearTask {
-    const uint8_t* bytes;       // (n_tokens, stride)
-    const float* token_scales;  // (n_tokens,)
+// Multiply activations by one panel of a layer's weights.
+template <class Input, class Weight>
+struct LayerTask {
+    const Input* x;       // (n_tokens, stride)
     long n_tokens, stride;
-    long n_quads;               // four inputs are multiplied at once
+    long n_steps;         // four inputs of 8 bits are multiplied at once, or one float
+    const Weight* panel;  // (n_steps, 32, 4), or (n_steps, 32)
+    const float* bias;    // (n_outputs,) or null
+    long n_outputs;       // of the panel's columns so many are outputs
+    bool has_gelu;
+    float* y;             // (n_tokens, y_stride)
+    long y_stride;
+};
+
+using FloatLinearTask = LayerTask<float, float>;
+
+// Rounded activations, and weights from -127 to 127.
+struct LinearTask : LayerTask<uint8_t, int8_t> {
+    const float* token_scales;  // (n_tokens,)
     int zero_point;
-    const int8_t* panel;        // (n_quads, 32, 4)
     const float* scales;        // (32,) of the weights
     const int32_t* sums;        // (32,) of the weights
-    const float* bias;          // (n_outputs,) or null
-    long n_outputs;             // of the panel's columns so many are outputs
-    bool has_gelu;
-    float* y;                   // (n_tokens, y_stride)
-    long y_stride;
 };
 
 // Attend from some tokens to all tokens of their row, in one head.
@@ -63,12 +70,18 @@ struct NormTask {
     float* z;                     // (n_tokens, n_features)
 };
 
+// Attention in one kind of numbers.
+struct AttentionKernel {
+    long (*scratch_size)(long n_keys, long head_size);
+    void (*attend)(const AttentionTask&);
+};
+
 struct Kernels {
     const char* name;
     void (*round_tokens)(const RoundingTask&);
     void (*linear)(const LinearTask&);
-    long (*scratch_size)(long n_keys, long head_size);
-    void (*attend)(const AttentionTask&);
+    void (*float_linear)(const FloatLinearTask&);
+    AttentionKernel attention, float_attention;
     void (*add_norm)(const NormTask&);
 };
 

@@ -7,8 +7,8 @@
 #include "../operator.h"
 #include "places.h"
 
-struct Attention {
-    static constexpr const char* NAME = "Attention";
+template <AttentionKernel Kernels::* kernel>
+struct Attending {
     // queries (n_tokens or n_rows, n_heads * size), keys and values (n_tokens, n_heads * size), offsets (n_rows + 1,)
     static constexpr onnxruntime::ElementType INPUTS[] = {onnxruntime::FLOAT, onnxruntime::FLOAT, onnxruntime::FLOAT,
                                                           onnxruntime::INT32};
@@ -18,7 +18,7 @@ struct Attention {
     // Keys and values are copied once for so many queries, which then costs little.
     static constexpr int64_t QUERIES_OF_TASK = 384;
 
-    explicit Attention(Attributes& attributes)
+    explicit Attending(Attributes& attributes)
         : n_heads(attributes.integer("n_heads")), first_only(attributes.integer("first_only") != 0) {
         attributes.check(n_heads > 0, "n_heads is not above 0");
     }
@@ -53,26 +53,27 @@ struct Attention {
             const int64_t n_of_row = blocks_of(offsets, row);
             const int64_t start = n_queries * block / n_of_row, stop = n_queries * (block + 1) / n_of_row;
             const int64_t query = (first_only ? row : first_key) + start;
-            const Scratch scratch{kernels()->scratch_size(n_keys, size)};
+            const Scratch scratch{(kernels()->*kernel).scratch_size(n_keys, size)};
             if (!scratch.data) {
                 has_memory = false;
                 return;
             }
-            kernels()->attend({
-                .queries = queries.data + query * n_features + head,
-                .keys = keys.data + first_key * n_features + head,
-                .values = values.data + first_key * n_features + head,
-                .query_stride = n_features,
-                .key_stride = n_features,
-                .value_stride = n_features,
-                .n_queries = stop - start,
-                .n_keys = n_keys,
-                .head_size = size,
-                .scale = 1.0f / __builtin_sqrtf((float)size),
-                .y = y.data + query * n_features + head,
-                .y_stride = n_features,
-                .scratch = scratch.data,
-            });
+            (kernels()->*kernel)
+                .attend({
+                    .queries = queries.data + query * n_features + head,
+                    .keys = keys.data + first_key * n_features + head,
+                    .values = values.data + first_key * n_features + head,
+                    .query_stride = n_features,
+                    .key_stride = n_features,
+                    .value_stride = n_features,
+                    .n_queries = stop - start,
+                    .n_keys = n_keys,
+                    .head_size = size,
+                    .scale = 1.0f / __builtin_sqrtf((float)size),
+                    .y = y.data + query * n_features + head,
+                    .y_stride = n_features,
+                    .scratch = scratch.data,
+                });
         });
         run.check(has_memory, "there is not enough memory for attention", onnxruntime::FAIL);
     }
@@ -94,4 +95,15 @@ struct Attention {
 
     int64_t n_heads;
     bool first_only;
+};
+
+// In integers of 16 bits.
+struct Attention : Attending<&Kernels::attention> {
+    static constexpr const char* NAME = "Attention";
+    using Attending::Attending;
+};
+
+struct FloatAttention : Attending<&Kernels::float_attention> {
+    static constexpr const char* NAME = "FloatAttention";
+    using Attending::Attending;
 };
