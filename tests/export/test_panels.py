@@ -38,9 +38,9 @@ def random(*shape: int) -> Float32Array:
 @pytest.mark.parametrize(("n_in", "n_out"), SIZES)
 def test_a_data_file_has_the_panels_whatever_blocks_the_weights_come_in(tmp_path: Path, n_in: int, n_out: int):
     weight = random(n_out, n_in)
-    expected = np.zeros((-(-n_out // 32) * 32, n_in), np.float32)
-    expected[:n_out] = weight
-    expected = expected.reshape(-1, 32, n_in).transpose(0, 2, 1)
+    filled = np.zeros((-(-n_out // 32) * 32, n_in), np.float32)
+    filled[:n_out] = weight
+    expected = filled.reshape(-1, 32, n_in).transpose(0, 2, 1)
     for heights in ([], [1, 2], [32], [31, 2]):
         folder = tmp_path / str(heights)
         folder.mkdir()

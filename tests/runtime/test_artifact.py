@@ -72,7 +72,7 @@ def test_int8_of_an_older_format_needs_no_kernels(tmp_path: Path, version: int, 
 
 
 def test_int8_for_kernels_of_format_5_is_still_for_them(tmp_path: Path):
-    artifact = tiny_artifact(tmp_path / "older", precisions=["fp32", "int8"], for_kernels=True)
+    artifact = tiny_artifact(tmp_path / "older", precisions=["fp32", "int8"], for_kernels=["int8"])
 
     def as_it_was(manifest: Any) -> None:
         manifest.update(format_version=5)

@@ -11,15 +11,19 @@ Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "w8", "int8", "fp8", "int4"]
 # The library that computes on a CPU.
 CpuLibrary: TypeAlias = Literal["onnxruntime", "openvino"]
-# Whose operators a graph has: its target's, or on a CPU OpenVINO's or rankrt's own.
-OperatorsName: TypeAlias = Target | Literal["openvino", "kernels"]
+# Whose operators a graph has: its target's, or on a CPU OpenVINO's or rankrt's own, which are in floats throughout or
+# have attention in integers.
+OperatorsName: TypeAlias = Target | Literal["openvino", "kernels", "float_kernels"]
 # Whose instructions a graph on a CPU is made of. "kernels" are those of rankrt's own library, which looks for the best
 # of the processor itself. The others are how ONNX Runtime adds products of bytes: "vnni" four at once in 32 bits;
 # "avx2" two at once in 16 bits, which saturate, so that a graph for it halves the weights.
 InstructionSet: TypeAlias = Literal["kernels", "vnni", "avx2"]
+# What a caller may ask for: one of them, or the graph that needs none.
+AskedSet: TypeAlias = InstructionSet | Literal["any"]
 
 # From the fastest to the one that every processor has.
 INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("kernels", "vnni", "avx2")
+ASKED_SETS: tuple[AskedSet, ...] = (*INSTRUCTION_SETS, "any")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,7 @@ PRECISIONS: Mapping[Precision, PrecisionRow] = {
         max_difference=1e-4,
         min_tau=0.99,
         is_exact=True,
+        instruction_sets=("kernels", None),
         bytes_per_weight=4,
         bytes_in_memory=4,
         prepared_growth=1.6,
@@ -226,6 +231,11 @@ class VariantKey:
         return self.instruction_set == "kernels"
 
     @property
+    def asked_set(self) -> AskedSet | None:
+        """How a caller asks for it and no other in its precision; None on a GPU, which has one for each precision."""
+        return self.instruction_set or ("any" if self.target == "cpu" else None)
+
+    @property
     def rounded_as(self) -> "VariantKey":
         """The variant whose weights and activations are rounded as its own are: for kernels that for VNNI."""
         return replace(self, instruction_set="vnni") if self.needs_kernels else self
@@ -234,7 +244,7 @@ class VariantKey:
     def operators(self) -> OperatorsName:
         """Whose operators its graph has."""
         if self.needs_kernels:
-            return "kernels"
+            return "float_kernels" if self.row.is_exact else "kernels"
         return "openvino" if self.is_for_openvino else self.target
 
 

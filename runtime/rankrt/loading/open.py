@@ -86,10 +86,10 @@ def find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
     """Find an artifact and choose its variant for this host. Raises ArtifactError, DeviceError or InputError."""
     placement = _find(source, options, host)
     options.check_device(placement.device)
-    if options.instruction_set is not None and placement.variant.instruction_set is None:
-        raise DeviceError(
-            f"{placement.variant.name} is for any processor; leave instruction_set={options.instruction_set!r} out"
-        )
+    asked, variant = options.instruction_set, placement.variant
+    if asked is not None and asked != variant.key.asked_set:
+        found = "any processor" if variant.instruction_set is None else f"{variant.instruction_set!r}"
+        raise DeviceError(f"{variant.name} is for {found}; leave instruction_set={asked!r} out")
     return placement
 
 
