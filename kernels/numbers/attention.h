@@ -115,7 +115,7 @@ template <class Numbers, int R>
 INLINE void compute_outputs(const AttentionTask& task, const Layout& at, long start, const float (&inverses)[R]) {
     using Sum = typename Numbers::Sum;
     for (long c = 0; c < at.n_columns; c += PANEL) {
-        // Kept in memory: where Clang may choose, it keeps these in registers, and moves sums of the inner loop instead.
+        // These are in memory. Where Clang may choose, it keeps them in registers, and moves the inner loop's sums.
         Sums<Floats, R> totals;
         Sums<Floats, R>* total = &totals;
         __asm__("" : "+r"(total) : : "memory");

@@ -10,8 +10,8 @@ struct Layer {
     explicit Layer(Attributes& attributes)
         : n_outputs(attributes.integer("n_outputs")), has_gelu(attributes.integer("gelu") != 0) {}
 
-    // Call multiply(task, first token, first output) for panels (n_panels, n_steps, 32 or more), and for blocks of tokens
-    // whose activations have bytes_of_task bytes at most.
+    // Call multiply(task, first token, first output) for panels (n_panels, n_steps, 32 or more), and for blocks of
+    // tokens whose activations have bytes_of_task bytes at most.
     template <class Input, class Weight, class Multiply>
     void compute(Run& run, const Tensor<const Input>& x, const Tensor<const Weight>& panels, int64_t n_steps,
                  int64_t bytes_of_task, const Tensor<const float>& bias, const Multiply& multiply) const {
@@ -88,8 +88,8 @@ struct FloatLinear : Layer {
     // x (n_tokens, n_inputs), panels (n_panels, n_inputs, 32), bias (n_outputs,)
     static constexpr onnxruntime::ElementType INPUTS[] = {onnxruntime::FLOAT, onnxruntime::FLOAT, onnxruntime::FLOAT};
     static constexpr size_t N_REQUIRED = 2;
-    // A panel of 4,096 inputs takes half of the second cache, so activations come from the third. With blocks of 768 KB,
-    // each of which reads all panels again, 256 and 512 tokens took 3 % longer.
+    // A panel of 4,096 inputs takes half of the second cache, so activations come from the third. With blocks of
+    // 768 KB, each of which reads all panels again, 256 and 512 tokens took 3 % longer.
     static constexpr int64_t BYTES_OF_TASK = 8 << 20;
 
     using Layer::Layer;
