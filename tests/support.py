@@ -81,7 +81,7 @@ def tiny_artifact(
     layout: Layout = "packed",
     precisions: Iterable[Precision] = ("fp32",),
     targets: Iterable[Target] = ("cpu",),
-    for_kernels: bool = False,
+    for_kernels: Iterable[Precision] = (),
     verification: Verification | None = VERIFICATION,
     gpu_verification: Verification | None = None,
     max_length: int = 64,
@@ -91,20 +91,19 @@ def tiny_artifact(
 ) -> Artifact:
     """Write an artifact in which a score is the sum of the points of the row's words, which a precision may change.
 
-    int8 on a CPU is the graph that runs on every processor; with `for_kernels` there is also one for rankrt's kernels.
+    int8 on a CPU is the graph that runs on every processor. Last are graphs for rankrt's kernels, in such precisions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or tiny_tokenizer()).save(str(folder / "tokenizer.json"))
     variants = []
     keys = [variant_keys(target, precision)[-1] for target, precision in product(targets, precisions)]
-    if for_kernels:
-        keys.append(VariantKey(target="cpu", precision="int8"))
+    keys += [VariantKey(target="cpu", precision=name, instruction_set="kernels") for name in for_kernels]
     for key in keys:
         target, precision = key.target, key.precision
         graph = f"{key}.onnx"
         data = f"points.{precision}.data" if target == "cpu" else f"points.{target}.{precision}.data"
         if key.needs_kernels:
-            data = "points.kernels.data"
+            data = f"points.{key}.data"
         worth, of_target = (points or {}).get(precision, POINTS), layout if target == "cpu" else LAYOUTS[target]
         if precision == "bf16":
             of_target = "spread"

@@ -124,13 +124,13 @@ def _rankrt(
         with Reranker.load(
             folder,
             precision="int8",
-            instruction_set=variant.key.made_for,
+            instruction_set=variant.instruction_set,
             truncation="longest_first",
             prepare=False,
         ) as reranker:
             scores = reranker.score(text.pairs)
         share = variant.quantization.int8_share
-        yield _compare(checkpoint.name, f"{method}, {variant.key.made_for}", share, scores, reference, text)
+        yield _compare(checkpoint.name, f"{method}, {variant.instruction_set}", share, scores, reference, text)
 
 
 def _quantize_dynamic(

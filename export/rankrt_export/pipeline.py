@@ -9,8 +9,9 @@ from rankrt.artifact.precisions import VariantKey
 from rankrt.artifact.source import Hub
 from rankrt.files.folders import new_folder
 from rankrt.kernels import kernels_in_use
+from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.calibrate.calibration import Calibration, calibrate
-from rankrt_export.checkpoint.checkpoint import open_checkpoint
+from rankrt_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rankrt_export.errors import OutputError, PartialError, VariantError, VerificationError
 from rankrt_export.job.checks import check_checkpoint, check_has_memory, check_has_room, check_is_new, check_limits
 from rankrt_export.job.job import Job, make_job
@@ -28,13 +29,14 @@ def export(source: str, out: Path, options: Options, *, hub: Hub | None = None, 
     """Export a checkpoint, a folder or a hub id, into a folder that does not exist yet.
 
     The folder appears when everything in it is written and verified, or not at all. int8 that drifts too far is tried
-    again with more layers kept as they are. A variant that this host cannot run is written without verification; int8
-    for rankrt's own kernels is left out where these are missing. Raises CheckpointError, OptionsError or OutputError;
+    again with more layers kept as they are. A variant that this host cannot run is written without verification; those
+    for rankrt's own kernels are left out where these are missing. Raises CheckpointError, OptionsError or OutputError;
     VerificationError if no precision is within its limits, or fp32 is not; PartialError, which has the artifact, if
     some are and others are not.
     """
     check_is_new(out)
     job = open_job(source, options, hub or Hub(), out)
+    _announce_missing_kernels(asked_variants(options.targets, options.precisions))
     calibrations, failures = _calibrate(job, bar)
     plan, verifier = Plan.of(job.variants, calibrations, failures), Verifier(job, bar)
     while plan.recipes:
@@ -60,8 +62,9 @@ def export_into(source: str, folder: Path, *, revision: str | None = None, cache
 def open_job(source: str, options: Options, hub: Hub, out: Path) -> Job:
     """Open a checkpoint, and refuse before anything is computed what cannot be written to `out`."""
     check_limits(options)
-    variants = _runnable(asked_variants(options.targets, options.precisions))
+    asked = asked_variants(options.targets, options.precisions)
     checkpoint = open_checkpoint(source, hub, options.label)
+    variants = [key for key in asked if not key.needs_kernels or _can_use_kernels(checkpoint)]
     check_checkpoint(checkpoint, variants, options)
     job = make_job(checkpoint, variants, options)
     check_has_room(job, out)
@@ -69,17 +72,9 @@ def open_job(source: str, options: Options, hub: Hub, out: Path) -> Job:
     return job
 
 
-def _runnable(variants: Sequence[VariantKey]) -> list[VariantKey]:
-    """Return the variants, but none for rankrt's kernels where these are not installed; say so."""
-    left_out = [key for key in variants if key.needs_kernels and kernels_in_use() is None]
-    for key in left_out:
-        _logger.warning(
-            "left out %s: rankrt's own kernels, which compute it, are not installed for this processor. The other"
-            " variants in %s do not need them",
-            key,
-            key.precision,
-        )
-    return [key for key in variants if key not in left_out]
+def _can_use_kernels(checkpoint: Checkpoint) -> bool:
+    """Tell whether rankrt's kernels run on this host, which has to verify them, and can be part of a model's graph."""
+    return kernels_in_use() is not None and checkpoint.architecture in ARCHITECTURES
 
 
 def fill(folder: Path, job: Job, plan: Plan, verifier: Verifier, bar: Bar) -> None:
@@ -95,6 +90,17 @@ def _calibrate(job: Job, bar: Bar) -> tuple[Mapping[VariantKey, Calibration], li
     asked = Asked(style=job.style, readout=job.readouts[-1]) if job.style else None
     with bar("calibrating", 0, "pair") as progress:
         return calibrate(job.checkpoint, job.calibration, job.calibrated, progress, asked)
+
+
+def _announce_missing_kernels(asked: Sequence[VariantKey]) -> None:
+    """Say that variants that were asked for are left out, where rankrt's kernels do not run."""
+    needs_kernels = [str(key) for key in asked if key.needs_kernels]
+    if needs_kernels and kernels_in_use() is None:
+        _logger.warning(
+            "left out %s: rankrt's own kernels are not installed for this processor. The other variants do not need"
+            " them",
+            " and ".join(needs_kernels),
+        )
 
 
 def _announce(artifact: Artifact, plan: Plan) -> Artifact:

@@ -115,9 +115,12 @@ template <class Numbers, int R>
 INLINE void compute_outputs(const AttentionTask& task, const Layout& at, long start, const float (&inverses)[R]) {
     using Sum = typename Numbers::Sum;
     for (long c = 0; c < at.n_columns; c += PANEL) {
-        Floats left[R], right[R];
+        // These are in memory. Where Clang may choose, it keeps them in registers, and moves the inner loop's sums.
+        Sums<Floats, R> totals;
+        Sums<Floats, R>* total = &totals;
+        __asm__("" : "+r"(total) : : "memory");
 #pragma unroll
-        for (int row = 0; row < R; row++) left[row] = right[row] = Floats{};
+        for (int row = 0; row < R; row++) total->left[row] = total->right[row] = Floats{};
         const float* const panel = at.value_panel(task, c);
         for (long j = 0; j < at.n_keys; j += Numbers::KEYS_OF_BLOCK) {
             const long n_left = at.n_keys - j, n = n_left < Numbers::KEYS_OF_BLOCK ? n_left : Numbers::KEYS_OF_BLOCK;
@@ -127,16 +130,17 @@ INLINE void compute_outputs(const AttentionTask& task, const Layout& at, long st
                                                                             (n + at.per_step - 1) / at.per_step);
 #pragma unroll
             for (int row = 0; row < R; row++) {
-                left[row] += __builtin_convertvector(sums.left[row], Floats);
-                right[row] += __builtin_convertvector(sums.right[row], Floats);
+                total->left[row] += __builtin_convertvector(sums.left[row], Floats);
+                total->right[row] += __builtin_convertvector(sums.right[row], Floats);
             }
         }
         const float* const scales = task.scratch + at.value_scales + c;
 #pragma unroll
         for (int row = 0; row < R; row++) {
             float* const y = task.y + (start + row) * task.y_stride + c;
-            store(y, Numbers::output_of(left[row], scales, inverses[row]), at.head_size - c);
-            store(y + LANES, Numbers::output_of(right[row], scales + LANES, inverses[row]), at.head_size - c - LANES);
+            store(y, Numbers::output_of(total->left[row], scales, inverses[row]), at.head_size - c);
+            store(y + LANES, Numbers::output_of(total->right[row], scales + LANES, inverses[row]),
+                  at.head_size - c - LANES);
         }
     }
 }

@@ -81,7 +81,8 @@ INLINE void tiles(const Task& task) {
     const long n_tiles = (task.n_tokens + ROWS - 1) / ROWS;
     for (long i = 0; i < n_tiles; i++) {
         const long start = task.n_tokens * i / n_tiles, stop = task.n_tokens * (i + 1) / n_tiles;
-        const long ahead = i == 0 ? task.n_steps * BYTES_OF_STEP : 0;
+        // The last tile does not need again what the next panel takes the place of in the cache.
+        const long ahead = i == n_tiles - 1 ? task.n_steps * BYTES_OF_STEP : 0;
         for (long row = start; row < stop; row++) {
             __builtin_prefetch(task.y + row * task.y_stride, 1);
             __builtin_prefetch(task.y + row * task.y_stride + LANES, 1);

@@ -9,7 +9,7 @@ from typing import Literal, TypeGuard
 
 import numpy as np
 
-from rankrt.artifact.precisions import MADE_FOR, PRECISIONS, MadeFor, Precision
+from rankrt.artifact.precisions import ASKED_SETS, PRECISIONS, AskedSet, Precision
 from rankrt.errors import InputError
 from rankrt.host.device import AUTO, Device
 
@@ -26,7 +26,7 @@ class LoadOptions:
 
     device: str = AUTO
     precision: Precision | Literal["auto"] = "auto"
-    instruction_set: MadeFor | None = field(default=None, metadata={_TARGET: "cpu"})
+    instruction_set: AskedSet | None = field(default=None, metadata={_TARGET: "cpu"})
     n_threads: int | None = field(default=None, metadata={_TARGET: "cpu"})
     gpu_memory_gb: float | None = field(default=None, metadata={_TARGET: "cuda"})
     revision: str | None = None
@@ -37,7 +37,7 @@ class LoadOptions:
         """Refuse what no host could honour."""
         check_text("device", self.device)
         check_choice("precision", self.precision, ("auto", *PRECISIONS))
-        check_choice("instruction_set", self.instruction_set, MADE_FOR, none_is="the one for this processor")
+        check_choice("instruction_set", self.instruction_set, ASKED_SETS, none_is="the one for this processor")
         check_whole("n_threads", self.n_threads, least=1, none_is="all usable cores")
         check_positive("gpu_memory_gb", self.gpu_memory_gb, none_is="as much as is needed")
         check_text("revision", self.revision, none_is="the newest")

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact.precisions import PRECISIONS, MadeFor, Precision
+from rankrt.artifact.precisions import PRECISIONS, AskedSet, Precision
 from rankrt.errors import DeviceError, InputError
 from rankrt.host.device import Device
 from rankrt.llm.exits import check_cutoff, checked_exits, verification_at
@@ -84,7 +84,7 @@ class Reranker:
         *,
         device: str = "auto",
         precision: Precision | Literal["auto"] = "auto",
-        instruction_set: MadeFor | None = None,
+        instruction_set: AskedSet | None = None,
         n_threads: int | None = None,
         max_length: int | None = None,
         revision: str | None = None,
@@ -103,8 +103,9 @@ class Reranker:
         precision   "auto" takes on a CPU int8 if the artifact has verified it and this processor gains from it, then
                     bf16 if `rankrt prepare` found it faster here, else fp32. On a GPU it takes fp16, then fp32, and 8
                     bits only where there is nothing else
-        instruction_set  of int8 on a CPU: the graph for "vnni" or "avx2", or for rankrt's own "kernels". By default the
-                    one that is fastest on this processor
+        instruction_set  whose instructions the graph on a CPU is made of: "kernels", rankrt's own, for int8 and fp32;
+                    "vnni" or "avx2", ONNX Runtime's for int8; "any", its own in fp32 and others. By default those that
+                    are fastest on this processor
         n_threads   threads for the model; by default the physical cores that affinity and cgroup quota leave
         max_length  tokens of a row, special ones counted; by default 512 or the model's limit
         revision    branch, tag or commit of a hub repository

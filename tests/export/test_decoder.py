@@ -313,7 +313,7 @@ def test_the_command_ranks_progressively(layerwise: Path, tmp_path: Path, capsys
 def test_integers_are_bitwise_the_same_in_every_company_too(tmp_path: Path, precision: Precision):
     options = Options(precisions=["fp32", precision], cutoff_layers=[3, 6], max_difference=9.0, min_tau=-1.0)
     artifact = export(str(make_layerwise(tmp_path / "checkpoint")), tmp_path / "artifact", options)
-    found = artifact.manifest.variants[1]
+    found = next(variant for variant in artifact.manifest.variants if variant.precision == precision)
     assert found.verification is not None
     assert found.verification.max_difference > 0
     assert precision != "int8" or (found.quantization and found.quantization.int8_share > 0.25)
@@ -458,7 +458,7 @@ def test_a_run_may_be_longer_than_any_row(tmp_path: Path):
 def test_no_two_values_of_a_graph_have_one_name(tmp_path: Path):
     folder = make_layerwise(tmp_path / "checkpoint", hidden_size=64)
     artifact = export(str(folder), tmp_path / "artifact", Options(cutoff_layers=[2, 3, 6], is_verified=False))
-    for name in artifact.manifest.variants[0].graphs:
+    for name in [name for variant in artifact.manifest.variants for name in variant.graphs]:
         names = names_in(onnx.load(artifact.path(name), load_external_data=False).graph)
         assert len(names) == len(set(names))
 
@@ -519,9 +519,9 @@ def test_flagembedding_s_interfaces_take_their_own_options(layerwise: Path):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda r: r.score(PAIRS, cutoff_layers=[2, 4]), "cutoff layer 4: cpu-fp32 was exported with 2, 3, 5, 6"),
+        (lambda r: r.score(PAIRS, cutoff_layers=[2, 4]), r"cutoff layer 4: cpu-fp32\S* was exported with 2, 3, 5, 6"),
         (lambda r: r.score(PAIRS, cutoff_layers=[]), "cutoff_layers is empty"),
-        (lambda r: r.with_cutoff(40), "cutoff layer 40: cpu-fp32 was exported with"),
+        (lambda r: r.with_cutoff(40), r"cutoff layer 40: cpu-fp32\S* was exported with"),
         (
             lambda r: r.with_rules(max_length=8192),
             "makes rows of .* tokens with the prompt, but this model takes at most",

@@ -1,9 +1,9 @@
-"""int8 by rankrt's own kernels: the graph beside the stock one, its weights, and hosts without the kernels.
+"""fp32 and int8 by rankrt's own kernels: the graphs beside the stock ones, its weights, and hosts without the kernels.
 
 The kernels themselves are tested in tests/kernels. Limits of every family beside PyTorch are in the families' files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ import pytest
 import transformers
 
 from rankrt.arrays import Float32Array
-from rankrt.artifact.manifest import Artifact
-from rankrt.artifact.precisions import VariantKey, variant_keys
+from rankrt.artifact.manifest import Artifact, open_artifact
+from rankrt.artifact.precisions import PRECISIONS, VariantKey, variant_keys
 from rankrt.artifact.source import Hub
 from rankrt.backends.session import open_session, session_options
 from rankrt.host.device import Device
@@ -34,15 +34,16 @@ from rankrt_export.graph.blueprint import Blueprint, GraphOperators
 from rankrt_export.graph.data_files import DataFiles
 from rankrt_export.graph.graph import FLOAT, RANKRT, Arithmetic, Graph
 from rankrt_export.pipeline import Options, export
-from rankrt_export.precision.float32 import Float32
+from rankrt_export.precision.float32 import Float32, Float32Kernels
 from rankrt_export.precision.int8 import Int8
-from rankrt_export.precision.int8_panels import Panels, panels_of, rows_of
+from rankrt_export.precision.int8_panels import Panels, quads_of, rows_of
 from rankrt_export.reference.pytorch import tokenized
 from rankrt_export.text.texts import sample
 from rankrt_export.verify.rows import RowMaker
 from rankrt_export.verify.verify import Limits
 from tests.export import test_bert, test_deberta, test_gte, test_modernbert
 from tests.export.conftest import Make, checkpoint_of
+from tests.export.test_precisions import TRAINED
 from tests.support import in_threads
 
 pytestmark = [
@@ -50,7 +51,8 @@ pytestmark = [
     pytest.mark.skipif(kernels_in_use() is None, reason="needs the library of rankrt's kernels"),
 ]
 
-KERNELS, VNNI, _ = variant_keys("cpu", "int8")
+FP32, INT8 = variant_keys("cpu", "fp32"), variant_keys("cpu", "int8")
+KERNELS, VNNI, _ = INT8
 TEXT = replace(sample(), questions=sample().questions[:3])
 OPERATORS: tuple[GraphOperators, GraphOperators] = ("cpu", "kernels")
 ODD: dict[str, Any] = {"hidden_size": 30, "num_attention_heads": 3, "intermediate_size": 67}
@@ -81,8 +83,25 @@ def calibrated(checkpoint: Checkpoint) -> dict[VariantKey, Calibration]:
     return calibrate(checkpoint, TEXT, dict.fromkeys((KERNELS, VNNI), limits))[0]
 
 
-def logits(folder: Path, checkpoint: Checkpoint, operators: GraphOperators, arithmetic: Arithmetic) -> Float32Array:
-    """Write a graph of the checkpoint and run it on the text."""
+def logits(
+    folder: Path,
+    checkpoint: Checkpoint,
+    operators: GraphOperators,
+    arithmetic: Arithmetic,
+    *,
+    n_threads: int = 1,
+    alone: bool = False,
+) -> Float32Array:
+    """Write a graph of the checkpoint, if that was not done, and run it on the text, in one run or row by row."""
+    if not folder.exists():
+        write(folder, checkpoint, operators, arithmetic)
+    session = open_session(folder / "graph.onnx", session_options(n_threads, "kernels"))
+    rows = tokenized(checkpoint, TEXT.pairs, 200)
+    runs = [[row] for row in rows] if alone else [rows]
+    return np.concatenate([run(session, together) for together in runs])
+
+
+def write(folder: Path, checkpoint: Checkpoint, operators: GraphOperators, arithmetic: Arithmetic) -> None:
     folder.mkdir()
     with DataFiles(folder) as data:
         blueprint = Blueprint(
@@ -97,15 +116,19 @@ def logits(folder: Path, checkpoint: Checkpoint, operators: GraphOperators, arit
         )
         (section,) = ARCHITECTURES[checkpoint.architecture](blueprint)
         section.graph.save(folder / "graph.onnx", **section.outputs)
-    rows = tokenized(checkpoint, TEXT.pairs, 200)
+
+
+def run(session: Any, rows: Sequence[Mapping[str, Any]]) -> Float32Array:
     feed = {name: np.concatenate([np.asarray(row[name], np.int32) for row in rows]) for name in rows[0]}
     feed["row_offsets"] = np.cumsum([0, *(len(row["input_ids"]) for row in rows)]).astype(np.int32)
-    session = open_session(folder / "graph.onnx", session_options(1, "kernels"))
     (found,) = session.run(None, {node.name: feed[node.name] for node in session.get_inputs()})
     return np.asarray(found, np.float32)
 
 
-@pytest.mark.parametrize("name", [*BERTS, *(pytest.param(name, marks=NEEDS.get(name, ())) for name in OTHERS)])
+FAMILIES = [*BERTS, *(pytest.param(name, marks=NEEDS.get(name, ())) for name in OTHERS)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_layers_are_rounded_as_in_the_stock_graph(tmp_path: Path, name: str):
     """The stock attention in both, and two layers in fp32: only what kernels make of the other layers can differ."""
     checkpoint = open_checkpoint(str((BERTS | OTHERS)[name](tmp_path / "checkpoint")), Hub())
@@ -131,6 +154,38 @@ def test_attention_and_norms_are_those_of_the_stock_graph(tmp_path: Path, name: 
     np.testing.assert_allclose(found, stock, atol=0.01 * stock.std(), rtol=0)
 
 
+# fp32.
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fp32_is_that_of_the_stock_graph(tmp_path: Path, name: str):
+    checkpoint = open_checkpoint(str((BERTS | OTHERS)[name](tmp_path / "checkpoint")), Hub())
+    stock = logits(tmp_path / "stock", checkpoint, "cpu", Float32())
+    found = logits(tmp_path / "kernels", checkpoint, "float_kernels", Float32Kernels())
+    # Sums in another order and another GELU came to 8e-6, in logits of up to 30.
+    np.testing.assert_allclose(found, stock, atol=2e-5, rtol=0)
+    layers = onnx.load(tmp_path / "kernels" / "graph.onnx", load_external_data=False).graph.node
+    assert sum(node.op_type == "FloatLinear" for node in layers) >= 4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_score_in_fp32_has_the_same_bits_alone_and_on_two_threads(tmp_path: Path, name: str):
+    checkpoint = open_checkpoint(str((BERTS | OTHERS)[name](tmp_path / "checkpoint")), Hub())
+    of = partial(logits, tmp_path / "graph", checkpoint, "float_kernels", Float32Kernels())
+    together = of().tobytes()
+    for n_threads in (1, 2):
+        assert of(n_threads=n_threads).tobytes() == together
+        assert of(n_threads=n_threads, alone=True).tobytes() == together
+
+
+def test_of_a_trained_model_fp32_differs_by_the_order_of_sums_only(tmp_path: Path):
+    checkpoint = open_checkpoint(str(TRAINED), Hub())
+    stock = logits(tmp_path / "stock", checkpoint, "cpu", Float32())
+    found = logits(tmp_path / "kernels", checkpoint, "float_kernels", Float32Kernels())
+    # It came to 1.2e-5 in logits of up to 7.4.
+    np.testing.assert_allclose(found, stock, atol=2e-5, rtol=0)
+
+
 # The whole variant.
 
 
@@ -142,8 +197,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def test_it_is_written_first_and_verified_like_the_others(artifact: Artifact):
-    _, kernels, vnni, avx2 = artifact.manifest.variants
-    assert [v.name for v in (kernels, vnni, avx2)] == ["cpu-int8", "cpu-int8-vnni", "cpu-int8-avx2"]
+    assert [v.name for v in artifact.manifest.variants] == [*map(str, (*FP32, *INT8))]
+    kernels, vnni, _ = artifact.manifest.variants[len(FP32) :]
     assert kernels.verification is not None
     assert vnni.verification is not None
     # Both round alike, so neither drifts far more than the other.
@@ -151,9 +206,17 @@ def test_it_is_written_first_and_verified_like_the_others(artifact: Artifact):
     assert kernels.quantization == vnni.quantization
 
 
+def test_in_fp32_it_is_within_the_limits_of_fp32(artifact: Artifact):
+    kernels, stock = (v.verification for v in artifact.manifest.variants[: len(FP32)])
+    assert kernels is not None
+    assert stock is not None
+    assert max(kernels.max_difference, stock.max_difference) < PRECISIONS["fp32"].max_difference
+
+
 def test_the_weights_are_stored_once(artifact: Artifact):
-    _, kernels, vnni, _ = artifact.manifest.variants
-    assert kernels.data == vnni.data
+    data = {v.name: v.data for v in artifact.manifest.variants}
+    assert data["cpu-fp32-kernels"] == data["cpu-fp32"]
+    assert data["cpu-int8-kernels"] == data["cpu-int8-vnni"]
     n_weights = sum(shape[0] * shape[1] for shape in 3 * [*4 * [(32, 32)], (64, 32), (32, 64)])
     n_others = 18 * (64 * (4 + 4) + 2 * 64)  # scales, sums, and what brings each to a line of the cache
     assert n_weights <= artifact.manifest.files["layers.int8.data"].n_bytes <= n_weights + n_others
@@ -164,14 +227,15 @@ def test_its_domain_is_named_in_its_graph_alone(artifact: Artifact):
         v.name: {opset.domain for opset in onnx.load(artifact.path(v.graph), load_external_data=False).opset_import}
         for v in artifact.manifest.variants
     }
-    assert [name for name, of_graph in domains.items() if RANKRT in of_graph] == ["cpu-int8"]
+    assert [name for name, found in domains.items() if RANKRT in found] == ["cpu-fp32-kernels", "cpu-int8-kernels"]
 
 
-def test_a_score_depends_on_its_pair_alone(artifact: Artifact):
+@pytest.mark.parametrize("key", [FP32[0], KERNELS], ids=str)
+def test_a_score_depends_on_its_pair_alone(artifact: Artifact, key: VariantKey):
     """Bitwise: alone, in any batch, on one thread and two, and from several threads at a time."""
     rows = RowMaker.open(artifact)
     encoded, singles = rows.encode(TEXT.pairs), [rows.encode([pair]) for pair in TEXT.pairs]
-    variant = next(v for v in artifact.manifest.variants if v.key == KERNELS)
+    variant = next(v for v in artifact.manifest.variants if v.key == key)
     placement = place_variant(artifact, variant, Device("cpu"), this_host())
     one, two = (open_backend(placement, LoadOptions(prepare=False), n_threads) for n_threads in (1, 2))
     together = two.logits(encoded).last
@@ -189,12 +253,22 @@ def test_a_host_without_the_kernels_writes_the_others_and_says_so(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(pipeline, "kernels_in_use", lambda: None)
-    options = Options(precisions=["int8"], calibration=TEXT, max_difference=9.0, min_tau=-1.0)
+    options = Options(precisions=["fp32", "int8"], calibration=TEXT, max_difference=9.0, min_tau=-1.0)
     found = export(str(make_checkpoint()), tmp_path / "artifact", options)
-    assert [variant.name for variant in found.manifest.variants] == ["cpu-int8-vnni", "cpu-int8-avx2"]
-    assert [variant.verification is None for variant in found.manifest.variants] == [False, False]
+    assert [variant.name for variant in found.manifest.variants] == ["cpu-fp32", "cpu-int8-vnni", "cpu-int8-avx2"]
+    assert all(variant.verification is not None for variant in found.manifest.variants)
     (message,) = caplog.messages
-    assert message.startswith("left out cpu-int8: rankrt's own kernels, which compute it, are not installed")
+    assert message.startswith("left out cpu-fp32-kernels and cpu-int8-kernels: rankrt's own kernels are not installed")
+
+
+def test_a_checkpoint_that_is_exported_for_this_host_alone_needs_no_such_notice(
+    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(pipeline, "kernels_in_use", lambda: None)
+    (tmp_path / "artifact").mkdir()
+    pipeline.export_into(str(make_checkpoint()), tmp_path / "artifact")
+    assert [variant.name for variant in open_artifact(tmp_path / "artifact").manifest.variants] == ["cpu-fp32"]
+    assert not caplog.messages
 
 
 # The panels.
@@ -204,7 +278,7 @@ def test_a_host_without_the_kernels_writes_the_others_and_says_so(
 def test_panels_are_rows_again_in_the_stock_graphs(tmp_path: Path, n_in: int, n_out: int):
     random = np.random.RandomState(0)
     integers = random.randint(-127, 128, (n_out, n_in)).astype(np.int8)
-    panels, scales = np.stack([*panels_of(integers)]), np.zeros(-(-n_out // 32) * 32, np.float32)
+    panels, scales = np.stack([*quads_of(integers)]), np.zeros(-(-n_out // 32) * 32, np.float32)
     assert panels.shape == (len(scales) // 32, -(-n_in // 4), 32, 4)
     for output, input in ((0, 0), (n_out - 1, n_in - 1)):
         assert panels[output // 32, input // 4, output % 32, input % 4] == integers[output, input]

@@ -21,7 +21,7 @@ from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import sample
 from tests.export.conftest import Make, transformers
 from tests.export.decoders import make_decoder
-from tests.export.test_gpu_graphs import TENSORRT_OPERATORS, graph_of
+from tests.export.test_gpu_graphs import TENSORRT_OPERATORS, graph_of, variant_of
 from tests.export.test_gte import new_checkpoint
 from tests.export.test_modernbert import SMALL
 from tests.support import in_threads
@@ -84,7 +84,7 @@ def assert_same_logits(artifact: Artifact) -> None:
 
 
 def test_bf16_adds_a_graph_to_fp32_and_next_to_no_weights(trained: Artifact):
-    fp32, bf16 = trained.manifest.variants
+    fp32, bf16 = (variant_of(trained, name) for name in ("cpu-fp32", "cpu-bf16"))
     assert (bf16.name, bf16.layout) == ("cpu-bf16", "spread")
     assert {name for name in fp32.data if name != "common.data"} <= {*bf16.data}
     new = {*bf16.files} - {*fp32.files}

@@ -143,9 +143,9 @@ def test_what_is_left_is_the_artifact_that_was_never_asked_for_more(tmp_path: Pa
 
 def test_int8_that_cannot_be_calibrated_does_not_throw_away_fp32(make_checkpoint: Make, tmp_path: Path):
     options = Options(precisions=["fp32", "int8"], max_difference=1e-6)
-    with pytest.raises(PartialError, match=r"int8 for vnni is not written.*was written with cpu-fp32 only") as raised:
+    with pytest.raises(PartialError, match=r"int8 for vnni is not written.*was written with .*cpu-fp32 only") as raised:
         export(str(make_checkpoint()), tmp_path / "artifact", options)
-    assert [variant.name for variant in raised.value.artifact.manifest.variants] == ["cpu-fp32"]
+    assert {variant.precision for variant in raised.value.artifact.manifest.variants} == {"fp32"}
 
 
 def test_nothing_is_written_if_no_precision_is_within_its_limits(tmp_path: Path):

@@ -21,9 +21,10 @@ pytestmark = pytest.mark.export
 
 def test_each_target_gets_those_of_the_precisions_that_it_has():
     found = asked_variants(["cpu", "cuda", "tensorrt"], ["fp32", "int8", "fp16"])
-    of_int8 = ["cpu-int8", "cpu-int8-vnni", "cpu-int8-avx2"]
+    of_fp32 = ["cpu-fp32-kernels", "cpu-fp32"]
+    of_int8 = ["cpu-int8-kernels", "cpu-int8-vnni", "cpu-int8-avx2"]
     of_gpus = ["cuda-fp32", "cuda-fp16", "tensorrt-fp32", "tensorrt-int8", "tensorrt-fp16"]
-    assert [str(key) for key in found] == ["cpu-fp32", *of_int8, "cpu-fp16", *of_gpus]
+    assert [str(key) for key in found] == [*of_fp32, *of_int8, "cpu-fp16", *of_gpus]
 
 
 REFUSED: dict[str, tuple[list[Target], list[Precision], str]] = {

@@ -9,6 +9,7 @@ from rankrt import Reranker
 from rankrt_export.pipeline import Options, export
 from rankrt_export.text.texts import sample
 from tests.export.conftest import Make, torch, transformers
+from tests.export.test_gpu_graphs import variant_of
 
 pytestmark = pytest.mark.export
 
@@ -87,7 +88,7 @@ def test_shards_and_pickled_weights_give_the_same_artifact(make_checkpoint: Make
 
 def test_variants_share_what_they_have_alike(make_checkpoint: Make, tmp_path: Path):
     artifact = export(str(make_checkpoint()), tmp_path / "artifact", Options(precisions=["fp32", "fp16"]))
-    fp32, fp16 = artifact.manifest.variants
+    fp32, fp16 = (variant_of(artifact, name) for name in ("cpu-fp32", "cpu-fp16"))
     assert set(fp32.data) & set(fp16.data) == {"common.data"}
     sizes = {name: file.n_bytes for name, file in artifact.manifest.files.items()}
     assert sizes["layers.fp16.data"] * 2 == sizes["layers.fp32.data"]

@@ -85,7 +85,7 @@ def test_a_fault_without_a_prepared_model_loses_no_request_and_leaves_no_trace(
 @pytest.fixture(scope="module")
 def with_kernels(tmp_path_factory: pytest.TempPathFactory, cases: list[Any]) -> Iterator[Any]:
     """A server of an artifact whose int8 has no graph but the one for rankrt's kernels."""
-    artifact = tiny_artifact(tmp_path_factory.mktemp("kernels") / "tiny", for_kernels=True)
+    artifact = tiny_artifact(tmp_path_factory.mktemp("kernels") / "tiny", for_kernels=["int8"])
     yield from opened(artifact.folder, cases, "--precision", "int8")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tests.kernels.support import Array, Attributes, layer, offsets_of, session_of
+from tests.kernels.support import Array, Attributes, float_panels, layer, offsets_of, session_of
 
 SEED, N_CASES = 7, 60
 _C = ctypes.CDLL(None, use_errno=True)
@@ -60,10 +60,13 @@ def cases() -> Iterator[tuple[str, Attributes, dict[str, Array]]]:
         levels = rng.integers(0, 256, (n_tokens, -(-n_in // 4) * 4)).astype(np.uint8)
         scales = {"token_scales": np.abs(normal(n_tokens)) * np.float32(1e-3)}
         yield "Linear", attributes, {"bytes": levels, **scales, **layer(weights, np.abs(normal(n_out))), **bias}
+        given = {"x": normal(n_tokens, n_in), "float_panels": float_panels(normal(n_in, n_out)), **bias}
+        yield "FloatLinear", {"n_outputs": n_out, "gelu": int(has_gelu)}, given
         vectors = {"queries": normal(n_queries, n_heads * size) * np.float32(2)}
         vectors |= {name: normal(n_packed, n_heads * size) for name in ("keys", "values")}
         row_offsets = {"row_offsets": offsets_of(lengths)}
-        yield "Attention", {"n_heads": n_heads, "first_only": first_only}, {**vectors, **row_offsets}
+        for name in ("Attention", "FloatAttention"):
+            yield name, {"n_heads": n_heads, "first_only": first_only}, {**vectors, **row_offsets}
         bias = {"bias": normal(n_in)} if has_bias else {}
         states = {"x": normal(n_tokens, n_in), "y": normal(n_tokens, n_in), "weight": normal(n_in)}
         yield "AddNorm", {"epsilon": 1e-5}, {**states, **bias}

@@ -113,6 +113,13 @@ def layer(weights: NDArray[np.int8], scales: NDArray[np.float32]) -> dict[str, A
     }
 
 
+def float_panels(weights: Array) -> Array:
+    """Return the panels (n_panels, n_in, 32) of FloatLinear that are made of weights (n_in, n_out)."""
+    n_in, n_out = weights.shape
+    padded = np.pad(weights, ((0, 0), (0, -n_out % PANEL)))
+    return np.ascontiguousarray(padded.reshape(n_in, -1, PANEL).transpose(1, 0, 2))
+
+
 def linear(
     levels: NDArray[np.int64], token_scales: Array, weights: Array, scales: Array, bias: Array | None
 ) -> NDArray[np.float64]:
@@ -132,6 +139,21 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the shares of each row of scores."""
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def float_attention(q: Array, k: Array, v: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return attention of one row and head in float64, and how far float32 may be from it.
+
+    A sum of n products, rounded n times, is off by n * 2^-24 of the sum of their magnitudes at most. A score that is
+    off changes its share by a factor. A share is off by a few steps of its own, and by its exponent's rounding.
+    """
+    q, k, v = (array.astype(np.float64) for array in (q, k, v))
+    size, n_keys = q.shape[1], len(k)
+    scores = q @ k.T / math.sqrt(size)
+    off = np.abs(q) @ np.abs(k).T / math.sqrt(size) * (size + 4) * 2**-24
+    shares = softmax(scores)
+    factors = 2 * off.max(1, keepdims=True) + (scores.max(1, keepdims=True) - scores + 8) * 2**-22
+    return shares @ v, (shares * factors) @ np.abs(v) * 2 + shares @ np.abs(v) * n_keys * 2**-23
 
 
 def attention(q: Array, k: Array, v: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

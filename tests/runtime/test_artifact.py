@@ -43,7 +43,7 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
 
 def test_a_newer_format_asks_for_a_newer_rankrt(artifact: Artifact):
     folder = rewrite(artifact, lambda manifest: manifest.update(format_version=FORMAT_VERSION + 1, something_new=1))
-    with pytest.raises(ArtifactError, match="has format 6, this rankrt reads up to 5: upgrade rankrt"):
+    with pytest.raises(ArtifactError, match="has format 7, this rankrt reads up to 6: upgrade rankrt"):
         open_artifact(folder)
 
 
@@ -69,6 +69,18 @@ def test_int8_of_an_older_format_needs_no_kernels(tmp_path: Path, version: int, 
     with Reranker.load(older.folder, prepare=False) as reranker:
         assert reranker.variant == variant
         assert reranker.score([("one", "two three")]).tolist() == [6.0]
+
+
+def test_int8_for_kernels_of_format_5_is_still_for_them(tmp_path: Path):
+    artifact = tiny_artifact(tmp_path / "older", precisions=["fp32", "int8"], for_kernels=["int8"])
+
+    def as_it_was(manifest: Any) -> None:
+        manifest.update(format_version=5)
+        manifest["variants"][-1]["instruction_set"] = None
+
+    older = open_artifact(rewrite(artifact, as_it_was)).manifest
+    assert older.variants == artifact.manifest.variants
+    assert [variant.name for variant in older.variants] == ["cpu-fp32", "cpu-int8-avx2", "cpu-int8-kernels"]
 
 
 def with_exits(manifest: Any, compression: dict[str, Any]) -> None:
@@ -109,7 +121,7 @@ def test_a_manifest_that_says_something_else_is_refused(artifact: Artifact, chan
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"rankrt"', b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(artifact: Artifact, content: bytes):
     (artifact.folder / "rankrt.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match="is not a manifest of format 5"):
+    with pytest.raises(ArtifactError, match="is not a manifest of format 6"):
         open_artifact(artifact.folder)
 
 

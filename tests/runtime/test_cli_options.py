@@ -9,7 +9,7 @@ import click
 import pytest
 
 from rankrt.artifact.manifest import Artifact
-from rankrt.artifact.precisions import MADE_FOR, PRECISIONS
+from rankrt.artifact.precisions import ASKED_SETS, PRECISIONS
 from rankrt.cli.arguments import Choice, Option
 from rankrt.cli.main import main
 from rankrt.cli.rerank import rerank
@@ -50,7 +50,7 @@ def test_what_is_left_out_is_what_the_library_takes(command: click.Command):
 def test_choices_are_those_of_the_field(command: click.Command):
     options = options_of(command)
     assert words_of(options["precision"]) == {"auto", *PRECISIONS}
-    assert words_of(options["instruction_set"]) == {*MADE_FOR}
+    assert words_of(options["instruction_set"]) == {*ASKED_SETS}
     assert words_of(options["truncation"]) == {*get_args(Truncation)}
     assert words_of(options["long_documents"]) == {*get_args(LongDocuments)}
 

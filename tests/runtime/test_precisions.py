@@ -20,6 +20,6 @@ def test_one_precision_is_exact_and_it_is_the_most_faithful():
 
 
 def test_a_key_is_called_as_its_files_are():
-    assert [str(key) for key in variant_keys("cpu", "int8")] == ["cpu-int8", "cpu-int8-vnni", "cpu-int8-avx2"]
+    assert [str(key) for key in variant_keys("cpu", "int8")] == ["cpu-int8-kernels", "cpu-int8-vnni", "cpu-int8-avx2"]
     assert variant_keys("tensorrt", "int8") == (VariantKey(target="tensorrt", precision="int8"),)
     assert str(VariantKey(target="cuda", precision="fp16")) == "cuda-fp16"

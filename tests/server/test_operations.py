@@ -133,14 +133,14 @@ def test_one_artifact_is_served_in_two_precisions_at_once(tmp_path: Path):
 
 
 @pytest.mark.skipif(
-    these_kernels().why_not_first(this_machine()) is not None, reason="kernels are not first on this processor"
+    these_kernels().why_not_first("int8", this_machine()) is not None, reason="kernels are not first on this processor"
 )
 def test_a_graph_with_kernels_is_served_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    tiny_artifact(tmp_path / "tiny", for_kernels=True)
+    tiny_artifact(tmp_path / "tiny", for_kernels=["int8"])
     with caplog.at_level(logging.INFO, "rankrt.server"), serving(tmp_path / "tiny") as address:
         answer = httpx.post(f"{address}/rankrt/rerank", json={"query": "one", "documents": ["two"]}).json()
-    assert (answer["variant"], answer["results"][0]["score"]) == ("cpu-int8", 3.0)
-    assert f"tiny is ready: cpu-int8 with kernels for {kernels_in_use()}" in caplog.text
+    assert (answer["variant"], answer["results"][0]["score"]) == ("cpu-int8-kernels", 3.0)
+    assert f"tiny is ready: cpu-int8-kernels with {kernels_in_use()}" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from rankrt_export.checkpoint.weights import read
 from rankrt_export.errors import CheckpointError
 from rankrt_export.graph.blueprint import Blueprint, Section
 from rankrt_export.graph.graph import COMMON_DATA, Graph, Operators
-from rankrt_export.precision.float32 import Float32
+from rankrt_export.precision.float32 import Float32Rows
 from rankrt_export.targets import TARGETS
 
 # The head is 0.3 % of the work of one short row and decides everything: it stays in fp32.
-_HEAD = Float32(matrices=COMMON_DATA)
+_HEAD = Float32Rows(matrices=COMMON_DATA)
 # Configurations of 2019 leave it out; transformers takes this for all these families.
 _DEFAULT_EPSILON = 1e-12
 

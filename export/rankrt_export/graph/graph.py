@@ -25,6 +25,8 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 MICROSOFT = "com.microsoft"
 # The domain of rankrt's own operators, which kernels/ computes and docs/artifact.md specifies.
 RANKRT = "rankrt"
+# Those that apply a GELU to what they return.
+_APPLY_GELU = ("Linear", "FloatLinear")
 # Norms, biases and heads are fp32 in every variant whose states are, so all of these share them.
 COMMON_DATA = "common.data"
 # The same in half precision, for variants whose states are.
@@ -291,7 +293,7 @@ class Graph:
     def gelu(self, x: ir.Value) -> ir.Value:
         """Return the exact GELU of x; a kernel that makes x applies it, so then nothing else may read x."""
         node = x.producer()
-        if node is None or (node.domain, node.op_type) != (RANKRT, "Linear"):
+        if node is None or node.domain != RANKRT or node.op_type not in _APPLY_GELU:
             return self.op("Gelu", x)
         node.attributes["gelu"] = ir.AttrInt64("gelu", 1)
         return x
@@ -384,6 +386,22 @@ class Graph:
             self._initializers[key] = self._tape.initializer(tensor, key)
             self.data_files.add(file)
         return self._initializers[key]
+
+    def parts(
+        self, file: str, key: str, dtype: npt.DTypeLike, shape: Iterable[int], blocks: Callable[[], Iterable[Any]]
+    ) -> Sequence[ir.Value]:
+        """Return a tensor of a data file as one tensor for each place of its first axis."""
+        whole = self.data.tensor(file, key, np.dtype(dtype), tuple(shape), blocks)
+        n, *shape_of_part = whole.shape.numpy()
+        n_bytes = whole.nbytes // n
+        keys = [f"{key}.{i}" for i in range(n)]
+        for i, name in enumerate(keys):
+            if name not in self._initializers:
+                offset = (whole.offset or 0) + i * n_bytes
+                part = ir.ExternalTensor(file, offset, n_bytes, whole.dtype, shape=ir.Shape(shape_of_part), name=name)
+                self._initializers[name] = self._tape.initializer(part, name)
+        self.data_files.add(file)
+        return [self._initializers[name] for name in keys]
 
     def save(self, path: Path, **outputs: ir.Value) -> None:
         """Write the graph; outputs, all float32, get the names of the arguments.

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,15 +10,15 @@ from typing import Literal, TypeAlias, get_args
 
 import onnx_ir as ir
 
-from rankrt.artifact.precisions import VariantKey
 from rankrt_export.architectures import ARCHITECTURES
 from rankrt_export.checkpoint.checkpoint import Checkpoint
 from rankrt_export.checkpoint.tokenizer import has_token_types
 from rankrt_export.graph.blueprint import Blueprint
 from rankrt_export.graph.data_files import DataFiles
-from rankrt_export.graph.graph import FLOAT, Graph
+from rankrt_export.graph.graph import FLOAT, Arithmetic, Graph
 from rankrt_export.portable.passes import made_portable
-from rankrt_export.precision.methods import arithmetic_of
+from rankrt_export.precision.float16 import Float16
+from rankrt_export.precision.float32 import Float32Rows, matmul
 
 PortablePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 PORTABLE_PRECISIONS: tuple[PortablePrecision, ...] = get_args(PortablePrecision)
@@ -27,6 +27,11 @@ FILES: dict[PortablePrecision, str] = {
     "fp32": "model.onnx",
     "fp16": "model_fp16.onnx",
     "int8": "model_quantized.onnx",
+}
+# Of plain operators, and weights as others have them.
+_ARITHMETIC: Mapping[Literal["fp32", "fp16"], Arithmetic] = {
+    "fp32": Float32Rows(multiply=matmul),
+    "fp16": Float16(multiply=matmul),
 }
 # A protocol buffer holds 2 GiB. Weights of a larger model are beside it, in model.onnx_data.
 _MOST_BYTES = (2 << 30) - (64 << 20)
@@ -45,8 +50,7 @@ def write_graph(
     The output is logits, float32 (n_rows, 1). Raises RangeError if a weight has a value that fp16 cannot hold.
     """
     with DataFiles(scratch, progress) as data:
-        # The operators for TensorRT are plain ones, too.
-        arithmetic = arithmetic_of(VariantKey(target="tensorrt", precision=precision), None, is_matrix=False)
+        arithmetic = _ARITHMETIC[precision]
         blueprint = Blueprint(
             config=checkpoint.config,
             weights=checkpoint.weights,

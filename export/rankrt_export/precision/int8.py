@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from rankrt_export.graph.graph import FLOAT, Graph
+from rankrt_export.graph.graph import FLOAT, Arithmetic, Graph
 from rankrt_export.precision import int8_kernels, int8_stock
 from rankrt_export.precision.float16_storage import Float16Storage
-from rankrt_export.precision.float32 import Float32
+from rankrt_export.precision.float32 import Float32, Float32Kernels
 from rankrt_export.precision.int8_panels import Rounded
 from rankrt_export.precision.methods import CalibratedMethod
 from rankrt_export.precision.recipes import Recipe, TableRecipe, TokenRecipe, group_recipes
@@ -22,7 +22,7 @@ from rankrt_export.precision.recipes import Recipe, TableRecipe, TokenRecipe, gr
 # bytes differ, so they have files of their own: in one, w8 read int8's table and drifted by 12 instead of 2.4.
 DIVIDED_DATA, ROWS_DATA = "embeddings.int8.data", "embeddings.rows.data"
 # Layers that stay in fp32 have a file of their own, so that the int8 variant can be copied without the fp32 one.
-_KEPT = Float32(matrices="kept.fp32.data")
+_KEPT, _KEPT_FOR_KERNELS = Float32(matrices="kept.fp32.data"), Float32Kernels(matrices="kept.fp32.data")
 _HALF = Float16Storage()
 
 
@@ -41,14 +41,16 @@ class Int8:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._operators: _Operators = int8_kernels if recipe.key.needs_kernels else int8_stock
+        needs_kernels = recipe.key.needs_kernels
+        self._operators: _Operators = int8_kernels if needs_kernels else int8_stock
+        self._kept: Arithmetic = _KEPT_FOR_KERNELS if needs_kernels else _KEPT
         self._rounded: dict[ir.Value, Rounded] = {}
 
     def linear(self, graph: Graph, x: ir.Value, weight: str, bias: ir.Value | None) -> ir.Value:
         """Return x @ W.T + bias."""
         recipe = self._recipe.layers.get(weight.removesuffix(".weight"))
         if recipe is None:
-            return _KEPT.linear(graph, x, weight, bias)
+            return self._kept.linear(graph, x, weight, bias)
         if x not in self._rounded:
             self._rounded[x] = self._operators.round_tokens(graph, x, recipe, name=weight)
         return self._operators.linear(graph, self._rounded[x], weight, bias, recipe)

@@ -34,10 +34,12 @@ class FixedMethod(Method):
 
     arithmetic  how layers and tables are stored and multiplied
     of_matrix   the same where the rows of a run are a matrix and not one sequence, if that differs
+    of_kernels  the same for rankrt's own kernels, if they compute it
     """
 
     arithmetic: Arithmetic
     of_matrix: Arithmetic | None = None
+    of_kernels: Arithmetic | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,9 @@ def arithmetic_of(key: VariantKey, recipe: Recipe | None, *, is_matrix: bool) ->
         return calibrated_method(key).arithmetic(recipe)
     found = method_of(key)
     assert isinstance(found, FixedMethod), f"{key} is written by a recipe"
+    if key.needs_kernels:
+        assert found.of_kernels is not None, f"{key} has no kernels"
+        return found.of_kernels
     return found.of_matrix if is_matrix and found.of_matrix is not None else found.arithmetic
 
 

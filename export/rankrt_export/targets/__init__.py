@@ -12,7 +12,7 @@ from rankrt_export.targets.cpu_rotary import RotaryCpuOperators
 from rankrt_export.targets.cuda import CudaOperators
 from rankrt_export.targets.cuda_causal import CausalCudaOperators
 from rankrt_export.targets.cuda_rotary import RotaryCudaOperators
-from rankrt_export.targets.kernels import KernelOperators
+from rankrt_export.targets.kernels import FloatKernelOperators, KernelOperators
 from rankrt_export.targets.openvino import OpenVinoOperators
 from rankrt_export.targets.openvino_rotary import RotaryOpenVinoOperators
 from rankrt_export.targets.padded_relative import PaddedRelativeOperators
@@ -26,6 +26,7 @@ from rankrt_export.targets.tensorrt_rotary import RotaryTensorRtOperators
 TARGETS: Mapping[GraphOperators, Callable[[Graph], Operators]] = {
     "cpu": CpuOperators,
     "kernels": KernelOperators,
+    "float_kernels": FloatKernelOperators,
     "cuda": CudaOperators,
     "tensorrt": TensorRtOperators,
     "openvino": OpenVinoOperators,
@@ -35,6 +36,7 @@ TARGETS: Mapping[GraphOperators, Callable[[Graph], Operators]] = {
 ROTARY_TARGETS: Mapping[GraphOperators, Callable[[Graph, int, int], RotaryOperators]] = {
     "cpu": RotaryCpuOperators,
     "kernels": RotaryCpuOperators,
+    "float_kernels": RotaryCpuOperators,
     "cuda": RotaryCudaOperators,
     "tensorrt": RotaryTensorRtOperators,
     "openvino": RotaryOpenVinoOperators,
@@ -43,6 +45,7 @@ ROTARY_TARGETS: Mapping[GraphOperators, Callable[[Graph, int, int], RotaryOperat
 RELATIVE_TARGETS: Mapping[GraphOperators, Callable[[Graph], RelativeOperators]] = {
     "cpu": RelativeCpuOperators,
     "kernels": RelativeCpuOperators,
+    "float_kernels": RelativeCpuOperators,
     "cuda": PaddedRelativeOperators,
     "tensorrt": PaddedRelativeOperators,
 }

@@ -17,9 +17,11 @@ from rankrt.artifact.precisions import InstructionSet, Precision, Target, Varian
 from rankrt.errors import ArtifactError
 from rankrt.files.rights import unreadable
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 # Until then int8 on a CPU was one graph, and no instruction set was named.
 _ONE_INT8_GRAPH = 2
+# Until then int8 for rankrt's own kernels named none.
+_NAMELESS_KERNELS = 5
 MANIFEST = "rankrt.json"
 
 # How a graph takes its rows. "packed": one flat sequence, with offsets. "stacked": a matrix of rows of one length.
@@ -190,7 +192,7 @@ class Variant(_Record, frozen=True):
     Each of several graphs ends at an exit or where passages are compressed.
 
     `graph` is the first to run. `verification` is that of the last exit. `instruction_set` is None where any processor
-    will do, and in int8 for rankrt's own kernels.
+    will do.
     """
 
     target: Target
@@ -375,15 +377,21 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
                 f"{path} has format {version}, this rankrt reads up to {FORMAT_VERSION}: upgrade rankrt"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
-        return manifest if version > _ONE_INT8_GRAPH else _with_instruction_sets(manifest)
+        if version > _NAMELESS_KERNELS:
+            return manifest
+        return _with_instruction_set(manifest, "kernels" if version > _ONE_INT8_GRAPH else "avx2")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not a manifest of format {FORMAT_VERSION}: {error}") from error
 
 
-def _with_instruction_sets(manifest: Manifest) -> Manifest:
-    """Return the manifest of an old format as a new one would say it: int8 on a CPU had the 7 bits of AVX2."""
+def _with_instruction_set(manifest: Manifest, name: InstructionSet) -> Manifest:
+    """Return the manifest of an old format as a new one would say it: with what int8 on a CPU without a name was for.
+
+    With one graph it had the 7 bits of AVX2. Beside named ones it was for rankrt's own kernels.
+    """
+    nameless = VariantKey(target="cpu", precision="int8")
     variants = (
-        msgspec.structs.replace(variant, instruction_set="avx2") if variant.key.needs_kernels else variant
+        msgspec.structs.replace(variant, instruction_set=name) if variant.key == nameless else variant
         for variant in manifest.variants
     )
     return msgspec.structs.replace(manifest, variants=tuple(variants))

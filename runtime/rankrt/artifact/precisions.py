@@ -11,17 +11,19 @@ Target: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "w8", "int8", "fp8", "int4"]
 # The library that computes on a CPU.
 CpuLibrary: TypeAlias = Literal["onnxruntime", "openvino"]
-# Whose operators a graph has: its target's, or on a CPU OpenVINO's or rankrt's own.
-OperatorsName: TypeAlias = Target | Literal["openvino", "kernels"]
-# How a processor adds products of bytes: "vnni" four at once in 32 bits; "avx2" two at once in 16 bits, which saturate,
-# so that a graph for it halves the weights.
-InstructionSet: TypeAlias = Literal["avx2", "vnni"]
-# What a graph of int8 is made for: rankrt's own kernels, or ONNX Runtime's on processors with an instruction set.
-MadeFor: TypeAlias = Literal["kernels", "avx2", "vnni"]
+# Whose operators a graph has: its target's, or on a CPU OpenVINO's or rankrt's own, which are in floats throughout or
+# have attention in integers.
+OperatorsName: TypeAlias = Target | Literal["openvino", "kernels", "float_kernels"]
+# Whose instructions a graph on a CPU is made of. "kernels" are those of rankrt's own library, which looks for the best
+# of the processor itself. The others are how ONNX Runtime adds products of bytes: "vnni" four at once in 32 bits;
+# "avx2" two at once in 16 bits, which saturate, so that a graph for it halves the weights.
+InstructionSet: TypeAlias = Literal["kernels", "vnni", "avx2"]
+# What a caller may ask for: one of them, or the graph that needs none.
+AskedSet: TypeAlias = InstructionSet | Literal["any"]
 
-# From the best to the one that every processor has.
-INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("vnni", "avx2")
-MADE_FOR: tuple[MadeFor, ...] = ("kernels", *INSTRUCTION_SETS)
+# From the fastest to the one that every processor has.
+INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("kernels", "vnni", "avx2")
+ASKED_SETS: tuple[AskedSet, ...] = (*INSTRUCTION_SETS, "any")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,7 @@ class PrecisionRow:
     min_tau            the smallest mean Kendall's tau of a query, unless the user says otherwise
     is_exact           only the order of sums differs from PyTorch: its limits are fixed, and nothing is more exact
     is_calibrated      text decides how its layers are rounded, and which stay as they are
-    instruction_sets   those that it has a graph for on a CPU; none if one graph is for every processor
-    has_kernels        whether it has a graph for rankrt's own kernels beside these
+    instruction_sets   those that it has a graph for on a CPU, the fastest first; None is for any processor
     needs_fast_bytes   on a CPU it is slower than fp32 without fast products of bytes
     cpu_library      the library that computes it on a CPU
     is_measured_on_cpu   "auto" takes it on a CPU only if `rankrt prepare` measured there that it is faster than fp32
@@ -81,8 +82,7 @@ class PrecisionRow:
     min_tau: float
     is_exact: bool = False
     is_calibrated: bool = False
-    instruction_sets: tuple[InstructionSet, ...] = ()
-    has_kernels: bool = False
+    instruction_sets: tuple[InstructionSet | None, ...] = (None,)
     needs_fast_bytes: bool = False
     cpu_library: CpuLibrary = "onnxruntime"
     is_measured_on_cpu: bool = False
@@ -113,6 +113,7 @@ PRECISIONS: Mapping[Precision, PrecisionRow] = {
         max_difference=1e-4,
         min_tau=0.99,
         is_exact=True,
+        instruction_sets=("kernels", None),
         bytes_per_weight=4,
         bytes_in_memory=4,
         prepared_growth=1.6,
@@ -167,7 +168,6 @@ PRECISIONS: Mapping[Precision, PrecisionRow] = {
         min_tau=0.97,
         is_calibrated=True,
         instruction_sets=INSTRUCTION_SETS,
-        has_kernels=True,
         needs_fast_bytes=True,
         bytes_per_weight=1.04,
         bytes_in_memory=1.04,
@@ -228,12 +228,12 @@ class VariantKey:
     @property
     def needs_kernels(self) -> bool:
         """Whether its graph has operators of rankrt's own."""
-        return self.target == "cpu" and self.row.has_kernels and self.instruction_set is None
+        return self.instruction_set == "kernels"
 
     @property
-    def made_for(self) -> MadeFor | None:
-        """What its graph is made for; None if that is any processor."""
-        return "kernels" if self.needs_kernels else self.instruction_set
+    def asked_set(self) -> AskedSet | None:
+        """How a caller asks for it and no other in its precision; None on a GPU, which has one for each precision."""
+        return self.instruction_set or ("any" if self.target == "cpu" else None)
 
     @property
     def rounded_as(self) -> "VariantKey":
@@ -244,20 +244,14 @@ class VariantKey:
     def operators(self) -> OperatorsName:
         """Whose operators its graph has."""
         if self.needs_kernels:
-            return "kernels"
+            return "float_kernels" if self.row.is_exact else "kernels"
         return "openvino" if self.is_for_openvino else self.target
 
 
 def variant_keys(target: Target, precision: Precision) -> tuple[VariantKey, ...]:
-    """Return the variants of a target in a precision, the fastest first.
-
-    On a CPU one is for each instruction set that it has a graph for, and one for rankrt's own kernels if it has any.
-    """
-    row = PRECISIONS[precision]
-    sets: tuple[InstructionSet | None, ...] = row.instruction_sets if target == "cpu" else ()
-    if target == "cpu" and row.has_kernels:
-        sets = (None, *sets)
-    return tuple(VariantKey(target=target, precision=precision, instruction_set=name) for name in sets or (None,))
+    """Return the variants of a target in a precision, the fastest first: on a CPU one for each instruction set."""
+    sets = PRECISIONS[precision].instruction_sets if target == "cpu" else (None,)
+    return tuple(VariantKey(target=target, precision=precision, instruction_set=name) for name in sets)
 
 
 def rank(precision: Precision, target: Target) -> int:

@@ -19,7 +19,7 @@ from rankrt.kernels import LIBRARY
 #   widened   The same for VNNI's graph on a processor without VNNI. Weights become unsigned, so that it is exact. That
 #             costs all that int8 gains: v2-m3 took 0.75 of fp32's time on Zen 5, and 0.42 with the graph for AVX2.
 #   prepared  Both was done before, and the packed weights are mapped.
-#   kernels   It has rankrt's operators and nothing to optimise. Their weights are mapped. Layers in fp32 are packed.
+#   kernels   It has rankrt's operators and nothing to optimise. Their weights are mapped. Only the head is packed.
 Form: TypeAlias = Literal["exported", "widened", "prepared", "kernels"]
 
 # It would be fused back from Add + LayerNormalization, and its CPU kernel is scalar: 1-4 % slower on AVX2.

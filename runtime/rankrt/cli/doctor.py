@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from rankrt.artifact.manifest import Artifact, Variant, open_artifact
+from rankrt.artifact.precisions import PRECISIONS
 from rankrt.backends.openvino import openvino_version, why_not_bf16
 from rankrt.backends.session import import_onnxruntime, installed_builds
 from rankrt.cli.arguments import Command, file_argument, option
@@ -103,12 +104,21 @@ def _onnxruntime() -> str:
 
 
 def _kernels() -> str:
-    """Say whether rankrt's own kernels compute int8 here."""
-    kernels = these_kernels()
-    if (reason := kernels.why_not_first(this_machine())) is None:
+    """Say in which precisions rankrt's own kernels compute here."""
+    kernels, machine = these_kernels(), this_machine()
+    precisions: dict[str | None, list[str]] = {}
+    for name, row in PRECISIONS.items():
+        if "kernels" in row.instruction_sets:
+            precisions.setdefault(kernels.why_not_first(name, machine), []).append(name)
+    facts = [
+        f"ONNX Runtime's go before rankrt's own for {' and '.join(names)}: {reason}"
+        for reason, names in precisions.items()
+        if reason is not None
+    ]
+    if None in precisions:
         forced = ", as RANKRT_KERNELS says" if kernels.is_forced else ""
-        return f"rankrt's own for int8, by {kernels.instruction_set}{forced}"
-    return f"ONNX Runtime's go before rankrt's own for int8: {reason}"
+        facts.insert(0, f"rankrt's own for {' and '.join(precisions[None])}, by {kernels.instruction_set}{forced}")
+    return "; ".join(facts)
 
 
 def _brain_floats() -> Finding:
@@ -255,7 +265,7 @@ def _examples(artifact: Artifact, variant: Variant, device: Device) -> Finding:
             artifact.folder,
             device=str(device),
             precision=variant.precision,
-            instruction_set=variant.key.made_for,
+            instruction_set=variant.key.asked_set,
             truncation="longest_first",
             prepare=False,
         ) as reranker:

@@ -34,7 +34,7 @@ DEVICE_HELP = "Where to run: auto, cpu, cuda or tensorrt. cuda:1 is the second G
 _MODEL = {
     "device": Words(help=DEVICE_HELP, metavar="D"),
     "precision": Words(help="Precision to run in. auto takes the best that is verified."),
-    "instruction_set": Words(help="int8 graph to run.", otherwise="the fastest on this processor"),
+    "instruction_set": Words(help="Graph of int8 or fp32 to run.", otherwise="the fastest on this processor"),
     "n_threads": Words(help="Threads of the model.", metavar="N", otherwise="the physical cores that may be used"),
     "gpu_memory_gb": Words(help="Most memory that CUDA may take, in GiB.", metavar="N", otherwise="no limit"),
     "revision": Words(help="Branch, tag or commit of a Hub repository.", metavar="R", otherwise="the newest"),

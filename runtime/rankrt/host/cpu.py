@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankrt.artifact.precisions import INSTRUCTION_SETS, InstructionSet
+from rankrt.artifact.precisions import InstructionSet
 
 # The flags by which ONNX Runtime's matrix kernels choose their code (mlas/lib/platform.cpp), and OpenVINO its own.
 _KERNEL_FLAGS = (
@@ -72,8 +72,8 @@ class Machine:
 
     @property
     def instruction_sets(self) -> tuple[InstructionSet, ...]:
-        """The instruction sets whose graphs run at their full speed here, the best first."""
-        return ("avx2",) if _VNNI_FLAGS.isdisjoint(self.instructions) else INSTRUCTION_SETS
+        """The instruction sets whose graphs ONNX Runtime runs at their full speed here, the best first."""
+        return ("avx2",) if _VNNI_FLAGS.isdisjoint(self.instructions) else ("vnni", "avx2")
 
 
 def this_machine(root: Path = Path("/")) -> Machine:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from rankrt.artifact.manifest import Artifact, Variant
-from rankrt.artifact.precisions import PRECISIONS, TARGETS, MadeFor, Precision, Target, rank
+from rankrt.artifact.precisions import PRECISIONS, TARGETS, AskedSet, InstructionSet, Precision, Target, rank
 from rankrt.backends.batch import GPU_BATCHES
 from rankrt.backends.providers import gpu_for
 from rankrt.errors import DeviceError
@@ -31,11 +31,11 @@ _logger = logging.getLogger("rankrt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A device, None for "auto", a precision, and what int8's graph on a CPU is made for, as the caller asked."""
+    """A device, None for "auto", a precision, and what a graph on a CPU is made for, as the caller asked."""
 
     device: Device | None = None
     precision: Wanted = "auto"
-    made_for: MadeFor | None = None
+    instruction_set: AskedSet | None = None
 
 
 def place(artifact: Artifact, asked: Asked, host: Host) -> Placement:
@@ -47,11 +47,11 @@ def place(artifact: Artifact, asked: Asked, host: Host) -> Placement:
     if asked.device is not None and asked.device.is_gpu:
         placements = place_on_gpu(artifact, asked.device, asked.precision, host)
         return _first_usable(placements, must_be_verified=asked.precision == "auto")
-    may_be_gpu = asked.device is None and asked.made_for is None and host.has_driver
+    may_be_gpu = asked.device is None and asked.instruction_set is None and host.has_driver
     if may_be_gpu and (found := _on_gpu_if_possible(artifact, asked.precision, host)):
         return found
     faster = measured_faster(artifact, host) if asked.precision == "auto" else ()
-    variant = choose(artifact, asked.precision, host.machine, asked.made_for, faster, these_kernels())
+    variant = choose(artifact, asked.precision, host.machine, asked.instruction_set, faster, these_kernels())
     return Placement(artifact=artifact, variant=variant, device=Device("cpu"), host=host)
 
 
@@ -91,32 +91,32 @@ def choose(
     artifact: Artifact,
     precision: Wanted,
     machine: Machine,
-    made_for: MadeFor | None = None,
+    instruction_set: AskedSet | None = None,
     faster: Collection[str] = (),
     kernels: Kernels = NO_KERNELS,
 ) -> Variant:
     """Return the variant for a processor: in that precision, or for "auto" the best that is verified and pays there.
 
-    Of several int8 graphs it is the fastest here, unless another is asked for by what it is made for. `faster` are the
-    names of those that were measured here. Raises DeviceError if there is none, or if a precision is asked for by name
-    that is slower here than fp32.
+    Of several graphs in a precision it is the fastest here, unless another is asked for by its instruction set.
+    `faster` are the names of those that were measured here. Raises DeviceError if there is none, or if a precision is
+    asked for by name that is slower here than fp32.
     """
-    if made_for == "kernels" and kernels.why_not is not None:
+    if instruction_set == "kernels" and kernels.why_not is not None:
         raise DeviceError(f"instruction_set='kernels', but {kernels.why_not}; leave it out")
-    graphs = _graphs(precision, machine, made_for, kernels)
-    slower = _slower(machine, made_for)
+    graphs = {of: _graphs(of, machine, instruction_set, kernels, is_named=precision == of) for of in PRECISIONS}
+    slower = _slower(machine, instruction_set)
     if precision != "auto" and precision in slower:
         raise DeviceError(
             f"{machine.processor} {slower[precision]}: {precision} would be slower than fp32 here; use precision='fp32'"
         )
-    here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.key.made_for in graphs]
+    here = [v for v in artifact.manifest.variants if v.target == "cpu" and v.instruction_set in graphs[v.precision]]
     unmeasured = [v for v in measurable(artifact) if v.name not in faster]
     proved = [v for v in here if v not in unmeasured and (v.verification or v.name in faster)]
     wanted = proved if precision == "auto" else [v for v in here if v.precision == precision]
     left_out = [v for v in wanted if v.precision in slower]
     if not (usable := [v for v in wanted if v not in left_out]):
-        raise DeviceError(_not_for_cpu(artifact, precision, made_for, kernels.why_not_first(machine)))
-    chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), graphs.index(v.key.made_for)))
+        raise DeviceError(_not_for_cpu(artifact, precision, instruction_set, kernels, machine))
+    chosen = min(usable, key=lambda v: (rank(v.precision, "cpu"), graphs[v.precision].index(v.instruction_set)))
     if left_out:
         for name in sorted({v.precision for v in left_out}):
             _logger.warning("%s %s: using %s, not %s", machine.processor, slower[name], chosen.precision, name)
@@ -124,23 +124,26 @@ def choose(
 
 
 def _graphs(
-    precision: Wanted, machine: Machine, made_for: MadeFor | None, kernels: Kernels
-) -> tuple[MadeFor | None, ...]:
-    """Return what the graphs that may be taken are made for, the fastest first; None is any processor."""
-    if made_for is not None:
-        return None, made_for
-    if kernels.why_not_first(machine) is None:
-        return None, "kernels", *machine.instruction_sets
-    # Kernels with AVX2 alone drift as much as other int8 and take fp32's time, so only who names int8 gets them.
-    are_worth_it = kernels.why_not is None and not (precision == "auto" and kernels.instruction_set == "avx2")
-    return (None, *machine.instruction_sets, *(("kernels",) if are_worth_it else ()))
+    of: Precision, machine: Machine, asked: AskedSet | None, kernels: Kernels, *, is_named: bool
+) -> tuple[InstructionSet | None, ...]:
+    """Return what graphs of a precision that may be taken are made for, the fastest first; None is any processor."""
+    if asked == "any" and (None in PRECISIONS[of].instruction_sets or not is_named):
+        return (None,)
+    if asked is not None and asked != "any":
+        return asked, None
+    others = (*machine.instruction_sets, None)
+    if kernels.why_not_first(of, machine) is None:
+        return "kernels", *others
+    # In int8 kernels with AVX2 alone drift as others do and take fp32's time, so only who names int8 gets them.
+    are_slow = PRECISIONS[of].needs_fast_bytes and kernels.instruction_set == "avx2" and not is_named
+    return others if kernels.why_not is not None or are_slow else (*others, "kernels")
 
 
-def _slower(machine: Machine, made_for: MadeFor | None) -> Mapping[Precision, str]:
+def _slower(machine: Machine, instruction_set: AskedSet | None) -> Mapping[Precision, str]:
     """Return what a processor lacks for each precision that would be slower there than fp32."""
     found: dict[Precision, str] = {}
     for name, row in PRECISIONS.items():
-        if row.needs_fast_bytes and not machine.multiplies_bytes and made_for is None:
+        if row.needs_fast_bytes and not machine.multiplies_bytes and instruction_set is None:
             found[name] = "has no fast products of bytes (AVX2, or asimddp on Arm)"
         if row.cpu_library == "openvino" and machine.multiplies_bf16 is None:
             found[name] = "does not multiply brain floats (by AMX or AVX-512 BF16)"
@@ -227,18 +230,20 @@ def _not_exported(artifact: Artifact, device: Device, precision: Wanted) -> str:
     )
 
 
-def _not_for_cpu(artifact: Artifact, precision: Wanted, made_for: MadeFor | None, why_not_kernels: str | None) -> str:
+def _not_for_cpu(
+    artifact: Artifact, precision: Wanted, asked: AskedSet | None, kernels: Kernels, machine: Machine
+) -> str:
     source = artifact.manifest.source.id
-    for_kernels = [v for v in artifact.manifest.variants if v.key.needs_kernels and precision in ("auto", v.precision)]
-    if for_kernels and made_for is None and why_not_kernels is not None:
-        variant = for_kernels[0]
+    on_cpu = [v for v in artifact.manifest.variants if v.target == "cpu" and precision in ("auto", v.precision)]
+    first = on_cpu[0] if on_cpu and asked is None and all(v.key.needs_kernels for v in on_cpu) else None
+    if first is not None and (reason := kernels.why_not_first(first.precision, machine)) is not None:
         return (
-            f"{artifact.folder} has {variant.name} for rankrt's own kernels, but {why_not_kernels}. Export the graphs"
-            f" for other processors as well: rankrt export {source} FOLDER --precision {variant.precision}"
+            f"{artifact.folder} has {first.name} for rankrt's own kernels, but {reason}. Export the graphs for other"
+            f" processors as well: rankrt export {source} FOLDER --precision {first.precision}"
         )
     has = ", ".join(v.name if v.verification else f"{v.name} (not verified)" for v in artifact.manifest.variants)
-    asked = "verified variant for cpu" if precision == "auto" else f"{precision} for cpu"
-    if made_for is not None:
-        asked += f" with instruction_set={made_for!r}"
+    wanted = "verified variant for cpu" if precision == "auto" else f"{precision} for cpu"
+    if asked is not None:
+        wanted += f" with instruction_set={asked!r}"
     need = "" if precision == "auto" else f": rankrt export {source} FOLDER --precision {precision}"
-    return f"{artifact.folder} has no {asked}; it has {has}. Ask for one of these, or export the one you need{need}"
+    return f"{artifact.folder} has no {wanted}; it has {has}. Ask for one of these, or export the one you need{need}"

@@ -1,8 +1,9 @@
-"""Whether rankrt's own kernels run on this host, and whether nothing is faster for int8 here. Loads no model."""
+"""Whether rankrt's own kernels run on this host, and in which precisions nothing is faster here. Loads no model."""
 
 import os
 from dataclasses import dataclass
 
+from rankrt.artifact.precisions import PRECISIONS, Precision
 from rankrt.errors import DeviceError
 from rankrt.host.cpu import Machine
 from rankrt.kernels import LIBRARY, VARIABLE, kernels_in_use
@@ -28,12 +29,17 @@ class Kernels:
             return "this installation has no library of kernels, which rankrt's wheel for Linux on x86-64 brings"
         return "their library needs Linux on an x86-64 processor with AVX2"
 
-    def why_not_first(self, machine: Machine) -> str | None:
-        """Return why another way to multiply bytes goes first on a processor; None if the kernels do."""
+    def why_not_first(self, precision: Precision, machine: Machine) -> str | None:
+        """Return why ONNX Runtime's products go first in a precision on a processor; None if the kernels do.
+
+        ONNX Runtime has AMX for bytes, but not for floats.
+        """
         if self.instruction_set is None:
             return self.why_not
         if self.is_forced:
             return None
+        if not PRECISIONS[precision].needs_fast_bytes:
+            return None if self.instruction_set == "avx512_vnni" else "without AVX-512 they were not measured in fp32"
         if machine.multiplies_tiles:
             return "ONNX Runtime uses AMX here, which the kernels do not"
         if self.instruction_set == "avx2":

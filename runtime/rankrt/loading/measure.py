@@ -8,13 +8,13 @@ can tell, and `rankrt prepare` measures it.
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 
 import numpy as np
 
 from rankrt.arrays import Float32Array
 from rankrt.backends import Backend
 from rankrt.errors import DeviceError, ScoreError
+from rankrt.loading.choose import Asked, place
 from rankrt.loading.open import open_backend
 from rankrt.loading.placement import Placement, Record
 from rankrt.loading.prepared import Prepared, drift_limit, key_of
@@ -39,13 +39,13 @@ def measure(placement: Placement, n_threads: int, *, prepare: bool = True) -> Re
         raise DeviceError(
             f"{artifact.folder} has no examples to verify {variant.name} with; export it again without --no-verify"
         )
-    fp32 = [v for v in artifact.manifest.variants if (v.target, v.precision) == ("cpu", "fp32")]
-    if not fp32:
+    try:
+        exact = place(artifact, Asked(device=placement.device, precision="fp32"), placement.host)
+    except DeviceError as error:
         raise DeviceError(
-            f"{variant.name} is measured beside fp32, which {artifact.folder} does not have; export it again with"
+            f"{variant.name} is measured beside fp32, which {artifact.folder} does not have here; export it again with"
             f" --precision fp32 {variant.precision}"
-        )
-    exact = replace(placement, variant=fp32[0])
+        ) from error
     encoded = _examples(placement)
     with (
         closing(open_backend(placement, options, n_threads)) as backend,

@@ -34,7 +34,7 @@ class Origin:
             self.options,
             device=str(placement.device),
             precision=variant.precision,
-            instruction_set=variant.key.made_for,
+            instruction_set=variant.key.asked_set,
         )
         return replace(self, options=options)
 

@@ -86,15 +86,16 @@ def find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
     """Find an artifact and choose its variant for this host. Raises ArtifactError, DeviceError or InputError."""
     placement = _find(source, options, host)
     options.check_device(placement.device)
-    if options.instruction_set is not None and placement.variant.key.made_for is None:
-        raise DeviceError(
-            f"{placement.variant.name} is for any processor; leave instruction_set={options.instruction_set!r} out"
-        )
+    asked, variant = options.instruction_set, placement.variant
+    if asked is not None and asked != variant.key.asked_set:
+        found = "any processor" if variant.instruction_set is None else f"{variant.instruction_set!r}"
+        raise DeviceError(f"{variant.name} is for {found}; leave instruction_set={asked!r} out")
     return placement
 
 
 def _find(source: str | Path, options: LoadOptions, host: Host) -> Placement:
-    asked = Asked(device=Device.parse(options.device), precision=options.precision, made_for=options.instruction_set)
+    device = Device.parse(options.device)
+    asked = Asked(device=device, precision=options.precision, instruction_set=options.instruction_set)
     hub = Hub(revision=options.revision, cache_dir=options.cache_dir)
     return find_artifact(source, lambda artifact: place(artifact, asked, host), hub)
 

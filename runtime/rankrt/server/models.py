@@ -224,7 +224,7 @@ class Models:
         except BaseException:
             self._unload(key)
             raise
-        shown = f"{variant.name} with kernels for {kernels_in_use()}" if variant.key.needs_kernels else variant.name
+        shown = f"{variant.name} with {kernels_in_use()}" if variant.key.needs_kernels else variant.name
         _logger.info("%s is ready: %s", name, shown, extra={"model": name, "artifact": artifact.identity})
         return model
 
