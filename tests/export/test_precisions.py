@@ -124,7 +124,8 @@ def test_a_precision_outside_its_limits_does_not_throw_away_the_others(
     assert main(["export", str(TRAINED), str(folder), "--precision", "w8", "fp32", "fp16"]) == 1
     output, errors = capsys.readouterr()
     assert "cpu-w8 differs from PyTorch by up to 2.4 (limit 0.25), with a mean Kendall's tau of 0.94" in errors
-    assert f"{folder} was written with cpu-fp32, cpu-fp16 only. Allow more with --max-drift and --min-tau" in errors
+    assert f"{folder} was written with " in errors
+    assert "cpu-fp32, cpu-fp16 only. Allow more with --max-drift and --min-tau" in errors
     assert "nothing was written" not in errors
     assert "cpu-fp16" in output
     with Reranker.load(folder) as reranker:
