@@ -19,7 +19,6 @@ import onnx_ir as ir
 from rankrt.arrays import Float32Array
 from rankrt_export.checkpoint.weights import read
 from rankrt_export.graph.graph import HALF, MICROSOFT, Graph
-from rankrt_export.precision.float32 import gemm
 from rankrt_export.targets.constant_sum import ConstantSum
 from rankrt_export.targets.varlen_rows import VarlenRows
 
@@ -61,7 +60,7 @@ class CudaOperators(VarlenRows):
         else:
             folded = states.folded(self._read(f"{query}.weight"), self._read(f"{query}.bias"))
             weight = self._graph.array(f"{query}.weight+bias", folded, self._graph.states)
-            queries = gemm(self._graph, hidden, weight, None)
+            queries = self._graph.op("Gemm", hidden, weight, transB=1)
             left_out = left_out - self._read(f"{value}.weight") @ states.shift
         parts = (queries, self._graph.product(hidden, key), self._graph.product(hidden, value))
         places = (self._token_offset, self._row_offsets)
