@@ -16,7 +16,7 @@ from rankrt_export.verify.verify import Limits
 from tests.export.conftest import torch  # noqa: F401 - the export extra, or none of this
 
 pytestmark = pytest.mark.export
-(FP32,), (FP16,) = variant_keys("cpu", "fp32"), variant_keys("cpu", "fp16")
+FP32, FP16 = VariantKey(target="cpu", precision="fp32"), VariantKey(target="cpu", precision="fp16")
 _, VNNI, AVX2 = variant_keys("cpu", "int8")
 LIMITS = Limits(max_difference=1.0, min_tau=0.9)
 

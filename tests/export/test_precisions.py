@@ -86,7 +86,10 @@ def test_files_that_a_precision_does_not_share_are_bitwise_the_same(
         written(checkpoint, tmp_path / str(key), recipes, key)
     written(checkpoint, tmp_path / "all", recipes, *KEYS)
     for path in tmp_path.glob("*/*.data"):
-        if not path.name.startswith("common"):  # what all variants have alike, in the order in which they ask for it
+        # CUDA's queries in fp16 have weights of their own, with their biases.
+        has_other_queries = path.parent.name == "cuda-fp16" and path.name == "layers.fp16.data"
+        # What all variants have alike is in the order in which they ask for it.
+        if not path.name.startswith("common") and not has_other_queries:
             assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes(), path
 
 

@@ -411,7 +411,8 @@ class Graph:
         for name, value in outputs.items():
             value.name, value.type = name, ir.TensorType(FLOAT)
         # A node may have got another input than it was made with.
-        initializers = [value for value in self._tape.initializers if value.uses()]
+        kept = {id(value) for value in outputs.values()}
+        initializers = [value for value in self._tape.initializers if value.uses() or id(value) in kept]
         # ONNX Runtime refuses a domain that it does not know, used or not.
         own = {RANKRT: 1} if any(node.domain == RANKRT for node in self._tape.nodes) else {}
         graph = ir.Graph(

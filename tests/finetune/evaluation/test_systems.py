@@ -45,11 +45,14 @@ def layerwise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layerwise")
     options = Options(cutoff_layers=[3, 6], is_verified=False)
     made = export(str(make_layerwise(folder / "minicpm")), folder / "a", options)
-    (variant,) = made.manifest.variants
     margins = Margins(shares=(1.0,), gaps=(1e6,), rise=1e6)
-    exits = tuple(msgspec.structs.replace(end, margins=margins) for end in variant.exits)
-    measured = msgspec.structs.replace(variant, exits=exits)
-    write_manifest(msgspec.structs.replace(made.manifest, variants=(measured,)), made.folder)
+    measured = tuple(
+        msgspec.structs.replace(
+            variant, exits=tuple(msgspec.structs.replace(end, margins=margins) for end in variant.exits)
+        )
+        for variant in made.manifest.variants
+    )
+    write_manifest(msgspec.structs.replace(made.manifest, variants=measured), made.folder)
     return made.folder
 
 
