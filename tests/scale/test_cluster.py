@@ -172,7 +172,7 @@ class _OnTheSecondGpu:
 
     def __init__(self, reranker: Reranker) -> None:
         recipe = reranker.recipe()
-        options = replace(recipe.origin.options, device=str(self.device))
+        options = replace(recipe.origin.options, device=str(self.device), instruction_set=None)
         self.variant = reranker.variant
         self.recipe = lambda: replace(recipe, origin=replace(recipe.origin, options=options))
 
