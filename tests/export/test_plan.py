@@ -84,6 +84,12 @@ def test_nothing_is_written_where_fp32_fails():
         planned(FP32, FP16).after(failed(FP32), CALIBRATIONS)
 
 
+def test_fp32_by_kernels_is_left_out_alone():
+    """It adds up in another order than ONNX Runtime's graph, which stays."""
+    kernels = VariantKey(target="cpu", precision="fp32", instruction_set="kernels")
+    assert list(planned(kernels, FP32).after(failed(kernels), CALIBRATIONS).recipes) == [FP32]
+
+
 @given(sizes=st.lists(st.floats(0.01, 2.0), min_size=1, max_size=40))
 def test_as_few_layers_are_kept_as_the_limits_allow(sizes: Sequence[float]):
     drifts = drifts_of(*sorted(sizes, reverse=True))
