@@ -27,9 +27,16 @@ def random_tokens(n_tokens: int, size: int, *, spread: float = 1.0, seed: int = 
     return {"queries": queries * np.float32(spread), "keys": keys, "values": values}
 
 
-def attend(tokens: dict[str, Any], lengths: list[int], *, first_only: bool = False, threads: int = 1) -> Floats:
+def attend(
+    tokens: dict[str, Any],
+    lengths: list[int],
+    *,
+    first_only: bool = False,
+    threads: int = 1,
+    operator: str = "Attention",
+) -> Floats:
     attributes = {"n_heads": N_HEADS, "first_only": int(first_only)}
-    outputs = run("Attention", attributes, threads, row_offsets=offsets_of(lengths), **tokens)
+    outputs = run(operator, attributes, threads, row_offsets=offsets_of(lengths), **tokens)
     return outputs.astype(np.float32)
 
 
@@ -179,6 +186,7 @@ def check_first(tokens: dict[str, Any], outputs: Floats) -> None:
 NOT_FINITE = [np.nan, np.inf, -np.inf]
 
 
+@pytest.mark.parametrize("operator", ["Attention", "FloatAttention"])
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize(
     ("name", "touched"),
@@ -190,13 +198,13 @@ NOT_FINITE = [np.nan, np.inf, -np.inf]
     ],
 )
 def test_what_is_not_finite_reaches_what_depends_on_it_alone(
-    name: str, touched: Callable[[Array, Array], Array], value: float
+    name: str, touched: Callable[[Array, Array], Array], value: float, operator: str
 ):
     lengths = [10, 50, 7]
     tokens = random_tokens(sum(lengths), 16)
-    before = attend(tokens, lengths)
+    before = attend(tokens, lengths, operator=operator)
     tokens[name][12, 20] = value
-    after = attend(tokens, lengths)
+    after = attend(tokens, lengths, operator=operator)
     expected = touched(*np.indices(before.shape))
     assert np.array_equal(~np.isfinite(after), expected)
     assert np.array_equal(after[~expected], before[~expected])

@@ -3,7 +3,7 @@
 Its checks and tasks are those of Attention, whose tests cover them.
 """
 
-from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from tests.kernels.support import Array, float_attention, offsets_of, run
-from tests.kernels.test_attention import LENGTHS, N_HEADS, NOT_FINITE, SIZES, random_tokens
+from tests.kernels.support import Array, float_attention, offsets_of
+from tests.kernels.test_attention import LENGTHS, N_HEADS, SIZES, random_tokens
+from tests.kernels.test_attention import attend as attend_in_integers
 
 pytestmark = pytest.mark.usefixtures("library")
 
 
-def attend(tokens: dict[str, Any], lengths: list[int], *, first_only: bool = False, threads: int = 1) -> Array:
-    attributes = {"n_heads": N_HEADS, "first_only": int(first_only)}
-    return run("FloatAttention", attributes, threads, row_offsets=offsets_of(lengths), **tokens)
+attend = partial(attend_in_integers, operator="FloatAttention")
 
 
 def check(tokens: dict[str, Any], lengths: list[int], outputs: Array, *, first_only: bool = False) -> None:
@@ -104,29 +103,6 @@ def test_tiny_and_huge_values_are_as_exact_as_others(factor: float):
     else:
         one = {name: values / np.float32(factor if name == "values" else 1) for name, values in tokens.items()}
         assert np.abs(outputs / np.float32(factor) - attend(one, [40])).max() < 1e-5
-
-
-@pytest.mark.parametrize("value", NOT_FINITE)
-@pytest.mark.parametrize(
-    ("name", "touched"),
-    [
-        # Token 12 belongs to the second row, [10, 60); feature 20 to the second head, [16, 32).
-        ("queries", lambda token, feature: (token == 12) & (feature >= 16)),
-        ("keys", lambda token, feature: (token >= 10) & (token < 60) & (feature >= 16)),
-        ("values", lambda token, feature: (token >= 10) & (token < 60) & (feature == 20)),
-    ],
-)
-def test_what_is_not_finite_reaches_what_depends_on_it_alone(
-    name: str, touched: Callable[[Array, Array], Array], value: float
-):
-    lengths = [10, 50, 7]
-    tokens = random_tokens(sum(lengths), 16)
-    before = attend(tokens, lengths)
-    tokens[name][12, 20] = value
-    after = attend(tokens, lengths)
-    expected = touched(*np.indices(before.shape))
-    assert np.array_equal(~np.isfinite(after), expected)
-    assert np.array_equal(after[~expected], before[~expected])
 
 
 def test_scores_beyond_float32_are_not_numbers():
