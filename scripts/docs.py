@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu.lines import PACKED, PADDED, RANKRT
 from benchmarks.gpu.report import ceiling_said, latencies, report, speeds
 from benchmarks.records.record import Record, Row, read_record, schema
 from benchmarks.records.report import markdown
@@ -46,10 +47,10 @@ LARGE = (NEWEST, "bge-reranker-base")
 # On a GPU, when short runs were recorded as CUDA graphs; and before, with the stages that the newer one leaves out.
 ON_GPU, FIRST_ON_GPU = "bge-reranker-v2-m3-h100", "bge-reranker-v2-m3-h100-first"
 _GPU_SYSTEMS = {
-    "rankrt fp16 without recordings": "rankrt",
-    "rankrt fp16": "rankrt with recordings, which it does not have",
-    "PyTorch fp16, packed": "PyTorch, packed",
-    "transformers fp16, sdpa, sorted, padded": "transformers",
+    f"{RANKRT} without recordings": "rankrt",
+    RANKRT: "rankrt with recordings, which it does not have",
+    PACKED: "PyTorch, packed",
+    PADDED: "transformers",
 }
 SMALL = ("minilm-l6", "minilm-l12", "modernbert-base")
 _WEIGHTS = {"minilm-l6": "fine-tuned weights"}
@@ -172,8 +173,8 @@ def _on_a_gpu(record: Mapping[str, Any]) -> str:
     rows_per_s = {
         line["name"]: line["figures"]["rows_per_s"] for line in lines if line["figures"].get("rows") == "passages"
     }
-    ours = rows_per_s["rankrt fp16"]
-    padded, packed = (ours / rows_per_s[name] for name in list(_GPU_SYSTEMS)[:1:-1])
+    ours = rows_per_s[RANKRT]
+    padded, packed = (ours / rows_per_s[name] for name in (PADDED, PACKED))
     return (
         f"On an {record['conditions']['gpu'].partition(' (')[0]} rankrt scores {ours:,.0f} passages a second in fp16:"
         f" {padded:.2f} times as many as transformers, whose rows are sorted and padded, and {packed:.2f} times as many"

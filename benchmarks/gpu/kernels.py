@@ -5,7 +5,7 @@ from contextlib import closing
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.lines import Line
+from benchmarks.gpu.lines import PACKED, RANKRT, Line
 from benchmarks.gpu.machine import rates
 from benchmarks.gpu.parts import at_best_ms, parts_of
 from benchmarks.gpu.pytorch import DEVICE, HALF, RUN_TOKENS, Packed, model_of, packed, wait
@@ -21,11 +21,11 @@ def kernels(subject: Subject) -> Iterator[Line]:
     """Yield the time of a run on the GPU, its parts, and its costliest kernels."""
     n_rows = max(1, min(RUN_TOKENS, subject.size.n_tokens) // _ROW_TOKENS)
     rows = rows_of([_ROW_TOKENS] * n_rows, subject.size.n_ids)
-    yield from _profiled("PyTorch fp16, packed", packed(Packed(model_of(subject.checkpoint, HALF)), rows), {})
+    yield from _profiled(PACKED, packed(Packed(model_of(subject.checkpoint, HALF)), rows), {})
     encoded = Encoded.of_rows(rows)
     at_best = at_best_ms(subject.size.shape, n_rows * _ROW_TOKENS, rates(subject, n_rows, _ROW_TOKENS))
     with closing(subject.backend("fp16")) as backend:
-        yield from _profiled("rankrt fp16", lambda: backend.logits(encoded), at_best)
+        yield from _profiled(RANKRT, lambda: backend.logits(encoded), at_best)
 
 
 def _profiled(name: str, call: Callable[[], object], at_best: Mapping[str, float]) -> Iterator[Line]:

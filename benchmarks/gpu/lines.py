@@ -9,6 +9,9 @@ from typing import TypeAlias
 from benchmarks.harness.operations import Shape
 
 Figure: TypeAlias = float | str
+# The systems that are measured, and the products that they are compared with, as lines are called.
+RANKRT, PADDED, PACKED = "rankrt fp16", "transformers fp16, sdpa, sorted, padded", "PyTorch fp16, packed"
+PRODUCTS = "products of a layer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional
 
-from benchmarks.gpu.lines import Line, median_s
+from benchmarks.gpu.lines import PRODUCTS, Line, median_s
 from benchmarks.gpu.parts import Products, Rates
 from benchmarks.gpu.pytorch import DEVICE, HALF, attend, wait
 from benchmarks.gpu.subject import Subject
@@ -14,7 +14,6 @@ from benchmarks.harness.operations import Shape
 # A launch takes microseconds; so many in a row leave it out of the time.
 _REPEATS = 20
 _COPIED_BYTES = 1 << 30
-PRODUCTS = "products of a layer"
 
 
 def machine(subject: Subject) -> Iterator[Line]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.lines import Line
+from benchmarks.gpu.lines import PACKED, Line
 from benchmarks.gpu.pytorch import HALF, Packed, model_of, packed, padded
 from benchmarks.gpu.rows import rows_of
 from benchmarks.gpu.subject import CUDA, TINY_CHECKPOINT, Subject, placed
@@ -59,7 +59,7 @@ def parity(subject: Subject) -> Iterator[Line]:
     yield Line(name="spread of the logits", figures={"logit": float(expected.std())})
     half = model_of(subject.checkpoint, HALF)
     yield _compared("transformers fp16, padded", padded(half, rows)(), expected)
-    yield _compared("PyTorch fp16, packed", packed(Packed(half), rows)(), expected)
+    yield _compared(PACKED, packed(Packed(half), rows)(), expected)
     encoded = Encoded.of_rows(rows)
     for precision in _PRECISIONS:
         with closing(subject.backend(precision)) as backend:

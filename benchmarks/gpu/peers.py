@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.lines import Line, latency, median_s, rate
+from benchmarks.gpu.lines import PACKED, PADDED, Line, latency, median_s, rate
 from benchmarks.gpu.pytorch import HALF, Packed, model_of, packed, padded
 from benchmarks.gpu.rows import REQUESTS, lengths_of, rows_of
 from benchmarks.gpu.subject import Subject
@@ -20,10 +20,10 @@ def peers(subject: Subject) -> Iterator[Line]:
     """Yield the speed of both on each mix, and the latency of requests."""
     half, size = model_of(subject.checkpoint, HALF), subject.size
     for mix, lengths, rows in _mixes(subject):
-        for name, call in _both(half, rows).items():
+        for name, call in _both(half, Packed(half), rows).items():
             yield rate(name, mix, lengths, median_s(call, size.seconds), size.shape)
     for n_rows, length in REQUESTS:
-        for name, call in _both(half, rows_of([length] * n_rows, size.n_ids)).items():
+        for name, call in _both(half, Packed(half), rows_of([length] * n_rows, size.n_ids)).items():
             yield latency(name, n_rows, length, median_s(call, size.seconds / 3))
 
 
@@ -32,21 +32,16 @@ def compiled(subject: Subject) -> Iterator[Line]:
     half = model_of(subject.checkpoint, HALF)
     in_sequence, in_matrices = Packed(half, is_compiled=True), torch.compile(half, dynamic=True)
     for mix, lengths, rows in _mixes(subject):
-        for name, call in {
-            "PyTorch fp16, packed, compiled": packed(in_sequence, rows),
-            "transformers fp16, sdpa, sorted, padded, compiled": padded(in_matrices, rows),
-        }.items():
+        for name, call in _both(in_matrices, in_sequence, rows).items():
             began = time.perf_counter()
             call()
-            yield Line(name=f"first call of {name}", figures={"rows": mix, "s": time.perf_counter() - began})
-            yield rate(name, mix, lengths, median_s(call, subject.size.seconds), subject.size.shape)
+            yield Line(name=f"first call of {name}, compiled", figures={"rows": mix, "s": time.perf_counter() - began})
+            took = median_s(call, subject.size.seconds)
+            yield rate(f"{name}, compiled", mix, lengths, took, subject.size.shape)
 
 
-def _both(half: Any, rows: Sequence[Int32Array]) -> dict[str, Callable[[], Any]]:
-    return {
-        "transformers fp16, sdpa, sorted, padded": padded(half, rows),
-        "PyTorch fp16, packed": packed(Packed(half), rows),
-    }
+def _both(in_matrices: Any, in_sequence: Packed, rows: Sequence[Int32Array]) -> dict[str, Callable[[], Any]]:
+    return {PACKED: packed(in_sequence, rows), PADDED: padded(in_matrices, rows)}
 
 
 def _mixes(subject: Subject) -> Iterator[tuple[str, list[int], list[torch.Tensor]]]:

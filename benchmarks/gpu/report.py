@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.gpu.lines import PRODUCTS, RANKRT
 from rankrt_finetune.reports.tables import Table, figure
-
-# Names of lines, as the stages give them.
-RANKRT, PRODUCTS = "rankrt fp16", "products of a layer"
 
 
 def report(record: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
-from benchmarks.gpu.lines import Line, latency, median_s, rate
+from benchmarks.gpu.lines import RANKRT, Line, latency, median_s, rate
 from benchmarks.gpu.rows import REQUESTS, encoded_of, lengths_of
 from benchmarks.gpu.subject import Subject
 from rankrt.backends.gpu import GpuBackend
@@ -13,7 +13,6 @@ from rankrt.backends.in_flight import N_IN_FLIGHT
 from rankrt.backends.planner import divide
 from rankrt.text.pairs import Encoded
 
-RANKRT = "rankrt fp16"
 # fp32 is for checks and takes a few times as long, so it gets fewer tokens. So does the sweep, which has 20 cases.
 _FP32_SHARE, _SWEEP_SHARE = 8, 2
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 
-from benchmarks.gpu.lines import Line, median_s
+from benchmarks.gpu.lines import RANKRT, Line, median_s
 from benchmarks.gpu.subject import Subject
 from rankrt import Reranker
 from rankrt.text.pairs import Pair
@@ -24,7 +24,7 @@ def texts(subject: Subject) -> Iterator[Line]:
     pairs = pairs_of(_N_PAIRS if subject.size.seconds >= 1 else 20)
     seconds = subject.size.seconds
     with Reranker.load(subject.artifact.folder, device="cuda", precision="fp16", max_length=_MOST_TOKENS) as reranker:
-        yield _rate("rankrt fp16", len(pairs), median_s(lambda: reranker.score(pairs), seconds))
+        yield _rate(RANKRT, len(pairs), median_s(lambda: reranker.score(pairs), seconds))
     yield from _sentence_transformers(subject, pairs)
 
 
